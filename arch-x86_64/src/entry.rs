@@ -1,0 +1,206 @@
+//! Instructions as bytes: patchable entries, jumps, thunks and veneers.
+//!
+//! Answers to the kernel's `arch/x86/kernel/ftrace.c`, without its state: encodings only.
+#![forbid(unsafe_code)]
+
+use klp_core::addr::CodeAddr;
+use klp_core::port::{Arch, Code, Entry, OutOfReach};
+
+/// The x86-64 processor: [`Arch`] and [`Relocator`](klp_core::port::Relocator).
+///
+/// # Entries that are recognised
+///
+/// At the address looked at, or behind an `endbr64` there:
+///
+/// | bytes | emitted by |
+/// |---|---|
+/// | one NOP of 5 to 15 bytes (`0f 1f 44 00 XX` and longer) | GCC `-mnop-mcount`; LLVM and rustc for patchable entries |
+/// | five or more `90` | GCC `-fpatchable-function-entry=N` |
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct X86_64;
+
+const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
+const NOP: u8 = 0x90;
+const INT3: u8 = 0xcc;
+/// `jmp rel32`.
+const JMP: u8 = 0xe9;
+/// `jmp *0(%rip)`: the target is the eight bytes behind the instruction.
+const JMP_NEXT_QUAD: [u8; 6] = [0xff, 0x25, 0, 0, 0, 0];
+/// `movabs $imm64, %r11`.
+const MOVABS_R11: [u8; 2] = [0x49, 0xbb];
+
+/// Bytes of a `jmp rel32`.
+const JMP_LEN: usize = 5;
+/// No instruction is longer.
+const MAX_INSN_LEN: usize = 15;
+
+impl Arch for X86_64 {
+    /// An `endbr64` and as many bytes of pad as an [`Entry`] is looked for in.
+    const MAX_ENTRY: usize = 32;
+
+    /// 2 GiB, less the jump itself and what an instruction around a field of 32 bits takes.
+    const REACH: u64 = (1 << 31) - 16;
+
+    fn entry(bytes: &[u8]) -> Option<Entry> {
+        let bytes = bytes.get(..Self::MAX_ENTRY).unwrap_or(bytes);
+        let (skip, pad) = match bytes.strip_prefix(&ENDBR64) {
+            Some(pad) => (ENDBR64.len(), pad),
+            None => (0, bytes),
+        };
+        let singles = pad.iter().take_while(|&&byte| byte == NOP).count();
+        let (len, resume, split) = match long_nop(pad) {
+            Some(len) if len >= JMP_LEN => (len, len, false),
+            None if singles >= JMP_LEN => (JMP_LEN, singles, true),
+            _ => return None,
+        };
+        // All of them are at most MAX_ENTRY.
+        Some(Entry { skip: skip as u8, len: len as u8, resume: resume as u8, split })
+    }
+
+    /// `len` is one that [`entry`](Arch::entry) gave; no jump is shorter than 5 bytes, and a shorter one reaches nothing.
+    fn jump(at: CodeAddr, to: CodeAddr, len: u8) -> Result<Code, OutOfReach> {
+        let out_of_reach = OutOfReach { from: at, to };
+        let distance = at.wrapping_add(JMP_LEN as u64).distance_to(to);
+        let rel32 = i32::try_from(distance).map_err(|_| out_of_reach)?;
+        let mut code = code(&[&[JMP], &rel32.to_le_bytes()]);
+        if usize::from(len) < code.len() {
+            return Err(out_of_reach);
+        }
+        code.resize(len.into(), INT3).map_err(|()| out_of_reach)?;
+        Ok(code)
+    }
+
+    /// `movabs $arg, %r11`, then as [`veneer`](Arch::veneer); 24 bytes.
+    ///
+    /// `r11` is the one register that is free at a function's entry (psABI 3.2.3, "Register Usage"): `rdi`, `rsi`, `rdx`,
+    /// `rcx`, `r8`, `r9` and `xmm0`–`xmm7` carry arguments, `al` the number of vector registers of a variadic call, `r10` the
+    /// static chain, and the others belong to the caller.
+    fn thunk(_at: CodeAddr, arg: u64, stub: CodeAddr) -> Code {
+        code(&[&MOVABS_R11, &arg.to_le_bytes(), &JMP_NEXT_QUAD, &stub.get().to_le_bytes()])
+    }
+
+    /// `jmp *0(%rip)` and the address; 14 bytes. Needs no register.
+    fn veneer(_at: CodeAddr, to: CodeAddr) -> Code {
+        code(&[&JMP_NEXT_QUAD, &to.get().to_le_bytes()])
+    }
+}
+
+fn code(parts: &[&[u8]]) -> Code {
+    let mut code = Code::new();
+    for part in parts {
+        code.extend_from_slice(part).expect("nothing assembled here is longer than 24 bytes");
+    }
+    code
+}
+
+/// The length of the NOP of several bytes that `bytes` begins with (Intel SDM volume 2, "NOP"): prefixes, `0f 1f`, and a memory
+/// operand that is never accessed.
+fn long_nop(bytes: &[u8]) -> Option<usize> {
+    let prefixes = bytes.iter().take_while(|&&byte| matches!(byte, 0x66 | 0x2e)).count();
+    let operand = match bytes.get(prefixes..)? {
+        [0x0f, 0x1f, 0x00, ..] => 1,
+        [0x0f, 0x1f, 0x40, _, ..] => 2,
+        [0x0f, 0x1f, 0x44, 0x00, _, ..] => 3,
+        [0x0f, 0x1f, 0x80, _, _, _, _, ..] => 5,
+        [0x0f, 0x1f, 0x84, 0x00, _, _, _, _, ..] => 6,
+        _ => return None,
+    };
+    let len = prefixes + 2 + operand;
+    (len <= MAX_INSN_LEN).then_some(len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    const NOPL: [u8; 5] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
+    const BODY: [u8; 4] = [0x8d, 0x47, 0x01, 0xc3];
+
+    fn entry(parts: &[&[u8]]) -> Option<Entry> {
+        X86_64::entry(&parts.concat())
+    }
+
+    #[test]
+    fn conforms() {
+        let pads: [&[u8]; 6] = [
+            &NOPL,
+            &[0x0f, 0x1f, 0x44, 0x00, 0x08],
+            &[NOP; 5],
+            &[NOP; 16],
+            &[0xf3, 0x0f, 0x1e, 0xfa, NOP, NOP, NOP, NOP, NOP],
+            &[0x66, 0x66, 0x66, 0x66, 0x66, 0x2e, 0x66, 0x0f, 0x1f, 0x84, 0x00, 0x00, 0x02, 0x00, 0x00],
+        ];
+        klp_core::conformance::arch::check::<X86_64>(&pads);
+    }
+
+    #[test]
+    fn what_compilers_emit_is_recognised() {
+        let one = |len| Some(Entry { skip: 0, len, resume: len, split: false });
+        // gcc -mnop-mcount; rustc -Zpatchable-function-entry=5, =6, =9, =10, =16.
+        assert_eq!(entry(&[&NOPL, &BODY]), one(5));
+        assert_eq!(entry(&[&[0x0f, 0x1f, 0x44, 0, 8], &BODY]), one(5));
+        assert_eq!(entry(&[&[0x66, 0x0f, 0x1f, 0x44, 0, 0], &BODY]), one(6));
+        assert_eq!(entry(&[&[0x66, 0x0f, 0x1f, 0x84, 0, 0, 2, 0, 0], &BODY]), one(9));
+        assert_eq!(entry(&[&[0x2e, 0x66, 0x0f, 0x1f, 0x84, 0, 0, 2, 0, 0], &BODY]), one(10));
+        let mut sixteen = [0x66; 16].to_vec();
+        sixteen[5] = 0x2e;
+        sixteen[7..].copy_from_slice(&[0x0f, 0x1f, 0x84, 0, 0, 2, 0, 0, NOP]);
+        assert_eq!(entry(&[&sixteen, &BODY]), one(15));
+        // gcc -fpatchable-function-entry=5 and =16, and with -fcf-protection.
+        let pad = |skip, resume| Some(Entry { skip, len: 5, resume, split: true });
+        assert_eq!(entry(&[&[NOP; 5], &BODY]), pad(0, 5));
+        assert_eq!(entry(&[&[NOP; 16], &BODY]), pad(0, 16));
+        assert_eq!(entry(&[&ENDBR64, &[NOP; 5], &BODY]), pad(4, 5));
+        assert_eq!(entry(&[&ENDBR64, &NOPL, &BODY]), Some(Entry { skip: 4, ..one(5).expect("an entry") }));
+    }
+
+    #[test]
+    fn anything_else_is_not() {
+        assert_eq!(entry(&[]), None);
+        assert_eq!(entry(&[&BODY]), None);
+        assert_eq!(entry(&[&ENDBR64, &BODY]), None);
+        assert_eq!(entry(&[&[NOP; 4], &BODY]), None);
+        assert_eq!(entry(&[&[0x0f, 0x1f, 0x40, 0], &BODY]), None, "four bytes are too few");
+        assert_eq!(entry(&[&NOPL[..4]]), None, "cut off");
+        assert_eq!(entry(&[&[0x0f, 0x1f, 0x44, 0x24, 0], &BODY]), None, "no compiler's NOP");
+        assert_eq!(entry(&[&[0xe8, 1, 2, 3, 4], &BODY]), None, "a call of mcount");
+        assert_eq!(entry(&[&[INT3], &NOPL[1..], &BODY]), None, "a breakpoint is set");
+        let mut too_long = [0x66; 16].to_vec();
+        too_long.extend_from_slice(&NOPL);
+        assert_eq!(entry(&[&too_long]), None, "no instruction has 21 bytes");
+    }
+
+    #[test]
+    fn a_long_pad_is_looked_at_in_part() {
+        let found = entry(&[&[NOP; 300]]).expect("a pad");
+        assert_eq!(usize::from(found.resume), X86_64::MAX_ENTRY);
+    }
+
+    #[test]
+    fn encodings_are_the_manuals() {
+        let at = CodeAddr::new(0x40_1000);
+        let jump = |to, len| X86_64::jump(at, CodeAddr::new(to), len).expect("in reach").to_vec();
+        assert_eq!(jump(0x40_1005, 5), [0xe9, 0, 0, 0, 0]);
+        assert_eq!(jump(0x40_1000, 5), [0xe9, 0xfb, 0xff, 0xff, 0xff]);
+        assert_eq!(jump(0x40_1105, 8), [0xe9, 0, 1, 0, 0, 0xcc, 0xcc, 0xcc]);
+        let far = CodeAddr::new(0x1122_3344_5566_7788);
+        let quad = [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11];
+        assert_eq!(X86_64::veneer(at, far).to_vec(), [&[0xff, 0x25, 0, 0, 0, 0][..], &quad].concat());
+        let thunk: Vec<u8> = [&[0x49, 0xbb, 7, 0, 0, 0, 0, 0, 0, 0, 0xff, 0x25, 0, 0, 0, 0][..], &quad].concat();
+        assert_eq!(X86_64::thunk(at, 7, far).to_vec(), thunk);
+    }
+
+    #[test]
+    fn the_edges_of_reach() {
+        let at = CodeAddr::new(0x7000_0000_0000);
+        let (up, down) = (at.wrapping_add((1 << 31) + 4), at.wrapping_sub((1 << 31) - 5));
+        assert_eq!(X86_64::jump(at, up, 5).expect("the last byte"), [0xe9, 0xff, 0xff, 0xff, 0x7f]);
+        assert_eq!(X86_64::jump(at, down, 5).expect("the first byte"), [0xe9, 0, 0, 0, 0x80]);
+        for to in [up.wrapping_add(1), down.wrapping_sub(1)] {
+            assert_eq!(X86_64::jump(at, to, 5), Err(OutOfReach { from: at, to }));
+        }
+        assert!(X86_64::jump(at, at, 4).is_err(), "no jump has four bytes");
+        assert!(X86_64::jump(at, at, 33).is_err(), "nor do 33 fit");
+    }
+}

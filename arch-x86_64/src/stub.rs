@@ -1,0 +1,318 @@
+//! The entry stub: from a thunk to the handler and on to the function that the handler chose.
+//!
+//! Answers to the kernel's `arch/x86/kernel/ftrace_64.S` (`ftrace_regs_caller`), for one purpose only.
+
+/// Defines an entry stub, a function to whose address [`thunk`](klp_core::port::Arch::thunk)s lead.
+///
+/// ```
+/// extern "C" fn handler(arg: u64) -> u64 {
+///     arg // the address to go on at
+/// }
+/// # #[cfg(target_arch = "x86_64")]
+/// klp_arch_x86_64::entry_stub!(pub(crate) fn example_stub, handler);
+/// # fn main() { #[cfg(target_arch = "x86_64")] assert_ne!(example_stub as *const () as u64, 0) }
+/// ```
+///
+/// `handler` is an `extern "C" fn(u64) -> u64` (`unsafe` or not): it takes the number of
+/// [`HandlerArg`](klp_core::port::HandlerArg) and returns the address to go on at. The function chosen finds all registers
+/// that carry arguments, and the stack, as the caller left them; `r11`, `xmm8` to `xmm15` and the flags are clobbered.
+///
+/// Stands beside functions, not inside one. The name becomes a symbol of the linked program or library (hidden, but it must
+/// be unique there). It must not be called.
+///
+/// # Two handlers
+///
+/// ```
+/// # extern "C" fn fast(arg: u64) -> u64 { arg }
+/// # extern "C" fn slow(arg: u64) -> u64 { arg }
+/// # #[cfg(target_arch = "x86_64")]
+/// klp_arch_x86_64::entry_stub!(pub(crate) fn example_two, fast, slow);
+/// # fn main() { #[cfg(target_arch = "x86_64")] assert_ne!(example_two as *const () as u64, 0) }
+/// ```
+///
+/// If `fast` returns 0, `slow` is called with the same argument, and decides.
+///
+/// # What a handler may do
+///
+/// It must not unwind. A handler (the fast one, if there are two) must execute no vector instructions but those that
+/// *this crate* is compiled for. The stub saves `xmm0` to `xmm7` if that is plain SSE, whose instructions leave the upper
+/// halves of the registers alone; `ymm` or `zmm` if it is AVX or AVX-512; nothing on targets without SSE. (Compiled for AVX
+/// without AVX-512, any instruction may clear the upper halves of `zmm`: 512-bit arguments are lost then.) In particular, such a handler
+/// calls nothing of a C library: its `memcpy` may be an AVX one, and clears what it does not know to be an argument.
+/// A slow handler may do all that: around it, the stub saves whatever vector state the machine has, on its stack
+/// (up to 3 KiB). On targets without SSE, there is no vector state in the hands of compiled code, and none is saved.
+///
+/// # No unwind information
+///
+/// The stub has none, on purpose. A task that stands in it, or in the handler, may have decided already which version it goes to
+/// but not be there: its stack must not be trusted ([`Doubt::NoTable`](klp_core::port::Doubt::NoTable)).
+#[macro_export]
+macro_rules! entry_stub {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident, $handler:path) => {
+        $crate::__entry_stub!([$(#[$doc])*] [$vis] $name, "", ["{handler}"], handler = sym $handler);
+    };
+    ($(#[$doc:meta])* $vis:vis fn $name:ident, $handler:path, $slow:path) => {
+        $crate::__entry_stub!(
+            [$(#[$doc])*] [$vis] $name,
+            $crate::__entry_stub_slow!(), ["{handler}"],
+            handler = sym $handler, slow = sym $slow
+        );
+    };
+}
+
+// The stack while the handler runs, for V bytes of vector registers (0, 128, 256 or 512). A function is entered with
+// rsp + 8 a multiple of 16 (psABI 3.2.2, "The Stack Frame"), and the frame is an odd multiple of 8, so rsp is a multiple of
+// 16 at the call, as psABI 3.2.2 asks for.
+//
+//      rsp + V + 72    return address of the patched function's caller      <- rsp at entry
+//      rsp + V + 64    r11: the number for the handler
+//      rsp + V + 56    rax: al is the number of vector registers of a variadic call
+//      rsp + V + 48    r10: static chain
+//      rsp + V +  8    rsi, rdx, rcx, r8, r9
+//      rsp + V         rdi
+//      rsp             vector registers 0 to 7                              <- rsp at the call
+//
+// These are all that psABI 3.2.3 ("Parameter Passing", figure 3.4) passes to a function, apart from what lies above the
+// return address. The opmask registers, x87, MMX and flags carry nothing; mxcsr's control bits belong to the callee's duties.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __entry_stub {
+    ([$(#[$doc:meta])*] [$vis:vis] $name:ident, $slow:expr, [$handler:literal], $($operands:tt)*) => {
+        // SAFETY: the symbol is defined just below. It is an address to be jumped to; calling it is the caller's unsafe act.
+        unsafe extern "C" {
+            $(#[$doc])*
+            #[doc = "Entry stub: jumped to by thunks, not to be called."]
+            $vis fn $name();
+        }
+        ::core::arch::global_asm!(
+            ".pushsection .text.klp_entry_stub,\"ax\",@progbits",
+            ".balign 64",
+            ::core::concat!(".globl ", ::core::stringify!($name)),
+            ::core::concat!(".hidden ", ::core::stringify!($name)),
+            ::core::concat!(".type ", ::core::stringify!($name), ", @function"),
+            ::core::concat!(::core::stringify!($name), ":"),
+            "endbr64",
+            "sub rsp, {V} + 72",
+            "mov [rsp + {V}], rdi",
+            "mov [rsp + {V} + 8], rsi",
+            "mov [rsp + {V} + 16], rdx",
+            "mov [rsp + {V} + 24], rcx",
+            "mov [rsp + {V} + 32], r8",
+            "mov [rsp + {V} + 40], r9",
+            "mov [rsp + {V} + 48], r10",
+            "mov [rsp + {V} + 56], rax",
+            "mov [rsp + {V} + 64], r11",
+            $crate::__entry_stub_vectors!(save),
+            "mov rdi, r11",
+            ::core::concat!("call ", $handler),
+            $slow,
+            "mov r11, rax",
+            $crate::__entry_stub_vectors!(restore),
+            "mov rdi, [rsp + {V}]",
+            "mov rsi, [rsp + {V} + 8]",
+            "mov rdx, [rsp + {V} + 16]",
+            "mov rcx, [rsp + {V} + 24]",
+            "mov r8, [rsp + {V} + 32]",
+            "mov r9, [rsp + {V} + 40]",
+            "mov r10, [rsp + {V} + 48]",
+            "mov rax, [rsp + {V} + 56]",
+            "add rsp, {V} + 72",
+            "notrack jmp r11",
+            ::core::concat!(".size ", ::core::stringify!($name), ", . - ", ::core::stringify!($name)),
+            ".popsection",
+            V = const $crate::__entry_stub_vectors!(bytes),
+            $($operands)*
+        );
+    };
+}
+
+// Saves and restores vector registers 0 to 7, or says how many bytes they take: as many bits as the compiler of this crate
+// may touch.
+#[cfg(not(target_feature = "sse"))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __entry_stub_vectors {
+    (bytes) => {
+        0
+    };
+    ($how:ident) => {
+        ""
+    };
+}
+
+#[cfg(all(target_feature = "sse", not(target_feature = "avx")))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __entry_stub_vectors {
+    (bytes) => {
+        8 * 16
+    };
+    (save) => {
+        "
+        movaps [rsp], xmm0
+        movaps [rsp + 16], xmm1
+        movaps [rsp + 32], xmm2
+        movaps [rsp + 48], xmm3
+        movaps [rsp + 64], xmm4
+        movaps [rsp + 80], xmm5
+        movaps [rsp + 96], xmm6
+        movaps [rsp + 112], xmm7
+        "
+    };
+    (restore) => {
+        "
+        movaps xmm0, [rsp]
+        movaps xmm1, [rsp + 16]
+        movaps xmm2, [rsp + 32]
+        movaps xmm3, [rsp + 48]
+        movaps xmm4, [rsp + 64]
+        movaps xmm5, [rsp + 80]
+        movaps xmm6, [rsp + 96]
+        movaps xmm7, [rsp + 112]
+        "
+    };
+}
+
+#[cfg(all(target_feature = "avx", not(target_feature = "avx512f")))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __entry_stub_vectors {
+    (bytes) => {
+        8 * 32
+    };
+    (save) => {
+        "
+        vmovups [rsp], ymm0
+        vmovups [rsp + 32], ymm1
+        vmovups [rsp + 64], ymm2
+        vmovups [rsp + 96], ymm3
+        vmovups [rsp + 128], ymm4
+        vmovups [rsp + 160], ymm5
+        vmovups [rsp + 192], ymm6
+        vmovups [rsp + 224], ymm7
+        "
+    };
+    (restore) => {
+        "
+        vmovups ymm0, [rsp]
+        vmovups ymm1, [rsp + 32]
+        vmovups ymm2, [rsp + 64]
+        vmovups ymm3, [rsp + 96]
+        vmovups ymm4, [rsp + 128]
+        vmovups ymm5, [rsp + 160]
+        vmovups ymm6, [rsp + 192]
+        vmovups ymm7, [rsp + 224]
+        "
+    };
+}
+
+#[cfg(target_feature = "avx512f")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __entry_stub_vectors {
+    (bytes) => {
+        8 * 64
+    };
+    (save) => {
+        "
+        vmovups [rsp], zmm0
+        vmovups [rsp + 64], zmm1
+        vmovups [rsp + 128], zmm2
+        vmovups [rsp + 192], zmm3
+        vmovups [rsp + 256], zmm4
+        vmovups [rsp + 320], zmm5
+        vmovups [rsp + 384], zmm6
+        vmovups [rsp + 448], zmm7
+        "
+    };
+    (restore) => {
+        "
+        vmovups zmm0, [rsp]
+        vmovups zmm1, [rsp + 64]
+        vmovups zmm2, [rsp + 128]
+        vmovups zmm3, [rsp + 192]
+        vmovups zmm4, [rsp + 256]
+        vmovups zmm5, [rsp + 320]
+        vmovups zmm6, [rsp + 384]
+        vmovups zmm7, [rsp + 448]
+        "
+    };
+}
+
+// The way of the slow handler. It lies apart from the fast one's, with rbp as the anchor of the stub's frame and rbx lost to
+// `cpuid`; both belong to the caller.
+//
+// The components of XSAVE that vector arguments lie in (Intel SDM volume 1, chapter 13): 1 SSE, 2 AVX, 6 upper halves of
+// zmm0 to zmm15. The area is in standard form; its size for all that the system enabled is ebx of leaf 0xd. XRSTOR wants
+// the header's bytes behind the first eight to be zero, and XSAVE does not write them.
+#[cfg(target_feature = "sse")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __entry_stub_slow {
+    () => {
+        "
+        test rax, rax
+        jnz 4f
+        push rbp
+        mov rbp, rsp
+        push rbx
+        mov eax, 1
+        xor ecx, ecx
+        cpuid
+        bt ecx, 27 // OSXSAVE
+        jnc 2f
+        mov eax, 0xd
+        xor ecx, ecx
+        cpuid
+        mov ebx, ebx
+        sub rsp, rbx
+        and rsp, -64
+        xor eax, eax
+        mov [rsp + 512], rax
+        mov [rsp + 520], rax
+        mov [rsp + 528], rax
+        mov [rsp + 536], rax
+        mov [rsp + 544], rax
+        mov [rsp + 552], rax
+        mov [rsp + 560], rax
+        mov [rsp + 568], rax
+        mov eax, 0x46
+        xor edx, edx
+        xsave64 [rsp]
+        mov rdi, [rbp + {V} + 72]
+        call {slow}
+        mov rbx, rax
+        mov eax, 0x46
+        xor edx, edx
+        xrstor64 [rsp]
+        mov rax, rbx
+        jmp 3f
+    2:  // No registers wider than those that are saved already.
+        and rsp, -16
+        mov rdi, [rbp + {V} + 72]
+        call {slow}
+    3:  mov rbx, [rbp - 8]
+        mov rsp, rbp
+        pop rbp
+    4:
+        "
+    };
+}
+
+#[cfg(not(target_feature = "sse"))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __entry_stub_slow {
+    () => {
+        "
+        test rax, rax
+        jnz 4f
+        mov rdi, [rsp + {V} + 64]
+        call {slow}
+    4:
+        "
+    };
+}
+
+#[cfg(all(test, target_os = "linux", target_arch = "x86_64"))]
+mod tests;

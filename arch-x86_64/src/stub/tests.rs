@@ -1,0 +1,278 @@
+//! The stub between a caller that fills every argument register and a function that notes what it finds in them.
+
+use crate::X86_64;
+use core::mem::offset_of;
+use core::ptr;
+use klp_core::addr::CodeAddr;
+use klp_core::port::Arch;
+use std::arch::is_x86_feature_detected;
+
+/// Registers, as a caller sets them or a function finds them.
+#[repr(C, align(64))]
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct State {
+    vectors: [[u64; 8]; 8],
+    /// rdi, rsi, rdx, rcx, r8, r9, r10, rax.
+    arguments: [u64; 8],
+    /// rbx, rbp, r14, r15; r12 and r13 serve the test itself.
+    preserved: [u64; 4],
+    /// What the caller pushed.
+    stack: [u64; 2],
+}
+
+/// Which part of the vector registers the machine and this build can carry through.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u64)]
+enum Width {
+    Xmm = 0,
+    Ymm = 1,
+    Zmm = 2,
+}
+
+// Throughout: r12 points to a `State`, r13 is a `Width`.
+core::arch::global_asm!(
+    ".pushsection .text.klp_stub_test,\"ax\",@progbits",
+    // fn klp_test_drive(target, given, found, width) -> u64
+    "klp_test_drive:",
+    "push rbx; push rbp; push r12; push r13; push r14; push r15",
+    "push rdx", // found
+    "push qword ptr [rsi + {stack} + 8]",
+    "push qword ptr [rsi + {stack}]",
+    "mov r12, rdx",
+    "mov r13, rcx",
+    "mov r11, rdi",
+    "cmp r13, 1; jb 2f; je 3f",
+    "vmovups zmm0, [rsi]; vmovups zmm1, [rsi + 64]; vmovups zmm2, [rsi + 128]; vmovups zmm3, [rsi + 192]",
+    "vmovups zmm4, [rsi + 256]; vmovups zmm5, [rsi + 320]; vmovups zmm6, [rsi + 384]; vmovups zmm7, [rsi + 448]",
+    "jmp 4f",
+    "2: movups xmm0, [rsi]; movups xmm1, [rsi + 64]; movups xmm2, [rsi + 128]; movups xmm3, [rsi + 192]",
+    "movups xmm4, [rsi + 256]; movups xmm5, [rsi + 320]; movups xmm6, [rsi + 384]; movups xmm7, [rsi + 448]",
+    "jmp 4f",
+    "3: vmovups ymm0, [rsi]; vmovups ymm1, [rsi + 64]; vmovups ymm2, [rsi + 128]; vmovups ymm3, [rsi + 192]",
+    "vmovups ymm4, [rsi + 256]; vmovups ymm5, [rsi + 320]; vmovups ymm6, [rsi + 384]; vmovups ymm7, [rsi + 448]",
+    "4: mov rbx, [rsi + {preserved}]",
+    "mov rbp, [rsi + {preserved} + 8]",
+    "mov r14, [rsi + {preserved} + 16]",
+    "mov r15, [rsi + {preserved} + 24]",
+    "mov rdi, [rsi + {arguments}]",
+    "mov rdx, [rsi + {arguments} + 16]",
+    "mov rcx, [rsi + {arguments} + 24]",
+    "mov r8, [rsi + {arguments} + 32]",
+    "mov r9, [rsi + {arguments} + 40]",
+    "mov r10, [rsi + {arguments} + 48]",
+    "mov rax, [rsi + {arguments} + 56]",
+    "mov rsi, [rsi + {arguments} + 8]",
+    "call r11",
+    "add rsp, 16",
+    "pop rdx", // a wrong stack pointer shows up here
+    "cmp rdx, r12; je 5f; ud2; 5:",
+    "pop r15; pop r14; pop r13; pop r12; pop rbp; pop rbx",
+    "ret",
+    // The patched function: notes what it finds, returns 77.
+    "klp_test_probe:",
+    "mov [r12 + {arguments}], rdi",
+    "mov [r12 + {arguments} + 8], rsi",
+    "mov [r12 + {arguments} + 16], rdx",
+    "mov [r12 + {arguments} + 24], rcx",
+    "mov [r12 + {arguments} + 32], r8",
+    "mov [r12 + {arguments} + 40], r9",
+    "mov [r12 + {arguments} + 48], r10",
+    "mov [r12 + {arguments} + 56], rax",
+    "mov [r12 + {preserved}], rbx",
+    "mov [r12 + {preserved} + 8], rbp",
+    "mov [r12 + {preserved} + 16], r14",
+    "mov [r12 + {preserved} + 24], r15",
+    "mov rax, [rsp + 8]; mov [r12 + {stack}], rax",
+    "mov rax, [rsp + 16]; mov [r12 + {stack} + 8], rax",
+    "cmp r13, 1; jb 2f; je 3f",
+    "vmovups [r12], zmm0; vmovups [r12 + 64], zmm1; vmovups [r12 + 128], zmm2; vmovups [r12 + 192], zmm3",
+    "vmovups [r12 + 256], zmm4; vmovups [r12 + 320], zmm5; vmovups [r12 + 384], zmm6; vmovups [r12 + 448], zmm7",
+    "jmp 4f",
+    "2: movups [r12], xmm0; movups [r12 + 64], xmm1; movups [r12 + 128], xmm2; movups [r12 + 192], xmm3",
+    "movups [r12 + 256], xmm4; movups [r12 + 320], xmm5; movups [r12 + 384], xmm6; movups [r12 + 448], xmm7",
+    "jmp 4f",
+    "3: vmovups [r12], ymm0; vmovups [r12 + 64], ymm1; vmovups [r12 + 128], ymm2; vmovups [r12 + 192], ymm3",
+    "vmovups [r12 + 256], ymm4; vmovups [r12 + 320], ymm5; vmovups [r12 + 384], ymm6; vmovups [r12 + 448], ymm7",
+    "4: mov eax, 77",
+    "ret",
+    // Handlers. Each checks that its stack is aligned and spoils all registers that a function may spoil.
+    "klp_test_fast_zero:", // as fast code of this build does; wants the slow one
+    "push 0; jmp 6f",
+    "klp_test_fast:", // as fast code of this build does; returns its argument
+    "push rdi",
+    "6: test rsp, 15; jz 2f; ud2; 2:",
+    "cmp r13, {spoils_ymm}; jb 3f",
+    "vpcmpeqd ymm0, ymm0, ymm0; vpcmpeqd ymm1, ymm1, ymm1; vpcmpeqd ymm2, ymm2, ymm2; vpcmpeqd ymm3, ymm3, ymm3",
+    "vpcmpeqd ymm4, ymm4, ymm4; vpcmpeqd ymm5, ymm5, ymm5; vpcmpeqd ymm6, ymm6, ymm6; vpcmpeqd ymm7, ymm7, ymm7",
+    "3: pcmpeqd xmm0, xmm0; pcmpeqd xmm1, xmm1; pcmpeqd xmm2, xmm2; pcmpeqd xmm3, xmm3",
+    "pcmpeqd xmm4, xmm4; pcmpeqd xmm5, xmm5; pcmpeqd xmm6, xmm6; pcmpeqd xmm7, xmm7",
+    "4: mov rcx, -1; mov rdx, rcx; mov rsi, rcx; mov rdi, rcx",
+    "mov r8, rcx; mov r9, rcx; mov r10, rcx; mov r11, rcx",
+    "pop rax",
+    "ret",
+    "klp_test_slow:", // as a C library's memcpy does; returns its argument
+    "push rdi",
+    "test rsp, 15; jz 2f; ud2; 2:",
+    "cmp r13, 1; jb 3b",
+    "vzeroall",
+    "jmp 4b",
+    ".popsection",
+    arguments = const offset_of!(State, arguments),
+    preserved = const offset_of!(State, preserved),
+    stack = const offset_of!(State, stack),
+    spoils_ymm = const if cfg!(target_feature = "avx") { 1 } else { 9 },
+);
+
+// SAFETY: defined above, with this signature.
+unsafe extern "C" {
+    fn klp_test_drive(target: u64, given: *const State, found: *mut State, width: Width) -> u64;
+    fn klp_test_probe();
+    fn klp_test_fast(arg: u64) -> u64;
+    fn klp_test_fast_zero(arg: u64) -> u64;
+    fn klp_test_slow(arg: u64) -> u64;
+}
+
+crate::entry_stub!(fn klp_test_stub_one, klp_test_fast);
+crate::entry_stub!(fn klp_test_stub_two, klp_test_fast, klp_test_slow);
+crate::entry_stub!(fn klp_test_stub_slow, klp_test_fast_zero, klp_test_slow);
+
+fn widths() -> impl Iterator<Item = Width> {
+    let widest =
+        if is_x86_feature_detected!("avx512f") && (cfg!(target_feature = "avx512f") || !cfg!(target_feature = "avx")) {
+            Width::Zmm
+        } else if is_x86_feature_detected!("avx") {
+            Width::Ymm
+        } else {
+            Width::Xmm
+        };
+    [Width::Xmm, Width::Ymm, Width::Zmm].into_iter().filter(move |&width| width <= widest)
+}
+
+fn given(seed: u64, width: Width) -> State {
+    let mut number = seed;
+    let mut next = || {
+        number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        number
+    };
+    let words = [2, 4, 8][width as usize];
+    let mut vectors = [[0; 8]; 8];
+    vectors.iter_mut().for_each(|vector| vector[..words].fill_with(&mut next));
+    State {
+        vectors,
+        arguments: core::array::from_fn(|_| next()),
+        preserved: core::array::from_fn(|_| next()),
+        stack: core::array::from_fn(|_| next()),
+    }
+}
+
+/// A page of executable memory with one thunk in it.
+struct Page(*mut libc::c_void);
+
+impl Page {
+    const LEN: usize = 4096;
+
+    fn with_thunk(arg: u64, stub: u64) -> Self {
+        // SAFETY: a new mapping, at an address that the kernel chooses.
+        let page = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                Self::LEN,
+                libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        assert_ne!(page, libc::MAP_FAILED, "mmap");
+        let thunk = X86_64::thunk(CodeAddr::new(page as u64), arg, CodeAddr::new(stub));
+        // SAFETY: the page is ours and longer than any thunk.
+        unsafe { ptr::copy_nonoverlapping(thunk.as_ptr(), page.cast(), thunk.len()) };
+        Self(page)
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `with_thunk`, and nobody executes in it any more.
+        assert_eq!(unsafe { libc::munmap(self.0, Self::LEN) }, 0, "munmap");
+    }
+}
+
+fn everything_arrives_through(stub: unsafe extern "C" fn()) {
+    let probe = klp_test_probe as *const () as u64;
+    let page = Page::with_thunk(probe, stub as *const () as u64);
+    for width in widths() {
+        for seed in 0..100 {
+            let given = given(seed, width);
+            let mut found = State { vectors: [[0; 8]; 8], arguments: [0; 8], preserved: [0; 4], stack: [0; 2] };
+            // SAFETY: the thunk leads through the stub to the probe, which keeps to the ABI, and the machine has `width`.
+            let answer = unsafe { klp_test_drive(page.0 as u64, &raw const given, &raw mut found, width) };
+            assert_eq!(answer, 77, "{width:?}");
+            assert_eq!(found, given, "{width:?}");
+        }
+    }
+}
+
+#[test]
+fn one_handler() {
+    everything_arrives_through(klp_test_stub_one);
+}
+
+#[test]
+fn a_fast_handler_decides() {
+    everything_arrives_through(klp_test_stub_two);
+}
+
+#[test]
+fn a_slow_handler_decides() {
+    everything_arrives_through(klp_test_stub_slow);
+}
+
+extern "C" fn double(x: u64) -> u64 {
+    2 * x
+}
+
+extern "C" fn triple(x: u64) -> u64 {
+    3 * x
+}
+
+extern "C" fn choose(arg: u64) -> u64 {
+    match arg {
+        2 => double as *const () as u64,
+        _ => triple as *const () as u64,
+    }
+}
+
+crate::entry_stub!(fn klp_test_stub_choose, choose);
+
+#[test]
+fn a_handler_in_rust_chooses() {
+    for factor in [2, 3] {
+        let page = Page::with_thunk(factor, klp_test_stub_choose as *const () as u64);
+        // SAFETY: the thunk leads to `double` or `triple`, which have this signature.
+        let through: extern "C" fn(u64) -> u64 = unsafe { core::mem::transmute(page.0) };
+        assert_eq!(through(21), factor * 21);
+    }
+}
+
+extern "C" fn spoil(arg: u64) -> u64 {
+    // SAFETY: changes only what it says.
+    unsafe { core::arch::asm!("pcmpeqd xmm0, xmm0", out("xmm0") _, options(nomem, nostack)) };
+    arg
+}
+
+crate::entry_stub!(fn klp_test_stub_spoil, spoil);
+
+#[test]
+fn variadic_calls_pass() {
+    type Snprintf = unsafe extern "C" fn(*mut libc::c_char, usize, *const libc::c_char, ...) -> i32;
+    // A float argument of snprintf is found only if al and xmm0 arrive.
+    let mut text = [0u8; 32];
+    let page = Page::with_thunk(libc::snprintf as *const () as u64, klp_test_stub_spoil as *const () as u64);
+    // SAFETY: the thunk leads to `snprintf`.
+    let snprintf: Snprintf = unsafe { core::mem::transmute(page.0) };
+    // SAFETY: the buffer is as long as it says, the format fits the arguments.
+    let len =
+        unsafe { snprintf(text.as_mut_ptr().cast(), text.len(), c"%d %.2f %s".as_ptr(), 7, 1.25f64, c"x".as_ptr()) };
+    assert_eq!(&text[..len as usize], b"7 1.25 x");
+}

@@ -1,0 +1,219 @@
+//! From `.eh_frame` to a [`Table`].
+//!
+//! The format is the DWARF standard's (section 6.4, "Call Frame Information") with the changes of the Linux Standard Base
+//! ("Exception Frames"); parsing is `gimli`'s, this is what the rules mean on x86-64 (psABI 3.7, figure 3.38 numbers the registers).
+#![forbid(unsafe_code)]
+
+use super::table::{FrameRule, Reg, Rule, Slot, Table, TableBuilder, TableError};
+use alloc::vec::Vec;
+use gimli::{
+    BaseAddresses, CallFrameInstruction, CfaRule, CieOrFde, EhFrameOffset, EndianSlice, LittleEndian, RegisterRule,
+    UnwindContext, UnwindContextStorage, UnwindExpression, UnwindSection, UnwindTableRow,
+};
+use klp_core::addr::{CodeAddr, TextRange};
+use klp_core::mem::try_push;
+
+/// The `.eh_frame` section of an object that is loaded and relocated.
+#[derive(Clone, Copy, Debug)]
+pub struct EhFrame<'a> {
+    /// Its bytes.
+    pub bytes: &'a [u8],
+    /// Where they stand in the running system.
+    pub addr: CodeAddr,
+}
+
+/// Compiles what `section` says about `text`, the code of its object.
+///
+/// Broken or strange information never spoils the rest: a function whose rules cannot be expressed, or that two entries
+/// claim, is [`Rule::Unknown`]; what no entry covers is [`Rule::Gap`].
+///
+/// # Errors
+///
+/// [`TableError::OutOfMemory`], or [`TableError::TooLarge`] if `text` is.
+pub fn compile(section: EhFrame<'_>, text: TextRange) -> Result<Table, TableError> {
+    let source = Source::new(section, text);
+    let functions = source.functions(text)?;
+    let mut builder = TableBuilder::new(text)?;
+    let mut context = UnwindContext::new_in();
+    let mut covered = text.start();
+    for (index, function) in functions.iter().enumerate() {
+        let range = function.range;
+        if covered < range.start() {
+            builder.push(covered, Rule::Gap)?;
+        }
+        let disputed =
+            range.start() < covered || functions.get(index + 1).is_some_and(|next| next.range.start() < range.end());
+        if disputed || !source.compile_function(function, &mut context, &mut builder)? {
+            builder.replace_from(range.start(), Rule::Unknown)?;
+        }
+        covered = covered.max(range.end());
+    }
+    if covered < text.end() {
+        builder.push(covered, Rule::Gap)?;
+    }
+    Ok(builder.build())
+}
+
+type Bytes<'a> = EndianSlice<'a, LittleEndian>;
+type Fde<'a> = gimli::FrameDescriptionEntry<Bytes<'a>>;
+type Row = UnwindTableRow<usize, OnStack>;
+
+/// Room for the evaluation of one function's rules. More than these, which no compiler emits, is not understood.
+struct OnStack;
+
+impl UnwindContextStorage<usize> for OnStack {
+    type Rules = [(gimli::Register, RegisterRule<usize>); 48];
+    type Stack = [Row; 4];
+}
+
+/// One entry (FDE) of the section.
+struct Function {
+    range: TextRange,
+    entry: EhFrameOffset,
+}
+
+/// The section and what its addresses are relative to.
+struct Source<'a> {
+    section: gimli::EhFrame<Bytes<'a>>,
+    bases: BaseAddresses,
+}
+
+impl<'a> Source<'a> {
+    fn new(section: EhFrame<'a>, text: TextRange) -> Self {
+        let mut parsed = gimli::EhFrame::new(section.bytes, LittleEndian);
+        parsed.set_address_size(8);
+        let bases = BaseAddresses::default().set_eh_frame(section.addr.get()).set_text(text.start().get());
+        Self { section: parsed, bases }
+    }
+
+    /// The entries that lie in `text`, sorted by address. What cannot be parsed is left out.
+    fn functions(&self, text: TextRange) -> Result<Vec<Function>, TableError> {
+        let mut functions = Vec::new();
+        let mut entries = self.section.entries(&self.bases);
+        while let Ok(Some(entry)) = entries.next() {
+            let CieOrFde::Fde(partial) = entry else { continue };
+            let entry = EhFrameOffset(partial.offset());
+            let Some(fde) = self.fde(entry) else { continue };
+            let Some(range) = TextRange::new(CodeAddr::new(fde.initial_address()), fde.len()) else { continue };
+            if !range.is_empty() && text.start() <= range.start() && range.end() <= text.end() {
+                try_push(&mut functions, Function { range, entry })?;
+            }
+        }
+        functions.sort_unstable_by_key(|function| (function.range.start(), function.range.end()));
+        Ok(functions)
+    }
+
+    fn fde(&self, entry: EhFrameOffset) -> Option<Fde<'a>> {
+        self.section.fde_from_offset(&self.bases, entry, gimli::EhFrame::cie_from_offset).ok()
+    }
+
+    /// Pushes the rules of one function; `false` if they are not understood.
+    fn compile_function(
+        &self,
+        function: &Function,
+        context: &mut UnwindContext<usize, OnStack>,
+        builder: &mut TableBuilder,
+    ) -> Result<bool, TableError> {
+        let Some(fde) = self.fde(function.entry) else { return Ok(false) };
+        let Some(undefined) = self.undefined(&fde) else { return Ok(false) };
+        let Ok(mut rows) = fde.rows(&self.section, &self.bases, context) else { return Ok(false) };
+        let mut next = function.range.start();
+        loop {
+            match rows.next_row() {
+                Ok(Some(row)) => {
+                    if row.start_address() != next.get() || row.end_address() > function.range.end().get() {
+                        return Ok(false);
+                    }
+                    if row.start_address() < row.end_address() {
+                        let rule =
+                            if fde.is_signal_trampoline() { self.signal_rule(row) } else { frame_rule(row, undefined) };
+                        builder.push(next, rule.unwrap_or(Rule::Unknown))?;
+                    }
+                    next = CodeAddr::new(row.end_address());
+                }
+                Ok(None) => return Ok(next == function.range.end()),
+                Err(_) => return Ok(false),
+            }
+        }
+    }
+
+    /// Which registers the function says to be undefined. `gimli` does not tell them from those that it says nothing about.
+    fn undefined(&self, fde: &Fde<'a>) -> Option<Undefined> {
+        let mut undefined = Undefined::Nothing;
+        let both = [fde.cie().instructions(&self.section, &self.bases), fde.instructions(&self.section, &self.bases)];
+        for mut instructions in both {
+            while let Some(instruction) = instructions.next().ok()? {
+                match instruction {
+                    CallFrameInstruction::Undefined { register: gimli::X86_64::RA } => {
+                        undefined = Undefined::ReturnAddress
+                    }
+                    CallFrameInstruction::Undefined { register } if is_preserved(register) => return None,
+                    _ => {}
+                }
+            }
+        }
+        Some(undefined)
+    }
+
+    /// A function with augmentation `S` is understood if it finds the caller's registers where the kernel puts them for a
+    /// handler's return: in the `ucontext` that `rsp` points to (`__restore_rt` of C libraries).
+    fn signal_rule(&self, row: &Row) -> Option<Rule> {
+        /// `DW_OP_breg7 (rsp) + 160; DW_OP_deref`: `uc_mcontext.gregs[REG_RSP]`.
+        const RSP: [u8; 4] = [0x77, 0xa0, 0x01, 0x06];
+        /// `DW_OP_breg7 (rsp) + 168`: the address of `uc_mcontext.gregs[REG_RIP]`.
+        const RIP: [u8; 3] = [0x77, 0xa8, 0x01];
+        let CfaRule::Expression(cfa) = row.cfa() else { return None };
+        let RegisterRule::Expression(ra) = row.register(gimli::X86_64::RA) else { return None };
+        (self.expression(cfa)? == RSP && self.expression(&ra)? == RIP).then_some(Rule::Signal)
+    }
+
+    fn expression(&self, expression: &UnwindExpression<usize>) -> Option<&'a [u8]> {
+        Some(expression.get(&self.section).ok()?.0.slice())
+    }
+}
+
+/// Registers that a function says to be undefined.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Undefined {
+    Nothing,
+    /// The return address: the function is where a stack ends.
+    ReturnAddress,
+}
+
+fn frame_rule(row: &Row, undefined: Undefined) -> Option<Rule> {
+    match row.register(gimli::X86_64::RA) {
+        RegisterRule::Offset(-8) => {}
+        RegisterRule::Undefined if undefined == Undefined::ReturnAddress => return Some(Rule::End),
+        _ => return None,
+    }
+    if !matches!(row.register(gimli::X86_64::RSP), RegisterRule::Undefined | RegisterRule::ValOffset(0)) {
+        return None;
+    }
+    let CfaRule::RegisterAndOffset { register, offset } = *row.cfa() else { return None };
+    let mut saved = [Slot::SAME; 6];
+    for (slot, reg) in saved.iter_mut().zip(Reg::SAVED) {
+        *slot = match row.register(dwarf(reg)) {
+            RegisterRule::Undefined | RegisterRule::SameValue => Slot::SAME,
+            RegisterRule::Offset(offset) => Slot::below_cfa(offset.checked_neg()?)?,
+            _ => return None,
+        };
+    }
+    let cfa_base = [Reg::Rsp].into_iter().chain(Reg::SAVED).find(|&reg| dwarf(reg) == register)?;
+    Some(Rule::Frame(FrameRule { cfa_base, cfa_offset: i32::try_from(offset).ok()?, saved }))
+}
+
+fn is_preserved(register: gimli::Register) -> bool {
+    register == gimli::X86_64::RSP || Reg::SAVED.into_iter().any(|reg| dwarf(reg) == register)
+}
+
+fn dwarf(reg: Reg) -> gimli::Register {
+    match reg {
+        Reg::Rbp => gimli::X86_64::RBP,
+        Reg::Rbx => gimli::X86_64::RBX,
+        Reg::R12 => gimli::X86_64::R12,
+        Reg::R13 => gimli::X86_64::R13,
+        Reg::R14 => gimli::X86_64::R14,
+        Reg::R15 => gimli::X86_64::R15,
+        Reg::Rsp => gimli::X86_64::RSP,
+    }
+}

@@ -1,0 +1,170 @@
+//! A compiler's object file becomes a patch object (what Linux's build does in `objtool klp post-link`).
+//!
+//! The compiler writes references to symbols of the running system as undefined symbols called `.klp.sym.OBJECT.NAME$POSITION`, and
+//! their relocations among all others. Here the symbols get their real name and section index, and their relocations a
+//! section of their own for each object that they wait for.
+
+use alloc::collections::BTreeMap;
+use core::fmt;
+use klp_core::elf::names::{BadName, RelaName, SYMBOL_PREFIX, SymbolName};
+use klp_core::elf::{SHF_RELA_LIVEPATCH, SHN_LIVEPATCH};
+use object::build::Id;
+use object::build::elf::{Builder, Relocation, SectionData, SectionId};
+use object::read::elf::{FileHeader, SectionHeader};
+use object::{Endianness, elf};
+
+/// Why an object file cannot be converted.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ConvertError {
+    /// It is not an ELF file of a kind that can be rewritten.
+    Elf(object::build::Error),
+    /// It is not a relocatable file.
+    NotRelocatable,
+    /// It has livepatch relocations already.
+    Converted,
+    /// The name of a livepatch symbol does not follow the grammar.
+    BadSymbol {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        why: BadName,
+    },
+}
+
+impl fmt::Display for ConvertError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Elf(error) => write!(f, "cannot rewrite the ELF file: {error}"),
+            Self::NotRelocatable => f.write_str("not a relocatable file"),
+            Self::Converted => f.write_str("the file is a patch object already"),
+            Self::BadSymbol { name, why } => write!(f, "symbol {name} has an incorrectly formatted name: {why}"),
+        }
+    }
+}
+
+impl core::error::Error for ConvertError {}
+
+impl From<object::build::Error> for ConvertError {
+    fn from(error: object::build::Error) -> Self {
+        Self::Elf(error)
+    }
+}
+
+/// Turns the bytes of a compiler's object file into those of a patch object.
+///
+/// # Errors
+///
+/// [`ConvertError`].
+pub fn convert(object: &[u8]) -> Result<Vec<u8>, ConvertError> {
+    if is_converted(object) {
+        return Err(ConvertError::Converted);
+    }
+    let mut elf = Builder::read(object)?;
+    if elf.header.e_type != elf::ET_REL {
+        return Err(ConvertError::NotRelocatable);
+    }
+    let objects = mark_symbols(&mut elf)?;
+    move_relocations(&mut elf, &objects);
+    mark_file(&mut elf);
+    let mut bytes = Vec::new();
+    elf.write(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Marks livepatch symbols, and returns the object of each.
+fn mark_symbols(elf: &mut Builder<'_>) -> Result<BTreeMap<usize, String>, ConvertError> {
+    let mut objects = BTreeMap::new();
+    for symbol in &mut elf.symbols {
+        if symbol.section.is_some()
+            || symbol.st_shndx != elf::SHN_UNDEF
+            || !symbol.name.starts_with(SYMBOL_PREFIX.as_bytes())
+        {
+            continue;
+        }
+        let mut name = String::from_utf8_lossy(symbol.name.as_slice()).into_owned();
+        if let (None, Some((front, position))) = (name.find(','), name.rsplit_once('$')) {
+            name = format!("{front},{position}");
+        }
+        let object = match SymbolName::parse(&name) {
+            Ok(parsed) => parsed.object.to_owned(),
+            Err(why) => return Err(ConvertError::BadSymbol { name, why }),
+        };
+        symbol.name = name.into_bytes().into();
+        symbol.st_shndx = SHN_LIVEPATCH;
+        objects.insert(symbol.id().index(), object);
+    }
+    Ok(objects)
+}
+
+/// Moves relocations against livepatch symbols into livepatch relocation sections.
+fn move_relocations(elf: &mut Builder<'_>, objects: &BTreeMap<usize, String>) {
+    let mut moved: BTreeMap<(usize, &str), Moved> = BTreeMap::new();
+    for section in &mut elf.sections {
+        let SectionData::Relocation(relas) = &mut section.data else { continue };
+        let (Some(symtab), Some(target)) = (section.sh_link_section, section.sh_info_section) else { continue };
+        relas.retain(|rela| {
+            let Some(object) = rela.symbol.and_then(|symbol| objects.get(&symbol.index())) else { return true };
+            let moved = moved.entry((target.index(), object));
+            moved.or_insert_with(|| Moved { symtab, target, relas: Vec::new() }).relas.push(*rela);
+            false
+        });
+    }
+    for ((_, object), Moved { symtab, target, relas }) in moved {
+        let target_name = String::from_utf8_lossy(elf.sections.get(target).name.as_slice()).into_owned();
+        let section = elf.sections.add();
+        section.name = RelaName { object, section: &target_name }.to_string().into_bytes().into();
+        section.sh_type = elf::SHT_RELA;
+        section.sh_flags = u64::from(elf::SHF_ALLOC | elf::SHF_INFO_LINK) | SHF_RELA_LIVEPATCH;
+        section.sh_link_section = Some(symtab);
+        section.sh_info_section = Some(target);
+        section.sh_addralign = 8;
+        section.sh_entsize = 24;
+        section.data = SectionData::Relocation(relas);
+    }
+}
+
+/// The contents of one livepatch relocation section.
+struct Moved {
+    symtab: SectionId,
+    target: SectionId,
+    relas: Vec<Relocation>,
+}
+
+/// Says `livepatch=Y` in `.modinfo`, if the author has not.
+fn mark_file(elf: &mut Builder<'_>) {
+    const MARK: &[u8] = b"livepatch=Y\0";
+    let modinfo = elf.sections.iter_mut().find(|section| section.name.as_slice() == b".modinfo");
+    let section = match modinfo {
+        Some(section) => section,
+        None => {
+            let section = elf.sections.add();
+            section.name = b".modinfo"[..].into();
+            section.sh_type = elf::SHT_PROGBITS;
+            section.sh_flags = u64::from(elf::SHF_ALLOC);
+            section.sh_addralign = 1;
+            section
+        }
+    };
+    if let SectionData::Data(data) = &mut section.data {
+        if !contains(data.as_slice(), MARK) {
+            data.to_mut().extend_from_slice(MARK);
+        }
+    }
+}
+
+/// Whether there are livepatch relocations; whatever cannot be read has none.
+fn is_converted(object: &[u8]) -> bool {
+    let sections = || -> Option<_> {
+        let header = elf::FileHeader64::<Endianness>::parse(object).ok()?;
+        let endian = header.endian().ok()?;
+        Some((endian, header.section_headers(endian, object).ok()?))
+    };
+    sections().is_some_and(|(endian, sections)| {
+        sections.iter().any(|section| section.sh_flags(endian) & SHF_RELA_LIVEPATCH != 0)
+    })
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}

@@ -1,0 +1,17 @@
+//! For patch authors: from C sources to a patch object that `klp_core::elf::load` and Linux understand.
+//!
+//! 1. Write the new functions in C with the header `klp/patch.h` of [`include_dir`].
+//! 2. Compile with `-fPIC -ffunction-sections` (GCC; with clang also `-fno-addrsig`).
+//! 3. [`convert()`] the object file, or run the program `klp-convert` on it: a compiler cannot write livepatch symbols itself.
+
+extern crate alloc;
+
+pub mod convert;
+
+pub use convert::{ConvertError, convert};
+
+/// The folder to be given to a C compiler (`-I`), so that it finds `klp/patch.h`.
+#[must_use]
+pub fn include_dir() -> &'static std::path::Path {
+    std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/include"))
+}

@@ -1,0 +1,122 @@
+//! A real compiler's object file becomes a patch object.
+
+use klp_build::{ConvertError, convert, include_dir};
+use klp_core::elf::SHF_RELA_LIVEPATCH;
+use klp_core::elf::names::SymbolName;
+use klp_core::elf::view::{Home, View};
+use std::path::Path;
+use std::process::Command;
+
+const SOURCE: &str = r#"
+#include <klp/patch.h>
+KLP_PATCH("fix-answer");
+extern int question(int) KLP_SYMBOL(vmlinux, question, 2);
+extern int counter KLP_SYMBOL(libfoo, counter, 0);
+extern int puts(const char *);
+static int fixed(int n) { puts("called"); counter += n; return question(n) + 1; }
+int also_fixed(int n) { return question(-n); }
+int (*const table[])(int) = { question, also_fixed };
+KLP_REPLACE(base, KLP_VMLINUX, KLP_FUNC(answer, fixed), KLP_FUNC_AT(twin, 3, also_fixed));
+KLP_REPLACE(foo, "libfoo", KLP_FUNC(other, also_fixed));
+"#;
+
+/// Compiles `source` for this machine.
+fn compile(source: &str, flags: &[&str]) -> Vec<u8> {
+    let dir = tempfile::tempdir().expect("a folder for the object file");
+    let (c, object) = (dir.path().join("patch.c"), dir.path().join("patch.o"));
+    std::fs::write(&c, source).expect("written");
+    let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+    let status = Command::new(compiler)
+        .args(["-O2", "-Wall", "-Werror", "-ffunction-sections", "-c", "-I"])
+        .arg(include_dir())
+        .args(flags)
+        .args([Path::new("-o"), &object, &c])
+        .status()
+        .expect("a C compiler");
+    assert!(status.success());
+    std::fs::read(object).expect("an object file")
+}
+
+/// The `e_machine` of an ELF file.
+fn machine(bytes: &[u8]) -> u16 {
+    u16::from_le_bytes([bytes[18], bytes[19]])
+}
+
+#[test]
+fn symbols_get_their_names_and_index() {
+    for flags in [&["-fPIC"][..], &["-fno-pic"], &["-fPIC", "-fno-plt"], &["-fPIC", "-g"]] {
+        let patch = convert(&compile(SOURCE, flags)).expect("converts");
+        let view = View::parse(&patch, machine(&patch)).expect("a patch object");
+        let mut names: Vec<_> =
+            view.symbols().iter().filter(|symbol| symbol.home == Home::Livepatch).map(|symbol| symbol.name).collect();
+        names.sort_unstable();
+        assert_eq!(names, [".klp.sym.libfoo.counter,0", ".klp.sym.vmlinux.question,2"]);
+        assert!(names.iter().all(|name| SymbolName::parse(name).is_ok()));
+        assert_eq!(view.modinfo("name"), Some("fix-answer"));
+        assert_eq!(view.modinfo("livepatch"), Some("Y"));
+    }
+}
+
+#[test]
+fn relocations_are_sorted_by_object_and_none_is_lost() {
+    let object = compile(SOURCE, &["-fPIC"]);
+    let patch = convert(&object).expect("converts");
+    let view = View::parse(&patch, machine(&patch)).expect("a patch object");
+    let mut livepatch = 0;
+    for section in view.sections() {
+        let is_livepatch = section.flags & SHF_RELA_LIVEPATCH != 0;
+        for rela in section.relas() {
+            let symbol = &view.symbols()[rela.symbol];
+            assert_eq!(symbol.home == Home::Livepatch, is_livepatch, "{} in {}", symbol.name, section.name);
+            if is_livepatch {
+                livepatch += 1;
+                let object = SymbolName::parse(symbol.name).expect("valid").object;
+                let target = view.sections()[section.target()].name;
+                assert_eq!(section.name, format!(".klp.rela.{object}{target}"));
+            }
+        }
+    }
+    assert!(livepatch >= 4, "one load and store or more, two calls, one pointer: {livepatch}");
+    let before = View::parse(&object, machine(&object)).expect("an object file");
+    let count = |view: &View<'_>| view.sections().iter().map(|section| section.relas().len()).sum::<usize>();
+    assert_eq!(count(&before), count(&view));
+}
+
+#[test]
+fn nothing_else_changes() {
+    let object = compile(SOURCE, &["-fPIC"]);
+    let patch = convert(&object).expect("converts");
+    let before = View::parse(&object, machine(&object)).expect("an object file");
+    let after = View::parse(&patch, machine(&patch)).expect("a patch object");
+    for section in before.sections().iter().filter(|section| section.flags & 2 != 0) {
+        let (_, same) = after.section(section.name).unwrap_or_else(|| panic!("{} is lost", section.name));
+        assert_eq!(
+            (same.bytes, same.flags, same.align),
+            (section.bytes, section.flags, section.align),
+            "{}",
+            section.name
+        );
+    }
+}
+
+#[test]
+fn the_mark_is_added_where_it_is_missing() {
+    let patch = convert(&compile("int f(void) { return 1; }", &[])).expect("converts");
+    let view = View::parse(&patch, machine(&patch)).expect("a patch object");
+    assert_eq!(view.modinfo("livepatch"), Some("Y"));
+}
+
+#[test]
+fn bad_input_is_refused() {
+    let object = compile("extern int f(void) __asm__(\".klp.sym.vmlinux.f\"); int g(void) { return f(); }", &[]);
+    let error = convert(&object).expect_err("no position");
+    assert!(matches!(error, ConvertError::BadSymbol { .. }));
+    assert!(error.to_string().contains("symbol .klp.sym.vmlinux.f has an incorrectly formatted name"), "{error}");
+
+    let patch = convert(&compile(SOURCE, &["-fPIC"])).expect("converts");
+    assert!(matches!(convert(&patch), Err(ConvertError::Converted)));
+    assert!(matches!(convert(b"not ELF"), Err(ConvertError::Elf(_))));
+    let mut executable = compile(SOURCE, &["-fPIC"]);
+    executable[16] = 2;
+    assert!(matches!(convert(&executable), Err(ConvertError::NotRelocatable)));
+}

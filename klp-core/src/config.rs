@@ -1,0 +1,17 @@
+//! Limits, the ones of Linux livepatch where it has them.
+
+/// Frames that a stack check follows before it calls the stack unreliable (kernel: `MAX_STACK_ENTRIES`).
+pub const MAX_STACK_ENTRIES: usize = 100;
+
+/// Longest name of an object, in bytes (kernel: `MODULE_NAME_LEN` without its terminator).
+pub const OBJECT_NAME_LEN: usize = 55;
+
+/// Longest name of a symbol, in bytes (kernel: `KSYM_NAME_LEN` without its terminator).
+pub const SYMBOL_NAME_LEN: usize = 511;
+
+/// Polls of one transition after which its stragglers are kicked, and again after as many
+/// (kernel: `SIGNALS_TIMEOUT`).
+pub const KICK_INTERVAL: u32 = 15;
+
+/// Longest name of a task, in bytes (kernel: `TASK_COMM_LEN` without its terminator).
+pub const TASK_NAME_LEN: usize = 15;

@@ -1,0 +1,192 @@
+//! Which section of a patch object goes where in memory, and what is refused to go anywhere.
+
+use super::manifest::{FUNCS_SECTION, OBJECTS_SECTION};
+use super::view::{Home, Section, View};
+use super::{Refusal, SHF_RELA_LIVEPATCH, names};
+use crate::addr::CodeAddr;
+use crate::mem::try_vec;
+use crate::port::{Image, ImageLayout, Relocator, Support};
+use alloc::vec::Vec;
+use object::elf;
+
+/// The largest alignment that a section may ask for: the start of each part of an image is aligned so.
+pub(super) const PAGE: u64 = 4096;
+
+/// Kinds of memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Part {
+    Text,
+    Rodata,
+    Data,
+}
+
+/// An offset in one part of the image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Spot {
+    pub(super) part: Part,
+    pub(super) offset: u64,
+}
+
+impl Spot {
+    /// Its address in `image`.
+    pub(super) const fn addr(self, image: &Image) -> CodeAddr {
+        let part = match self.part {
+            Part::Text => image.text,
+            Part::Rodata => image.rodata,
+            Part::Data => image.data,
+        };
+        part.start().wrapping_add(self.offset)
+    }
+}
+
+/// The plan.
+#[derive(Debug)]
+pub(super) struct Layout {
+    /// By section index; `None` for what is not needed in memory.
+    pub(super) sections: Vec<Option<Spot>>,
+    /// By symbol index: a slot for its address, in the read-only part.
+    pub(super) slots: Vec<Option<Spot>>,
+    /// By symbol index: room for a veneer, in the text.
+    pub(super) veneers: Vec<Option<Spot>>,
+    /// The size of each part.
+    pub(super) size: ImageLayout,
+    /// How many bytes at the start of the data are not just zeros.
+    pub(super) filled_data: u64,
+}
+
+impl Layout {
+    /// Lays `view` out; a veneer takes `veneer_len` bytes.
+    pub(super) fn new<R: Relocator>(view: &View<'_>, veneer_len: u64) -> Result<Self, Refusal> {
+        let mut layout = Self {
+            sections: none_for(view.sections().len())?,
+            slots: none_for(view.symbols().len())?,
+            veneers: none_for(view.symbols().len())?,
+            size: ImageLayout::default(),
+            filled_data: 0,
+        };
+        let mut order = try_vec(view.sections().len())?;
+        for (index, section) in view.sections().iter().enumerate() {
+            if let Some(part) = part_of(section)? {
+                order.push((index, section, part));
+            }
+        }
+        // What is only zeros comes last; the rarely executed part of a function right behind the function.
+        order.sort_unstable_by_key(|&(index, section, _)| (section.kind == elf::SHT_NOBITS, rank(section.name), index));
+        for (index, section, part) in order {
+            layout.sections[index] = Some(layout.reserve(part, section.len, section.align)?);
+            if part == Part::Data && section.kind != elf::SHT_NOBITS {
+                layout.filled_data = layout.size.data;
+            }
+        }
+        layout.reserve_detours::<R>(view, veneer_len)?;
+        Ok(layout)
+    }
+
+    /// Slots and veneers for the symbols whose relocations may need them.
+    fn reserve_detours<R: Relocator>(&mut self, view: &View<'_>, veneer_len: u64) -> Result<(), Refusal> {
+        for relas in view.sections() {
+            if self.sections[relas.target()].is_none() {
+                continue;
+            }
+            for rela in relas.relas() {
+                let outside = matches!(view.symbols()[rela.symbol].home, Home::Undefined | Home::Livepatch);
+                match R::support(rela.kind) {
+                    Some(Support::AddressSlot) if self.slots[rela.symbol].is_none() => {
+                        self.slots[rela.symbol] = Some(self.reserve(Part::Rodata, 8, 8)?);
+                    }
+                    Some(Support::Veneer) if outside && self.veneers[rela.symbol].is_none() => {
+                        self.veneers[rela.symbol] = Some(self.reserve(Part::Text, veneer_len, 16)?);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn reserve(&mut self, part: Part, len: u64, align: u64) -> Result<Spot, Refusal> {
+        let size = match part {
+            Part::Text => &mut self.size.text,
+            Part::Rodata => &mut self.size.rodata,
+            Part::Data => &mut self.size.data,
+        };
+        let offset = size.checked_next_multiple_of(align);
+        let end = offset.and_then(|offset| offset.checked_add(len));
+        let (Some(offset), Some(end)) = (offset, end) else {
+            return Err(Refusal::malformed("sections are larger than any memory", "section table"));
+        };
+        *size = end;
+        Ok(Spot { part, offset })
+    }
+}
+
+/// The part of the image that a section belongs to; `None` if it is not needed in memory.
+fn part_of(section: &Section<'_>) -> Result<Option<Part>, Refusal> {
+    let named = |prefixes: &[&str]| prefixes.iter().any(|prefix| section.name.starts_with(prefix));
+    let refuse = |what| Err(Refusal::unsupported(what, section.name));
+    check_klp_rela(section)?;
+    if !section.has(elf::SHF_ALLOC) || section.kind == elf::SHT_RELA {
+        return Ok(None);
+    }
+    if section.name == ".modinfo" || section.name == OBJECTS_SECTION || section.name == FUNCS_SECTION {
+        return Ok(None);
+    }
+    if matches!(section.kind, elf::SHT_INIT_ARRAY | elf::SHT_FINI_ARRAY | elf::SHT_PREINIT_ARRAY)
+        || named(&[".init_array", ".fini_array", ".preinit_array", ".ctors", ".dtors"])
+    {
+        return refuse("constructor or destructor");
+    }
+    if named(&[".klp.arch."]) {
+        return refuse("architecture-specific section");
+    }
+    if section.kind == elf::SHT_REL {
+        return refuse("relocations without addends");
+    }
+    if section.has(elf::SHF_TLS) {
+        return refuse("thread-local data");
+    }
+    if section.has(elf::SHF_COMPRESSED) {
+        return refuse("compressed section in memory");
+    }
+    if section.has(elf::SHF_WRITE | elf::SHF_EXECINSTR) {
+        return refuse("section both writable and executable");
+    }
+    if section.kind == elf::SHT_NOBITS && !section.has(elf::SHF_WRITE) {
+        return refuse("read-only section without contents");
+    }
+    if section.align > PAGE {
+        return refuse("alignment above 4096");
+    }
+    Ok(Some(match (section.has(elf::SHF_EXECINSTR), section.has(elf::SHF_WRITE)) {
+        (true, _) => Part::Text,
+        (false, true) => Part::Data,
+        (false, false) => Part::Rodata,
+    }))
+}
+
+/// A livepatch relocation section is known by its name and by its flags, and both must agree.
+fn check_klp_rela(section: &Section<'_>) -> Result<(), Refusal> {
+    let flagged = section.flags & SHF_RELA_LIVEPATCH != 0 && section.kind == elf::SHT_RELA;
+    let named = section.name.starts_with(names::RELA_PREFIX);
+    if flagged == named {
+        return Ok(());
+    }
+    let what =
+        if flagged { "section has an incorrectly formatted name" } else { "livepatch relocations without their flag" };
+    Err(Refusal::malformed(what, section.name))
+}
+
+/// Sorts `.text.unlikely.f` right behind `.text.f`.
+fn rank(name: &str) -> (&str, &str) {
+    const COLD: &str = ".text.unlikely";
+    match name.strip_prefix(COLD) {
+        Some(function) => (function, COLD),
+        None => (name.strip_prefix(".text").unwrap_or(name), ""),
+    }
+}
+
+fn none_for(len: usize) -> Result<Vec<Option<Spot>>, Refusal> {
+    let mut vec = try_vec(len)?;
+    vec.resize(len, None);
+    Ok(vec)
+}

@@ -1,0 +1,301 @@
+//! Builds the contents of a patch object's image: copies sections and binds references (ELF gABI, "Relocation").
+
+use super::layout::{Layout, Part, Spot};
+use super::manifest::ObjectEntry;
+use super::names::{RelaName, SymbolName};
+use super::view::{Home, Rela, Section, Symbol, View};
+use super::{Refusal, SHF_RELA_LIVEPATCH};
+use crate::addr::CodeAddr;
+use crate::error::{Error, PatchReason, SymbolFault};
+use crate::mem::{Name, try_push, try_vec};
+use crate::model::VMLINUX;
+use crate::port::{Arch, Fill, Image, Platform, Relocator, SymbolResolver, Text};
+use crate::relocs::{self, Detours, Field, KlpSymbol, Reloc, Via};
+use alloc::vec::Vec;
+use object::elf;
+
+/// Builds the contents of an image.
+pub(super) struct Linker<'a, 'v, P: Platform> {
+    platform: &'v P,
+    patch: &'v str,
+    view: &'v View<'a>,
+    layout: &'v Layout,
+    image: Image,
+    text: Vec<u8>,
+    rodata: Vec<u8>,
+    /// What is not just zeros.
+    data: Vec<u8>,
+    /// By symbol index, once they are known.
+    values: Vec<Option<u64>>,
+}
+
+/// The livepatch relocations that wait for one object.
+pub(super) struct Waiting<'a> {
+    pub(super) object: &'a str,
+    pub(super) relocs: Vec<Reloc>,
+}
+
+impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
+    /// Copies the sections.
+    pub(super) fn new(
+        platform: &'v P,
+        patch: &'v str,
+        view: &'v View<'a>,
+        layout: &'v Layout,
+        image: Image,
+    ) -> Result<Self, Error> {
+        let mut values = try_vec(view.symbols().len())?;
+        values.resize(view.symbols().len(), None);
+        let mut linker = Self {
+            platform,
+            patch,
+            view,
+            layout,
+            image,
+            text: zeros(layout.size.text)?,
+            rodata: zeros(layout.size.rodata)?,
+            data: zeros(layout.filled_data)?,
+            values,
+        };
+        for (section, spot) in view.sections().iter().zip(&layout.sections) {
+            if let (Some(spot), false) = (*spot, section.bytes.is_empty()) {
+                linker.bytes_at(spot, section.bytes.len())?.copy_from_slice(section.bytes);
+            }
+        }
+        Ok(linker)
+    }
+
+    /// Binds every reference that can be bound now, and returns the others.
+    pub(super) fn link(&mut self, objects: &[ObjectEntry<'a>]) -> Result<Vec<Waiting<'a>>, Error> {
+        let view = self.view;
+        let mut waiting = Vec::new();
+        for relas in view.sections() {
+            let Some(spot) = self.layout.sections[relas.target()] else {
+                if relas.flags & SHF_RELA_LIVEPATCH != 0 && relas.kind == elf::SHT_RELA {
+                    return Err(self.malformed("livepatch relocations of a section that is not loaded", relas.name));
+                }
+                continue;
+            };
+            if relas.flags & SHF_RELA_LIVEPATCH == 0 {
+                for rela in relas.relas() {
+                    if view.symbols()[rela.symbol].home == Home::Livepatch {
+                        let what = "livepatch symbol used outside of livepatch relocations";
+                        return Err(self.malformed(what, view.symbols()[rela.symbol].name));
+                    }
+                    self.bind(VMLINUX, relas, spot, rela)?;
+                }
+                continue;
+            }
+            let object = self.check_klp_relas(relas)?;
+            if object == VMLINUX {
+                for rela in relas.relas() {
+                    self.bind(object, relas, spot, rela)?;
+                }
+            } else if objects.iter().any(|entry| entry.name == object) {
+                self.put_off(object, relas, spot, &mut waiting)?;
+            } else {
+                return Err(self.malformed("livepatch relocations wait for an object that is not patched", relas.name));
+            }
+        }
+        self.fill_slots()?;
+        Ok(waiting)
+    }
+
+    /// Writes the contents into the image.
+    pub(super) fn fill(&self) -> Result<(), Error> {
+        let parts = [(self.image.text, &self.text), (self.image.rodata, &self.rodata), (self.image.data, &self.data)];
+        let mut batch = heapless::Vec::<Fill<'_>, 3>::new();
+        batch.extend(
+            parts.iter().filter(|(_, bytes)| !bytes.is_empty()).map(|(part, bytes)| Fill { at: part.start(), bytes }),
+        );
+        // SAFETY: the image is newly allocated, as large as its layout, and nobody knows of it yet.
+        unsafe { self.platform.text().fill(&batch) }
+            .map_err(|error| Error::port("filling memory for the patch object", self.patch, &error))
+    }
+
+    /// The contents of a section, as they will be in memory; `None` if they will not be there, or are only zeros.
+    pub(super) fn contents(&self, section: usize) -> Option<&[u8]> {
+        let spot = self.layout.sections[section]?;
+        let part = match spot.part {
+            Part::Text => &self.text,
+            Part::Rodata => &self.rodata,
+            Part::Data => &self.data,
+        };
+        part.get(usize::try_from(spot.offset).ok()?..)?.get(..self.view.sections()[section].bytes.len())
+    }
+
+    /// Checks a livepatch relocation section and returns the object that it waits for.
+    fn check_klp_relas(&self, relas: &Section<'a>) -> Result<&'a str, Error> {
+        let waits_for = RelaName::parse(relas.name)
+            .map_err(|_| self.malformed("section has an incorrectly formatted name", relas.name))?
+            .object;
+        let mut offsets = try_vec(relas.relas().len())?;
+        offsets.extend(relas.relas().map(|rela| rela.offset));
+        offsets.sort_unstable();
+        if offsets.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(self.malformed("two livepatch relocations of one field", relas.name));
+        }
+        for rela in relas.relas() {
+            let symbol = &self.view.symbols()[rela.symbol];
+            if symbol.home != Home::Livepatch {
+                let name = self.view.symbol_name(rela.symbol);
+                return Err(self.malformed("symbol is not marked as a livepatch symbol", name));
+            }
+            if self.klp_name(symbol)?.object == VMLINUX && waits_for != VMLINUX {
+                let what = "invalid access to vmlinux symbol from module-specific livepatch relocation section";
+                return Err(self.malformed(what, symbol.name));
+            }
+        }
+        Ok(waits_for)
+    }
+
+    /// Relocates one field of the contents.
+    fn bind(&mut self, object: &str, relas: &Section<'a>, spot: Spot, rela: Rela) -> Result<(), Error> {
+        let section = &self.view.sections()[relas.target()];
+        let field = self.field(section, spot, rela)?;
+        let value = self.value(rela.symbol)?;
+        let detours = self.detours(rela.symbol);
+        let spot = Spot { offset: spot.offset + rela.offset, ..spot };
+        let bytes = self.bytes_at(spot, usize::from(field.room))?;
+        let via = relocs::relocate::<P::Relocator>(&field, bytes, value, detours).map_err(|error| {
+            relocs::refused(self.patch, object, section.name, self.view.symbol_name(rela.symbol), error)
+        })?;
+        if let (Via::Veneer, Some(spot), Some(at)) = (via, self.layout.veneers[rela.symbol], detours.veneer) {
+            let veneer = P::Arch::veneer(at, CodeAddr::new(value));
+            self.bytes_at(spot, veneer.len())?.copy_from_slice(&veneer);
+        }
+        Ok(())
+    }
+
+    /// Turns the relocations of one section into [`Reloc`]s, one for each symbol.
+    fn put_off(
+        &self,
+        object: &'a str,
+        relas: &Section<'a>,
+        spot: Spot,
+        waiting: &mut Vec<Waiting<'a>>,
+    ) -> Result<(), Error> {
+        let section = &self.view.sections()[relas.target()];
+        let mut sorted = try_vec(relas.relas().len())?;
+        sorted.extend(relas.relas());
+        sorted.sort_unstable_by_key(|rela| (rela.symbol, rela.offset));
+        let mut relocs = Vec::new();
+        for same in sorted.chunk_by(|a, b| a.symbol == b.symbol) {
+            let name = self.klp_name(&self.view.symbols()[same[0].symbol])?;
+            let symbol = KlpSymbol { object: Name::new(name.object)?, name: Name::new(name.name)?, pos: name.pos };
+            let mut fields = try_vec(same.len())?;
+            for &rela in same {
+                fields.push(self.field(section, spot, rela)?);
+            }
+            // SAFETY: `field` checks that each field lies in its section, and the layout's detours are this symbol's own.
+            // All of it is memory of the image, which is not freed before the patch is gone (`LoadedImage::unload`).
+            let reloc = unsafe { Reloc::new(Name::new(section.name)?, symbol, self.detours(same[0].symbol), fields) };
+            try_push(&mut relocs, reloc)?;
+        }
+        match waiting.iter_mut().find(|other| other.object == object) {
+            Some(other) => {
+                other.relocs.try_reserve(relocs.len()).map_err(|_| Error::OutOfMemory)?;
+                other.relocs.append(&mut relocs);
+            }
+            None => try_push(waiting, Waiting { object, relocs })?,
+        }
+        Ok(())
+    }
+
+    fn field(&self, section: &Section<'_>, spot: Spot, rela: Rela) -> Result<Field, Error> {
+        let left = (section.bytes.len() as u64).checked_sub(rela.offset).filter(|&left| left > 0);
+        let left = left.ok_or_else(|| self.malformed("relocation behind the end of its section", section.name))?;
+        Ok(Field {
+            at: spot.addr(&self.image).wrapping_add(rela.offset),
+            kind: rela.kind,
+            addend: rela.addend,
+            room: left.min(P::Relocator::MAX_LEN as u64) as u8,
+        })
+    }
+
+    /// The value of a symbol, bound at its first use.
+    fn value(&mut self, index: usize) -> Result<u64, Error> {
+        if let Some(value) = self.values[index] {
+            return Ok(value);
+        }
+        let symbol = &self.view.symbols()[index];
+        let unsupported = |what| Err(Refusal::unsupported(what, symbol.name).of(self.patch));
+        let value = match (symbol.kind, symbol.home) {
+            (elf::STT_TLS, _) => return unsupported("thread-local symbol"),
+            (elf::STT_GNU_IFUNC, _) => return unsupported("indirect function"),
+            (_, Home::Absolute) => symbol.value,
+            (_, Home::Section(section)) => match self.layout.sections[section] {
+                Some(spot) => spot.addr(&self.image).get().wrapping_add(symbol.value),
+                None => {
+                    return Err(
+                        self.malformed("reference to a section that is not loaded", self.view.symbol_name(index))
+                    );
+                }
+            },
+            (_, Home::Livepatch) => self.resolve(symbol)?,
+            (_, Home::Undefined) => match self.platform.symbols().exported(symbol.name) {
+                _ if index == 0 => 0,
+                Some(addr) => addr.get(),
+                None if symbol.weak => 0,
+                None => {
+                    let reason =
+                        PatchReason::Unresolved { symbol: Name::new(symbol.name)?, why: SymbolFault::NotFound };
+                    return Err(Error::patch(self.patch, None, None, reason));
+                }
+            },
+        };
+        self.values[index] = Some(value);
+        Ok(value)
+    }
+
+    fn resolve(&self, symbol: &Symbol<'_>) -> Result<u64, Error> {
+        let name = self.klp_name(symbol)?;
+        let symbol = KlpSymbol { object: Name::new(name.object)?, name: Name::new(name.name)?, pos: name.pos };
+        relocs::resolve(self.platform, self.patch, &symbol).map(CodeAddr::get)
+    }
+
+    fn klp_name(&self, symbol: &Symbol<'a>) -> Result<SymbolName<'a>, Error> {
+        SymbolName::parse(symbol.name)
+            .map_err(|_| self.malformed("symbol has an incorrectly formatted name", symbol.name))
+    }
+
+    /// Puts the addresses that are known into their slots.
+    fn fill_slots(&mut self) -> Result<(), Error> {
+        for index in 0..self.values.len() {
+            if let (Some(value), Some(spot)) = (self.values[index], self.layout.slots[index]) {
+                let slot = relocs::slot(CodeAddr::new(value))?;
+                self.bytes_at(spot, slot.len())?.copy_from_slice(&slot);
+            }
+        }
+        Ok(())
+    }
+
+    fn detours(&self, symbol: usize) -> Detours {
+        Detours {
+            slot: self.layout.slots[symbol].map(|spot| spot.addr(&self.image)),
+            veneer: self.layout.veneers[symbol].map(|spot| spot.addr(&self.image)),
+        }
+    }
+
+    fn bytes_at(&mut self, spot: Spot, len: usize) -> Result<&mut [u8], Error> {
+        let part = match spot.part {
+            Part::Text => &mut self.text,
+            Part::Rodata => &mut self.rodata,
+            Part::Data => &mut self.data,
+        };
+        let start = usize::try_from(spot.offset).map_err(|_| Error::OutOfMemory)?;
+        let bytes = part.get_mut(start..).and_then(|tail| tail.get_mut(..len));
+        bytes.ok_or(Error::Bug("a section lies outside of the image"))
+    }
+
+    fn malformed(&self, what: &'static str, place: &str) -> Error {
+        Refusal::malformed(what, place).of(self.patch)
+    }
+}
+
+fn zeros(len: u64) -> Result<Vec<u8>, Error> {
+    let len = usize::try_from(len).map_err(|_| Error::OutOfMemory)?;
+    let mut bytes = try_vec(len)?;
+    bytes.resize(len, 0);
+    Ok(bytes)
+}

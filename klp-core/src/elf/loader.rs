@@ -1,0 +1,233 @@
+//! Brings a patch object into memory: lays it out, binds its references, fills the memory, describes the patch.
+
+use super::Refusal;
+use super::layout::{Layout, PAGE, Part};
+use super::linker::{Linker, Waiting};
+use super::manifest::{self, FuncEntry, ObjectEntry, Pointee};
+use super::view::{Home, View};
+use crate::addr::{CodeAddr, TextRange};
+use crate::error::{Error, PatchReason};
+use crate::mem::{Name, try_push, try_vec};
+use crate::model::{Func, Object, Patch};
+use crate::port::{Arch, Image, Platform, Relocator, SymbolResolver, Text};
+use crate::relocs::Reloc;
+use crate::sympos;
+use alloc::vec::Vec;
+use core::mem::ManuallyDrop;
+use object::elf;
+
+/// A patch object in memory.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The patch, ready to be enabled.
+    pub patch: Patch,
+    /// The memory that its functions are in.
+    pub image: LoadedImage,
+}
+
+/// The memory of a loaded patch object. Dropping it leaks the memory: only [`unload`](LoadedImage::unload) frees it.
+#[derive(Debug)]
+pub struct LoadedImage {
+    image: Image,
+    eh_frame: Option<(CodeAddr, Vec<u8>)>,
+    functions: Vec<(Name, TextRange)>,
+}
+
+impl LoadedImage {
+    /// Where the parts are.
+    #[must_use]
+    pub fn image(&self) -> Image {
+        self.image
+    }
+
+    /// Address and contents of `.eh_frame`: what a host needs to walk stacks through the patch's functions.
+    #[must_use]
+    pub fn eh_frame(&self) -> Option<(CodeAddr, &[u8])> {
+        self.eh_frame.as_ref().map(|(at, bytes)| (*at, &**bytes))
+    }
+
+    /// The functions in it, sorted by address.
+    #[must_use]
+    pub fn functions(&self) -> &[(Name, TextRange)] {
+        &self.functions
+    }
+
+    /// Frees the memory.
+    ///
+    /// # Safety
+    ///
+    /// It was loaded with this `text`; the patch is not enabled any more, no task executes code of it or will, and nothing
+    /// refers to its data.
+    pub unsafe fn unload<T: Text>(self, text: &T) {
+        // SAFETY: the caller's promise.
+        unsafe { text.free(self.image) }
+    }
+}
+
+/// Loads the patch object in the bytes `file`. `name` is the patch's name if the file does not give one.
+///
+/// References to exported symbols and to livepatch symbols that wait for the base image are bound now (as Linux's module loader
+/// does); those that wait for another object go to [`Object::relocs`].
+///
+/// # Errors
+///
+/// [`Error::Patch`] says what is wrong with the file, or which symbol or relocation was refused; [`Error::Port`] and
+/// [`Error::OutOfMemory`]. Whatever was allocated is freed then, and nothing has changed.
+pub fn load<P: Platform>(platform: &P, file: &[u8], name: &str) -> Result<Loaded, Error> {
+    let view = View::parse(file, P::Relocator::MACHINE).map_err(|refusal| refusal.of(name))?;
+    let patch = view.modinfo("name").unwrap_or(name);
+    if view.modinfo("livepatch") != Some("Y") {
+        return Err(
+            Refusal::malformed("not marked as a livepatch module: livepatch=Y is missing", ".modinfo").of(patch)
+        );
+    }
+    let objects = manifest::read::<P::Relocator>(&view, patch)?;
+    let veneer_len = P::Arch::veneer(CodeAddr::default(), CodeAddr::default()).len() as u64;
+    let layout = Layout::new::<P::Relocator>(&view, veneer_len).map_err(|refusal| refusal.of(patch))?;
+    let memory = Memory::alloc(platform, patch, &layout, near(platform, &objects))?;
+    let mut linker = Linker::new(platform, patch, &view, &layout, memory.image)?;
+    let waiting = linker.link(&objects)?;
+    linker.fill()?;
+    let description = Description { patch, view: &view, layout: &layout, image: memory.image };
+    let loaded = Loaded {
+        patch: description.patch(&objects, waiting)?,
+        image: LoadedImage {
+            image: memory.image,
+            eh_frame: description.eh_frame(&linker)?,
+            functions: description.functions()?,
+        },
+    };
+    memory.keep();
+    Ok(loaded)
+}
+
+/// A function to be patched, near to which the image should be.
+fn near<P: Platform>(platform: &P, objects: &[ObjectEntry<'_>]) -> Option<TextRange> {
+    let found = |object: &ObjectEntry<'_>, func: &FuncEntry<'_>| {
+        let symbol = sympos::find(platform.symbols(), object.name, func.old_name, func.sympos).ok()?.ok()?;
+        TextRange::new(symbol.addr, symbol.len)
+    };
+    let loaded = objects.iter().filter(|object| platform.symbols().is_loaded(object.name));
+    loaded.flat_map(|object| object.funcs.iter().filter_map(move |func| found(object, func))).next()
+}
+
+/// Allocated memory, freed when dropped.
+struct Memory<'p, T: Text> {
+    text: &'p T,
+    image: Image,
+}
+
+impl<'p, T: Text> Memory<'p, T> {
+    fn alloc<P: Platform<Text = T>>(
+        platform: &'p P,
+        patch: &str,
+        layout: &Layout,
+        near: Option<TextRange>,
+    ) -> Result<Self, Error> {
+        // Nothing to be patched is there yet: any place will do.
+        let anywhere = TextRange::new(CodeAddr::new(0), 0).ok_or(Error::Bug("an empty range wraps"))?;
+        let (near, reach) = near.map_or((anywhere, u64::MAX), |near| (near, P::Arch::REACH));
+        let text = platform.text();
+        let image = text
+            .alloc(near, reach, layout.size)
+            .map_err(|error| Error::port("allocating memory for the patch object", patch, &error))?;
+        let memory = Self { text, image };
+        let fits = |part: TextRange, len: u64| part.len() >= len && (len == 0 || part.start().get() % PAGE == 0);
+        if fits(image.text, layout.size.text)
+            && fits(image.rodata, layout.size.rodata)
+            && fits(image.data, layout.size.data)
+        {
+            return Ok(memory);
+        }
+        Err(Error::Bug("the host's memory for a patch object is too small or not aligned to 4096 bytes"))
+    }
+
+    fn keep(self) {
+        let _ = ManuallyDrop::new(self);
+    }
+}
+
+impl<T: Text> Drop for Memory<'_, T> {
+    fn drop(&mut self) {
+        // SAFETY: it came from this `text`, and nobody has learned of it yet.
+        unsafe { self.text.free(self.image) }
+    }
+}
+
+/// Describes what has been built.
+struct Description<'a, 'v> {
+    patch: &'v str,
+    view: &'v View<'a>,
+    layout: &'v Layout,
+    image: Image,
+}
+
+impl Description<'_, '_> {
+    fn patch(&self, objects: &[ObjectEntry<'_>], mut waiting: Vec<Waiting<'_>>) -> Result<Patch, Error> {
+        let mut patch = Patch::builder(self.patch);
+        for entry in objects {
+            let relocs = waiting.iter_mut().find(|waiting| waiting.object == entry.name);
+            let relocs = relocs.map(|waiting| core::mem::take(&mut waiting.relocs)).unwrap_or_default();
+            patch = patch.object(self.object(entry, relocs));
+        }
+        patch.build()
+    }
+
+    fn object(&self, entry: &ObjectEntry<'_>, relocs: Vec<Reloc>) -> Result<Object, Error> {
+        let mut funcs = try_vec(entry.funcs.len())?;
+        for func in &entry.funcs {
+            let range = self.with_cold_part(func.new).ok_or_else(|| {
+                Error::patch(self.patch, Some(entry.name), Some(func.old_name), PatchReason::NewFunctionUnknown)
+            })?;
+            funcs.push(Func::with_range(func.old_name, range)?.sympos(func.sympos));
+        }
+        Ok(Object::module(entry.name)?.with_relocs(relocs).funcs_from(funcs)?)
+    }
+
+    /// The range of the function that begins at `place`, extended to the end of the rarely executed part that the compiler may
+    /// have split off. What lies between them counts as the function: a stack check is only the stricter for it.
+    fn with_cold_part(&self, place: Pointee) -> Option<TextRange> {
+        let mut whole: Option<TextRange> = None;
+        for alias in self.view.functions_at(place.section, place.offset) {
+            let hot = self.function(alias)?;
+            let cold = self.view.cold_parts(self.view.symbols()[alias].name).filter_map(|index| self.function(index));
+            let end = cold.chain(whole).map(TextRange::end).fold(hot.end(), CodeAddr::max);
+            whole = TextRange::new(hot.start(), end.get() - hot.start().get());
+        }
+        whole
+    }
+
+    /// Every function of the image, sorted by address.
+    fn functions(&self) -> Result<Vec<(Name, TextRange)>, Error> {
+        let mut functions = Vec::new();
+        for (index, symbol) in self.view.symbols().iter().enumerate() {
+            if let Some(range) = self.function(index) {
+                try_push(&mut functions, (Name::new(symbol.name)?, range))?;
+            }
+        }
+        functions.sort_unstable_by_key(|(_, range)| (range.start(), range.end()));
+        Ok(functions)
+    }
+
+    /// The range of the function that a symbol names, if there is one and it lies in its section.
+    fn function(&self, index: usize) -> Option<TextRange> {
+        let symbol = &self.view.symbols()[index];
+        let Home::Section(home) = symbol.home else { return None };
+        if symbol.kind != elf::STT_FUNC || symbol.len == 0 {
+            return None;
+        }
+        let spot = self.layout.sections[home].filter(|spot| spot.part == Part::Text)?;
+        self.view.sections()[home].range(symbol.value, symbol.len)?;
+        TextRange::new(spot.addr(&self.image).wrapping_add(symbol.value), symbol.len)
+    }
+
+    fn eh_frame<P: Platform>(&self, linker: &Linker<'_, '_, P>) -> Result<Option<(CodeAddr, Vec<u8>)>, Error> {
+        let Some((index, _)) = self.view.section(".eh_frame") else { return Ok(None) };
+        let (Some(spot), Some(contents)) = (self.layout.sections[index], linker.contents(index)) else {
+            return Ok(None);
+        };
+        let mut bytes = try_vec(contents.len())?;
+        bytes.extend_from_slice(contents);
+        Ok(Some((spot.addr(&self.image), bytes)))
+    }
+}

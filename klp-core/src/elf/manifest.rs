@@ -1,0 +1,195 @@
+//! Which functions a patch object replaces: the arrays that Linux's patch tool writes, with its struct layouts
+//! (`include/linux/livepatch_external.h`, 64-bit).
+
+use super::view::{Home, Rela, Section, View};
+use super::{Refusal, names};
+use crate::addr::CodeAddr;
+use crate::error::{Error, PatchReason};
+use crate::mem::{OutOfMemory, try_push, try_vec};
+use crate::model::VMLINUX;
+use crate::port::Relocator;
+use alloc::vec::Vec;
+use object::elf;
+
+/// The section with the array of `struct klp_object_ext`.
+pub(super) const OBJECTS_SECTION: &str = ".init.klp_objects";
+
+/// The section with the arrays of `struct klp_func_ext`.
+pub(super) const FUNCS_SECTION: &str = ".init.klp_funcs";
+
+/// `struct klp_object_ext`: `name`, `funcs`, four callbacks, `post_unpatch_enabled`, `nr_funcs`.
+mod object_ext {
+    pub(super) const NAME: u64 = 0;
+    pub(super) const FUNCS: u64 = 8;
+    pub(super) const CALLBACKS: [u64; 4] = [16, 24, 32, 40];
+    pub(super) const NR_FUNCS: u64 = 56;
+    pub(super) const LEN: u64 = 64;
+}
+
+/// `struct klp_func_ext`: `old_name`, `new_func`, `sympos`.
+mod func_ext {
+    pub(super) const OLD_NAME: u64 = 0;
+    pub(super) const NEW_FUNC: u64 = 8;
+    pub(super) const SYMPOS: u64 = 16;
+    pub(super) const LEN: u64 = 24;
+}
+
+/// An object to be patched.
+#[derive(Debug)]
+pub(super) struct ObjectEntry<'a> {
+    pub(super) name: &'a str,
+    pub(super) funcs: Vec<FuncEntry<'a>>,
+}
+
+/// A function to be replaced.
+#[derive(Debug)]
+pub(super) struct FuncEntry<'a> {
+    pub(super) old_name: &'a str,
+    pub(super) sympos: u32,
+    /// Where the new function begins.
+    pub(super) new: Pointee,
+}
+
+/// Reads what the patch object called `patch` replaces.
+pub(super) fn read<'a, R: Relocator>(view: &View<'a>, patch: &str) -> Result<Vec<ObjectEntry<'a>>, Error> {
+    let refuse = |refusal: Refusal| refusal.of(patch);
+    let (index, section) = view.section(OBJECTS_SECTION).ok_or_else(|| {
+        refuse(Refusal::malformed(
+            "nothing says which functions are replaced: there must be one section",
+            OBJECTS_SECTION,
+        ))
+    })?;
+    if section.bytes.len() as u64 % object_ext::LEN != 0 {
+        return Err(refuse(Refusal::malformed("not an array of struct klp_object_ext", OBJECTS_SECTION)));
+    }
+    let pointers = Pointers::read::<R>(view, index).map_err(refuse)?;
+    let mut funcs = None;
+    let mut objects = Vec::new();
+    for at in (0..section.bytes.len() as u64).step_by(object_ext::LEN as usize) {
+        let name = pointers.text(at + object_ext::NAME).map_err(refuse)?.unwrap_or(VMLINUX);
+        for callback in object_ext::CALLBACKS {
+            if pointers.get(at + callback).map_err(refuse)?.is_some() {
+                let reason = Refusal::unsupported("patch callback", name);
+                return Err(refuse(reason));
+            }
+        }
+        let nr_funcs = number(section, at + object_ext::NR_FUNCS, 4).map_err(refuse)?;
+        let list = match pointers.get(at + object_ext::FUNCS).map_err(refuse)? {
+            None => Vec::new(),
+            Some(list) => {
+                if funcs.as_ref().is_none_or(|known: &Pointers<'_, '_>| known.section != list.section) {
+                    funcs = Some(Pointers::read::<R>(view, list.section).map_err(refuse)?);
+                }
+                let funcs = funcs.as_ref().ok_or(Error::Bug("a list of functions was lost"))?;
+                read_funcs(funcs, list.offset, nr_funcs, |func, reason| Error::patch(patch, Some(name), func, reason))?
+            }
+        };
+        try_push(&mut objects, ObjectEntry { name, funcs: list })?;
+    }
+    Ok(objects)
+}
+
+fn read_funcs<'a>(
+    pointers: &Pointers<'a, '_>,
+    start: u64,
+    count: u64,
+    error: impl Fn(Option<&str>, PatchReason) -> Error,
+) -> Result<Vec<FuncEntry<'a>>, Error> {
+    let refuse = |refusal| match refusal {
+        Refusal::Reason(reason) => error(None, reason),
+        Refusal::OutOfMemory => Error::OutOfMemory,
+    };
+    let section = &pointers.view.sections()[pointers.section];
+    let len = count.saturating_mul(func_ext::LEN);
+    if section.range(start, len).is_none() {
+        return Err(refuse(Refusal::malformed("array of struct klp_func_ext does not fit its section", section.name)));
+    }
+    let mut funcs = try_vec(usize::try_from(count).map_err(|_| OutOfMemory)?)?;
+    for at in (start..start + len).step_by(func_ext::LEN as usize) {
+        let old_name = pointers.text(at + func_ext::OLD_NAME).map_err(refuse)?;
+        let old_name = old_name.ok_or_else(|| refuse(Refusal::malformed("function without a name", section.name)))?;
+        let sympos = number(section, at + func_ext::SYMPOS, 8).map_err(refuse)?;
+        let sympos = u32::try_from(sympos)
+            .map_err(|_| refuse(Refusal::malformed("position of a symbol is out of any range", old_name)))?;
+        let new = pointers.get(at + func_ext::NEW_FUNC).map_err(refuse)?;
+        let new = new.filter(|new| pointers.view.functions_at(new.section, new.offset).next().is_some());
+        let new = new.ok_or_else(|| error(Some(old_name), PatchReason::NewFunctionUnknown))?;
+        funcs.push(FuncEntry { old_name, sympos, new });
+    }
+    Ok(funcs)
+}
+
+/// A little-endian number of `len` bytes, at most 8.
+fn number(section: &Section<'_>, offset: u64, len: u64) -> Result<u64, Refusal> {
+    let range = section.range(offset, len);
+    let range =
+        range.ok_or_else(|| Refusal::malformed("structure reaches behind the end of its section", section.name))?;
+    Ok(section.bytes[range].iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte)))
+}
+
+/// A place in the file that a pointer points to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pointee {
+    pub(super) section: usize,
+    pub(super) offset: u64,
+}
+
+/// The pointers in one section: fields with an address-sized absolute relocation.
+struct Pointers<'a, 'v> {
+    view: &'v View<'a>,
+    section: usize,
+    /// Sorted by offset.
+    relas: Vec<Rela>,
+}
+
+impl<'a, 'v> Pointers<'a, 'v> {
+    fn read<R: Relocator>(view: &'v View<'a>, section: usize) -> Result<Self, Refusal> {
+        let mut relas = Vec::new();
+        for rela in view.sections().iter().filter(|relas| relas.target() == section && relas.kind == elf::SHT_RELA) {
+            if rela.name.starts_with(names::RELA_PREFIX) {
+                return Err(Refusal::malformed("livepatch relocations in a description of the patch", rela.name));
+            }
+            relas.try_reserve(rela.relas().len()).map_err(OutOfMemory::from)?;
+            relas.extend(rela.relas());
+        }
+        if let Some(odd) = relas.iter().find(|rela| !is_pointer::<R>(rela.kind)) {
+            let what = "relocation type in a description of the patch";
+            return Err(Refusal::malformed(what, view.symbol_name(odd.symbol)));
+        }
+        relas.sort_unstable_by_key(|rela| rela.offset);
+        Ok(Self { view, section, relas })
+    }
+
+    /// What the pointer at `offset` points to; `None` if it is null.
+    fn get(&self, offset: u64) -> Result<Option<Pointee>, Refusal> {
+        let section = &self.view.sections()[self.section];
+        let Ok(index) = self.relas.binary_search_by_key(&offset, |rela| rela.offset) else {
+            return match number(section, offset, 8)? {
+                0 => Ok(None),
+                _ => Err(Refusal::malformed("pointer without a relocation", section.name)),
+            };
+        };
+        let rela = self.relas[index];
+        let symbol = &self.view.symbols()[rela.symbol];
+        let Home::Section(home) = symbol.home else {
+            let what = "description of the patch points out of the file";
+            return Err(Refusal::malformed(what, self.view.symbol_name(rela.symbol)));
+        };
+        Ok(Some(Pointee { section: home, offset: symbol.value.wrapping_add_signed(rela.addend) }))
+    }
+
+    /// The text that the pointer at `offset` points to; `None` if it is null.
+    fn text(&self, offset: u64) -> Result<Option<&'a str>, Refusal> {
+        let Some(Pointee { section, offset }) = self.get(offset)? else { return Ok(None) };
+        let section = &self.view.sections()[section];
+        let text = section.text_at(offset);
+        text.map(Some).ok_or_else(|| Refusal::malformed("bad text in a description of the patch", section.name))
+    }
+}
+
+/// Whether relocations of type `kind` put a symbol's address, as it is, into eight bytes.
+fn is_pointer<R: Relocator>(kind: u32) -> bool {
+    const ADDR: u64 = 0x0123_4567_89ab_cdef;
+    let mut field = [0; 8];
+    R::apply(kind, CodeAddr::new(0), &mut field, ADDR, 0).is_ok() && u64::from_le_bytes(field) == ADDR
+}

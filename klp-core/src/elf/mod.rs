@@ -1,0 +1,78 @@
+//! The patch-object format: an ELF relocatable file that says what it replaces and which symbols of the patched system it
+//! uses (kernel document: livepatch module ELF format; `include/linux/livepatch_external.h`).
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `names.rs` | the grammar of `.klp.*` names |
+//! | `view.rs` | bytes → checked sections, symbols, relocations |
+//! | `manifest.rs` | which functions the file replaces |
+//! | `layout.rs` | which section goes where in memory |
+//! | `linker.rs` | contents of the memory: sections copied, references bound |
+//! | `loader.rs` | [`load`]: all of it together |
+//!
+//! What a file must hold:
+//!
+//! * `livepatch=Y` in `.modinfo`; `name=` there is the patch's name;
+//! * `.init.klp_objects`, an array of `struct klp_object_ext`, one for each object, with its array of `struct klp_func_ext`;
+//! * symbols of the patched system named `.klp.sym.OBJECT.NAME,POSITION`, with section index [`SHN_LIVEPATCH`], and the
+//!   relocations that use them in sections `.klp.rela.OBJECT.SECTION`, flagged [`SHF_RELA_LIVEPATCH`].
+
+mod layout;
+#[allow(unsafe_code, reason = "fills the memory of patch images")]
+mod linker;
+#[allow(unsafe_code, reason = "frees the memory of patch images")]
+mod loader;
+mod manifest;
+pub mod names;
+pub mod view;
+
+pub use loader::{Loaded, LoadedImage, load};
+
+use crate::error::{Error, PatchReason};
+use crate::mem::{Name, OutOfMemory};
+use core::fmt;
+
+/// The section index of livepatch symbols: neither undefined nor in any section, so that no linker touches them.
+pub const SHN_LIVEPATCH: u16 = 0xff20;
+
+/// The flag of livepatch relocation sections.
+pub const SHF_RELA_LIVEPATCH: u64 = 0x0010_0000;
+
+/// Why a file is refused, before it is known for which patch and object.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The file is at fault.
+    Reason(PatchReason),
+    /// Memory ran out.
+    OutOfMemory,
+}
+
+impl Refusal {
+    /// `what` is wrong, as `place` shows.
+    fn malformed(what: &'static str, place: impl fmt::Display) -> Self {
+        Self::about(&place, |place| PatchReason::Malformed { what, place })
+    }
+
+    /// `what` is legal, but not done here.
+    fn unsupported(what: &'static str, place: impl fmt::Display) -> Self {
+        Self::about(&place, |place| PatchReason::Unsupported { what, place })
+    }
+
+    fn about(place: &dyn fmt::Display, reason: impl FnOnce(Name) -> PatchReason) -> Self {
+        Name::display(place).map_or(Self::OutOfMemory, |place| Self::Reason(reason(place)))
+    }
+
+    /// As an error of `patch`.
+    fn of(self, patch: &str) -> Error {
+        match self {
+            Self::Reason(reason) => Error::patch(patch, None, None, reason),
+            Self::OutOfMemory => Error::OutOfMemory,
+        }
+    }
+}
+
+impl From<OutOfMemory> for Refusal {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}

@@ -1,0 +1,360 @@
+//! A patch object's bytes as checked sections, symbols and relocations.
+//!
+//! The `object` crate knows where each field of ELF is; this file knows what a patch object may look like. Everything is checked
+//! once, in [`View::parse`]: whoever holds a [`View`] can follow its indices. No bytes make it panic.
+
+use super::{Refusal, SHN_LIVEPATCH};
+use crate::mem::{try_push, try_vec};
+use alloc::vec::Vec;
+use core::fmt;
+use core::ops::Range;
+use object::LittleEndian as LE;
+use object::elf;
+use object::read::elf::{FileHeader, Rela as _, SectionHeader, SectionTable, Sym, SymbolTable};
+
+type Header = elf::FileHeader64<LE>;
+
+/// A patch object, checked.
+///
+/// # Invariants
+///
+/// Every section index and symbol index in it is one of its own.
+#[derive(Debug)]
+pub struct View<'a> {
+    sections: Vec<Section<'a>>,
+    symbols: Vec<Symbol<'a>>,
+    /// The functions among the symbols, sorted by place.
+    functions: Vec<usize>,
+    /// Those of them that are rarely executed parts of others, sorted by name.
+    cold: Vec<usize>,
+}
+
+/// How GCC and clang call the rarely executed part that they split off a function.
+const COLD_SUFFIX: &str = ".cold";
+
+/// A section.
+#[derive(Clone, Copy, Debug)]
+pub struct Section<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// `sh_type`.
+    pub kind: u32,
+    /// `sh_flags`.
+    pub flags: u64,
+    /// Its size in memory.
+    pub len: u64,
+    /// `sh_addralign`: 1 or a larger power of two.
+    pub align: u64,
+    /// Its bytes in the file; none if it only takes room in memory (`SHT_NOBITS`).
+    pub bytes: &'a [u8],
+    relas: &'a [elf::Rela64<LE>],
+    target: usize,
+}
+
+/// A symbol.
+#[derive(Clone, Copy, Debug)]
+pub struct Symbol<'a> {
+    /// Its name; empty for sections' symbols.
+    pub name: &'a str,
+    /// `st_value`: in a section, the offset from its start.
+    pub value: u64,
+    /// `st_size`.
+    pub len: u64,
+    /// `STT_*`.
+    pub kind: u8,
+    /// Whether it may stay undefined (`STB_WEAK`).
+    pub weak: bool,
+    /// Where it is defined.
+    pub home: Home,
+}
+
+/// Where a symbol is defined.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Home {
+    /// In another object, which exports it.
+    Undefined,
+    /// Nowhere: its value is what it is.
+    Absolute,
+    /// In the patched system (`SHN_LIVEPATCH`).
+    Livepatch,
+    /// In the section with this index.
+    Section(usize),
+}
+
+/// A relocation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rela {
+    /// Where, from the start of the section to be relocated.
+    pub offset: u64,
+    /// The symbol's index.
+    pub symbol: usize,
+    /// The relocation type.
+    pub kind: u32,
+    /// The addend.
+    pub addend: i64,
+}
+
+impl<'a> View<'a> {
+    /// Checks the bytes of a patch object for the machine `machine` (`e_machine`).
+    ///
+    /// # Errors
+    ///
+    /// Whatever is wrong first.
+    pub fn parse(bytes: &'a [u8], machine: u16) -> Result<Self, Refusal> {
+        let header = check_header(bytes, machine)?;
+        let table = header.sections(LE, bytes).map_err(|_| Refusal::malformed("bad section table", "ELF header"))?;
+        let (symbol_table, symbols) = read_symbols(&table, bytes)?;
+        let mut sections = try_vec(table.len())?;
+        for (index, section) in table.iter().enumerate() {
+            sections.push(read_section(&table, bytes, index, section, symbol_table)?);
+        }
+        let mut view = Self { sections, symbols, functions: Vec::new(), cold: Vec::new() };
+        view.check_relas()?;
+        view.index_functions()?;
+        Ok(view)
+    }
+
+    /// Every section, by index; the one at index 0 is the null section.
+    #[must_use]
+    pub fn sections(&self) -> &[Section<'a>] {
+        &self.sections
+    }
+
+    /// Every symbol, by index; the one at index 0 is the null symbol.
+    #[must_use]
+    pub fn symbols(&self) -> &[Symbol<'a>] {
+        &self.symbols
+    }
+
+    /// The section called `name`, if there is exactly one.
+    #[must_use]
+    pub fn section(&self, name: &str) -> Option<(usize, &Section<'a>)> {
+        let mut hits = self.sections.iter().enumerate().filter(|(_, section)| section.name == name);
+        hits.next().filter(|_| hits.next().is_none())
+    }
+
+    /// The value of `key` in `.modinfo`.
+    #[must_use]
+    pub fn modinfo(&self, key: &str) -> Option<&'a str> {
+        let (_, section) = self.section(".modinfo")?;
+        section.bytes.split(|&byte| byte == 0).find_map(|entry| {
+            let (name, value) = core::str::from_utf8(entry).ok()?.split_once('=')?;
+            (name == key).then_some(value)
+        })
+    }
+
+    /// The functions that begin at `offset` in the section with that index, by their symbols' indices: several if one has
+    /// aliases.
+    pub fn functions_at(&self, section: usize, offset: u64) -> impl Iterator<Item = usize> {
+        let place = (Home::Section(section), offset);
+        let first = self.functions.partition_point(|&index| self.place(index) < place);
+        self.functions[first..].iter().copied().take_while(move |&index| self.place(index) == place)
+    }
+
+    /// The rarely executed parts that the compiler split off the function called `name`.
+    pub fn cold_parts(&self, name: &str) -> impl Iterator<Item = usize> {
+        let first = self.cold.partition_point(|&index| self.hot_name(index) < name);
+        self.cold[first..].iter().copied().take_while(move |&index| self.hot_name(index) == name)
+    }
+
+    /// A symbol's name for messages: sections' symbols are called as their sections.
+    #[must_use]
+    pub fn symbol_name(&self, index: usize) -> &'a str {
+        let symbol = &self.symbols[index];
+        match symbol.home {
+            Home::Section(section) if symbol.name.is_empty() => self.sections[section].name,
+            _ => symbol.name,
+        }
+    }
+
+    fn index_functions(&mut self) -> Result<(), Refusal> {
+        let is_function = |symbol: &Symbol<'_>| {
+            symbol.kind == elf::STT_FUNC && symbol.len > 0 && matches!(symbol.home, Home::Section(_))
+        };
+        let (mut functions, mut cold) = (Vec::new(), Vec::new());
+        for (index, _) in self.symbols.iter().enumerate().filter(|(_, symbol)| is_function(symbol)) {
+            try_push(&mut functions, index)?;
+            if self.symbols[index].name.ends_with(COLD_SUFFIX) {
+                try_push(&mut cold, index)?;
+            }
+        }
+        functions.sort_unstable_by_key(|&index| self.place(index));
+        cold.sort_unstable_by_key(|&index| self.hot_name(index));
+        (self.functions, self.cold) = (functions, cold);
+        Ok(())
+    }
+
+    fn place(&self, symbol: usize) -> (Home, u64) {
+        (self.symbols[symbol].home, self.symbols[symbol].value)
+    }
+
+    fn hot_name(&self, symbol: usize) -> &'a str {
+        let name = self.symbols[symbol].name;
+        name.strip_suffix(COLD_SUFFIX).unwrap_or(name)
+    }
+
+    fn check_relas(&self) -> Result<(), Refusal> {
+        for section in &self.sections {
+            if section.target >= self.sections.len() {
+                return Err(Refusal::malformed("relocations of a section that does not exist", section.name));
+            }
+            for rela in section.relas() {
+                if rela.symbol >= self.symbols.len() {
+                    return Err(Refusal::malformed("relocation against a symbol that does not exist", section.name));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Section<'a> {
+    /// Whether all of `flags` are set.
+    #[must_use]
+    pub const fn has(&self, flags: u32) -> bool {
+        self.flags & flags as u64 == flags as u64
+    }
+
+    /// The relocations in it (`SHT_RELA`).
+    pub fn relas(&self) -> impl ExactSizeIterator<Item = Rela> + Clone + 'a {
+        self.relas.iter().map(|rela| Rela {
+            offset: rela.r_offset(LE),
+            symbol: rela.r_sym(LE, false) as usize,
+            kind: rela.r_type(LE, false),
+            addend: rela.r_addend(LE),
+        })
+    }
+
+    /// The index of the section that its relocations are about (`sh_info`); 0 if it has none.
+    #[must_use]
+    pub const fn target(&self) -> usize {
+        self.target
+    }
+
+    /// The bytes from `offset` to the next NUL, as text.
+    #[must_use]
+    pub fn text_at(&self, offset: u64) -> Option<&'a str> {
+        let tail = self.bytes.get(usize::try_from(offset).ok()?..)?;
+        let end = tail.iter().position(|&byte| byte == 0)?;
+        core::str::from_utf8(&tail[..end]).ok()
+    }
+
+    /// `len` bytes from `offset` on, as a range of [`bytes`](Section::bytes).
+    #[must_use]
+    pub fn range(&self, offset: u64, len: u64) -> Option<Range<usize>> {
+        let end = offset.checked_add(len).filter(|&end| end <= self.bytes.len() as u64)?;
+        Some(usize::try_from(offset).ok()?..usize::try_from(end).ok()?)
+    }
+}
+
+fn check_header(bytes: &[u8], machine: u16) -> Result<&Header, Refusal> {
+    let in_header = |what| Refusal::malformed(what, "ELF header");
+    let (header, _) = object::pod::from_bytes::<Header>(bytes).map_err(|()| in_header("truncated file"))?;
+    let ident = &header.e_ident;
+    if ident.magic != elf::ELFMAG || ident.version != elf::EV_CURRENT {
+        return Err(in_header("not an ELF file"));
+    }
+    if ident.class != elf::ELFCLASS64 || ident.data != elf::ELFDATA2LSB {
+        return Err(Refusal::unsupported("ELF that is not 64-bit little-endian", "ELF header"));
+    }
+    if header.e_machine(LE) != machine {
+        return Err(Refusal::Reason(crate::error::PatchReason::ForeignMachine {
+            machine: header.e_machine(LE),
+            expected: machine,
+        }));
+    }
+    if header.e_type(LE) != elf::ET_REL {
+        return Err(in_header("not a relocatable file"));
+    }
+    Ok(header)
+}
+
+fn read_section<'a>(
+    table: &SectionTable<'a, Header>,
+    file: &'a [u8],
+    index: usize,
+    header: &'a elf::SectionHeader64<LE>,
+    symbol_table: usize,
+) -> Result<Section<'a>, Refusal> {
+    let none = Section { name: "", kind: elf::SHT_NULL, flags: 0, len: 0, align: 1, bytes: &[], relas: &[], target: 0 };
+    if header.sh_type(LE) == elf::SHT_NULL {
+        return Ok(none);
+    }
+    let name = table.section_name(LE, header).ok().and_then(|name| core::str::from_utf8(name).ok());
+    let name = name.ok_or_else(|| Refusal::malformed("bad section name", Index("section", index)))?;
+    let mut section = Section {
+        name,
+        kind: header.sh_type(LE),
+        flags: header.sh_flags(LE),
+        len: header.sh_size(LE),
+        align: header.sh_addralign(LE).max(1),
+        bytes: header
+            .data(LE, file)
+            .map_err(|_| Refusal::malformed("section reaches behind the end of the file", name))?,
+        ..none
+    };
+    if !section.align.is_power_of_two() {
+        return Err(Refusal::malformed("alignment is not a power of two", name));
+    }
+    if section.kind == elf::SHT_RELA {
+        let relas = header.rela(LE, file).ok().flatten();
+        let (relas, link) = relas.ok_or_else(|| Refusal::malformed("bad relocation section", name))?;
+        if link.0 != symbol_table {
+            return Err(Refusal::malformed("relocations that use another symbol table", name));
+        }
+        section.relas = relas;
+        section.target = header.sh_info(LE) as usize;
+    }
+    Ok(section)
+}
+
+/// The index of the symbol table's section, and the symbols.
+fn read_symbols<'a>(table: &SectionTable<'a, Header>, file: &'a [u8]) -> Result<(usize, Vec<Symbol<'a>>), Refusal> {
+    let bad = |what| Refusal::malformed(what, "symbol table");
+    let tables = table.iter().filter(|section| section.sh_type(LE) == elf::SHT_SYMTAB).count();
+    if tables != 1 {
+        return Err(bad("there must be exactly one"));
+    }
+    let symbols = table.symbols(LE, file, elf::SHT_SYMTAB).map_err(|_| bad("it does not fit the file"))?;
+    let mut read = try_vec(symbols.len())?;
+    for (index, symbol) in symbols.iter().enumerate() {
+        try_push(&mut read, read_symbol(&symbols, index, symbol, table.len())?)?;
+    }
+    Ok((symbols.section().0, read))
+}
+
+fn read_symbol<'a>(
+    table: &SymbolTable<'a, Header>,
+    index: usize,
+    symbol: &'a elf::Sym64<LE>,
+    sections: usize,
+) -> Result<Symbol<'a>, Refusal> {
+    let name = table.symbol_name(LE, symbol).ok().and_then(|name| core::str::from_utf8(name).ok());
+    let name = name.ok_or_else(|| Refusal::malformed("bad symbol name", Index("symbol", index)))?;
+    let home = match symbol.st_shndx(LE) {
+        elf::SHN_UNDEF => Home::Undefined,
+        elf::SHN_ABS => Home::Absolute,
+        SHN_LIVEPATCH => Home::Livepatch,
+        elf::SHN_COMMON => return Err(Refusal::unsupported("common symbol (compile with -fno-common)", name)),
+        elf::SHN_LORESERVE.. => return Err(Refusal::unsupported("symbol in a reserved section", name)),
+        section if usize::from(section) < sections => Home::Section(usize::from(section)),
+        _ => return Err(Refusal::malformed("symbol in a section that does not exist", name)),
+    };
+    Ok(Symbol {
+        name,
+        value: symbol.st_value(LE),
+        len: symbol.st_size(LE),
+        kind: symbol.st_type(),
+        weak: symbol.st_bind() == elf::STB_WEAK,
+        home,
+    })
+}
+
+/// "section 7"
+struct Index(&'static str, usize);
+
+impl fmt::Display for Index {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.0, self.1)
+    }
+}

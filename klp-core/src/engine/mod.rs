@@ -1,0 +1,174 @@
+//! The engine: patches that are known, and the one transition that may be under way (kernel: `core.c`).
+//!
+//! The host calls [`Engine::poll`] from time to time while a transition runs; the engine never sleeps and owns no thread.
+
+mod disable;
+mod enable;
+mod objects;
+mod poll;
+mod sites;
+mod status;
+
+pub use poll::Poll;
+pub use status::PatchStatus;
+
+use crate::error::{ApiMisuse, Error};
+use crate::mem::try_vec;
+use crate::model::Patch;
+use crate::port::Platform;
+use crate::relocs;
+use crate::transition::Running;
+use alloc::vec::Vec;
+use lock_api::{Mutex, RawMutex};
+use objects::Bound;
+use sites::Sites;
+
+/// A patch that the engine knows.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PatchId(u64);
+
+/// A patch that [`Engine::add`] refused, and why.
+#[derive(Debug)]
+pub struct Refused {
+    /// The patch, as it was.
+    pub patch: Patch,
+    /// Why.
+    pub error: Error,
+}
+
+/// The livepatch engine on host `P`.
+///
+/// Dropping it leaves patched functions patched: what the handler needs stays in memory.
+#[derive(Debug)]
+pub struct Engine<P: Platform> {
+    host: P,
+    inner: Mutex<P::Lock, Inner<P>>,
+}
+
+/// What the engine's lock protects.
+#[derive(Debug)]
+struct Inner<P: Platform> {
+    /// In the order of enabling; patches that are not enabled come behind in the order of their arrival.
+    patches: Vec<Record<P>>,
+    sites: Sites<P>,
+    transition: Option<Transition>,
+    next_id: u64,
+}
+
+/// The transition under way.
+#[derive(Debug)]
+struct Transition {
+    patch: PatchId,
+    running: Running,
+    pending: usize,
+}
+
+/// One patch, and what the engine keeps about it.
+#[derive(Debug)]
+struct Record<P: Platform> {
+    id: PatchId,
+    patch: Patch,
+    /// Set while the patch is on function stacks: enabled, or on its way there or back.
+    bound: Option<Bound<P>>,
+    /// Whether it is enabled, or will be when its transition ends (kernel: `patch->enabled`).
+    enabled: bool,
+    /// A forced transition left tasks inside it (kernel: `patch->forced`).
+    forced: bool,
+    /// For each object, whether its livepatch relocations are applied.
+    relocated: Vec<bool>,
+}
+
+impl<P: Platform> Engine<P> {
+    /// An engine on `host` that knows no patch.
+    pub fn new(host: P) -> Self {
+        let inner = Inner { patches: Vec::new(), sites: Sites::new(), transition: None, next_id: 1 };
+        Self { host, inner: Mutex::from_raw(P::Lock::INIT, inner) }
+    }
+
+    /// The host.
+    pub fn host(&self) -> &P {
+        &self.host
+    }
+
+    /// Makes a patch known; nothing is patched yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`] gives the patch back: [`ApiMisuse::NameTaken`] or [`Error::OutOfMemory`].
+    #[allow(clippy::result_large_err, reason = "the patch comes back by value")]
+    pub fn add(&self, patch: Patch) -> Result<PatchId, Refused> {
+        let mut inner = self.inner.lock();
+        if inner.patches.iter().any(|record| record.patch.name() == patch.name()) {
+            return Err(Refused { patch, error: Error::ApiMisuse(ApiMisuse::NameTaken) });
+        }
+        let (Ok(mut relocated), Ok(())) = (try_vec(patch.objects().len()), inner.patches.try_reserve(1)) else {
+            return Err(Refused { patch, error: Error::OutOfMemory });
+        };
+        relocated.resize(patch.objects().len(), false);
+        let id = PatchId(inner.next_id);
+        inner.next_id += 1;
+        inner.patches.push(Record { id, patch, bound: None, enabled: false, forced: false, relocated });
+        Ok(id)
+    }
+
+    /// Forgets a disabled patch and gives it back. No task is inside its functions any more: their memory may go.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiMisuse`]: it is enabled ([`AlreadyEnabled`](ApiMisuse::AlreadyEnabled)), unknown, or was pinned by a forced transition;
+    /// [`Error::Busy`]: it is in transition; [`Error::Port`]: its code could not be made what it was. It stays known then.
+    #[allow(unsafe_code, reason = "relocations of the patch's own code")]
+    pub fn remove(&self, id: PatchId) -> Result<Patch, Error> {
+        let mut inner = self.inner.lock();
+        let index = inner.index_of(id)?;
+        let record = &inner.patches[index];
+        if record.forced {
+            return Err(Error::ApiMisuse(ApiMisuse::Forced));
+        }
+        if inner.transition.as_ref().is_some_and(|transition| transition.patch == id) {
+            return Err(Error::Busy { patch: record.patch.name().try_clone()? });
+        }
+        if record.enabled {
+            return Err(Error::ApiMisuse(ApiMisuse::AlreadyEnabled));
+        }
+        let Record { patch, relocated, .. } = &mut inner.patches[index];
+        for (object, done) in patch.objects().iter().zip(relocated).filter(|(_, done)| **done) {
+            // SAFETY: the patch is disabled and was not forced: no task executes its code.
+            unsafe { relocs::clear(&self.host, patch.name(), object) }?;
+            *done = false;
+        }
+        Ok(inner.patches.remove(index).patch)
+    }
+
+    /// The patch called `name`.
+    pub fn find(&self, name: &str) -> Option<PatchId> {
+        let inner = self.inner.lock();
+        inner.patches.iter().find(|record| record.patch.name() == name).map(|record| record.id)
+    }
+
+    /// Holds the engine still, for a host that must not be changed under its feet (a process about to `fork`). Every other
+    /// call waits until the guard is dropped.
+    pub fn freeze(&self) -> impl Drop + '_ {
+        self.inner.lock()
+    }
+}
+
+impl<P: Platform> Inner<P> {
+    fn index_of(&self, id: PatchId) -> Result<usize, Error> {
+        self.patches
+            .iter()
+            .position(|record| record.id == id)
+            .ok_or(Error::ApiMisuse(ApiMisuse::UnknownPatch))
+    }
+
+    /// Refuses while any transition is under way.
+    fn check_idle(&self) -> Result<(), Error> {
+        match &self.transition {
+            None => Ok(()),
+            Some(transition) => {
+                let record = &self.patches[self.index_of(transition.patch)?];
+                Err(Error::Busy { patch: record.patch.name().try_clone()? })
+            }
+        }
+    }
+}

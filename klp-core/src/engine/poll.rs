@@ -1,0 +1,156 @@
+//! Bringing a transition on, and to its end (kernel: `klp_transition_work_fn`, `klp_complete_transition`).
+
+use super::objects::names;
+use super::{Engine, Inner, PatchId, Transition};
+use crate::error::{ApiMisuse, Error};
+use crate::event::{Event, Obstacle};
+use crate::ops::Synchronized;
+use crate::port::{Platform, TaskSet, TaskState};
+use crate::transition::{Attempt, Straggler, Switched};
+
+/// What a poll found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Poll {
+    /// No transition is under way.
+    Idle,
+    /// A transition is under way.
+    Waiting {
+        /// The patch.
+        patch: PatchId,
+        /// Tasks that are not switched yet; 0 if tasks appear faster than they can be listed.
+        pending: usize,
+    },
+    /// The transition ended just now.
+    Complete {
+        /// The patch.
+        patch: PatchId,
+        /// Whether it is enabled now.
+        enabled: bool,
+    },
+}
+
+impl<P: Platform> Engine<P> {
+    /// Tries to switch the tasks that are left, and completes the transition when none is. Call it about once per second
+    /// or more often while [`Poll::Waiting`] comes back; without a transition it costs next to nothing.
+    pub fn poll(&self) -> Poll {
+        self.inner.lock().poll(&self.host)
+    }
+
+    /// Makes the stragglers of `id`'s transition leave interruptible sleeps. [`poll`](Engine::poll) does it by itself every
+    /// [`KICK_INTERVAL`](crate::config::KICK_INTERVAL) attempts.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiMisuse::NoTransition`], or [`Error::Port`] if the tasks cannot be listed.
+    pub fn kick(&self, id: PatchId) -> Result<(), Error> {
+        self.inner.lock().kick(&self.host, id)
+    }
+
+    /// Ends `id`'s transition now, whatever tasks are in the middle of. Whoever calls this vouches that no harm is done by
+    /// tasks that run parts of both versions. The patch can never be removed afterwards.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiMisuse::NoTransition`].
+    pub fn force(&self, id: PatchId) -> Result<Poll, Error> {
+        let mut inner = self.inner.lock();
+        let inner = &mut *inner;
+        let index = inner.index_of(id)?;
+        let Some(transition) = inner.transition.take_if(|transition| transition.patch == id) else {
+            return Err(Error::ApiMisuse(ApiMisuse::NoTransition));
+        };
+        self.host.event(&Event::Forcing);
+        // Tasks may stay inside the functions of a patch that goes away (kernel: `patch->forced`).
+        inner.patches[index].forced |= transition.running.target() == TaskState::Unpatched;
+        let switched = transition.running.force(&self.host);
+        Ok(inner.complete(&self.host, id, switched))
+    }
+}
+
+impl<P: Platform> Inner<P> {
+    pub(super) fn poll(&mut self, host: &P) -> Poll {
+        let Some(Transition { patch: id, running, .. }) = self.transition.take() else {
+            self.sites.settle(host.tracer());
+            return Poll::Idle;
+        };
+        let patch = self.patches.iter().find(|record| record.id == id).map(|record| &record.patch);
+        let attempt = running.try_complete(host, &mut |task, straggler| {
+            let obstacle = match straggler {
+                Straggler::Other(obstacle) => obstacle,
+                Straggler::InFunction(at) => Obstacle::InFunction(patch.map_or("?", |patch| names(patch, at).1)),
+            };
+            host.event(&Event::NotSwitched { name: &host.tasks().name(task), task, obstacle });
+        });
+        let (running, pending) = match attempt {
+            Attempt::Switched(switched) => return self.complete(host, id, switched),
+            Attempt::Waiting { running, pending } => (running, pending),
+            // Memory or the host's list of tasks: the next poll tries again.
+            Attempt::Failed { running, .. } => (running, 0),
+        };
+        let kick = running.kick_is_due();
+        self.transition = Some(Transition { patch: id, running, pending });
+        if kick {
+            // It helps or it does not; either way the next poll looks again.
+            let _ = self.kick(host, id);
+        }
+        Poll::Waiting { patch: id, pending }
+    }
+
+    fn kick(&mut self, host: &P, id: PatchId) -> Result<(), Error> {
+        let index = self.index_of(id)?;
+        let Some(transition) = self.transition.as_mut().filter(|transition| transition.patch == id) else {
+            return Err(Error::ApiMisuse(ApiMisuse::NoTransition));
+        };
+        let patch = self.patches[index].patch.name();
+        if transition.running.kick(host).map_err(|error| error.into_error(patch))? {
+            host.event(&Event::Signaling);
+        }
+        Ok(())
+    }
+
+    /// Makes the outcome permanent: every task has moved.
+    fn complete(&mut self, host: &P, id: PatchId, switched: Switched) -> Poll {
+        let target = switched.target();
+        let enabled = target == TaskState::Patched;
+        let complete = Poll::Complete { patch: id, enabled };
+        let Some(record) = self.patches.iter_mut().find(|record| record.id == id) else { return complete };
+        let patch = record.patch.name();
+        host.event(&Event::Completing { patch, target });
+        if let Some(mut bound) = record.bound.take() {
+            if enabled {
+                bound.set_transition(false);
+            } else {
+                bound.remove();
+            }
+            if self.sites.reroute(host.tracer(), bound.sites()).is_err() {
+                // The handler chooses as the sites would: it is only slower.
+                self.sites.leave_unsettled();
+                host.event(&Event::NotSettled { patch });
+            }
+            // No handler may still believe that the func is in transition when tasks become idle, nor see a removed node
+            // when its memory goes.
+            let proof = Synchronized::with(host.tracer());
+            switched.finish(host);
+            if enabled {
+                record.bound = Some(bound);
+            } else {
+                bound.free(&proof);
+            }
+        } else {
+            switched.finish(host);
+        }
+        host.event(&Event::Complete { patch, target });
+        if !enabled {
+            self.move_behind_enabled(id);
+        }
+        complete
+    }
+
+    /// Enabled patches come first; this one is not enabled any more.
+    fn move_behind_enabled(&mut self, id: PatchId) {
+        if let Some(index) = self.patches.iter().position(|record| record.id == id) {
+            let behind = self.patches[index..].iter().rposition(|record| record.enabled).unwrap_or(0);
+            self.patches[index..=index + behind].rotate_left(1);
+        }
+    }
+}

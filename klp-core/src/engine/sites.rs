@@ -1,0 +1,123 @@
+//! The ops of every site that was ever patched, and how calls at them are routed.
+
+use crate::error::Error;
+use crate::mem::{OutOfMemory, try_box, try_vec};
+use crate::ops::Ops;
+use crate::port::{Platform, Route, Routing, Tracer};
+use alloc::vec::Vec;
+use hashbrown::HashMap;
+
+/// The site type of a platform's tracer.
+pub(super) type SiteOf<P> = <<P as Platform>::Tracer as Tracer>::Site;
+/// The error of a platform's tracer.
+pub(super) type TracerErrorOf<P> = <<P as Platform>::Tracer as Tracer>::Error;
+
+/// One site's ops, and where the tracer sends its calls now.
+#[derive(Debug)]
+struct Routed {
+    ops: &'static Ops,
+    route: Route,
+}
+
+/// Every site that was ever patched. An ops stays for ever, so a site keeps its own.
+#[derive(Debug)]
+pub(super) struct Sites<P: Platform> {
+    by_site: HashMap<SiteOf<P>, Routed>,
+    /// Whether some site goes through the handler though it need not.
+    unsettled: bool,
+}
+
+impl<P: Platform> Sites<P> {
+    pub(super) fn new() -> Self {
+        Self { by_site: HashMap::new(), unsettled: false }
+    }
+
+    /// The ops of `site`, made if it is new.
+    pub(super) fn ops(&mut self, tracer: &P::Tracer, site: SiteOf<P>) -> Result<&'static Ops, OutOfMemory> {
+        if let Some(routed) = self.by_site.get(&site) {
+            return Ok(routed.ops);
+        }
+        self.by_site.try_reserve(1)?;
+        let ops = Ops::leak(try_box(Ops::new(tracer.original(site)))?);
+        self.by_site.insert(site, Routed { ops, route: Route::Original });
+        Ok(ops)
+    }
+
+    /// Routes each of `sites` to where its stack says: the handler while the state of tasks matters, straight to the newest
+    /// function otherwise. All or nothing.
+    pub(super) fn reroute(
+        &mut self,
+        tracer: &P::Tracer,
+        sites: impl Iterator<Item = SiteOf<P>>,
+    ) -> Result<(), RerouteError<P>> {
+        let mut batch = try_vec::<Routing<SiteOf<P>>>(sites.size_hint().0)?;
+        for site in sites {
+            let Some(routed) = self.by_site.get(&site) else { continue };
+            let to = wanted(routed.ops);
+            if to != routed.route {
+                batch.try_reserve(1).map_err(OutOfMemory::from)?;
+                batch.push(Routing { site, to });
+            }
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        tracer.route(&batch).map_err(RerouteError::Tracer)?;
+        for routing in batch {
+            if let Some(routed) = self.by_site.get_mut(&routing.site) {
+                routed.route = routing.to;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that a site goes through the handler longer than it need.
+    pub(super) fn leave_unsettled(&mut self) {
+        self.unsettled = true;
+    }
+
+    /// Tries again to settle what [`leave_unsettled`](Sites::leave_unsettled) left. No transition is under way.
+    pub(super) fn settle(&mut self, tracer: &P::Tracer) {
+        if self.unsettled {
+            let sites: Result<Vec<_>, OutOfMemory> = try_vec(self.by_site.len()).map(|mut sites| {
+                sites.extend(self.by_site.keys().copied());
+                sites
+            });
+            self.unsettled = match sites {
+                Ok(sites) => self.reroute(tracer, sites.into_iter()).is_err(),
+                Err(OutOfMemory) => true,
+            };
+        }
+    }
+}
+
+/// Where calls at a site with this stack should go.
+fn wanted(ops: &'static Ops) -> Route {
+    match ops.stack().top() {
+        None => Route::Original,
+        Some(top) if top.in_transition() => Route::Handler(ops.arg()),
+        Some(top) => Route::Direct(top.range().start()),
+    }
+}
+
+/// Why sites could not be routed.
+#[derive(Debug)]
+pub(super) enum RerouteError<P: Platform> {
+    OutOfMemory,
+    Tracer(TracerErrorOf<P>),
+}
+
+impl<P: Platform> From<OutOfMemory> for RerouteError<P> {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+impl<P: Platform> RerouteError<P> {
+    pub(super) fn into_error(self, patch: &str) -> Error {
+        match self {
+            Self::OutOfMemory => Error::OutOfMemory,
+            Self::Tracer(error) => Error::port("routing entry sites", patch, &error),
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! A patch, and the builder that checks it (kernel: `struct klp_patch`, `klp_check_patch`).
+
+use super::object::Object;
+use crate::config::{OBJECT_NAME_LEN, SYMBOL_NAME_LEN};
+use crate::error::{Error, PatchReason};
+use crate::mem::{Name, try_push, try_vec};
+use alloc::vec::Vec;
+
+/// A set of functions to be replaced together.
+///
+/// # Invariants
+///
+/// At least one object; each object is named once, has at least one function, and each function is listed once; names have
+/// the lengths of [`crate::config`].
+#[derive(Debug, PartialEq, Eq)]
+pub struct Patch {
+    name: Name,
+    objects: Vec<Object>,
+}
+
+impl Patch {
+    /// Begins a patch called `name`.
+    pub fn builder(name: &str) -> PatchBuilder {
+        PatchBuilder {
+            patch: Name::new(name).map(|name| Self { name, objects: Vec::new() }).map_err(Error::from),
+        }
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// The objects.
+    #[must_use]
+    pub fn objects(&self) -> &[Object] {
+        &self.objects
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let refuse = |object: Option<&str>, func: Option<&str>, reason| {
+            Err(Error::patch(&self.name, object, func, reason))
+        };
+        if !(1..=OBJECT_NAME_LEN).contains(&self.name.len()) {
+            return refuse(None, None, PatchReason::BadNameLength);
+        }
+        if self.objects.is_empty() {
+            return refuse(None, None, PatchReason::NoObjects);
+        }
+        for (index, object) in self.objects.iter().enumerate() {
+            let name = &**object.name();
+            if !(1..=OBJECT_NAME_LEN).contains(&name.len()) {
+                return refuse(Some(name), None, PatchReason::BadNameLength);
+            }
+            if self.objects[..index].iter().any(|other| other.name() == object.name()) {
+                return refuse(Some(name), None, PatchReason::ListedTwice);
+            }
+            if object.funcs().is_empty() {
+                return refuse(Some(name), None, PatchReason::NoFuncs);
+            }
+            for func in object.funcs() {
+                if !(1..=SYMBOL_NAME_LEN).contains(&func.old_name().len()) {
+                    return refuse(Some(name), Some(func.old_name()), PatchReason::BadNameLength);
+                }
+            }
+            // Sorted, so that 10,000 functions are not compared pair by pair.
+            let mut sorted = try_vec(object.funcs().len())?;
+            sorted.extend(object.funcs());
+            sorted.sort_unstable_by_key(|func| (func.old_name(), func.position().max(1)));
+            if let Some(pair) = sorted.windows(2).find(|pair| pair[0].same_target(pair[1])) {
+                return refuse(Some(name), Some(pair[0].old_name()), PatchReason::ListedTwice);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Builds a [`Patch`]; the first mistake is kept and reported by [`build`](PatchBuilder::build).
+#[derive(Debug)]
+#[must_use]
+pub struct PatchBuilder {
+    patch: Result<Patch, Error>,
+}
+
+impl PatchBuilder {
+    /// Adds an object; takes what [`Object`]'s methods return, so that no `?` is needed in between.
+    pub fn object<E: Into<Error>>(mut self, object: Result<Object, E>) -> Self {
+        if let Ok(patch) = &mut self.patch {
+            let added = object
+                .map_err(Into::into)
+                .and_then(|object| try_push(&mut patch.objects, object).map_err(Error::from));
+            if let Err(error) = added {
+                self.patch = Err(error);
+            }
+        }
+        self
+    }
+
+    /// Checks the whole and hands it out.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Patch`] with the first rule that is broken, or [`Error::OutOfMemory`].
+    pub fn build(self) -> Result<Patch, Error> {
+        let patch = self.patch?;
+        patch.check()?;
+        Ok(patch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::CodeAddr;
+    use crate::model::Func;
+
+    fn reason(patch: PatchBuilder) -> PatchReason {
+        match patch.build() {
+            Err(Error::Patch(error)) => error.reason,
+            other => panic!("not refused for the patch's fault: {other:?}"),
+        }
+    }
+
+    fn func(name: &str) -> Func {
+        Func::new(name, CodeAddr::new(0x1000)).expect("memory")
+    }
+
+    #[test]
+    fn rules_of_a_patch() {
+        let one = |name: &str| Object::module(name).and_then(|object| object.func(func("f")));
+        assert_eq!(reason(Patch::builder("p")), PatchReason::NoObjects);
+        assert_eq!(reason(Patch::builder("").object(one("m"))), PatchReason::BadNameLength);
+        assert_eq!(reason(Patch::builder("p").object(Object::vmlinux())), PatchReason::NoFuncs);
+        assert_eq!(reason(Patch::builder("p").object(one("m")).object(one("m"))), PatchReason::ListedTwice);
+        assert_eq!(reason(Patch::builder("p").object(one(&"m".repeat(56)))), PatchReason::BadNameLength);
+        assert!(Patch::builder("p").object(one("m")).object(one("n")).build().is_ok());
+    }
+
+    #[test]
+    fn positions_0_and_1_are_the_same_function() {
+        let twice = |sympos| {
+            Object::vmlinux().and_then(|object| object.func(func("f"))?.func(func("f").sympos(sympos)))
+        };
+        assert_eq!(reason(Patch::builder("p").object(twice(1))), PatchReason::ListedTwice);
+        assert!(Patch::builder("p").object(twice(2)).build().is_ok());
+    }
+}

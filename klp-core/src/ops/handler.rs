@@ -1,0 +1,68 @@
+//! The hot path (kernel: `klp_ftrace_handler`).
+//!
+//! It takes no lock, allocates nothing, cannot panic.
+
+use super::stack::FuncStack;
+use crate::addr::CodeAddr;
+use crate::port::{HandlerArg, TaskState};
+use alloc::boxed::Box;
+
+/// What the handler needs to know about one entry site.
+///
+/// Once made it lives for ever: a task may be on its way from the site to the handler at any time.
+#[derive(Debug)]
+pub struct Ops {
+    stack: FuncStack,
+    original: CodeAddr,
+}
+
+impl Ops {
+    /// An empty stack over the function that goes on at `original`. `ops` is leaked, see above.
+    #[must_use]
+    pub fn leak(ops: Box<[Self; 1]>) -> &'static Self {
+        &Box::leak(ops)[0]
+    }
+
+    /// Ops of a site behind which the function goes on at `original`.
+    #[must_use]
+    pub fn new(original: CodeAddr) -> Self {
+        Self { stack: FuncStack::new(), original }
+    }
+
+    /// The replacements, newest first.
+    #[must_use]
+    pub fn stack(&self) -> &FuncStack {
+        &self.stack
+    }
+
+    /// Where the original function goes on behind its site.
+    #[must_use]
+    pub fn original(&self) -> CodeAddr {
+        self.original
+    }
+
+    /// What to bring to the handler so that it finds this.
+    #[must_use]
+    pub fn arg(&'static self) -> HandlerArg {
+        HandlerArg::new(core::ptr::from_ref(self).expose_provenance() as u64)
+    }
+
+    /// Where a call by a task in `state` goes. The state is asked for only if it matters.
+    pub fn select(&self, state: impl FnOnce() -> TaskState) -> CodeAddr {
+        self.stack.select(state).unwrap_or(self.original)
+    }
+}
+
+/// Where the call that came through the site of `arg` goes on, for the task whose state `state` tells.
+///
+/// # Safety
+///
+/// `arg` is the number of a [`HandlerArg`] that this engine made. From before this call until after it, the run counts as one
+/// of the handler's for [`Tracer::synchronize`](crate::port::Tracer::synchronize).
+#[inline]
+pub unsafe fn handler(arg: u64, state: impl FnOnce() -> TaskState) -> CodeAddr {
+    #[allow(clippy::cast_possible_truncation, reason = "it was a pointer of this machine")]
+    let ops = core::ptr::with_exposed_provenance::<Ops>(arg as usize);
+    // SAFETY: `Ops::arg` made the number from a reference that lives for ever.
+    unsafe { &*ops }.select(state)
+}

@@ -1,0 +1,206 @@
+//! The lock-free stack of a function's replacements (kernel: `func_stack`, an RCU list).
+//!
+//! The engine, under its lock, is the only writer; handlers read at any time. A node leaves the stack before it leaves
+//! memory, and between the two every handler that might have seen it has ended: [`Synchronized`] proves that.
+
+use crate::addr::{CodeAddr, TextRange};
+use crate::mem::{OutOfMemory, try_vec};
+use crate::port::{TaskState, Tracer};
+use crate::sync::{
+    AtomicBool, AtomicPtr, Ordering, STACK_READ, STACK_WRITE, TRANSITION_READ, TRANSITION_WRITE,
+};
+use alloc::boxed::Box;
+use core::ptr;
+
+/// One replacement of a function, as the handler sees it (kernel: the internal part of `struct klp_func`).
+#[derive(Debug)]
+pub struct FuncNode {
+    next: AtomicPtr<FuncNode>,
+    transition: AtomicBool,
+    /// The new function.
+    range: TextRange,
+}
+
+impl FuncNode {
+    /// A replacement by the function in `range`.
+    #[must_use]
+    pub fn new(range: TextRange) -> Self {
+        Self {
+            next: AtomicPtr::new(ptr::null_mut()),
+            transition: AtomicBool::new(false),
+            range,
+        }
+    }
+
+    /// The new function.
+    #[must_use]
+    pub fn range(&self) -> TextRange {
+        self.range
+    }
+
+    /// Whether the state of the calling task decides between this node and the one below (kernel: `func->transition`).
+    #[must_use]
+    pub fn in_transition(&self) -> bool {
+        self.transition.load(Ordering::Relaxed)
+    }
+
+    /// Sets [`in_transition`](FuncNode::in_transition).
+    pub fn set_transition(&self, on: bool) {
+        self.transition.store(on, TRANSITION_WRITE);
+    }
+}
+
+/// Proof that every run of the handler that began before it was made has ended.
+#[derive(Debug)]
+pub struct Synchronized(());
+
+impl Synchronized {
+    /// Waits until it is true.
+    pub fn with(tracer: &impl Tracer) -> Self {
+        tracer.synchronize();
+        Self(())
+    }
+}
+
+/// The nodes of one patch: one allocation, nodes at fixed addresses.
+///
+/// # Invariants
+///
+/// Once `published`, stacks or handlers may point to `nodes`: the memory goes only through [`free`](Nodes::free).
+/// `linked` of the nodes are on stacks.
+#[derive(Debug)]
+#[must_use]
+pub struct Nodes {
+    nodes: Box<[FuncNode]>,
+    linked: usize,
+    published: bool,
+}
+
+impl Nodes {
+    /// Nodes for the replacements in `ranges`, in that order, on no stack yet.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`].
+    pub fn new(ranges: impl ExactSizeIterator<Item = TextRange>) -> Result<Self, OutOfMemory> {
+        let mut nodes = try_vec(ranges.len())?;
+        nodes.extend(ranges.map(FuncNode::new));
+        Ok(Self { nodes: nodes.into_boxed_slice(), linked: 0, published: false })
+    }
+
+    /// The node of the `index`-th replacement.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<&FuncNode> {
+        self.nodes.get(index)
+    }
+
+    /// All nodes.
+    pub fn iter(&self) -> core::slice::Iter<'_, FuncNode> {
+        self.nodes.iter()
+    }
+
+    /// Gives the memory back, now that `proof` was made after the last node was removed.
+    pub fn free(mut self, proof: &Synchronized) {
+        let _ = proof;
+        debug_assert_eq!(self.linked, 0, "nodes are freed while on a stack");
+        self.published = self.linked != 0;
+    }
+}
+
+impl<'a> IntoIterator for &'a Nodes {
+    type Item = &'a FuncNode;
+    type IntoIter = core::slice::Iter<'a, FuncNode>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        // Without the proof that `free` asks for, published memory is leaked rather than pulled away.
+        if self.published {
+            core::mem::forget(core::mem::take(&mut self.nodes));
+        }
+    }
+}
+
+/// A function's replacements, newest on top.
+///
+/// # Invariants
+///
+/// Every pointer is null or leads to a node of a [`Nodes`] that counts it as linked.
+#[derive(Debug)]
+pub struct FuncStack {
+    head: AtomicPtr<FuncNode>,
+}
+
+impl Default for FuncStack {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FuncStack {
+    /// An empty stack.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { head: AtomicPtr::new(ptr::null_mut()) }
+    }
+
+    /// Puts `nodes[index]`, which is on no stack, on top. Only the engine's lock holder writes.
+    pub fn push(&self, nodes: &mut Nodes, index: usize) {
+        nodes.linked += 1;
+        nodes.published = true;
+        let node = &nodes.nodes[index];
+        node.next.store(self.head.load(Ordering::Relaxed), Ordering::Relaxed);
+        // ORDER(stack): release; the partner is the handler's read of the head.
+        self.head.store(ptr::from_ref(node).cast_mut(), STACK_WRITE);
+    }
+
+    /// Takes `nodes[index]` off; nothing happens if it is not on this stack. Only the engine's lock holder writes.
+    pub fn remove(&self, nodes: &mut Nodes, index: usize) {
+        let node = &nodes.nodes[index];
+        let mut link = &self.head;
+        while let Some(at) = follow(link, Ordering::Relaxed) {
+            if ptr::eq(at, node) {
+                // ORDER(stack): release; the partner is the handler's read of this link.
+                link.store(node.next.load(Ordering::Relaxed), STACK_WRITE);
+                nodes.linked -= 1;
+                return;
+            }
+            link = &at.next;
+        }
+    }
+
+    /// The newest replacement.
+    #[must_use]
+    pub fn top(&self) -> Option<&FuncNode> {
+        follow(&self.head, STACK_READ)
+    }
+
+    /// The replacement below `node`.
+    #[must_use]
+    pub fn below<'a>(&'a self, node: &'a FuncNode) -> Option<&'a FuncNode> {
+        follow(&node.next, STACK_READ)
+    }
+
+    /// Where a call by a task in the state that `state` tells goes; `None`: to the original.
+    #[inline]
+    pub fn select(&self, state: impl FnOnce() -> TaskState) -> Option<CodeAddr> {
+        // ORDER(stack): acquire; the partners are the writes in `push` and `remove`.
+        let top = follow(&self.head, STACK_READ)?;
+        // ORDER(transition): acquire; the partner is the write in `set_transition`. The task's state is read after it.
+        if top.transition.load(TRANSITION_READ) && state() == TaskState::Unpatched {
+            return Some(follow(&top.next, STACK_READ)?.range.start());
+        }
+        Some(top.range.start())
+    }
+}
+
+/// The node that `link` leads to.
+fn follow(link: &AtomicPtr<FuncNode>, order: Ordering) -> Option<&FuncNode> {
+    // SAFETY: by `FuncStack`'s invariant the pointer is null or leads to a node that is linked, or was when this read began;
+    // the memory of such a node stays until a `Synchronized` is made after its removal, and that waits for the end
+    // of the handler run (or, for the engine, the lock holder) that reads here.
+    unsafe { link.load(order).as_ref() }
+}

@@ -1,0 +1,104 @@
+//! Instructions as bytes.
+
+use crate::addr::CodeAddr;
+use core::fmt;
+
+/// A short run of instructions.
+pub type Code = heapless::Vec<u8, 32>;
+
+/// A patchable entry, as [`Arch::entry`] recognised it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// Bytes from the address that was looked at to the first byte that may be rewritten
+    /// (an `endbr64` or `bti` stays).
+    pub skip: u8,
+    /// Bytes that are rewritten.
+    pub len: u8,
+    /// Bytes from the first rewritten byte to the first instruction of the function's body.
+    pub resume: u8,
+    /// Whether the rewritten bytes are more than one instruction, so that a task can stand *between* them.
+    pub split: bool,
+}
+
+/// A target cannot be reached from where the jump stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OutOfReach {
+    /// Where the jump stands.
+    pub from: CodeAddr,
+    /// Where it was to go.
+    pub to: CodeAddr,
+}
+
+impl fmt::Display for OutOfReach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a jump from {} cannot reach {}", self.from, self.to)
+    }
+}
+
+/// Encodes and recognises instructions: bytes in, bytes out.
+///
+/// Pure, so that every architecture is tested on any machine.
+///
+/// # For arch porters
+///
+/// Implement it on a unit struct. `klp_core::conformance::arch` (feature `conformance`) is the test to call.
+///
+/// ```
+/// use klp_core::addr::CodeAddr;
+/// use klp_core::port::{Arch, Code, Entry, OutOfReach};
+///
+/// /// A machine whose instructions are eight bytes: an opcode letter and seven bytes of operand.
+/// struct Toy;
+///
+/// fn insn(op: u8, operand: u64) -> Code {
+///     let mut bytes = operand.to_le_bytes();
+///     bytes[7] = op;
+///     Code::from_slice(&bytes).expect("eight bytes fit")
+/// }
+///
+/// impl Arch for Toy {
+///     const MAX_ENTRY: usize = 8;
+///     const REACH: u64 = 1 << 55;
+///     fn entry(bytes: &[u8]) -> Option<Entry> {
+///         (bytes.get(..8)? == &insn(b'N', 0)[..]).then_some(Entry { skip: 0, len: 8, resume: 8, split: false })
+///     }
+///     fn jump(_at: CodeAddr, to: CodeAddr, _len: u8) -> Result<Code, OutOfReach> {
+///         Ok(insn(b'J', to.get()))
+///     }
+///     fn thunk(_at: CodeAddr, arg: u64, stub: CodeAddr) -> Code {
+///         let mut code = insn(b'A', arg);
+///         code.extend_from_slice(&insn(b'J', stub.get())).expect("sixteen bytes fit");
+///         code
+///     }
+///     fn veneer(_at: CodeAddr, to: CodeAddr) -> Code {
+///         insn(b'J', to.get())
+///     }
+/// }
+/// # assert!(Toy::entry(&insn(b'N', 0)).is_some());
+/// ```
+pub trait Arch: 'static {
+    /// Most bytes that [`entry`](Arch::entry) wants to see.
+    const MAX_ENTRY: usize;
+
+    /// How far, in bytes, a jump in an entry site reaches, either way.
+    const REACH: u64;
+
+    /// Recognises the patchable entry at the start of `bytes`; `None` if these are not the bytes of an *unpatched*
+    /// entry. `bytes` starts where the compiler's table says, or at the function.
+    fn entry(bytes: &[u8]) -> Option<Entry>;
+
+    /// A jump of exactly `len` bytes at `at` to `to`, as a single instruction (padding behind it may follow: it is never
+    /// reached).
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfReach`].
+    fn jump(at: CodeAddr, to: CodeAddr, len: u8) -> Result<Code, OutOfReach>;
+
+    /// A thunk at `at`: loads `arg` into the register that the entry stub expects it in, goes to `stub`, and disturbs
+    /// nothing else. Reaches any address.
+    fn thunk(at: CodeAddr, arg: u64, stub: CodeAddr) -> Code;
+
+    /// A veneer at `at`: goes to `to` and disturbs nothing that a function may be given. Reaches any address.
+    fn veneer(at: CodeAddr, to: CodeAddr) -> Code;
+}

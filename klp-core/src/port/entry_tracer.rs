@@ -1,0 +1,347 @@
+//! The tracer for entry pads: one implementation for every architecture and every host with a [`Text`].
+
+use super::arch::{Arch, Code, Entry, OutOfReach};
+use super::error::{PortError, PortErrorKind};
+use super::text::{Fill, Image, ImageLayout, Poke, Text};
+use super::tracer::{Route, Routing, Tracer};
+use crate::addr::{CodeAddr, TextRange};
+use crate::mem::{OutOfMemory, try_push, try_vec};
+use alloc::vec::Vec;
+use core::fmt;
+use core::marker::PhantomData;
+use hashbrown::HashMap;
+
+/// What [`EntryTracer`] wants from the host besides its [`Text`].
+///
+/// # Safety
+///
+/// * [`recorded_site`](EntryHost::recorded_site) comes from the compiler's or linker's own table of entry pads.
+/// * Code at [`stub`](EntryHost::stub) calls [`crate::ops::handler`] with the argument of the thunk that led there, and goes
+///   on at its answer with every argument of the patched function as it was.
+/// * [`synchronize`](EntryHost::synchronize) keeps the promise of [`Tracer::synchronize`].
+pub unsafe trait EntryHost: Sync {
+    /// The address of the entry pad that the compiler recorded for the function in `func`.
+    fn recorded_site(&self, func: TextRange) -> Option<CodeAddr>;
+
+    /// The entry stub.
+    fn stub(&self) -> CodeAddr;
+
+    /// Waits until every run of the handler that began before has ended.
+    fn synchronize(&self);
+}
+
+/// A site of an [`EntryTracer`]; only [`Tracer::site_of`] makes one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct EntrySite(u32);
+
+/// Why an [`EntryTracer`] refused.
+#[derive(Debug)]
+pub enum TracerError<E> {
+    /// The compiler recorded no entry pad for the function.
+    NoSite,
+    /// The entry is neither as it was built nor as this tracer left it.
+    NotAsBuilt {
+        /// The entry.
+        at: CodeAddr,
+    },
+    /// The new place cannot be reached, not even through a veneer.
+    OutOfReach(OutOfReach),
+    /// The host's text failed.
+    Text(E),
+    /// Memory ran out.
+    OutOfMemory,
+}
+
+impl<E: fmt::Display> fmt::Display for TracerError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSite => f.write_str("it has no entry site (compiled without an entry pad?)"),
+            Self::NotAsBuilt { at } => write!(f, "the entry at {at} is not as it was built"),
+            Self::OutOfReach(error) => error.fmt(f),
+            Self::Text(error) => error.fmt(f),
+            Self::OutOfMemory => OutOfMemory.fmt(f),
+        }
+    }
+}
+
+impl<E: PortError> PortError for TracerError<E> {
+    fn kind(&self) -> PortErrorKind {
+        match self {
+            Self::NoSite => PortErrorKind::NoSite,
+            Self::NotAsBuilt { .. } => PortErrorKind::Held,
+            Self::OutOfReach(_) => PortErrorKind::NoMemoryInReach,
+            Self::Text(error) => error.kind(),
+            Self::OutOfMemory => PortErrorKind::OutOfMemory,
+        }
+    }
+}
+
+impl<E> From<OutOfMemory> for TracerError<E> {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+/// Bytes of a thunk or veneer slot.
+const SLOT: u64 = 32;
+/// Slots that are asked for at least when a new arena is needed.
+const ARENA_SLOTS: u64 = 128;
+
+/// Routes entry pads: [`Route::Handler`] is a jump to a thunk near the site, [`Route::Direct`] a jump to the function, through
+/// a veneer if it is far.
+#[derive(Debug)]
+pub struct EntryTracer<A, T, H> {
+    text: T,
+    host: H,
+    state: spin::Mutex<State>,
+    arch: PhantomData<fn() -> A>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    sites: Vec<Site>,
+    by_addr: HashMap<CodeAddr, EntrySite>,
+    arenas: Vec<Arena>,
+}
+
+#[derive(Debug)]
+struct Site {
+    at: CodeAddr,
+    entry: Entry,
+    /// The entry as it was built.
+    built: Code,
+    /// The entry as it is now.
+    now: Code,
+    route: Route,
+    thunk: Option<(CodeAddr, u64)>,
+    veneer: Option<(CodeAddr, CodeAddr)>,
+}
+
+impl Site {
+    fn body(&self) -> CodeAddr {
+        self.at.wrapping_add(self.entry.resume.into())
+    }
+
+    fn goes_through_veneer(&self) -> bool {
+        matches!((self.route, self.veneer), (Route::Direct(now), Some((_, to))) if now == to)
+    }
+}
+
+/// Executable memory for thunks and veneers. Slots are never given back: a task may be on its way through one.
+#[derive(Debug)]
+struct Arena {
+    image: Image,
+    used: u64,
+}
+
+/// What one site will be, once nothing can fail any more.
+struct Plan {
+    site: EntrySite,
+    at: CodeAddr,
+    bytes: Code,
+    resume: CodeAddr,
+    route: Route,
+    thunk: Option<(CodeAddr, u64)>,
+    veneer: Option<(CodeAddr, CodeAddr)>,
+}
+
+impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
+    /// A tracer on `text` and `host`, with no site yet.
+    pub fn new(text: T, host: H) -> Self {
+        Self { text, host, state: spin::Mutex::new(State::default()), arch: PhantomData }
+    }
+
+    /// The host's text.
+    pub fn text(&self) -> &T {
+        &self.text
+    }
+
+    /// The rest of the host.
+    pub fn host(&self) -> &H {
+        &self.host
+    }
+
+    fn change(&self, state: &mut State, batch: &[Routing<EntrySite>]) -> Result<(), TracerError<T::Error>> {
+        let mut fills = try_vec::<(CodeAddr, Code)>(2 * batch.len())?;
+        let mut plans = try_vec(batch.len())?;
+        for routing in batch {
+            plans.push(self.plan(state, routing, &mut fills, batch.len() as u64)?);
+        }
+        plans.sort_unstable_by_key(|plan: &Plan| plan.at);
+
+        let mut writes = try_vec(fills.len())?;
+        writes.extend(fills.iter().map(|(at, code)| Fill { at: *at, bytes: code }));
+        let mut pokes = try_vec(plans.len())?;
+        pokes.extend(plans.iter().map(|plan| {
+            let site = &state.sites[plan.site.0 as usize];
+            Poke {
+                at: plan.at,
+                old: &site.now,
+                new: &plan.bytes,
+                resume: plan.resume,
+                split: site.entry.split && site.now == site.built,
+                body: site.body(),
+            }
+        }));
+        if !writes.is_empty() {
+            // SAFETY: the slots come from arenas of ours, and no site leads to them yet, or not any more (`plan` takes a
+            // slot again only when its site was routed away from it and every task has been seen outside since).
+            unsafe { self.text.fill(&writes) }.map_err(TracerError::Text)?;
+        }
+        self.text.poke(&pokes).map_err(TracerError::Text)?;
+
+        for plan in plans {
+            let site = &mut state.sites[plan.site.0 as usize];
+            site.now = plan.bytes;
+            site.route = plan.route;
+            site.thunk = plan.thunk;
+            site.veneer = plan.veneer;
+        }
+        Ok(())
+    }
+
+    /// Works out the bytes of one site, and the slots to fill for it.
+    fn plan(
+        &self,
+        state: &mut State,
+        routing: &Routing<EntrySite>,
+        fills: &mut Vec<(CodeAddr, Code)>,
+        hint: u64,
+    ) -> Result<Plan, TracerError<T::Error>> {
+        let State { sites, arenas, .. } = state;
+        let site = &sites[routing.site.0 as usize];
+        let mut plan = Plan {
+            site: routing.site,
+            at: site.at,
+            bytes: Code::new(),
+            resume: site.body(),
+            route: routing.to,
+            thunk: site.thunk,
+            veneer: site.veneer,
+        };
+        plan.resume = match routing.to {
+            Route::Original => {
+                plan.bytes = site.built.clone();
+                return Ok(plan);
+            }
+            Route::Handler(arg) => match site.thunk {
+                Some((at, same)) if same == arg.get() => at,
+                _ => {
+                    let at = self.slot(arenas, site, hint)?;
+                    fills.push((at, A::thunk(at, arg.get(), self.host.stub())));
+                    plan.thunk = Some((at, arg.get()));
+                    at
+                }
+            },
+            Route::Direct(to) => match (A::jump(site.at, to, site.entry.len), site.veneer) {
+                (Ok(_), _) => to,
+                (Err(_), Some((at, same))) if same == to => at,
+                (Err(_), old) => {
+                    let at = match old {
+                        Some((at, _)) if !site.goes_through_veneer() => at,
+                        _ => self.slot(arenas, site, hint)?,
+                    };
+                    fills.push((at, A::veneer(at, to)));
+                    plan.veneer = Some((at, to));
+                    at
+                }
+            },
+        };
+        plan.bytes = A::jump(site.at, plan.resume, site.entry.len).map_err(TracerError::OutOfReach)?;
+        Ok(plan)
+    }
+
+    /// A free slot that a jump in `site` reaches.
+    fn slot(&self, arenas: &mut Vec<Arena>, site: &Site, hint: u64) -> Result<CodeAddr, TracerError<T::Error>> {
+        let in_reach = |arena: &Arena| {
+            let (low, high) = (arena.image.text.start(), arena.image.text.end());
+            [low, high].iter().all(|end| site.at.distance_to(*end).unsigned_abs() < A::REACH)
+        };
+        // The newest arena is the one with room; search backwards.
+        let free = |arena: &Arena| arena.used + SLOT <= arena.image.text.len();
+        let index = match arenas.iter().rposition(|arena| free(arena) && in_reach(arena)) {
+            Some(index) => index,
+            None => {
+                let near = TextRange::new(site.at, site.entry.len.into())
+                    .ok_or(TracerError::NotAsBuilt { at: site.at })?;
+                let layout = ImageLayout { text: SLOT * hint.max(ARENA_SLOTS), ..ImageLayout::default() };
+                arenas.try_reserve(1).map_err(|_| TracerError::OutOfMemory)?;
+                let image = self.text.alloc(near, A::REACH, layout).map_err(TracerError::Text)?;
+                arenas.push(Arena { image, used: 0 });
+                arenas.len() - 1
+            }
+        };
+        let arena = &mut arenas[index];
+        let at = arena.image.text.start().wrapping_add(arena.used);
+        arena.used += SLOT;
+        Ok(at)
+    }
+}
+
+// SAFETY: `route` changes sites only through `Text::poke`, whose contract makes the change atomic for every core, and
+// `synchronize` is the host's, which promises the same.
+unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
+    type Site = EntrySite;
+    type Error = TracerError<T::Error>;
+
+    fn site_of(&self, func: TextRange) -> Result<EntrySite, Self::Error> {
+        let recorded = self.host.recorded_site(func).ok_or(TracerError::NoSite)?;
+        let mut state = self.state.lock();
+        let mut bytes = [0; 64];
+        if let Some(&known) = state.by_addr.get(&recorded) {
+            let site = &state.sites[known.0 as usize];
+            let now = &mut bytes[..site.now.len()];
+            self.text.read(site.at, now).map_err(TracerError::Text)?;
+            return if *now == site.now[..] { Ok(known) } else { Err(TracerError::NotAsBuilt { at: site.at }) };
+        }
+        let len = func.end().get().saturating_sub(recorded.get()).min(A::MAX_ENTRY.min(bytes.len()) as u64);
+        #[allow(clippy::cast_possible_truncation, reason = "at most 64")]
+        let bytes = &mut bytes[..len as usize];
+        self.text.read(recorded, bytes).map_err(TracerError::Text)?;
+        let entry = A::entry(bytes).ok_or(TracerError::NotAsBuilt { at: recorded })?;
+        let built = bytes
+            .get(entry.skip.into()..usize::from(entry.skip) + usize::from(entry.len))
+            .and_then(|built| Code::from_slice(built).ok())
+            .ok_or(TracerError::NotAsBuilt { at: recorded })?;
+
+        let token = EntrySite(u32::try_from(state.sites.len()).map_err(|_| TracerError::OutOfMemory)?);
+        state.by_addr.try_reserve(1).map_err(|_| TracerError::OutOfMemory)?;
+        let site = Site {
+            at: recorded.wrapping_add(entry.skip.into()),
+            entry: Entry { resume: entry.resume, ..entry },
+            now: built.clone(),
+            built,
+            route: Route::Original,
+            thunk: None,
+            veneer: None,
+        };
+        try_push(&mut state.sites, site)?;
+        state.by_addr.insert(recorded, token);
+        Ok(token)
+    }
+
+    fn original(&self, site: EntrySite) -> CodeAddr {
+        self.state.lock().sites[site.0 as usize].body()
+    }
+
+    fn route(&self, batch: &[Routing<EntrySite>]) -> Result<(), Self::Error> {
+        let mut state = self.state.lock();
+        let arenas = state.arenas.len();
+        let used = state.arenas.last().map(|arena| arena.used);
+        let result = self.change(&mut state, batch);
+        if result.is_err() {
+            for arena in state.arenas.drain(arenas..) {
+                // SAFETY: this call made the arena, and no site leads into it.
+                unsafe { self.text.free(arena.image) };
+            }
+            if let (Some(arena), Some(used)) = (state.arenas.last_mut(), used) {
+                arena.used = used;
+            }
+        }
+        result
+    }
+
+    fn synchronize(&self) {
+        self.host.synchronize();
+    }
+}

@@ -1,0 +1,31 @@
+//! What the engine wants to know of a port's error.
+
+use core::fmt;
+
+/// An error of a port.
+///
+/// The engine acts on [`kind`](PortError::kind) alone; the text goes into the engine's own error for people to read.
+pub trait PortError: fmt::Display + fmt::Debug {
+    /// What kind of failure it was.
+    fn kind(&self) -> PortErrorKind;
+}
+
+/// Kinds of failure that the engine tells apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum PortErrorKind {
+    /// Memory ran out: `ENOMEM`.
+    OutOfMemory,
+    /// No executable memory could be had within reach of the code that must jump there: `ENOMEM`.
+    NoMemoryInReach,
+    /// The thing asked for does not exist: `ENOENT`.
+    NotFound,
+    /// The function has no entry site, or one that is not as it was built: `EINVAL`.
+    NoSite,
+    /// Somebody else holds it: `EBUSY`.
+    Held,
+    /// The host forbids it: `EPERM`.
+    Denied,
+    /// The host failed in another way: `EIO`.
+    Failed,
+}

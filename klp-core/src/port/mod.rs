@@ -1,0 +1,76 @@
+//! What a porter implements: one trait per file, each with its contract and a toy implementation.
+//!
+//! | trait | who implements it | in one sentence |
+//! |---|---|---|
+//! | [`Arch`] | arch crate | bytes of an unpatched entry, of a jump, of a thunk |
+//! | [`Relocator`] | arch crate | one relocation into a byte buffer |
+//! | [`Unwinder`] | arch crate, wrapped by the OS | `Ok` means every function that the task may return to was visited |
+//! | [`Text`] | OS | changes live instructions, hands out memory for code |
+//! | [`Tracer`] | [`EntryTracer`], or the OS | finds entry sites and routes them |
+//! | [`TaskSet`] | OS | no task is missed; stops a task while its stack is checked |
+//! | [`SymbolResolver`] | OS | every symbol of a name in an object |
+//! | [`Platform`] | OS | ties the parts together |
+
+mod arch;
+mod entry_tracer;
+mod error;
+mod relocator;
+mod symbol_resolver;
+mod task_set;
+mod text;
+mod tracer;
+mod unwinder;
+
+pub use arch::{Arch, Code, Entry, OutOfReach};
+pub use entry_tracer::{EntryHost, EntrySite, EntryTracer, TracerError};
+pub use error::{PortError, PortErrorKind};
+pub use relocator::{RelocError, Relocator, Support};
+pub use symbol_resolver::{Symbol, SymbolResolver};
+pub use task_set::{Progress, Reason, TaskId, TaskName, TaskSet, TaskState, Visitor};
+pub use text::{Fill, ImageLayout, Image, Poke, Text};
+pub use tracer::{HandlerArg, Route, Routing, Tracer};
+pub use unwinder::{Doubt, Frame, FrameKind, Unreliable, Unwinder};
+
+use crate::event::Event;
+
+/// A host: every port, and the lock that the engine sleeps on.
+///
+/// The types are chained so that parts of different hosts do not compile together.
+///
+/// # For OS porters
+///
+/// This is the last thing to write, about twenty lines. [`crate::sim::SimOs`] (feature `sim`) is a complete example.
+pub trait Platform: Sync + Sized + 'static {
+    /// The host's sleeping lock (kernel: `struct mutex`); the engine holds one of it.
+    type Lock: lock_api::RawMutex + 'static;
+    /// Finds and routes entry sites.
+    type Tracer: Tracer;
+    /// Walks stacks.
+    type Unwinder: Unwinder;
+    /// The tasks, stopped in the form that the unwinder walks.
+    type Tasks: TaskSet<Context = <Self::Unwinder as Unwinder>::Context>;
+    /// Looks names up.
+    type Symbols: SymbolResolver;
+    /// Memory of code and patch images.
+    type Text: Text;
+    /// Instructions of the machine.
+    type Arch: Arch;
+    /// Relocations of patch objects.
+    type Relocator: Relocator;
+
+    /// The tracer.
+    fn tracer(&self) -> &Self::Tracer;
+    /// The unwinder.
+    fn unwinder(&self) -> &Self::Unwinder;
+    /// The tasks.
+    fn tasks(&self) -> &Self::Tasks;
+    /// The symbols.
+    fn symbols(&self) -> &Self::Symbols;
+    /// The text.
+    fn text(&self) -> &Self::Text;
+
+    /// Takes one line of the engine's log. Called with the engine's lock held: must not call the engine.
+    fn event(&self, event: &Event<'_>) {
+        let _ = event;
+    }
+}

@@ -1,0 +1,53 @@
+//! Names to addresses.
+
+use super::error::PortError;
+use crate::addr::{CodeAddr, TextRange};
+use core::fmt;
+
+/// A symbol of a loaded object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Symbol {
+    /// Its address in the running system.
+    pub addr: CodeAddr,
+    /// Its size in bytes; 0 if the table does not say.
+    pub len: u64,
+}
+
+/// The host's symbol tables (kernel: kallsyms).
+///
+/// Objects are named as patches name them: [`VMLINUX`](crate::model::VMLINUX) for the base image, otherwise a module's name.
+///
+/// # For OS porters
+///
+/// Report what the tables hold, in their order and with local symbols: the core counts (`sympos`), so no port can get that
+/// wrong. `klp_core::conformance::symbol_resolver` (feature `conformance`) is the test to call.
+pub trait SymbolResolver: Sync {
+    /// What can go wrong.
+    type Error: PortError;
+
+    /// Whether the object is there now.
+    fn is_loaded(&self, object: &str) -> bool;
+
+    /// Reports every symbol called `name` in `object`, in symbol-table order.
+    ///
+    /// # Errors
+    ///
+    /// If the tables cannot be read; a name that is not there is no error.
+    fn symbols(&self, object: &str, name: &str, found: &mut dyn FnMut(Symbol)) -> Result<(), Self::Error>;
+
+    /// The address of an exported symbol, as the host's own linker would bind it for new code
+    /// (kernel: `EXPORT_SYMBOL`; a process: the dynamic linker's global scope).
+    fn exported(&self, name: &str) -> Option<CodeAddr>;
+
+    /// The function that `addr` lies in (kernel: `kallsyms_lookup_size_offset`).
+    fn function_at(&self, addr: CodeAddr) -> Option<TextRange>;
+
+    /// Writes `addr` for people: `function+0x12/0x40`, or the bare address if nothing is known.
+    ///
+    /// # Errors
+    ///
+    /// Only those of `out`.
+    fn describe(&self, addr: CodeAddr, out: &mut dyn fmt::Write) -> fmt::Result {
+        write!(out, "{addr}")
+    }
+}

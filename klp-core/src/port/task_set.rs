@@ -1,0 +1,155 @@
+//! The tasks of the host, and which version of the patched functions each of them runs.
+
+use super::error::PortError;
+use crate::config::TASK_NAME_LEN;
+use core::fmt;
+
+/// Which version a task runs during a transition (kernel: `task->patch_state`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(i8)]
+pub enum TaskState {
+    /// No transition (kernel: `KLP_TRANSITION_IDLE`).
+    Idle = -1,
+    /// The version without the patch in transition.
+    Unpatched = 0,
+    /// The version with it.
+    Patched = 1,
+}
+
+impl TaskState {
+    /// The other side of a transition; `Idle` has none and stays.
+    #[must_use]
+    pub const fn opposite(self) -> Self {
+        match self {
+            Self::Idle => Self::Idle,
+            Self::Unpatched => Self::Patched,
+            Self::Patched => Self::Unpatched,
+        }
+    }
+
+    /// The state with that number (`state as i8`).
+    #[must_use]
+    pub const fn from_i8(number: i8) -> Option<Self> {
+        match number {
+            -1 => Some(Self::Idle),
+            0 => Some(Self::Unpatched),
+            1 => Some(Self::Patched),
+            _ => None,
+        }
+    }
+}
+
+/// A task, by the host's number for it (a thread's id).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct TaskId(pub u64);
+
+/// The name of a task (kernel: `comm`).
+pub type TaskName = heapless::String<TASK_NAME_LEN>;
+
+/// Why a task could not be visited.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Reason {
+    /// It runs and could not be stopped in time.
+    Running = 1,
+    /// It refuses to be stopped: the signal, or whatever stops it, is blocked.
+    Blocked = 2,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "is running",
+            Self::Blocked => "blocks the signal that would stop it",
+        })
+    }
+}
+
+/// How far the tasks have come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Progress {
+    /// Every task is in the target state, also those not born yet.
+    Done,
+    /// Some are not.
+    Waiting,
+}
+
+/// What is done with a stopped task. May run on the stopped task itself, in a signal handler: no lock, no allocation, no
+/// panic; several tasks may be visited at once.
+pub trait Visitor<C: ?Sized>: Sync {
+    /// Looks at `tasks[index]`, which is stopped as `context` shows, and says which state to put it into; `None`: leave it.
+    fn visit(&self, index: usize, context: &C) -> Option<TaskState>;
+
+    /// `tasks[index]` could not be stopped.
+    fn missed(&self, index: usize, reason: Reason);
+}
+
+/// The tasks of the host.
+///
+/// A transition is `init` → sites routed to the handler → `start` → (`pending`, `with_stopped`)* → `close` → `finish`. `start`
+/// comes again, with the other target, when the transition is reversed; `finish` comes without `start` when it is cancelled.
+/// All but [`current_state`](TaskSet::current_state) are called with the engine's lock held, never at the same time.
+///
+/// # Safety
+///
+/// * No task is missed: one that may have entered an affected function before the sites were routed is reported by
+///   [`pending`](TaskSet::pending) until it is in the target state or gone.
+/// * A task born during a transition starts in its parent's state, or in any state that fits what is on its stack.
+/// * A task does not run between the beginning of its [`Visitor::visit`] and the moment its new state is in force.
+/// * A task whose [`current_state`](TaskSet::current_state) a handler has read in this transition is known to
+///   `pending` and `close`.
+///
+/// # For OS porters
+///
+/// `klp_core::conformance::task_set` (feature `conformance`) is the test to call.
+pub unsafe trait TaskSet: Sync {
+    /// A stopped task, as the unwinder takes it.
+    type Context: ?Sized;
+    /// What can go wrong.
+    type Error: PortError;
+
+    /// The state of the task that calls. The handler's only question: no lock, no allocation, no panic.
+    fn current_state(&self) -> TaskState;
+
+    /// Puts every task into `initial`, from which the transition starts. Sites are not routed yet.
+    ///
+    /// # Errors
+    ///
+    /// Every task is idle then.
+    fn init(&self, initial: TaskState) -> Result<(), Self::Error>;
+
+    /// Starts (or, after a reversal, restarts) to move tasks to `target`. Every affected site leads to the handler by now: from
+    /// here on a task that is born, or seen for the first time, may take `target`.
+    ///
+    /// # Errors
+    ///
+    /// The transition is then cancelled with [`finish`](TaskSet::finish); on a restart it keeps its old target.
+    fn start(&self, target: TaskState) -> Result<(), Self::Error>;
+
+    /// Reports every task that is not in `target`, in ascending order.
+    ///
+    /// # Errors
+    ///
+    /// If the tasks cannot be listed now; the engine asks again at its next poll.
+    fn pending(&self, target: TaskState, each: &mut dyn FnMut(TaskId)) -> Result<(), Self::Error>;
+
+    /// Stops each of `tasks` (sorted), lets `visitor` look at it, and puts it into the state that the visitor says. A task
+    /// that is gone is passed over. Returns when the last visit has ended.
+    fn with_stopped(&self, tasks: &[TaskId], visitor: &dyn Visitor<Self::Context>);
+
+    /// Says whether every task is in `target`. After [`Progress::Done`] this stays true until [`finish`](TaskSet::finish),
+    /// also for tasks that are being born.
+    fn close(&self, target: TaskState) -> Progress;
+
+    /// Puts every task into `target`, whatever it is in the middle of (kernel: `klp_force_transition`).
+    fn force(&self, target: TaskState);
+
+    /// Makes `task` leave an interruptible sleep if it is in one, as a signal that has no other effect would.
+    fn kick(&self, task: TaskId);
+
+    /// Puts every task into [`TaskState::Idle`]. No handler reads states any more.
+    fn finish(&self);
+
+    /// The task's name; empty if it is gone.
+    fn name(&self, task: TaskId) -> TaskName;
+}

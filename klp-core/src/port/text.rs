@@ -1,0 +1,112 @@
+//! Memory that holds code.
+
+use super::error::PortError;
+use crate::addr::{CodeAddr, TextRange};
+
+/// One change of live instructions.
+#[derive(Clone, Copy, Debug)]
+pub struct Poke<'a> {
+    /// Where.
+    pub at: CodeAddr,
+    /// The bytes that are there now.
+    pub old: &'a [u8],
+    /// The bytes to be there afterwards, as many. A single instruction, or several that do nothing.
+    pub new: &'a [u8],
+    /// Where a task goes on that arrives at `at` while the change is under way: an address to which either the old or
+    /// the new bytes lead without any other effect.
+    pub resume: CodeAddr,
+    /// Whether `old` is several instructions: a task may then stand between them, and is moved to `body` before
+    /// anything but the first byte changes.
+    pub split: bool,
+    /// The first instruction behind the entry that `old`, executed to its end, leads to. Only read if `split`.
+    pub body: CodeAddr,
+}
+
+/// One write to memory of an [`Image`] that no task executes.
+#[derive(Clone, Copy, Debug)]
+pub struct Fill<'a> {
+    /// Where.
+    pub at: CodeAddr,
+    /// What.
+    pub bytes: &'a [u8],
+}
+
+/// How many bytes of each kind of memory an image needs.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct ImageLayout {
+    /// Executable, not writable.
+    pub text: u64,
+    /// Neither executable nor writable.
+    pub rodata: u64,
+    /// Writable, not executable. Starts as zeros.
+    pub data: u64,
+}
+
+/// Memory handed out by [`Text::alloc`]: three ranges, all within reach of each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Image {
+    /// Executable, not writable.
+    pub text: TextRange,
+    /// Neither executable nor writable.
+    pub rodata: TextRange,
+    /// Writable, not executable.
+    pub data: TextRange,
+}
+
+/// The host's code memory.
+///
+/// # Safety
+///
+/// The engine's promise that a task runs whole versions only rests on [`poke`](Text::poke): while it runs and after it,
+/// every core executes at each place either the old or the new bytes or goes on at [`Poke::resume`], never a mix; and when it
+/// returns `Ok`, every core executes the new bytes. Memory from [`alloc`](Text::alloc) belongs to the caller until
+/// [`free`](Text::free).
+///
+/// # For OS porters
+///
+/// `klp_core::conformance::text` (feature `conformance`) is the test to call.
+pub unsafe trait Text: Sync {
+    /// What can go wrong.
+    type Error: PortError;
+
+    /// Reads `into.len()` bytes of code at `at`.
+    ///
+    /// # Errors
+    ///
+    /// If nothing readable is mapped there.
+    fn read(&self, at: CodeAddr, into: &mut [u8]) -> Result<(), Self::Error>;
+
+    /// Changes live instructions, all of `batch` or nothing. `batch` is sorted by address and does not overlap. The cost of
+    /// synchronising cores is paid once per batch, not once per element.
+    ///
+    /// # Errors
+    ///
+    /// Every place is as before then, also if the bytes found at a place were not its `old`.
+    fn poke(&self, batch: &[Poke<'_>]) -> Result<(), Self::Error>;
+
+    /// Hands out memory of `layout`'s sizes, no byte of it further than `reach` bytes from any byte of `near`.
+    ///
+    /// # Errors
+    ///
+    /// [`NoMemoryInReach`](super::PortErrorKind::NoMemoryInReach) if there is none.
+    fn alloc(&self, near: TextRange, reach: u64, layout: ImageLayout) -> Result<Image, Self::Error>;
+
+    /// Takes back what [`alloc`](Text::alloc) handed out.
+    ///
+    /// # Safety
+    ///
+    /// No task executes in it or will, and nothing refers to it any more.
+    unsafe fn free(&self, image: Image);
+
+    /// Writes bytes into memory that came from [`alloc`](Text::alloc), whatever its protection. When it returns, a jump
+    /// there executes the new bytes.
+    ///
+    /// # Errors
+    ///
+    /// Nothing is written then.
+    ///
+    /// # Safety
+    ///
+    /// Each element lies in memory from [`alloc`](Text::alloc) that has not been freed, and no task executes its bytes.
+    unsafe fn fill(&self, batch: &[Fill<'_>]) -> Result<(), Self::Error>;
+}

@@ -1,0 +1,81 @@
+//! Entry sites: where calls of a function are redirected.
+
+use super::error::PortError;
+use crate::addr::{CodeAddr, TextRange};
+
+/// What the entry stub hands to [`crate::ops::handler`]: says whose site it was.
+///
+/// Made by the engine only; a tracer carries it to the stub and back as a number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HandlerArg(u64);
+
+impl HandlerArg {
+    pub(crate) const fn new(arg: u64) -> Self {
+        Self(arg)
+    }
+
+    /// The number to bring to the handler.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+/// Where a site leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Route {
+    /// The function as it was built; the site's bytes are exactly what they were before the first routing.
+    Original,
+    /// The handler, which decides for each call.
+    Handler(HandlerArg),
+    /// Straight to this function: a settled site.
+    Direct(CodeAddr),
+}
+
+/// One element of a batch for [`Tracer::route`].
+#[derive(Clone, Copy, Debug)]
+pub struct Routing<S> {
+    /// The site.
+    pub site: S,
+    /// Where it is to lead.
+    pub to: Route,
+}
+
+/// Finds entry sites and routes them.
+///
+/// # Safety
+///
+/// When [`route`](Tracer::route) returns `Ok`, each call that begins afterwards goes where it says; a call that
+/// began before went where the site led before or where it leads now. When [`synchronize`](Tracer::synchronize) returns, no
+/// core is inside a run of the handler that began before.
+///
+/// # For OS porters
+///
+/// With entry pads and a [`Text`](super::Text), [`EntryTracer`](super::EntryTracer) is the implementation. A kernel with a tracer
+/// of its own (ftrace) implements this instead. `klp_core::conformance::tracer` (feature `conformance`) is the test.
+pub unsafe trait Tracer: Sync {
+    /// A site: only [`site_of`](Tracer::site_of) makes one.
+    type Site: Copy + Eq + core::hash::Hash + core::fmt::Debug + Send + Sync + 'static;
+    /// What can go wrong.
+    type Error: PortError;
+
+    /// The entry site of the function that occupies `func`, checked to be as the compiler left it or as this tracer did.
+    ///
+    /// # Errors
+    ///
+    /// [`NoSite`](super::PortErrorKind::NoSite) or [`Held`](super::PortErrorKind::Held).
+    fn site_of(&self, func: TextRange) -> Result<Self::Site, Self::Error>;
+
+    /// Where the original function goes on behind its site: what the handler answers for "the original".
+    fn original(&self, site: Self::Site) -> CodeAddr;
+
+    /// Routes sites, all of `batch` or none. No site occurs twice.
+    ///
+    /// # Errors
+    ///
+    /// Every site leads where it led before.
+    fn route(&self, batch: &[Routing<Self::Site>]) -> Result<(), Self::Error>;
+
+    /// Waits until every run of the handler that began before this call has ended (kernel: `klp_synchronize_transition`).
+    fn synchronize(&self);
+}

@@ -1,0 +1,166 @@
+//! Tasks run: calls, single instructions, returns.
+
+use super::machine::{INSN, Insn};
+use super::object::{REST, SimFunc};
+use super::shared::{Shared, World};
+use super::task::Sleep;
+use crate::addr::CodeAddr;
+use crate::ops;
+use crate::port::{TaskId, TaskState};
+use alloc::format;
+use alloc::string::String;
+
+/// Steps after which a call that has reached no body counts as lost.
+const MAX_STEPS: usize = 32;
+/// Frames that a task may have.
+const MAX_DEPTH: usize = 8;
+
+/// What came of a step.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// The task went one instruction on.
+    Moved,
+    /// It is in the body of a function, or at rest: it waits to be told to call or to return.
+    InBody,
+    /// It is asleep, gone, or lost.
+    Stuck,
+}
+
+impl World {
+    fn awake(&self, id: TaskId) -> bool {
+        self.tasks.get(&id).is_some_and(|task| task.sleep == Sleep::Awake)
+    }
+
+    fn insn(&self, at: CodeAddr) -> Option<Insn> {
+        Insn::decode(self.memory.word(at))
+    }
+
+    /// Puts a task at the entry of `func`. Fails if it is not in a body, asleep, or too deep.
+    pub(super) fn begin_call(&mut self, id: TaskId, func: SimFunc) -> bool {
+        let entry = self.functions[func.0].range.start();
+        let ready = self.awake(id) && self.tasks.get(&id).is_some_and(|task| self.insn(task.pc) == Some(Insn::Body));
+        match self.tasks.get_mut(&id) {
+            Some(task) if ready && task.frames.len() < MAX_DEPTH => {
+                task.frames.push((task.pc.wrapping_add(INSN), func));
+                task.calling = Some(func);
+                task.pc = entry;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Leaves the innermost function.
+    pub(super) fn leave(&mut self, id: TaskId) -> bool {
+        let ready = self.awake(id) && self.tasks.get(&id).is_some_and(|task| self.insn(task.pc) == Some(Insn::Body));
+        let Some(task) = self.tasks.get_mut(&id).filter(|_| ready) else { return false };
+        let Some((back, _)) = task.frames.pop() else { return false };
+        // The instruction that called: the one behind it may be in another function.
+        task.pc = back.wrapping_sub(INSN);
+        let depth = task.frames.len();
+        task.spans.retain(|_, span| span.depth <= depth);
+        task.excused &= depth > 0;
+        true
+    }
+
+    /// Goes to the cold part of the original function that the task is in, if that has one.
+    pub(super) fn go_cold(&mut self, id: TaskId) -> bool {
+        let Some(task) = self.tasks.get(&id).filter(|task| task.calling.is_none()) else { return false };
+        let func = self.code_at(task.pc).filter(|code| code.patch.is_none()).and_then(|code| code.func);
+        let cold = func.and_then(|func| self.functions[func.0].cold).filter(|_| self.awake(id));
+        if let (Some(cold), Some(task)) = (cold, self.tasks.get_mut(&id)) {
+            task.pc = cold.start();
+        }
+        cold.is_some()
+    }
+
+    /// The body of the function that is being called was reached.
+    fn arrive(&mut self, id: TaskId) {
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let Some(called) = task.calling.take() else { return };
+        let (pc, excused) = (task.pc, task.excused);
+        let code = self.code_at(pc).filter(|code| code.func == Some(called)).cloned();
+        let Some(code) = code else {
+            return self.violation(format!("task {}: a call of {called:?} ended at {pc}", id.0));
+        };
+        if !excused {
+            self.check_versions(id, called, code.patch.as_deref());
+        }
+    }
+}
+
+impl Shared {
+    /// One instruction of `id`.
+    pub(super) fn step(&self, id: TaskId) -> Step {
+        let mut world = self.world();
+        if !world.awake(id) {
+            return Step::Stuck;
+        }
+        let Some(pc) = world.tasks.get(&id).map(|task| task.pc) else { return Step::Stuck };
+        let Some(insn) = world.insn(pc) else {
+            world.violation(format!("task {} executes what is no instruction at {pc}", id.0));
+            return Step::Stuck;
+        };
+        if insn == Insn::Body {
+            world.arrive(id);
+            return Step::InBody;
+        }
+        let Some(task) = world.tasks.get_mut(&id) else { return Step::Stuck };
+        match insn {
+            Insn::Nop => task.pc = pc.wrapping_add(INSN),
+            Insn::ShortNop => task.pc = pc.wrapping_add(1),
+            Insn::Jump(to) => task.pc = to,
+            Insn::Arg(arg) => {
+                task.arg = arg;
+                task.pc = pc.wrapping_add(INSN);
+            }
+            Insn::Stub => {
+                task.pc = pc.wrapping_add(INSN);
+                let arg = task.arg;
+                let to = self.run_handler(world, id, arg);
+                if let Some(task) = self.world().tasks.get_mut(&id) {
+                    task.chosen = Some(to);
+                }
+            }
+            Insn::Go => task.pc = task.chosen.take().unwrap_or(REST),
+            Insn::Body => {}
+        }
+        Step::Moved
+    }
+
+    /// The real handler, on behalf of `id`, with the world unlocked.
+    fn run_handler(&self, mut world: spin::MutexGuard<'_, World>, id: TaskId, arg: u64) -> CodeAddr {
+        world.current = Some(id);
+        drop(world);
+        // SAFETY: a thunk that the engine's tracer wrote has loaded `arg`. The run is one step of the simulation: it ends
+        // before anybody can ask `synchronize` about it.
+        unsafe { ops::handler(arg, || self.current_state()) }
+    }
+
+    /// The state of the task whose call of the handler runs.
+    pub(super) fn current_state(&self) -> TaskState {
+        let world = self.world();
+        let current = world.current.and_then(|id| world.tasks.get(&id));
+        current.map_or(TaskState::Idle, |task| task.state)
+    }
+
+    /// Steps until `id` is in a body.
+    pub(super) fn run(&self, id: TaskId) -> bool {
+        for _ in 0..MAX_STEPS {
+            match self.step(id) {
+                Step::Moved => {}
+                Step::InBody => return true,
+                Step::Stuck => return false,
+            }
+        }
+        self.world().violation(format!("task {} is lost", id.0));
+        false
+    }
+
+    /// Which code `id` is in: a function by its name, a replacement as `PATCH_FUNCTION`.
+    pub(super) fn whereabouts(&self, id: TaskId) -> String {
+        let world = self.world();
+        let code = world.tasks.get(&id).and_then(|task| world.code_at(task.pc));
+        code.map_or_else(|| String::from("nowhere"), |code| code.name.clone())
+    }
+}

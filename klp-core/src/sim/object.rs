@@ -1,0 +1,239 @@
+//! Objects with their functions and symbols, and the code of patches.
+
+use super::fault::SimError;
+use super::machine::{INSN, Insn};
+use super::shared::{Shared, World};
+use crate::addr::{CodeAddr, TextRange};
+use crate::model::VMLINUX;
+use crate::port::{EntryHost, Symbol, SymbolResolver};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+
+/// The entry stub: calls the handler, goes where it says.
+pub(super) const STUB: CodeAddr = CodeAddr::new(0x8000);
+/// Where tasks are that are in no function.
+pub(super) const REST: CodeAddr = CodeAddr::new(0x9000);
+/// The base of the first object; each object has this much room.
+const OBJECTS: u64 = 0x100_0000;
+/// Near patch code, from the base of its object.
+const NEAR: u64 = 0x8_0000;
+/// Patch code that no jump of an entry reaches.
+const FAR: u64 = 0x40_0000_0000;
+
+/// A function of the simulated system; only [`SimOs`](super::SimOs) makes one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SimFunc(pub(super) usize);
+
+/// What the entry of a function looks like.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pad {
+    /// One instruction that does nothing.
+    Whole,
+    /// Eight instructions that do nothing.
+    Split,
+    /// Nothing: it cannot be patched.
+    None,
+}
+
+/// Where code of a patch is placed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// Within reach of the function that it replaces.
+    Near,
+    /// Out of reach: calls need a veneer.
+    Far,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Function {
+    pub(super) object: usize,
+    pub(super) range: TextRange,
+    pub(super) pad: Pad,
+    pub(super) cold: Option<TextRange>,
+}
+
+#[derive(Debug)]
+pub(super) struct Module {
+    pub(super) name: String,
+    pub(super) loaded: bool,
+    symbols: Vec<(String, Symbol)>,
+    base: u64,
+    next: u64,
+}
+
+/// A stretch of code: a function, its cold part, or what a patch replaces it by.
+#[derive(Clone, Debug)]
+pub(super) struct Code {
+    pub(super) name: String,
+    pub(super) range: TextRange,
+    pub(super) func: Option<SimFunc>,
+    pub(super) patch: Option<String>,
+}
+
+impl Module {
+    /// The addresses of all symbols called `name`.
+    pub(super) fn symbols_called<'a>(&'a self, name: &'a str) -> impl Iterator<Item = CodeAddr> + 'a {
+        self.symbols.iter().filter(move |(other, _)| other == name).map(|(_, symbol)| symbol.addr)
+    }
+}
+
+pub(super) fn range(start: u64, len: u64) -> TextRange {
+    TextRange::new(CodeAddr::new(start), len).expect("toy addresses are small")
+}
+
+impl World {
+    /// Maps the stub and the place where tasks rest.
+    pub(super) fn boot(&mut self) {
+        self.memory.map(STUB, [Insn::Stub.encode(), Insn::Go.encode()].concat());
+        self.memory.map(REST, [Insn::Body.encode(), Insn::Body.encode()].concat());
+        self.define("rest", range(REST.get(), 2 * INSN), None, None);
+        self.module(VMLINUX);
+    }
+
+    pub(super) fn module(&mut self, name: &str) -> usize {
+        if let Some(known) = self.modules.iter().position(|module| module.name == name) {
+            return known;
+        }
+        let base = OBJECTS * (self.modules.len() as u64 + 1);
+        self.modules.push(Module { name: name.to_string(), loaded: true, symbols: Vec::new(), base, next: base });
+        self.modules.len() - 1
+    }
+
+    fn define(&mut self, name: &str, range: TextRange, func: Option<SimFunc>, patch: Option<&str>) {
+        let code = Code { name: name.to_string(), range, func, patch: patch.map(ToString::to_string) };
+        self.code.insert(range.start(), code);
+    }
+
+    pub(super) fn symbol(&mut self, object: usize, name: &str, range: TextRange, len: u64) {
+        self.modules[object].symbols.push((name.to_string(), Symbol { addr: range.start(), len }));
+    }
+
+    pub(super) fn function(&mut self, object: &str, name: &str, pad: Pad) -> SimFunc {
+        let object = self.module(object);
+        let func = SimFunc(self.functions.len());
+        let mut code = match pad {
+            Pad::Whole => [Insn::Nop.encode()].concat(),
+            Pad::Split => [Insn::ShortNop.encode()].concat(),
+            Pad::None => Vec::new(),
+        };
+        // Every other function ends with its call: the return address lies behind it.
+        for _ in 0..1 + func.0 % 2 {
+            code.extend(Insn::Body.encode());
+        }
+        let range = range(self.modules[object].next, code.len() as u64);
+        self.modules[object].next += (code.len() as u64).next_multiple_of(16);
+        self.memory.map(range.start(), code);
+        self.define(name, range, Some(func), None);
+        self.symbol(object, name, range, range.len());
+        self.functions.push(Function { object, range, pad, cold: None });
+        func
+    }
+
+    pub(super) fn cold_part(&mut self, func: SimFunc) {
+        let object = self.functions[func.0].object;
+        let name = self.code[&self.functions[func.0].range.start()].name.clone() + ".cold";
+        let part = range(self.modules[object].next, INSN);
+        self.modules[object].next += 16;
+        self.memory.map(part.start(), Insn::Body.encode().to_vec());
+        self.define(&name, part, Some(func), None);
+        self.symbol(object, &name, part, INSN);
+        self.functions[func.0].cold = Some(part);
+    }
+
+    /// New code for `func`, of the patch called `patch`.
+    pub(super) fn replacement(&mut self, patch: &str, func: SimFunc, place: Place) -> TextRange {
+        let base = match place {
+            Place::Near => self.modules[self.functions[func.0].object].base + NEAR,
+            Place::Far => FAR,
+        };
+        let len = INSN * (1 + self.code.len() as u64 % 2);
+        let before = self.code.range(..CodeAddr::new(base + NEAR)).next_back();
+        let start = before.map_or(base, |(_, code)| code.range.end().get().next_multiple_of(16).max(base));
+        let bytes = (0..len / INSN).flat_map(|_| Insn::Body.encode()).collect();
+        self.memory.map(CodeAddr::new(start), bytes);
+        self.adopt(patch, func, range(start, len));
+        range(start, len)
+    }
+
+    /// Notes that the code in `range` is what `patch` replaces `func` by.
+    pub(super) fn adopt(&mut self, patch: &str, func: SimFunc, range: TextRange) {
+        let name = format!("{patch}_{}", self.code[&self.functions[func.0].range.start()].name);
+        self.define(&name, range, Some(func), Some(patch));
+        self.versions.add(func, patch);
+    }
+}
+
+/// The simulated OS's [`SymbolResolver`].
+#[derive(Clone, Debug)]
+pub struct SimSymbols(pub(super) Arc<Shared>);
+
+impl SymbolResolver for SimSymbols {
+    type Error = SimError;
+
+    fn is_loaded(&self, object: &str) -> bool {
+        let _inside = self.0.inside();
+        self.0.world().modules.iter().any(|module| module.name == object && module.loaded)
+    }
+
+    fn symbols(&self, object: &str, name: &str, found: &mut dyn FnMut(Symbol)) -> Result<(), SimError> {
+        let inside = self.0.enter("SymbolResolver::symbols")?;
+        let world = self.0.world();
+        let module = world.modules.iter().find(|module| module.name == object && module.loaded);
+        let all = module.map_or(&[][..], |module| &module.symbols);
+        let hits: Vec<Symbol> = all.iter().filter(|(other, _)| other == name).map(|(_, symbol)| *symbol).collect();
+        drop(world);
+        inside.outside(|| hits.iter().for_each(|symbol| found(*symbol)));
+        Ok(())
+    }
+
+    fn exported(&self, name: &str) -> Option<CodeAddr> {
+        let _inside = self.0.enter("SymbolResolver::exported").ok()?;
+        let world = self.0.world();
+        let symbols = world.modules.iter().filter(|module| module.loaded).flat_map(|module| &module.symbols);
+        symbols.into_iter().find(|(other, _)| other == name).map(|(_, symbol)| symbol.addr)
+    }
+
+    fn function_at(&self, addr: CodeAddr) -> Option<TextRange> {
+        let _inside = self.0.enter("SymbolResolver::function_at").ok()?;
+        self.0.world().code_at(addr).map(|code| code.range)
+    }
+
+    fn describe(&self, addr: CodeAddr, out: &mut dyn fmt::Write) -> fmt::Result {
+        let inside = self.0.inside();
+        let name = self.0.world().code_at(addr).map(|code| {
+            let offset = addr.get() - code.range.start().get();
+            format!("{}+{offset:#x}/{:#x}", code.name, code.range.len())
+        });
+        inside.outside(|| match &name {
+            Some(name) => out.write_str(name),
+            None => write!(out, "{addr}"),
+        })
+    }
+}
+
+/// What the simulated OS tells its [`EntryTracer`](crate::port::EntryTracer).
+#[derive(Clone, Debug)]
+pub struct SimEntries(pub(super) Arc<Shared>);
+
+// SAFETY: sites come from the functions as they were made; the code at the stub calls the handler (`Insn::Stub`) and goes
+// where it says; a run of the handler is one step of the simulation, so it has always ended when the engine runs.
+unsafe impl EntryHost for SimEntries {
+    fn recorded_site(&self, func: TextRange) -> Option<CodeAddr> {
+        let _inside = self.0.enter("EntryHost::recorded_site").ok()?;
+        let world = self.0.world();
+        let known = world.functions.iter().find(|known| known.range == func && known.pad != Pad::None)?;
+        Some(known.range.start())
+    }
+
+    fn stub(&self) -> CodeAddr {
+        STUB
+    }
+
+    fn synchronize(&self) {
+        let _inside = self.0.inside();
+        self.0.make_noise();
+    }
+}

@@ -1,0 +1,241 @@
+//! Tasks, their stacks as data, and the life cycle of their states.
+
+use super::fault::SimError;
+use super::object::{REST, SimFunc};
+use super::shared::{Phase, Shared, World};
+use super::versions::Span;
+use crate::addr::CodeAddr;
+use crate::port::{
+    Doubt, Frame, FrameKind, Progress, Reason, TaskId, TaskName, TaskSet, TaskState, Unreliable, Unwinder, Visitor,
+};
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ops::ControlFlow;
+
+/// How deep a task sleeps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sleep {
+    /// Not at all.
+    Awake,
+    /// A kick wakes it.
+    Interruptible,
+    /// Only [`SimOs::sleep`](super::SimOs::sleep) wakes it.
+    Deep,
+}
+
+/// One task.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Task {
+    pub(super) name: TaskName,
+    pub(super) state: TaskState,
+    /// The next instruction.
+    pub(super) pc: CodeAddr,
+    /// Return addresses, innermost last, each with the function that was called.
+    pub(super) frames: Vec<(CodeAddr, SimFunc)>,
+    /// The register that the thunk loads.
+    pub(super) arg: u64,
+    /// What the handler said.
+    pub(super) chosen: Option<CodeAddr>,
+    /// The function that is being called, until its body is reached.
+    pub(super) calling: Option<SimFunc>,
+    pub(super) sleep: Sleep,
+    pub(super) unstoppable: Option<Reason>,
+    pub(super) doubt: Option<Doubt>,
+    pub(super) kicks: u32,
+    /// A forced transition caught it in the middle of something: mixes do not count until it rests.
+    pub(super) excused: bool,
+    /// For each patch whose functions it is in, on which side it is.
+    pub(super) spans: BTreeMap<String, Span>,
+}
+
+impl Task {
+    fn new(name: &str, state: TaskState) -> Self {
+        let mut short = TaskName::new();
+        for letter in name.chars() {
+            if short.push(letter).is_err() {
+                break;
+            }
+        }
+        Self {
+            name: short,
+            state,
+            pc: REST,
+            frames: Vec::new(),
+            arg: 0,
+            chosen: None,
+            calling: None,
+            sleep: Sleep::Awake,
+            unstoppable: None,
+            doubt: None,
+            kicks: 0,
+            excused: false,
+            spans: BTreeMap::new(),
+        }
+    }
+
+    /// Every address that it executes, or will come back to.
+    pub(super) fn places(&self) -> impl Iterator<Item = CodeAddr> + '_ {
+        let returns = self.frames.iter().map(|(to, _)| to.wrapping_sub(1));
+        [self.pc].into_iter().chain(self.chosen).chain(returns)
+    }
+}
+
+/// A stopped task: what its stack holds, innermost frame first.
+#[derive(Clone, Debug)]
+pub struct SimContext {
+    frames: Vec<Frame>,
+    doubt: Option<Unreliable>,
+}
+
+impl World {
+    /// Adds a task. One that nobody gave birth to was there all the time, or is seen for the first time now.
+    pub(super) fn spawn(&mut self, name: &str, parent: Option<TaskId>) -> TaskId {
+        let state = match (parent.and_then(|parent| self.tasks.get(&parent)), self.phase) {
+            (Some(parent), _) => parent.state,
+            (None, Phase::Idle) => TaskState::Idle,
+            (None, Phase::Initial(state) | Phase::Moving(state)) => state,
+        };
+        self.insert(Task::new(name, state))
+    }
+
+    pub(super) fn insert(&mut self, task: Task) -> TaskId {
+        let id = TaskId(self.next_task);
+        self.next_task += 1;
+        self.tasks.insert(id, task);
+        id
+    }
+
+    fn set_all(&mut self, state: TaskState) {
+        self.tasks.values_mut().for_each(|task| task.state = state);
+    }
+
+    fn stop(&self, task: &Task) -> SimContext {
+        let interrupted = Frame { pc: task.pc, kind: FrameKind::Interrupted };
+        let calls = task.frames.iter().rev().map(|(pc, _)| Frame { pc: *pc, kind: FrameKind::Call });
+        let unreliable = |why| Some(Unreliable { at: task.pc, why });
+        // Stubs, thunks and veneers are in no function.
+        match (task.doubt, self.code_at(task.pc)) {
+            (_, None) => SimContext { frames: Vec::new(), doubt: unreliable(Doubt::NoTable) },
+            (Some(why), _) => SimContext { frames: alloc::vec![interrupted], doubt: unreliable(why) },
+            (None, Some(_)) => SimContext { frames: core::iter::once(interrupted).chain(calls).collect(), doubt: None },
+        }
+    }
+}
+
+/// The simulated OS's [`Unwinder`].
+#[derive(Clone, Debug)]
+pub struct SimUnwinder(pub(super) Arc<Shared>);
+
+// SAFETY: the context holds the whole stack unless it holds a doubt.
+unsafe impl Unwinder for SimUnwinder {
+    type Context = SimContext;
+
+    fn walk(&self, context: &SimContext, visit: &mut dyn FnMut(Frame) -> ControlFlow<()>) -> Result<(), Unreliable> {
+        if self.0.world().faults.strikes("Unwinder::walk") {
+            return Err(Unreliable { at: REST, why: Doubt::BadMemory });
+        }
+        for frame in &context.frames {
+            if visit(*frame).is_break() {
+                return Ok(());
+            }
+        }
+        context.doubt.map_or(Ok(()), Err)
+    }
+}
+
+/// The simulated OS's [`TaskSet`].
+#[derive(Clone, Debug)]
+pub struct SimTasks(pub(super) Arc<Shared>);
+
+// SAFETY: all tasks are in one map; a task that is visited takes no step before its new state is in force; children are made
+// with their parent's state.
+unsafe impl TaskSet for SimTasks {
+    type Context = SimContext;
+    type Error = SimError;
+
+    fn current_state(&self) -> TaskState {
+        self.0.current_state()
+    }
+
+    fn init(&self, initial: TaskState) -> Result<(), SimError> {
+        let _inside = self.0.enter("TaskSet::init")?;
+        let mut world = self.0.world();
+        world.set_all(initial);
+        world.phase = Phase::Initial(initial);
+        Ok(())
+    }
+
+    fn start(&self, target: TaskState) -> Result<(), SimError> {
+        let _inside = self.0.enter("TaskSet::start")?;
+        self.0.world().phase = Phase::Moving(target);
+        Ok(())
+    }
+
+    fn pending(&self, target: TaskState, each: &mut dyn FnMut(TaskId)) -> Result<(), SimError> {
+        let inside = self.0.enter("TaskSet::pending")?;
+        let world = self.0.world();
+        let pending: Vec<_> = world.tasks.iter().filter(|(_, task)| task.state != target).map(|(id, _)| *id).collect();
+        drop(world);
+        inside.outside(|| pending.into_iter().for_each(each));
+        Ok(())
+    }
+
+    fn with_stopped(&self, tasks: &[TaskId], visitor: &dyn Visitor<SimContext>) {
+        let (inside, fails) = match self.0.enter("TaskSet::with_stopped") {
+            Ok(inside) => (inside, false),
+            Err(_) => (self.0.inside(), true),
+        };
+        for (index, id) in tasks.iter().enumerate() {
+            self.0.make_noise();
+            let world = self.0.world();
+            let Some(task) = world.tasks.get(id) else { continue };
+            if let Some(reason) = fails.then_some(Reason::Running).or(task.unstoppable) {
+                drop(world);
+                inside.outside(|| visitor.missed(index, reason));
+                continue;
+            }
+            let context = world.stop(task);
+            drop(world);
+            let state = inside.outside(|| visitor.visit(index, &context));
+            if let (Some(state), Some(task)) = (state, self.0.world().tasks.get_mut(id)) {
+                task.state = state;
+            }
+        }
+    }
+
+    fn close(&self, target: TaskState) -> Progress {
+        let Ok(_inside) = self.0.enter("TaskSet::close") else { return Progress::Waiting };
+        let all = self.0.world().tasks.values().all(|task| task.state == target);
+        if all { Progress::Done } else { Progress::Waiting }
+    }
+
+    fn force(&self, target: TaskState) {
+        let _inside = self.0.inside();
+        self.0.world().set_all(target);
+    }
+
+    fn kick(&self, task: TaskId) {
+        let _inside = self.0.inside();
+        if let Some(task) = self.0.world().tasks.get_mut(&task) {
+            task.kicks += 1;
+            if task.sleep == Sleep::Interruptible {
+                task.sleep = Sleep::Awake;
+            }
+        }
+    }
+
+    fn finish(&self) {
+        let _inside = self.0.inside();
+        self.0.make_noise();
+        let mut world = self.0.world();
+        world.set_all(TaskState::Idle);
+        world.phase = Phase::Idle;
+    }
+
+    fn name(&self, task: TaskId) -> TaskName {
+        let _inside = self.0.inside();
+        self.0.world().tasks.get(&task).map(|task| task.name.clone()).unwrap_or_default()
+    }
+}

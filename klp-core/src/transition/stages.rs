@@ -1,0 +1,330 @@
+//! The stages of a transition, as types: what makes no sense in a stage does not compile.
+//!
+//! ```compile_fail
+//! # use klp_core::{port::Platform, transition::Running};
+//! fn cancel_what_runs<P: Platform>(host: &P, running: Running) {
+//!     running.cancel(host); // only `Prepared` can be cancelled: tasks have moved
+//! }
+//! ```
+//! ```compile_fail
+//! # use klp_core::{port::Platform, transition::Prepared};
+//! fn reverse_what_never_ran<P: Platform>(host: &P, prepared: Prepared) {
+//!     let _ = prepared.reverse(host); // only `Running` can be reversed
+//! }
+//! ```
+//! ```compile_fail
+//! # use klp_core::{port::Platform, transition::Running};
+//! fn finish_while_tasks_wait<P: Platform>(host: &P, running: Running) {
+//!     running.finish(host); // only `Switched`: every task has moved
+//! }
+//! ```
+
+use super::stack_check::{Affected, AffectedFunc};
+use super::straggler::{Blocker, Look, Looker, hindrance};
+use super::switch::{Outcome, Slot, Switcher};
+use crate::config::KICK_INTERVAL;
+use crate::error::Error;
+use crate::event::Obstacle;
+use crate::mem::{Name, OutOfMemory, try_push, try_vec};
+use crate::port::{Platform, PortError, Progress, SymbolResolver, TaskId, TaskSet, TaskState};
+use alloc::vec::Vec;
+use core::fmt;
+
+/// The error of a platform's tasks.
+pub type TasksError<P> = <<P as Platform>::Tasks as TaskSet>::Error;
+
+#[derive(Debug)]
+struct Moving {
+    target: TaskState,
+    affected: Affected,
+    /// Attempts since the transition started or turned round.
+    attempts: u32,
+    signaled: bool,
+    tasks: Vec<TaskId>,
+    slots: Vec<Slot>,
+}
+
+/// Every task is in the state that the transition starts from; none has moved.
+#[derive(Debug)]
+#[must_use]
+pub struct Prepared(Moving);
+
+impl Prepared {
+    /// Puts every task into the state opposite to `target` (kernel: `klp_init_transition`).
+    ///
+    /// # Errors
+    ///
+    /// The tasks' own; every task is idle then.
+    pub fn init<P: Platform>(host: &P, target: TaskState, affected: Affected) -> Result<Self, TasksError<P>> {
+        host.tasks().init(target.opposite())?;
+        Ok(Self(Moving {
+            target,
+            affected,
+            attempts: 0,
+            signaled: false,
+            tasks: Vec::new(),
+            slots: Vec::new(),
+        }))
+    }
+
+    /// Gives up before any task has moved (kernel: `klp_cancel_transition`). Sites are routed back, and handlers have ended.
+    pub fn cancel<P: Platform>(self, host: &P) {
+        host.tasks().finish();
+    }
+
+    /// Lets tasks move (kernel: `klp_start_transition`). Sites are routed to the handler.
+    ///
+    /// # Errors
+    ///
+    /// The tasks' own; the stage comes back.
+    pub fn start<P: Platform>(self, host: &P) -> Result<Running, (Self, TasksError<P>)> {
+        match host.tasks().start(self.0.target) {
+            Ok(()) => Ok(Running(self.0)),
+            Err(error) => Err((self, error)),
+        }
+    }
+}
+
+/// Tasks move.
+#[derive(Debug)]
+#[must_use]
+pub struct Running(Moving);
+
+/// What [`Running::try_complete`] achieved.
+#[derive(Debug)]
+pub enum Attempt<E> {
+    /// Every task has moved.
+    Switched(Switched),
+    /// `pending` tasks have not; or new ones are being born right now, if it is 0.
+    Waiting {
+        /// The stage.
+        running: Running,
+        /// How many have not moved.
+        pending: usize,
+    },
+    /// The attempt could not be made. Nothing is lost; try again.
+    Failed {
+        /// The stage.
+        running: Running,
+        /// Why.
+        error: AttemptError<E>,
+    },
+}
+
+/// Why an attempt could not be made.
+#[derive(Debug)]
+pub enum AttemptError<E> {
+    /// Memory ran out.
+    OutOfMemory,
+    /// The tasks could not be listed.
+    Tasks(E),
+}
+
+impl<E: PortError> AttemptError<E> {
+    /// The engine's error for it.
+    #[must_use]
+    pub fn into_error(self, patch: &str) -> Error {
+        match self {
+            Self::OutOfMemory => Error::OutOfMemory,
+            Self::Tasks(error) => Error::port("listing tasks", patch, &error),
+        }
+    }
+}
+
+impl<E> From<OutOfMemory> for AttemptError<E> {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+impl Running {
+    /// Where tasks move to.
+    #[must_use]
+    pub fn target(&self) -> TaskState {
+        self.0.target
+    }
+
+    /// Turns round: tasks that have moved move back (kernel: `klp_reverse_transition`).
+    ///
+    /// # Errors
+    ///
+    /// The tasks' own; the transition goes on as before then.
+    pub fn reverse<P: Platform>(mut self, host: &P) -> Result<Self, (Self, TasksError<P>)> {
+        match host.tasks().start(self.0.target.opposite()) {
+            Ok(()) => {
+                self.0.target = self.0.target.opposite();
+                self.0.attempts = 0;
+                self.0.signaled = false;
+                Ok(self)
+            }
+            Err(error) => Err((self, error)),
+        }
+    }
+
+    /// Tries to switch each task that has not moved (kernel: `klp_try_complete_transition`). `waiting` hears of those
+    /// that could not be switched.
+    pub fn try_complete<P: Platform>(
+        mut self,
+        host: &P,
+        waiting: &mut dyn FnMut(TaskId, Straggler),
+    ) -> Attempt<TasksError<P>> {
+        self.0.attempts = self.0.attempts.saturating_add(1);
+        match self.0.switch_tasks(host, waiting) {
+            Err(error) => Attempt::Failed { running: self, error },
+            Ok(0) if host.tasks().close(self.0.target) == Progress::Done => {
+                Attempt::Switched(Switched { target: self.0.target })
+            }
+            Ok(pending) => Attempt::Waiting { running: self, pending },
+        }
+    }
+
+    /// Whether the stragglers are to be kicked now: every [`KICK_INTERVAL`] attempts after the first.
+    #[must_use]
+    pub fn kick_is_due(&self) -> bool {
+        self.0.attempts > KICK_INTERVAL && self.0.attempts % KICK_INTERVAL == 1
+    }
+
+    /// Makes stragglers leave interruptible sleeps (kernel: `klp_send_signals`). Says whether it was the first time.
+    ///
+    /// # Errors
+    ///
+    /// If the tasks cannot be listed.
+    pub fn kick<P: Platform>(&mut self, host: &P) -> Result<bool, AttemptError<TasksError<P>>> {
+        self.0.list(host)?;
+        for task in &self.0.tasks {
+            host.tasks().kick(*task);
+        }
+        Ok(!core::mem::replace(&mut self.0.signaled, true))
+    }
+
+    /// Switches every task without a check (kernel: `klp_force_transition`).
+    pub fn force<P: Platform>(self, host: &P) -> Switched {
+        host.tasks().force(self.0.target);
+        // The host's contract: after `force` nobody is left to wait for.
+        let _ = host.tasks().close(self.0.target);
+        Switched { target: self.0.target }
+    }
+
+    /// Names each task that has not moved, and why. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// If the tasks cannot be listed, or memory runs out.
+    pub fn blockers<P: Platform>(
+        &mut self,
+        host: &P,
+        name_of: &mut dyn FnMut(AffectedFunc) -> Result<(Name, Name), OutOfMemory>,
+    ) -> Result<Vec<Blocker>, AttemptError<TasksError<P>>> {
+        self.0.list(host)?;
+        let tasks = &self.0.tasks;
+        let mut looks = try_vec(tasks.len())?;
+        looks.resize_with(tasks.len(), Look::new);
+        let looker =
+            Looker { unwinder: host.unwinder(), affected: &self.0.affected, target: self.0.target, looks: &looks };
+        host.tasks().with_stopped(tasks, &looker);
+        let mut blockers = try_vec(tasks.len())?;
+        for (task, look) in tasks.iter().zip(&looks) {
+            if look.outcome() == Outcome::NotSeen {
+                continue; // It is gone.
+            }
+            let mut stack = Vec::new();
+            for addr in look.stack()? {
+                try_push(&mut stack, Name::display(&Described { symbols: host.symbols(), addr })?)?;
+            }
+            let hindrance = hindrance(look.outcome(), name_of)?;
+            blockers.push(Blocker { task: *task, name: host.tasks().name(*task), hindrance, stack });
+        }
+        Ok(blockers)
+    }
+}
+
+/// Why [`Running::try_complete`] did not switch a task.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Straggler {
+    /// It is inside this function.
+    InFunction(AffectedFunc),
+    /// As it says; never [`Obstacle::InFunction`].
+    Other(Obstacle<'static>),
+}
+
+impl Moving {
+    /// Lists the tasks that have not moved.
+    fn list<P: Platform>(&mut self, host: &P) -> Result<(), AttemptError<TasksError<P>>> {
+        self.tasks.clear();
+        let mut full = Ok(());
+        host.tasks()
+            .pending(self.target, &mut |task| {
+                if full.is_ok() {
+                    full = try_push(&mut self.tasks, task);
+                }
+            })
+            .map_err(AttemptError::Tasks)?;
+        Ok(full?)
+    }
+
+    /// Says how many tasks are left.
+    fn switch_tasks<P: Platform>(
+        &mut self,
+        host: &P,
+        waiting: &mut dyn FnMut(TaskId, Straggler),
+    ) -> Result<usize, AttemptError<TasksError<P>>> {
+        self.list(host)?;
+        if self.tasks.is_empty() {
+            return Ok(0);
+        }
+        self.slots.clear();
+        self.slots.try_reserve(self.tasks.len()).map_err(OutOfMemory::from)?;
+        self.slots.resize_with(self.tasks.len(), Slot::default);
+        let switcher = Switcher {
+            unwinder: host.unwinder(),
+            affected: &self.affected,
+            target: self.target,
+            slots: &self.slots,
+        };
+        host.tasks().with_stopped(&self.tasks, &switcher);
+        let mut left = 0;
+        for (task, slot) in self.tasks.iter().zip(&self.slots) {
+            let straggler = match slot.get() {
+                Outcome::NotSeen | Outcome::Switched => continue,
+                Outcome::InFunction(func) => Straggler::InFunction(func),
+                Outcome::Unreliable(_) => Straggler::Other(Obstacle::UnreliableStack),
+                Outcome::Missed(reason) => Straggler::Other(Obstacle::NotStopped(reason)),
+            };
+            left += 1;
+            waiting(*task, straggler);
+        }
+        Ok(left)
+    }
+}
+
+struct Described<'a, S> {
+    symbols: &'a S,
+    addr: crate::addr::CodeAddr,
+}
+
+impl<S: SymbolResolver> fmt::Display for Described<'_, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.symbols.describe(self.addr, f)
+    }
+}
+
+/// Every task is in the target state, also those not born yet.
+#[derive(Debug)]
+#[must_use]
+pub struct Switched {
+    target: TaskState,
+}
+
+impl Switched {
+    /// Where the tasks are.
+    #[must_use]
+    pub fn target(&self) -> TaskState {
+        self.target
+    }
+
+    /// Puts every task to rest. No handler asks for states any more: no func is in transition, and handlers that saw one that
+    /// was have ended.
+    pub fn finish<P: Platform>(self, host: &P) {
+        host.tasks().finish();
+    }
+}

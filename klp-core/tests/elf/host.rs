@@ -1,0 +1,366 @@
+//! A host whose memory is a map of bytes and whose symbols are a list.
+
+use crate::memory::exempt;
+use alloc::collections::BTreeMap;
+use core::fmt;
+use core::ops::ControlFlow;
+use klp_core::addr::{CodeAddr, TextRange};
+use klp_core::port::{
+    Arch, Code, Entry, Fill, Frame, Image, ImageLayout, OutOfReach, Platform, Poke, PortError, PortErrorKind, Progress,
+    RelocError, Relocator, Routing, Support, Symbol, SymbolResolver, TaskId, TaskName, TaskSet, TaskState, Text,
+    Tracer, Unreliable, Unwinder, Visitor,
+};
+use std::sync::Mutex;
+
+/// The `e_machine` of the toy.
+pub(crate) const MACHINE: u16 = 62;
+
+/// Address, 8 bytes.
+pub(crate) const ABS64: u32 = 1;
+/// Distance, 4 bytes.
+pub(crate) const PC32: u32 = 2;
+/// A branch: distance, 4 bytes, veneer if too far.
+pub(crate) const BRANCH32: u32 = 4;
+/// Distance to a slot that holds the address, 4 bytes.
+pub(crate) const SLOT32: u32 = 9;
+
+/// A symbol for [`Host`].
+pub(crate) struct Known {
+    pub(crate) object: &'static str,
+    pub(crate) name: &'static str,
+    pub(crate) addr: u64,
+    pub(crate) len: u64,
+}
+
+/// The host.
+#[derive(Default)]
+pub(crate) struct Host {
+    pub(crate) symbols: Vec<Known>,
+    pub(crate) exported: Vec<(&'static str, u64)>,
+    memory: Mutex<Memory>,
+}
+
+#[derive(Default)]
+struct Memory {
+    images: Vec<Image>,
+    bytes: BTreeMap<u64, u8>,
+    /// Calls of the text until one fails.
+    fail_after: Option<u32>,
+    fills: usize,
+}
+
+impl Host {
+    /// A host with one function to patch, `victim` in `vmlinux`, 64 bytes.
+    pub(crate) fn new() -> Self {
+        let symbols = vec![Known { object: "vmlinux", name: "victim", addr: 0x40_0000, len: 0x40 }];
+        Self { symbols, ..Self::default() }
+    }
+
+    pub(crate) fn with(mut self, object: &'static str, name: &'static str, addr: u64) -> Self {
+        self.symbols.push(Known { object, name, addr, len: 0x10 });
+        self
+    }
+
+    pub(crate) fn exporting(mut self, name: &'static str, addr: u64) -> Self {
+        self.exported.push((name, addr));
+        self
+    }
+
+    /// Lets the `n`-th call of the text fail from now on (0: the next one).
+    pub(crate) fn fail_text_call(&self, n: u32) {
+        self.memory.lock().expect("lock").fail_after = Some(n);
+    }
+
+    /// Everything in memory: what must not change.
+    pub(crate) fn snapshot(&self) -> (Vec<Image>, BTreeMap<u64, u8>) {
+        let memory = self.memory.lock().expect("lock");
+        (memory.images.clone(), memory.bytes.clone())
+    }
+
+    pub(crate) fn images(&self) -> usize {
+        self.memory.lock().expect("lock").images.len()
+    }
+
+    pub(crate) fn fills(&self) -> usize {
+        self.memory.lock().expect("lock").fills
+    }
+
+    pub(crate) fn bytes<const N: usize>(&self, at: CodeAddr) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.read(at, &mut bytes).expect("mapped");
+        bytes
+    }
+}
+
+impl Memory {
+    fn maybe_fail(&mut self) -> Result<(), ToyError> {
+        match &mut self.fail_after {
+            Some(0) => Err(ToyError),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn parts(image: &Image) -> [TextRange; 3] {
+        [image.text, image.rodata, image.data]
+    }
+}
+
+/// The only error of the toy.
+#[derive(Debug)]
+pub(crate) struct ToyError;
+
+impl fmt::Display for ToyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("toy failure")
+    }
+}
+
+impl PortError for ToyError {
+    fn kind(&self) -> PortErrorKind {
+        PortErrorKind::Failed
+    }
+}
+
+// SAFETY: nothing executes here, so no core can see a mix; memory is handed out once.
+unsafe impl Text for Host {
+    type Error = ToyError;
+
+    fn read(&self, at: CodeAddr, into: &mut [u8]) -> Result<(), ToyError> {
+        let mut memory = self.memory.lock().expect("lock");
+        memory.maybe_fail()?;
+        for (offset, byte) in into.iter_mut().enumerate() {
+            *byte = *memory.bytes.get(&(at.get() + offset as u64)).ok_or(ToyError)?;
+        }
+        Ok(())
+    }
+
+    fn poke(&self, _: &[Poke<'_>]) -> Result<(), ToyError> {
+        Err(ToyError)
+    }
+
+    fn alloc(&self, near: TextRange, reach: u64, layout: ImageLayout) -> Result<Image, ToyError> {
+        let mut memory = self.memory.lock().expect("lock");
+        memory.maybe_fail()?;
+        let mut next =
+            memory.images.iter().map(|image| image.data.end().get()).max().unwrap_or(near.end().get().max(1));
+        let mut part = |len: u64| {
+            let start = next.next_multiple_of(4096);
+            next = start.checked_add(len)?;
+            TextRange::new(CodeAddr::new(start), len)
+        };
+        let mut image =
+            || Some(Image { text: part(layout.text)?, rodata: part(layout.rodata)?, data: part(layout.data)? });
+        let image = image().ok_or(ToyError)?;
+        if image.data.end().get() - near.start().get() > reach || layout.data > 1 << 16 {
+            return Err(ToyError);
+        }
+        for range in Memory::parts(&image) {
+            exempt(|| memory.bytes.extend((range.start().get()..range.end().get()).map(|at| (at, 0))));
+        }
+        exempt(|| memory.images.push(image));
+        Ok(image)
+    }
+
+    unsafe fn free(&self, image: Image) {
+        let mut memory = self.memory.lock().expect("lock");
+        let index = memory.images.iter().position(|other| *other == image).expect("freed what was not allocated");
+        memory.images.remove(index);
+        for range in Memory::parts(&image) {
+            exempt(|| memory.bytes.retain(|&at, _| !range.contains(CodeAddr::new(at))));
+        }
+    }
+
+    unsafe fn fill(&self, batch: &[Fill<'_>]) -> Result<(), ToyError> {
+        let mut memory = self.memory.lock().expect("lock");
+        memory.maybe_fail()?;
+        memory.fills += 1;
+        for fill in batch {
+            for (at, byte) in (fill.at.get()..).zip(fill.bytes) {
+                *memory.bytes.get_mut(&at).expect("fill outside of images") = *byte;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl SymbolResolver for Host {
+    type Error = ToyError;
+
+    fn is_loaded(&self, object: &str) -> bool {
+        self.symbols.iter().any(|known| known.object == object)
+    }
+
+    fn symbols(&self, object: &str, name: &str, found: &mut dyn FnMut(Symbol)) -> Result<(), ToyError> {
+        for known in self.symbols.iter().filter(|known| known.object == object && known.name == name) {
+            found(Symbol { addr: CodeAddr::new(known.addr), len: known.len });
+        }
+        Ok(())
+    }
+
+    fn exported(&self, name: &str) -> Option<CodeAddr> {
+        self.exported.iter().find(|(known, _)| *known == name).map(|(_, addr)| CodeAddr::new(*addr))
+    }
+
+    fn function_at(&self, _: CodeAddr) -> Option<TextRange> {
+        None
+    }
+}
+
+/// Relocations of the toy machine.
+pub(crate) struct ToyRelocator;
+
+impl ToyRelocator {
+    fn len(kind: u32) -> Result<usize, RelocError> {
+        match kind {
+            ABS64 => Ok(8),
+            PC32 | BRANCH32 | SLOT32 => Ok(4),
+            _ => Err(RelocError::Unsupported { kind }),
+        }
+    }
+}
+
+impl Relocator for ToyRelocator {
+    const MACHINE: u16 = MACHINE;
+
+    fn support(kind: u32) -> Option<Support> {
+        match kind {
+            ABS64 | PC32 => Some(Support::None),
+            BRANCH32 => Some(Support::Veneer),
+            SLOT32 => Some(Support::AddressSlot),
+            _ => None,
+        }
+    }
+
+    fn apply(kind: u32, place: CodeAddr, bytes: &mut [u8], symbol: u64, addend: i64) -> Result<(), RelocError> {
+        let field = bytes.get_mut(..Self::len(kind)?).ok_or(RelocError::BadPlace { kind })?;
+        if field.iter().any(|&byte| byte != 0) {
+            return Err(RelocError::BadPlace { kind });
+        }
+        let absolute = symbol.wrapping_add_signed(addend);
+        if kind == ABS64 {
+            field.copy_from_slice(&absolute.to_le_bytes());
+            return Ok(());
+        }
+        let value = absolute.wrapping_sub(place.get()) as i64;
+        let narrow = i32::try_from(value).map_err(|_| RelocError::OutOfRange { kind, value })?;
+        field.copy_from_slice(&narrow.to_le_bytes());
+        Ok(())
+    }
+
+    fn clear(kind: u32, bytes: &mut [u8]) -> Result<(), RelocError> {
+        bytes.get_mut(..Self::len(kind)?).ok_or(RelocError::BadPlace { kind })?.fill(0);
+        Ok(())
+    }
+}
+
+/// Instructions of the toy machine: only the veneer matters here.
+pub(crate) struct ToyArch;
+
+impl Arch for ToyArch {
+    const MAX_ENTRY: usize = 8;
+    const REACH: u64 = 1 << 31;
+
+    fn entry(_: &[u8]) -> Option<Entry> {
+        None
+    }
+
+    fn jump(from: CodeAddr, to: CodeAddr, _: u8) -> Result<Code, OutOfReach> {
+        Err(OutOfReach { from, to })
+    }
+
+    fn thunk(at: CodeAddr, _: u64, stub: CodeAddr) -> Code {
+        Self::veneer(at, stub)
+    }
+
+    fn veneer(_: CodeAddr, to: CodeAddr) -> Code {
+        let mut code = Code::from_slice(b"go").expect("fits");
+        code.extend_from_slice(&to.get().to_le_bytes()).expect("fits");
+        code
+    }
+}
+
+impl Platform for Host {
+    type Lock = spin::Mutex<()>;
+    type Tracer = Self;
+    type Unwinder = Self;
+    type Tasks = Self;
+    type Symbols = Self;
+    type Text = Self;
+    type Arch = ToyArch;
+    type Relocator = ToyRelocator;
+
+    fn tracer(&self) -> &Self {
+        self
+    }
+    fn unwinder(&self) -> &Self {
+        self
+    }
+    fn tasks(&self) -> &Self {
+        self
+    }
+    fn symbols(&self) -> &Self {
+        self
+    }
+    fn text(&self) -> &Self {
+        self
+    }
+}
+
+// SAFETY: nothing is routed, and nothing runs.
+unsafe impl Tracer for Host {
+    type Site = u64;
+    type Error = ToyError;
+
+    fn site_of(&self, _: TextRange) -> Result<u64, ToyError> {
+        Err(ToyError)
+    }
+    fn original(&self, site: u64) -> CodeAddr {
+        CodeAddr::new(site)
+    }
+    fn route(&self, _: &[Routing<u64>]) -> Result<(), ToyError> {
+        Err(ToyError)
+    }
+    fn synchronize(&self) {}
+}
+
+// SAFETY: there are no tasks.
+unsafe impl Unwinder for Host {
+    type Context = ();
+
+    fn walk(&self, (): &(), _: &mut dyn FnMut(Frame) -> ControlFlow<()>) -> Result<(), Unreliable> {
+        Ok(())
+    }
+}
+
+// SAFETY: there are no tasks.
+unsafe impl TaskSet for Host {
+    type Context = ();
+    type Error = ToyError;
+
+    fn current_state(&self) -> TaskState {
+        TaskState::Idle
+    }
+    fn init(&self, _: TaskState) -> Result<(), ToyError> {
+        Ok(())
+    }
+    fn start(&self, _: TaskState) -> Result<(), ToyError> {
+        Ok(())
+    }
+    fn pending(&self, _: TaskState, _: &mut dyn FnMut(TaskId)) -> Result<(), ToyError> {
+        Ok(())
+    }
+    fn with_stopped(&self, _: &[TaskId], _: &dyn Visitor<()>) {}
+    fn close(&self, _: TaskState) -> Progress {
+        Progress::Done
+    }
+    fn force(&self, _: TaskState) {}
+    fn kick(&self, _: TaskId) {}
+    fn finish(&self) {}
+    fn name(&self, _: TaskId) -> TaskName {
+        TaskName::new()
+    }
+}

@@ -1,0 +1,11 @@
+//! Patch objects, loaded into a toy host: files built here field by field, good ones, wrong ones, broken ones.
+
+extern crate alloc;
+
+mod broken;
+mod file;
+mod host;
+mod loading;
+mod memory;
+mod refusals;
+mod waiting;

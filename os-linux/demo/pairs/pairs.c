@@ -1,0 +1,101 @@
+/*
+ * Functions that only make sense together. Each says which version of itself ran, as a bit; an outer function collects
+ * what it saw between its entry and its exit. With VERSION 0 they have the names that a patch replaces, with VERSION 1
+ * they are the replacements, called new_NAME. Both versions call each other by the original names.
+ */
+#define _GNU_SOURCE
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <time.h>
+#include <unistd.h>
+
+#define SEEN (1u << VERSION)
+#if VERSION
+#define NAME(name) new_##name
+#else
+#define NAME(name) name
+#endif
+/* No inlining, no knowledge of each other's insides: every call goes through the entry. */
+#define FUNC __attribute__((noipa))
+
+/* The original names, which both versions call. */
+unsigned first(unsigned), second(unsigned);
+unsigned outer_spin(unsigned), outer_sleep(unsigned), outer_syscall(unsigned), outer_signal(unsigned);
+
+/* What the signal handler saw that ran inside outer_signal. */
+extern __thread unsigned pairs_in_handler;
+#if !VERSION
+__thread unsigned pairs_in_handler;
+#endif
+
+FUNC unsigned NAME(first)(unsigned work)
+{
+	for (volatile unsigned i = 0; i < work; i++)
+		;
+	return SEEN;
+}
+
+FUNC unsigned NAME(second)(unsigned work)
+{
+	for (volatile unsigned i = 0; i < work; i++)
+		;
+	return SEEN;
+}
+
+/* Computes between the two. */
+FUNC unsigned NAME(outer_spin)(unsigned work)
+{
+	unsigned seen = SEEN | first(work);
+
+	for (volatile unsigned i = 0; i < work; i++)
+		;
+	return seen | second(work);
+}
+
+/* Sleeps between the two, `work` microseconds. */
+FUNC unsigned NAME(outer_sleep)(unsigned work)
+{
+	struct timespec pause = { .tv_nsec = work * 1000L };
+	unsigned seen = SEEN | first(1);
+
+	nanosleep(&pause, 0);
+	return seen | second(1);
+}
+
+/* Waits in system calls between the two: in poll, which a signal ends early, and in sched_yield. */
+FUNC unsigned NAME(outer_syscall)(unsigned work)
+{
+	unsigned seen = SEEN | first(1);
+
+	poll(0, 0, (int)(work / 1000));
+	seen |= first(1);
+	sched_yield();
+	return seen | second(1);
+}
+
+/* Is interrupted between the two by a signal whose handler calls the pair as well. */
+FUNC unsigned NAME(outer_signal)(unsigned work)
+{
+	unsigned seen = SEEN | first(work);
+
+	pairs_in_handler = 0;
+	raise(SIGUSR1);
+	return seen | pairs_in_handler | second(work);
+}
+
+#if !VERSION
+static void on_signal(int signal)
+{
+	(void)signal;
+	pairs_in_handler |= outer_spin(1);
+}
+
+/* Lets SIGUSR1 call the pair. */
+int pairs_install_handler(void)
+{
+	struct sigaction action = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
+
+	return sigaction(SIGUSR1, &action, 0);
+}
+#endif

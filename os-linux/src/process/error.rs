@@ -1,0 +1,169 @@
+//! What can go wrong with a process.
+
+use super::sys::Errno;
+use core::fmt;
+use klp_core::addr::{CodeAddr, TextRange};
+use klp_core::port::{PortError, PortErrorKind, TaskId, TaskName};
+
+/// An error of the process embedding.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// A call of the operating system failed.
+    Os {
+        /// The call.
+        call: &'static str,
+        /// Its error.
+        errno: Errno,
+    },
+    /// Memory ran out.
+    OutOfMemory,
+    /// No program code or patch image is mapped there.
+    NotText {
+        /// The address.
+        at: CodeAddr,
+    },
+    /// The bytes found are not those expected.
+    TextChanged {
+        /// The address.
+        at: CodeAddr,
+    },
+    /// No memory is free within reach.
+    NoMemoryInReach {
+        /// What it must be reached from.
+        near: TextRange,
+    },
+    /// A thread blocks SIGTRAP: it would die at a breakpoint.
+    ThreadBlocksTrap {
+        /// The thread.
+        task: TaskId,
+        /// Its name.
+        name: TaskName,
+    },
+    /// A thread did not show in time that it is outside of an entry pad that is to be rewritten.
+    ThreadSilent {
+        /// The thread.
+        task: TaskId,
+        /// Its name.
+        name: TaskName,
+        /// Why.
+        why: Silence,
+    },
+    /// Threads come and go so fast that they cannot be listed.
+    Churn,
+    /// The process has its livepatch engine already.
+    Twice,
+    /// Somebody else has a handler on a signal that is needed.
+    SignalTaken {
+        /// The signal's number.
+        signal: i32,
+    },
+    /// An object's file is not the one that was loaded, or is not an ELF file that can be read.
+    BadFile {
+        /// The object, as patches name it.
+        object: klp_core::mem::Name,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+}
+
+/// Why a thread did not answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Silence {
+    /// It blocks the stop signal.
+    Blocks,
+    /// It has not run since the signal was sent, or its stack cannot be followed.
+    Running,
+}
+
+impl Error {
+    pub(crate) fn io(call: &'static str, error: &std::io::Error) -> Self {
+        Self::Os { call, errno: Errno(error.raw_os_error().unwrap_or(libc::EIO)) }
+    }
+
+    pub(crate) const fn os(call: &'static str) -> impl Fn(Errno) -> Self {
+        move |errno| Self::Os { call, errno }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Os { call, errno } => write!(f, "{call}: {errno}"),
+            Self::OutOfMemory => f.write_str("out of memory"),
+            Self::NotText { at } => write!(f, "no code is mapped at {at}"),
+            Self::TextChanged { at } => write!(f, "the code at {at} is not what it should be"),
+            Self::NoMemoryInReach { near } => write!(f, "no memory is free within reach of {near:?}"),
+            Self::ThreadBlocksTrap { task, name } => {
+                write!(f, "thread {} ({name}) blocks SIGTRAP and would die at a breakpoint", task.0)
+            }
+            Self::ThreadSilent { task, name, why } => {
+                let why = match why {
+                    Silence::Blocks => "blocks the stop signal",
+                    Silence::Running => "does not answer, or its stack cannot be followed",
+                };
+                write!(f, "thread {} ({name}) may stand in an entry pad: it {why}", task.0)
+            }
+            Self::Churn => f.write_str("threads come and go too fast to be listed"),
+            Self::Twice => f.write_str("the process has its livepatch engine already"),
+            Self::SignalTaken { signal } => write!(f, "signal {signal} has a handler of somebody else"),
+            Self::BadFile { object, why } => write!(f, "the file of object '{object}' {why}"),
+        }
+    }
+}
+
+impl core::error::Error for Error {}
+
+/// Why a patch object could not be loaded, or unloaded.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The file cannot be read.
+    File {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The engine refused.
+    Engine(klp_core::Error),
+    /// The process embedding failed.
+    Process(Error),
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, error } => write!(f, "{}: {error}", path.display()),
+            Self::Engine(error) => error.fmt(f),
+            Self::Process(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for LoadError {}
+
+impl From<klp_core::Error> for LoadError {
+    fn from(error: klp_core::Error) -> Self {
+        Self::Engine(error)
+    }
+}
+
+impl PortError for Error {
+    fn kind(&self) -> PortErrorKind {
+        match self {
+            Self::Os { errno: Errno(libc::ENOMEM), .. } | Self::OutOfMemory => PortErrorKind::OutOfMemory,
+            Self::Os { errno: Errno(libc::EPERM | libc::EACCES), .. } => PortErrorKind::Denied,
+            Self::NoMemoryInReach { .. } => PortErrorKind::NoMemoryInReach,
+            Self::NotText { .. } => PortErrorKind::NotFound,
+            Self::TextChanged { .. } | Self::SignalTaken { .. } => PortErrorKind::Held,
+            _ => PortErrorKind::Failed,
+        }
+    }
+}
+
+impl From<klp_core::mem::OutOfMemory> for Error {
+    fn from(_: klp_core::mem::OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}

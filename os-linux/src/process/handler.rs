@@ -1,0 +1,111 @@
+//! The way of a redirected call: thunk → entry stub → one of the two functions here → the version that the engine chose.
+
+use super::context::Interrupted;
+use super::records::{self, Record, registry};
+use super::sites;
+use super::space::Space;
+use super::stop::{self, Look, Records};
+use super::sys::{self, Barrier, thread_exists};
+use core::ops::ControlFlow;
+use core::time::Duration;
+use klp_arch_x86_64::entry_stub;
+use klp_arch_x86_64::unwind::Regs;
+use klp_core::addr::{CodeAddr, TextRange};
+use klp_core::ops;
+use klp_core::port::{EntryHost, TaskId, Unwinder};
+use std::sync::Arc;
+
+entry_stub!(fn klp_os_linux_entry_stub, fast, slow);
+
+/// For threads that have a record. 0: this one has none.
+extern "C" fn fast(arg: u64) -> u64 {
+    match records::known() {
+        Some(record) => decide(record, arg),
+        None => 0,
+    }
+}
+
+/// For threads that have none yet.
+extern "C" fn slow(arg: u64) -> u64 {
+    decide(records::current(), arg)
+}
+
+#[inline]
+fn decide(record: &Record, arg: u64) -> u64 {
+    // SAFETY: thunks bring only arguments that the engine made; `synchronize` waits for runs.
+    record.run(|| unsafe { ops::handler(arg, || record.state()) }).get()
+}
+
+/// What the tracer wants from the process.
+pub struct EntryPoints {
+    space: Arc<Space>,
+}
+
+impl EntryPoints {
+    pub(crate) fn new(space: Arc<Space>) -> Self {
+        Self { space }
+    }
+}
+
+// SAFETY: sites come from the sections in which compilers record them; the stub calls `ops::handler` through the functions
+// above; `synchronize` waits for every run that has begun.
+unsafe impl EntryHost for EntryPoints {
+    fn recorded_site(&self, func: TextRange) -> Option<CodeAddr> {
+        sites::recorded(&self.space.objects, func)
+    }
+
+    fn stub(&self) -> CodeAddr {
+        CodeAddr::new(klp_os_linux_entry_stub as *const () as u64)
+    }
+
+    fn synchronize(&self) {
+        if sys::barrier(Barrier::Memory).is_err() {
+            // The command was registered at the beginning and has no other reason to fail. Going on would be worse.
+            std::process::abort();
+        }
+        // ORDER(runs): a run that the barrier above did not make visible has not read anything yet.
+        // A record that is free by the time it is looked at is not running.
+        let known = registry().records();
+        for (record, run) in known.filter_map(|record| Some((record, record.running()?))) {
+            wait_for_run(record, run, &self.space);
+        }
+    }
+}
+
+/// Waits until `record` is not in the run `run` any more.
+fn wait_for_run(record: &'static Record, run: u64, space: &Space) {
+    /// Short waits before the thread is asked where it is.
+    const WAITS: u32 = 200;
+    let mut waits = 0_u32;
+    while record.running() == Some(run) {
+        waits += 1;
+        if waits < 20 {
+            core::hint::spin_loop();
+        } else if waits % WAITS != 0 {
+            sys::nap(Duration::from_micros(50));
+        } else if thread_exists(record.tid()) {
+            let tasks = [TaskId(record.tid().into())];
+            let _ = stop::stop(&tasks, &Outside { run, space }, &mut Records::new());
+        } else {
+            record.abandon(run);
+        }
+    }
+}
+
+/// Ends a run of the handler that its thread has left by a `longjmp` out of a signal handler.
+///
+/// A reliable stack proves that: the stub that calls the handler has no unwind information.
+struct Outside<'a> {
+    run: u64,
+    space: &'a Space,
+}
+
+impl Look for Outside<'_> {
+    fn look(&self, _: usize, thread: &mut Interrupted<'_>, record: &Record) -> bool {
+        let regs: Regs = thread.regs();
+        if self.space.stacks.walk(&regs, &mut |_| ControlFlow::Continue(())).is_ok() {
+            record.abandon(self.run);
+        }
+        true
+    }
+}

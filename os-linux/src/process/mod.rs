@@ -1,0 +1,290 @@
+//! Livepatching a running process.
+//!
+//! ```no_run
+//! use klp_os_linux::process::{Livepatch, Options};
+//! use std::time::Duration;
+//!
+//! let livepatch = Livepatch::init(Options::default())?;
+//! let fix = livepatch.load_file("fix.ko")?;
+//! livepatch.enable(fix)?;
+//! livepatch.wait(Duration::from_secs(5));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # What the process must keep to
+//!
+//! * A function can be patched if it was compiled with an entry pad that is recorded (see [`EntryPoints`]).
+//! * SIGTRAP and one real-time signal are the engine's. SIGTRAPs that it did not cause go to the handler that was there before; who installs
+//!   one later must do the same. A thread must not block either signal for long: one that blocks SIGTRAP keeps any code from being
+//!   changed, one that blocks the other holds transitions back.
+//! * The stop signal interrupts system calls; `signal(7)` lists the few that are not restarted, but fail with `EINTR`
+//!   (`nanosleep`, `poll`, `epoll_wait`, …). Programs that handle signals at all are prepared for that.
+//! * A thread has some 4 KiB of stack left wherever it is.
+//! * A shared object is not unloaded while functions of it are patched, nor while the engine is at work.
+//! * The engine's event sink must not fork.
+
+mod context;
+mod elf_file;
+mod error;
+mod fork;
+mod handler;
+mod lock;
+mod memory;
+mod objects;
+mod pads;
+mod patches;
+mod records;
+mod scan;
+mod sites;
+mod space;
+mod stop;
+mod symbols;
+mod sys;
+mod tasks;
+mod text;
+mod trap;
+mod unwind;
+
+pub use error::{Error, LoadError, Silence};
+pub use handler::EntryPoints;
+pub use lock::FutexLock;
+pub use symbols::Symbols;
+pub use sys::Errno;
+pub use tasks::{Tasks, Ways};
+pub use text::ProcessText;
+pub use unwind::Stacks;
+
+use core::fmt;
+use core::time::Duration;
+use klp_arch_x86_64::X86_64;
+use klp_core::addr::CodeAddr;
+use klp_core::elf;
+use klp_core::engine::{Engine, PatchId, Poll};
+use klp_core::event::Event;
+use klp_core::port::{EntryTracer, Platform};
+use space::Space;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+/// Takes the engine's log.
+pub type EventSink = Box<dyn Fn(&Event<'_>) + Send + Sync>;
+
+/// How a process wants its engine.
+pub struct Options {
+    /// The real-time signal that stops threads.
+    pub stop_signal: i32,
+    /// Takes one line of the engine's log at a time; must not call the engine.
+    pub events: Option<EventSink>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { stop_signal: libc::SIGRTMAX() - 2, events: None }
+    }
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options").field("stop_signal", &self.stop_signal).finish_non_exhaustive()
+    }
+}
+
+/// This process as a host of the engine.
+pub struct Process {
+    tracer: EntryTracer<X86_64, ProcessText, EntryPoints>,
+    tasks: Tasks,
+    symbols: Symbols,
+    space: Arc<Space>,
+    events: Option<EventSink>,
+}
+
+impl Platform for Process {
+    type Lock = FutexLock;
+    type Tracer = EntryTracer<X86_64, ProcessText, EntryPoints>;
+    type Unwinder = Stacks;
+    type Tasks = Tasks;
+    type Symbols = Symbols;
+    type Text = ProcessText;
+    type Arch = X86_64;
+    type Relocator = X86_64;
+
+    fn tracer(&self) -> &Self::Tracer {
+        &self.tracer
+    }
+
+    fn unwinder(&self) -> &Stacks {
+        &self.space.stacks
+    }
+
+    fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
+    fn symbols(&self) -> &Symbols {
+        &self.symbols
+    }
+
+    fn text(&self) -> &ProcessText {
+        self.tracer.text()
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        if let Some(sink) = &self.events {
+            sink(event);
+        }
+    }
+}
+
+/// The livepatch engine of this process. There is one.
+pub struct Livepatch {
+    engine: Engine<Process>,
+}
+
+static LIVEPATCH: OnceLock<Livepatch> = OnceLock::new();
+
+impl Livepatch {
+    /// Makes this process one that can be patched. Nothing is patched yet, and no thread notices.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Twice`], [`Error::SignalTaken`], or what the kernel does not offer (`membarrier` with `SYNC_CORE` came with Linux 4.16).
+    pub fn init(options: Options) -> Result<&'static Self, Error> {
+        static ONCE: lock::Mutex<()> = lock::Mutex::new(());
+        let _once = ONCE.lock();
+        if Self::get().is_some() {
+            return Err(Error::Twice);
+        }
+        sys::register_barriers().map_err(Error::os("membarrier"))?;
+        let space = Arc::new(Space::default());
+        space.refresh()?;
+        stop::install(options.stop_signal)?;
+        trap::install()?;
+        fork::install()?;
+        let process = Process {
+            tracer: EntryTracer::new(ProcessText::new(Arc::clone(&space)), EntryPoints::new(Arc::clone(&space))),
+            tasks: Tasks::new(Arc::clone(&space)),
+            symbols: Symbols::new(Arc::clone(&space)),
+            space,
+            events: options.events,
+        };
+        Ok(LIVEPATCH.get_or_init(|| Self { engine: Engine::new(process) }))
+    }
+
+    /// The engine, once [`init`](Self::init) has made it.
+    pub fn get() -> Option<&'static Self> {
+        LIVEPATCH.get()
+    }
+
+    /// The engine itself: status, blockers, reversal, force, and patches made in Rust.
+    pub fn engine(&self) -> &Engine<Process> {
+        &self.engine
+    }
+
+    /// Loads the patch object in the file at `path`, and makes it known to the engine; nothing is patched yet. The file's name
+    /// without its extension is the patch's name if the file does not give one.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`]; nothing has changed then.
+    pub fn load_file(&self, path: impl AsRef<Path>) -> Result<PatchId, LoadError> {
+        let path = path.as_ref();
+        let file = std::fs::read(path).map_err(|error| LoadError::File { path: path.to_owned(), error })?;
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        self.load(&file, &name)
+    }
+
+    /// Loads the patch object in the bytes `file`. `name` is the patch's name if it does not give one.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`]; nothing has changed then.
+    pub fn load(&self, file: &[u8], name: &str) -> Result<PatchId, LoadError> {
+        let process = self.engine.host();
+        self.space().refresh().map_err(LoadError::Process)?;
+        let loaded = elf::load(process, file, name)?;
+        let code = loaded.image.image().text.start();
+        if let Err((image, error)) = self.space().add(loaded.image) {
+            // SAFETY: nobody knows it.
+            unsafe { image.unload(process.text()) };
+            return Err(LoadError::Process(error));
+        }
+        self.engine.add(loaded.patch).map_err(|refused| {
+            self.unload_image(code);
+            LoadError::Engine(refused.error)
+        })
+    }
+
+    /// Forgets a disabled patch and frees its memory.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Engine::remove`]; the patch stays then.
+    pub fn unload(&self, patch: PatchId) -> Result<(), klp_core::Error> {
+        let patch = self.engine.remove(patch)?;
+        let first = patch.objects().iter().flat_map(|object| object.funcs()).next();
+        if let Some(func) = first {
+            self.unload_image(func.new_addr());
+        }
+        Ok(())
+    }
+
+    fn unload_image(&self, code: CodeAddr) {
+        if let Some(image) = self.space().remove(code) {
+            // SAFETY: the engine does not know the patch (any more), and promises that no task is inside of it.
+            unsafe { image.unload(self.engine.host().text()) };
+        }
+    }
+
+    /// Starts to enable a patch; see [`Engine::enable`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn enable(&self, patch: PatchId) -> Result<Poll, klp_core::Error> {
+        self.engine.enable(patch)
+    }
+
+    /// Starts to disable a patch; see [`Engine::disable`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn disable(&self, patch: PatchId) -> Result<Poll, klp_core::Error> {
+        self.engine.disable(patch)
+    }
+
+    /// Polls until no transition is under way, or until `timeout` is over. Says whether none is.
+    pub fn wait(&self, timeout: Duration) -> bool {
+        const MAX_PAUSE: Duration = Duration::from_millis(2);
+        let end = Instant::now() + timeout;
+        let mut pause = Duration::from_micros(100);
+        loop {
+            let begin = Instant::now();
+            match self.engine.poll() {
+                Poll::Idle | Poll::Complete { .. } => return true,
+                Poll::Waiting { .. } if begin >= end => return false,
+                Poll::Waiting { .. } => {}
+            }
+            // With many stragglers, polls are expensive: leave the threads most of the time.
+            let max = MAX_PAUSE.max(4 * begin.elapsed());
+            std::thread::sleep(pause);
+            pause = (2 * pause).min(max);
+        }
+    }
+
+    /// How many threads were switched, and by which way.
+    pub fn ways(&self) -> Ways {
+        self.engine.host().tasks.ways()
+    }
+
+    fn space(&self) -> &Space {
+        &self.engine.host().space
+    }
+}
+
+impl fmt::Debug for Livepatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Livepatch").finish_non_exhaustive()
+    }
+}

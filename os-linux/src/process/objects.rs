@@ -1,0 +1,290 @@
+//! The objects of the process: the executable, shared libraries, the vdso.
+
+use super::elf_file::ElfFile;
+use super::error::Error;
+use core::ffi::CStr;
+use klp_arch_x86_64::unwind::Table;
+use klp_core::addr::{CodeAddr, TextRange};
+use klp_core::model::VMLINUX;
+use super::lock::Mutex;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+/// An object: an ELF file as the dynamic linker, or the kernel, mapped it.
+#[derive(Debug)]
+pub(crate) struct Object {
+    /// As patches name it.
+    pub(crate) name: String,
+    /// The file; none for the vdso.
+    path: Option<PathBuf>,
+    /// What is added to the file's addresses.
+    pub(crate) bias: u64,
+    pub(crate) segments: Vec<Segment>,
+    /// Where `.eh_frame_hdr` is, if it is there.
+    pub(crate) eh_frame_hdr: Option<TextRange>,
+    build_id: Option<Vec<u8>>,
+    file: OnceLock<ElfFile>,
+    /// Its unwind rules, once compiled.
+    pub(crate) unwind: OnceLock<Option<Arc<Table>>>,
+    /// Its entry sites, sorted, once read.
+    pub(crate) sites: OnceLock<Vec<CodeAddr>>,
+}
+
+/// A part of an object in memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Segment {
+    pub(crate) range: TextRange,
+    pub(crate) readable: bool,
+    pub(crate) executable: bool,
+}
+
+impl Object {
+    /// The code, from the first executable byte to the last.
+    pub(crate) fn text(&self) -> Option<TextRange> {
+        let code = || self.segments.iter().filter(|segment| segment.executable).map(|segment| segment.range);
+        let start = code().map(TextRange::start).min()?;
+        let end = code().map(TextRange::end).max()?;
+        TextRange::new(start, end.get() - start.get())
+    }
+
+    /// The bytes of `range`; `None` if it does not lie in one readable segment.
+    ///
+    /// Only for parts that are not written to (headers, unwind information, relocated tables).
+    pub(crate) fn bytes(&self, range: TextRange) -> Option<&[u8]> {
+        let segment = self.segment(range.start())?;
+        if !segment.readable || segment.range.end() < range.end() {
+            return None;
+        }
+        // SAFETY: the segment is mapped and readable for as long as the object is loaded; who unloads it while the engine
+        // works on it breaks the contract of `Livepatch`.
+        Some(unsafe { core::slice::from_raw_parts(range.start().get() as *const u8, usize::try_from(range.len()).ok()?) })
+    }
+
+    /// The segment that `addr` lies in.
+    pub(crate) fn segment(&self, addr: CodeAddr) -> Option<&Segment> {
+        self.segments.iter().find(|segment| segment.range.contains(addr))
+    }
+
+    /// What the file says beyond the part that is mapped. Read at the first call.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadFile`], also if it is not the file that was mapped.
+    pub(crate) fn file(&self) -> Result<&ElfFile, Error> {
+        if let Some(file) = self.file.get() {
+            return Ok(file);
+        }
+        let bad = |why| match klp_core::mem::Name::new(&self.name) {
+            Ok(object) => Error::BadFile { object, why },
+            Err(_) => Error::OutOfMemory,
+        };
+        let file = match &self.path {
+            Some(path) => ElfFile::read(path).map_err(bad)?,
+            None => ElfFile::default(),
+        };
+        if let (Some(loaded), Some(found)) = (&self.build_id, &file.build_id) {
+            if loaded != found {
+                return Err(bad("is not the one that was loaded: its build-id differs"));
+            }
+        }
+        Ok(self.file.get_or_init(|| file))
+    }
+}
+
+/// The objects that are loaded now.
+#[derive(Debug, Default)]
+pub(crate) struct Objects {
+    now: Mutex<Snapshot>,
+}
+
+#[derive(Debug, Default)]
+struct Snapshot {
+    objects: Vec<Arc<Object>>,
+    /// The dynamic linker's counts of objects that came and went.
+    counts: (u64, u64),
+}
+
+impl Objects {
+    /// Looks whether objects came or went. Says whether that was so.
+    pub(crate) fn refresh(&self) -> bool {
+        let counts = dl_counts();
+        if self.now.lock().counts == counts {
+            return false;
+        }
+        let fresh = dl_objects();
+        let mut now = self.now.lock();
+        let keep = |new: Object| match now.objects.iter().find(|old| old.is_same(&new)) {
+            Some(old) => Arc::clone(old),
+            None => Arc::new(new),
+        };
+        let objects = fresh.into_iter().map(keep).collect();
+        *now = Snapshot { objects, counts };
+        true
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> Vec<Arc<Object>> {
+        self.now.lock().objects.clone()
+    }
+
+    /// The one that patches call `name`.
+    pub(crate) fn named(&self, name: &str) -> Option<Arc<Object>> {
+        self.refresh();
+        self.now.lock().objects.iter().find(|object| object.name == name).cloned()
+    }
+
+    /// The one that `addr` lies in.
+    pub(crate) fn at(&self, addr: CodeAddr) -> Option<Arc<Object>> {
+        self.now.lock().objects.iter().find(|object| object.segment(addr).is_some()).cloned()
+    }
+
+    /// The segment that `addr` lies in.
+    pub(crate) fn segment(&self, addr: CodeAddr) -> Option<Segment> {
+        self.now.lock().objects.iter().find_map(|object| object.segment(addr)).copied()
+    }
+}
+
+impl Object {
+    fn is_same(&self, other: &Self) -> bool {
+        self.bias == other.bias
+            && self.path == other.path
+            && self.segments == other.segments
+            && self.build_id == other.build_id
+    }
+}
+
+/// The name that patches use for the shared object at `path`: its file name up to `.so`, with `.` and `-` turned into `_`, since
+/// names in the patch format contain no dots.
+fn object_name(path: &Path) -> String {
+    let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    let stem = file.find(".so").map_or(&*file, |end| &file[..end]);
+    stem.replace(['.', '-'], "_")
+}
+
+/// Calls `each` for every object, the executable first, until it returns `false`.
+fn dl_iterate(each: &mut dyn FnMut(&libc::dl_phdr_info) -> bool) {
+    unsafe extern "C" fn callback(
+        info: *mut libc::dl_phdr_info,
+        _size: libc::size_t,
+        each: *mut libc::c_void,
+    ) -> libc::c_int {
+        // SAFETY: `each` is the reference given below, `info` is valid during the callback.
+        let (each, info) = unsafe { (&mut *each.cast::<&mut dyn FnMut(&libc::dl_phdr_info) -> bool>(), &*info) };
+        libc::c_int::from(!each(info))
+    }
+    let mut each = each;
+    // SAFETY: the callback gets what it expects.
+    unsafe { libc::dl_iterate_phdr(Some(callback), (&raw mut each).cast()) };
+}
+
+fn dl_counts() -> (u64, u64) {
+    let mut counts = (0, 0);
+    dl_iterate(&mut |info| {
+        counts = (info.dlpi_adds, info.dlpi_subs);
+        false
+    });
+    counts
+}
+
+fn dl_objects() -> Vec<Object> {
+    let mut objects = Vec::new();
+    dl_iterate(&mut |info| {
+        // SAFETY: the dynamic linker's data is valid during the callback.
+        let (path, headers) = unsafe {
+            let path = if info.dlpi_name.is_null() { c"" } else { CStr::from_ptr(info.dlpi_name) };
+            (path, core::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()))
+        };
+        let path = Path::new(OsStr::from_bytes(path.to_bytes()));
+        objects.push(dl_object(objects.is_empty(), path, info.dlpi_addr, headers));
+        true
+    });
+    objects
+}
+
+fn dl_object(first: bool, path: &Path, bias: u64, headers: &[libc::Elf64_Phdr]) -> Object {
+    let (name, path) = if first {
+        (VMLINUX.to_owned(), Some(PathBuf::from("/proc/self/exe")))
+    } else {
+        (object_name(path), path.is_absolute().then(|| path.to_owned()).or_else(|| path.exists().then(|| path.to_owned())))
+    };
+    let range = |header: &libc::Elf64_Phdr| {
+        TextRange::new(CodeAddr::new(bias.wrapping_add(header.p_vaddr)), header.p_memsz)
+    };
+    let of_type = |kind| headers.iter().filter(move |header| header.p_type == kind);
+    let segments = of_type(libc::PT_LOAD)
+        .filter_map(|header| {
+            Some(Segment {
+                range: range(header)?,
+                readable: header.p_flags & libc::PF_R != 0,
+                executable: header.p_flags & libc::PF_X != 0,
+            })
+        })
+        .collect();
+    let build_id = of_type(libc::PT_NOTE).filter_map(range).find_map(|note| {
+        // SAFETY: a note segment is loaded, readable, and stays as long as the object; the dynamic linker holds it now.
+        let bytes = unsafe { core::slice::from_raw_parts(note.start().get() as *const u8, usize::try_from(note.len()).ok()?) };
+        build_id(bytes).map(<[u8]>::to_vec)
+    });
+    let eh_frame_hdr = of_type(libc::PT_GNU_EH_FRAME).find_map(range);
+    Object { name, path, bias, segments, eh_frame_hdr, build_id, file: OnceLock::new(), unwind: OnceLock::new(), sites: OnceLock::new() }
+}
+
+/// The build-id in a sequence of ELF notes.
+pub(crate) fn build_id(mut notes: &[u8]) -> Option<&[u8]> {
+    const NT_GNU_BUILD_ID: u32 = 3;
+    let word = |bytes: &[u8], at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    let align = |len: u32| usize::try_from(len).ok()?.checked_next_multiple_of(4);
+    loop {
+        let (name_len, len, kind) = (word(notes, 0)?, word(notes, 4)?, word(notes, 8)?);
+        let begin = 12 + align(name_len)?;
+        if kind == NT_GNU_BUILD_ID && notes.get(12..16)? == b"GNU\0" {
+            return notes.get(begin..begin + usize::try_from(len).ok()?);
+        }
+        notes = notes.get(begin.checked_add(align(len)?)?..)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_no_dots() {
+        assert_eq!(object_name(Path::new("/lib/x86_64-linux-gnu/libc.so.6")), "libc");
+        assert_eq!(object_name(Path::new("linux-vdso.so.1")), "linux_vdso");
+        assert_eq!(object_name(Path::new("/opt/libfoo-1.2.so.3")), "libfoo_1_2");
+        assert_eq!(object_name(Path::new("/opt/plugin")), "plugin");
+    }
+
+    #[test]
+    fn this_process_has_an_executable_and_a_libc() {
+        let objects = Objects::default();
+        assert!(objects.refresh());
+        assert!(!objects.refresh(), "nothing came or went");
+        let executable = objects.named(VMLINUX).expect("there is an executable");
+        let here = CodeAddr::new(names_have_no_dots as *const () as u64);
+        assert!(executable.segment(here).expect("this code is in it").executable);
+        let libc_at = objects.at(CodeAddr::new(libc::getpid as *const () as u64)).expect("libc is mapped");
+        assert_eq!(libc_at.name, "libc");
+        assert!(objects.named("no_such_object").is_none());
+    }
+
+    #[test]
+    fn a_build_id_is_found_behind_other_notes() {
+        let mut notes = Vec::new();
+        for (name, kind, data) in [(&b"abcde\0\0\0"[..], 3_u32, &b"1234"[..]), (b"GNU\0", 3, b"id!!")] {
+            let name_len = if name.len() == 8 { 6 } else { 4_u32 };
+            notes.extend_from_slice(&name_len.to_le_bytes());
+            notes.extend_from_slice(&4_u32.to_le_bytes());
+            notes.extend_from_slice(&kind.to_le_bytes());
+            notes.extend_from_slice(name);
+            notes.extend_from_slice(data);
+        }
+        assert_eq!(build_id(&notes), Some(&b"id!!"[..]));
+        for len in 0..notes.len() {
+            assert_eq!(build_id(&notes[..len]), None);
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Entry pads of several instructions: getting threads out of their midst.
+//!
+//! When this begins, every pad starts with a breakpoint that all cores see, so nobody gets into one any more. It remains to look at
+//! each thread once: who stands in a pad, or was interrupted there by a signal whose handler it is in, goes on behind the pad.
+
+use super::context::Interrupted;
+use super::error::{Error, Silence};
+use super::records::{Record, registry};
+use super::scan;
+use super::stop::{self, Look, Missed, Records, why_missed};
+use super::sys;
+use super::unwind::{Stacks, StackMemory};
+use core::cell::Cell;
+use core::ops::ControlFlow;
+use core::ptr;
+use core::time::Duration;
+use klp_arch_x86_64::unwind::Regs;
+use klp_core::addr::CodeAddr;
+use klp_core::port::{FrameKind, Poke, TaskId};
+use std::time::Instant;
+
+/// How long threads may take to show where they are.
+const LIMIT: Duration = Duration::from_secs(1);
+
+/// Words of a stack that are searched at most (64 MiB).
+const MAX_WORDS: u64 = 8 << 20;
+
+/// The pads of a batch of changes.
+pub(crate) struct Pads<'a> {
+    batch: &'a [Poke<'a>],
+    stacks: &'a Stacks,
+}
+
+impl<'a> Pads<'a> {
+    pub(crate) fn new(batch: &'a [Poke<'a>], stacks: &'a Stacks) -> Self {
+        Self { batch, stacks }
+    }
+
+    /// Returns when no thread is in the midst of a pad.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ThreadSilent`] if a thread cannot be looked at in time, and the errors of listing threads. Some threads may have been
+    /// moved, which is harmless: a pad does nothing.
+    pub(crate) fn clear(&self) -> Result<(), Error> {
+        let end = Instant::now() + LIMIT;
+        let mut tasks = Vec::new();
+        let mut records = Records::new();
+        list(&mut tasks)?;
+        loop {
+            let round = stop::stop(&tasks, self, &mut records)?;
+            let mut index = 0;
+            let mut silent = None;
+            tasks.retain(|&task| {
+                let record = records[index];
+                index += 1;
+                if record.is_none_or(|record| round.reached(record)) {
+                    return false;
+                }
+                let why = match why_missed(task, record) {
+                    Missed::Gone => return false,
+                    Missed::Blocks => Silence::Blocks,
+                    Missed::Running => Silence::Running,
+                };
+                silent = Some((task, why));
+                true
+            });
+            match silent {
+                None => return Ok(()),
+                Some((task, why)) if Instant::now() >= end => {
+                    return Err(Error::ThreadSilent { task, name: scan::name(task), why });
+                }
+                Some(_) => sys::nap(Duration::from_millis(1)),
+            }
+        }
+    }
+
+    /// Where a thread goes on that would execute `pc` next, if that is in the midst of a pad.
+    fn body(&self, pc: u64) -> Option<CodeAddr> {
+        let pc = CodeAddr::new(pc);
+        let behind = self.batch.partition_point(|poke| poke.at < pc);
+        let poke = self.batch.get(behind.checked_sub(1)?)?;
+        (poke.split && pc.get() - poke.at.get() < poke.old.len() as u64).then_some(poke.body)
+    }
+
+    /// Whether the stack above `regs` holds no address in a pad, so that no interrupted code on it is in one.
+    fn none_on_stack(&self, regs: &Regs) -> bool {
+        let (Some(first), Some(last)) = (self.batch.first(), self.batch.last()) else { return true };
+        let hull = first.at.get()..last.at.get() + last.old.len() as u64;
+        let memory = StackMemory::default();
+        let start = regs.rsp.next_multiple_of(8);
+        (0..MAX_WORDS)
+            .map_while(|index| memory.read(start.checked_add(8 * index)?))
+            .all(|word| !hull.contains(&word) || self.body(word).is_none())
+    }
+
+    /// Moves all code that was interrupted in a pad, by walking the stack. Says whether the walk got to its end.
+    fn move_on_stack(&self, regs: &Regs) -> bool {
+        let saved = Cell::new((0, 0));
+        let seen = |addr, value| {
+            if self.body(value).is_some() {
+                saved.set((addr, value));
+            }
+        };
+        let walked = self.stacks.walk_seeing(regs, seen, &mut |frame| {
+            let (addr, value) = saved.get();
+            if frame.kind == FrameKind::Interrupted && frame.pc.get() == value {
+                if let Some(body) = self.body(value) {
+                    // SAFETY: it is where the kernel's signal frame, on this thread's own stack, holds the interrupted instruction's address.
+                    unsafe { ptr::write_volatile(addr as *mut u64, body.get()) };
+                }
+            }
+            ControlFlow::Continue(())
+        });
+        walked.is_ok()
+    }
+}
+
+impl Look for Pads<'_> {
+    fn look(&self, _: usize, thread: &mut Interrupted<'_>, _: &Record) -> bool {
+        if let Some(body) = self.body(thread.pc()) {
+            thread.set_pc(body.get());
+        }
+        let regs = thread.regs();
+        !thread.on_signal_stack() && self.none_on_stack(&regs) || self.move_on_stack(&regs)
+    }
+}
+
+/// Lists all threads, with a record for each.
+fn list(tasks: &mut Vec<TaskId>) -> Result<(), Error> {
+    scan::threads(tasks)?;
+    let mut registry = registry();
+    for task in &*tasks {
+        if let Ok(tid) = u32::try_from(task.0) {
+            registry.enter(tid);
+        }
+    }
+    Ok(())
+}

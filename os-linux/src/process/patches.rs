@@ -1,0 +1,59 @@
+//! The patch objects in memory: what is needed to unwind through their functions and to name them.
+
+use super::error::Error;
+use super::lock::Mutex;
+use super::unwind;
+use klp_arch_x86_64::unwind::{EhFrame, Table};
+use klp_core::addr::{CodeAddr, TextRange};
+use klp_core::elf::LoadedImage;
+use std::sync::Arc;
+
+/// The patch objects in memory.
+#[derive(Default)]
+pub(crate) struct Patches {
+    images: Mutex<Vec<Loaded>>,
+}
+
+struct Loaded {
+    image: LoadedImage,
+    table: Option<Arc<Table>>,
+}
+
+impl Patches {
+    /// Adds one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`], and the image back.
+    pub(crate) fn add(&self, image: LoadedImage) -> Result<(), (LoadedImage, Error)> {
+        let section = image.eh_frame().map(|(addr, bytes)| EhFrame { bytes, addr });
+        let table = match section.map(|section| unwind::compile(section, image.image().text)) {
+            Some(Ok(table)) => table.map(Arc::new),
+            None => None,
+            Some(Err(error)) => return Err((image, error)),
+        };
+        self.images.lock().push(Loaded { image, table });
+        Ok(())
+    }
+
+    /// Takes the one whose code contains `addr`.
+    pub(crate) fn take(&self, addr: CodeAddr) -> Option<LoadedImage> {
+        let mut images = self.images.lock();
+        let index = images.iter().position(|loaded| loaded.image.image().text.contains(addr))?;
+        Some(images.swap_remove(index).image)
+    }
+
+    /// Their unwind tables.
+    pub(crate) fn tables(&self) -> Vec<Arc<Table>> {
+        self.images.lock().iter().filter_map(|loaded| loaded.table.clone()).collect()
+    }
+
+    /// The function that `addr` lies in, with its name.
+    pub(crate) fn function_at(&self, addr: CodeAddr) -> Option<(TextRange, String)> {
+        let images = self.images.lock();
+        let loaded = images.iter().find(|loaded| loaded.image.image().text.contains(addr))?;
+        let functions = loaded.image.functions();
+        let (name, range) = functions.iter().find(|(_, range)| range.contains(addr))?;
+        Some((*range, name.to_string()))
+    }
+}

@@ -1,0 +1,316 @@
+//! What is known of each thread: one [`Record`] per thread, found through a thread-local pointer.
+//!
+//! A record is made at the thread's first handled call (or first stop signal) by the thread itself, or before that by a scan
+//! on its behalf; there is never more than one per thread id. Records live in chunks that are never unmapped. All but the
+//! fields of a record change under one [`SignalLock`], so that a signal or entry handler may join at any time.
+
+use super::lock::{Guard, SignalLock};
+use super::sys::{KeepErrno, gettid, map_zeroed, nap, thread_exists};
+use core::cell::Cell;
+use core::ptr;
+use core::sync::atomic::{AtomicBool, AtomicI8, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering, compiler_fence};
+use core::time::Duration;
+use klp_core::port::TaskState;
+
+/// One thread.
+#[repr(align(64))]
+pub(crate) struct Record {
+    /// The thread's [`TaskState`], as a number.
+    state: AtomicI8,
+    /// Whether the thread blocks SIGTRAP, as far as is known: a [`Mask`].
+    trap_mask: AtomicU8,
+    /// Whether the thread itself has found the record; if not, a scan made it.
+    owned: AtomicBool,
+    /// The thread's id; 0 in a record that is free.
+    tid: AtomicU32,
+    /// Runs of the handler, begun and ended: odd while the thread is inside of one.
+    runs: AtomicU64,
+    /// The number of the stop whose signal is on its way to the thread; 0 if none is.
+    pub(crate) signalled: AtomicU64,
+    /// The number of the last stop that looked at the thread.
+    pub(crate) visited: AtomicU64,
+}
+
+/// What is known of a thread's signal mask.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Mask {
+    /// Nothing.
+    Unknown = 0,
+    /// The signal was not blocked when last looked at.
+    Open = 1,
+    /// It was.
+    Blocked = 2,
+}
+
+impl Record {
+    const fn new() -> Self {
+        Self {
+            state: AtomicI8::new(TaskState::Idle as i8),
+            trap_mask: AtomicU8::new(Mask::Unknown as u8),
+            owned: AtomicBool::new(false),
+            tid: AtomicU32::new(0),
+            runs: AtomicU64::new(0),
+            signalled: AtomicU64::new(0),
+            visited: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn tid(&self) -> u32 {
+        self.tid.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn state(&self) -> TaskState {
+        TaskState::from_i8(self.state.load(Ordering::Acquire)).unwrap_or(TaskState::Idle)
+    }
+
+    pub(crate) fn set_state(&self, state: TaskState) {
+        self.state.store(state as i8, Ordering::Release);
+    }
+
+    pub(crate) fn trap_known_open(&self) -> bool {
+        self.trap_mask.load(Ordering::Relaxed) == Mask::Open as u8
+    }
+
+    pub(crate) fn set_trap_mask(&self, mask: Mask) {
+        self.trap_mask.store(mask as u8, Ordering::Relaxed);
+    }
+
+    /// Does `work` as a run of the handler, which [`runs`](Self::runs) tells of. Only for the record's own thread.
+    #[inline]
+    pub(crate) fn run<R>(&self, work: impl FnOnce() -> R) -> R {
+        let before = self.runs.load(Ordering::Relaxed);
+        if before & 1 == 1 {
+            // A signal handler has interrupted a run of the same thread: that run covers this one.
+            return work();
+        }
+        self.runs.store(before.wrapping_add(1), Ordering::Relaxed);
+        // ORDER(runs): the store above comes before all that `work` reads. The processor's half of this fence is
+        // the memory barrier that `Tasks::synchronize` makes every thread pass before it reads `runs`.
+        compiler_fence(Ordering::SeqCst);
+        let result = work();
+        self.runs.store(before.wrapping_add(2), Ordering::Release);
+        result
+    }
+
+    /// The number of the run that the thread is inside of, if it is.
+    pub(crate) fn running(&self) -> Option<u64> {
+        let runs = self.runs.load(Ordering::Acquire);
+        (runs & 1 == 1).then_some(runs)
+    }
+
+    /// Takes note that the thread left run `run` without ending it (a `longjmp` out of a signal handler, say).
+    pub(crate) fn abandon(&self, run: u64) {
+        let _ = self.runs.compare_exchange(run, run.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Makes the record one of the thread `tid`, new to us.
+    fn begin(&self, tid: u32, state: TaskState) {
+        self.set_state(state);
+        self.set_trap_mask(Mask::Unknown);
+        self.owned.store(false, Ordering::Relaxed);
+        self.runs.store(0, Ordering::Relaxed);
+        self.signalled.store(0, Ordering::Relaxed);
+        self.visited.store(0, Ordering::Relaxed);
+        self.tid.store(tid, Ordering::Relaxed);
+    }
+}
+
+/// Records of one chunk.
+const CHUNK: usize = 1024;
+
+/// A block of records. The ids stand apart so that a search reads few cache lines.
+struct Chunk {
+    tids: [AtomicU32; CHUNK],
+    records: [Record; CHUNK],
+    next: AtomicPtr<Chunk>,
+}
+
+static FIRST: Chunk = Chunk {
+    tids: [const { AtomicU32::new(0) }; CHUNK],
+    records: [const { Record::new() }; CHUNK],
+    next: AtomicPtr::new(ptr::null_mut()),
+};
+
+thread_local! {
+    /// The calling thread's record. Constant at the start and without a destructor, so that a handler may read it.
+    static CURRENT: Cell<Option<&'static Record>> = const { Cell::new(None) };
+}
+
+static REGISTRY: SignalLock<Registry> = SignalLock::new(Registry { newborn: TaskState::Idle, joined: 0 });
+
+/// The calling thread's record, if it has found it before.
+#[inline]
+pub(crate) fn known() -> Option<&'static Record> {
+    CURRENT.get()
+}
+
+/// The calling thread's record, made now if there was none.
+#[inline]
+pub(crate) fn current() -> &'static Record {
+    match CURRENT.get() {
+        Some(record) => record,
+        None => join(),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn join() -> &'static Record {
+    let _errno = KeepErrno::new();
+    let record = {
+        let mut registry = registry();
+        registry.joined += 1;
+        let record = registry.enter(gettid());
+        if record.owned.swap(true, Ordering::Relaxed) {
+            // The owner was another thread with this id, which has ended: only its state is inherited.
+            record.begin(record.tid(), record.state());
+            record.owned.store(true, Ordering::Relaxed);
+        }
+        record
+    };
+    CURRENT.set(Some(record));
+    record
+}
+
+/// All records, and what they have in common.
+pub(crate) struct Registry {
+    /// The state of a thread that is seen for the first time.
+    pub(crate) newborn: TaskState,
+    /// Threads that made themselves known.
+    pub(crate) joined: u64,
+}
+
+/// The registry, locked. No signal reaches the calling thread until the guard is gone.
+pub(crate) fn registry() -> Guard<'static, Registry> {
+    REGISTRY.lock()
+}
+
+/// After `fork`, in the child: makes the registry whole again. The calling thread keeps its record, under its new id.
+///
+/// # Safety
+///
+/// The calling thread is the only one, and does not hold the registry. Nobody was changing what is not a record.
+pub(crate) unsafe fn reset_in_child() {
+    // SAFETY: the caller's promise; records of threads that are gone are made new.
+    unsafe { REGISTRY.reset_in_child() };
+    registry().keep_only_caller();
+}
+
+impl Registry {
+    /// The records of all known threads, some of which may have ended.
+    #[allow(clippy::unused_self, reason = "the lock's guard is what permits it")]
+    pub(crate) fn records(&self) -> impl Iterator<Item = &'static Record> + use<> {
+        slots().filter(|(tid, _)| tid.load(Ordering::Relaxed) != 0).map(|(_, record)| record)
+    }
+
+    /// The record of the thread `tid`, made now if there was none.
+    ///
+    /// If the id belonged to a thread before that has ended, its record is taken over with its state: that thread either
+    /// was never switched, so the state is where everybody started, or it was switched in the transition under way, and a
+    /// thread born later fits the target state.
+    pub(crate) fn enter(&mut self, tid: u32) -> &'static Record {
+        if let Some((_, record)) = slots().find(|(slot, _)| slot.load(Ordering::Relaxed) == tid) {
+            return record;
+        }
+        loop {
+            if let Some((slot, record)) = slots().find(|(slot, _)| slot.load(Ordering::Relaxed) == 0) {
+                record.begin(tid, self.newborn);
+                slot.store(tid, Ordering::Relaxed);
+                return record;
+            }
+            if !self.retire(|record| !thread_exists(record.tid())) && !grow() {
+                // There is no answer without a record, and the caller cannot be told no.
+                nap(Duration::from_millis(1));
+            }
+        }
+    }
+
+    /// Frees the records that `which` says belong to threads that have ended; says whether there were any.
+    #[allow(clippy::unused_self, clippy::needless_pass_by_ref_mut, reason = "the lock's guard is what permits it")]
+    pub(crate) fn retire(&mut self, which: impl Fn(&Record) -> bool) -> bool {
+        let mut any = false;
+        for (slot, record) in slots() {
+            if slot.load(Ordering::Relaxed) != 0 && which(record) {
+                record.begin(0, TaskState::Idle);
+                slot.store(0, Ordering::Relaxed);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// After `fork`, in the child: the calling thread has a new id, the others are not there.
+    pub(crate) fn keep_only_caller(&mut self) {
+        let own = CURRENT.get();
+        let tid = gettid();
+        for (slot, record) in slots() {
+            if own.is_some_and(|own| ptr::eq(own, record)) {
+                record.tid.store(tid, Ordering::Relaxed);
+                // Signals that were on their way went to the parent.
+                record.signalled.store(0, Ordering::Relaxed);
+                slot.store(tid, Ordering::Relaxed);
+            } else if slot.load(Ordering::Relaxed) != 0 {
+                record.begin(0, TaskState::Idle);
+                slot.store(0, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// Every slot for a thread, used or not.
+fn slots() -> impl Iterator<Item = (&'static AtomicU32, &'static Record)> {
+    chunks().flat_map(|chunk| chunk.tids.iter().zip(&chunk.records))
+}
+
+fn chunks() -> impl Iterator<Item = &'static Chunk> {
+    core::iter::successors(Some(&FIRST), |chunk| {
+        // SAFETY: a chunk is published whole, and never unmapped.
+        unsafe { chunk.next.load(Ordering::Acquire).as_ref() }
+    })
+}
+
+/// Appends a chunk. Called with the registry locked.
+fn grow() -> bool {
+    let Ok(memory) = map_zeroed(size_of::<Chunk>()) else { return false };
+    let chunk = memory.cast::<Chunk>();
+    // SAFETY: the mapping is new, large enough, and aligned to a page.
+    unsafe {
+        // Zeros are what a chunk begins with, all but the idle state.
+        for record in &(*chunk).records {
+            record.begin(0, TaskState::Idle);
+        }
+    }
+    let last = chunks().last().unwrap_or(&FIRST);
+    last.next.store(chunk, Ordering::Release);
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_seen_while_it_lasts_and_nested_ones_belong_to_it() {
+        let record = Record::new();
+        assert_eq!(record.running(), None);
+        let outer = record.run(|| {
+            let outer = record.running();
+            assert_eq!(record.run(|| record.running()), outer);
+            outer
+        });
+        assert_eq!(outer, Some(1));
+        assert_eq!(record.running(), None);
+        assert_eq!(record.run(|| record.running()), Some(3));
+    }
+
+    #[test]
+    fn an_abandoned_run_ends_only_if_it_is_still_the_same() {
+        let record = Record::new();
+        record.runs.store(5, Ordering::Relaxed);
+        record.abandon(3);
+        assert_eq!(record.running(), Some(5));
+        record.abandon(5);
+        assert_eq!(record.running(), None);
+    }
+}

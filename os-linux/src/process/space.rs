@@ -1,0 +1,57 @@
+//! What is in the address space: objects, patch objects, and the unwind tables of both, kept in step.
+
+use super::error::Error;
+use super::lock::Mutex;
+use super::objects::Objects;
+use super::patches::Patches;
+use super::unwind::Stacks;
+use klp_core::elf::LoadedImage;
+
+/// The objects and patches in memory.
+#[derive(Default)]
+pub(crate) struct Space {
+    pub(crate) objects: Objects,
+    pub(crate) patches: Patches,
+    pub(crate) stacks: Stacks,
+    /// Held while the tables are brought up to date.
+    update: Mutex<()>,
+}
+
+impl Space {
+    /// Takes notice of objects that came or went.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`]; stacks in new objects cannot be trusted then.
+    pub(crate) fn refresh(&self) -> Result<(), Error> {
+        let _update = self.update.lock();
+        if self.objects.refresh() { self.stacks.update(&self.objects, &self.patches.tables()) } else { Ok(()) }
+    }
+
+    /// Adds a patch object.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`], and the image back.
+    pub(crate) fn add(&self, image: LoadedImage) -> Result<(), (LoadedImage, Error)> {
+        let _update = self.update.lock();
+        let text = image.image().text;
+        self.patches.add(image)?;
+        match self.stacks.update(&self.objects, &self.patches.tables()) {
+            Ok(()) => Ok(()),
+            Err(error) => match self.patches.take(text.start()) {
+                Some(image) => Err((image, error)),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// Takes a patch object out, the one whose code contains `addr`; no walk goes through it any more.
+    pub(crate) fn remove(&self, addr: klp_core::addr::CodeAddr) -> Option<LoadedImage> {
+        let _update = self.update.lock();
+        let image = self.patches.take(addr)?;
+        // Without memory the old tables stay: they say nothing about memory that is not code any more.
+        let _ = self.stacks.update(&self.objects, &self.patches.tables());
+        Some(image)
+    }
+}

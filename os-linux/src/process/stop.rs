@@ -1,0 +1,254 @@
+//! Stopping threads: each gets a signal and is looked at by itself, in the signal's handler.
+//!
+//! One [`Stop`] at a time is published; the handler takes part in it if its thread is among those to be stopped.
+
+use super::context::Interrupted;
+use super::error::Error;
+use super::records::{self, Mask, Record};
+use super::scan;
+use super::sys::{self, KeepErrno, futex_wait, futex_wake};
+use core::ptr;
+use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::time::Duration;
+use klp_core::port::TaskId;
+use std::time::Instant;
+
+/// Without any answer for this long, a stop gives up on the threads that are left.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// Without any answer for this long, threads that have not answered are checked for life.
+const SLICE: Duration = Duration::from_micros(200);
+
+/// What is done with a stopped thread: on the thread, in a signal handler.
+pub(crate) trait Look: Sync {
+    /// Looks at thread `index` of those to be stopped, which is the calling thread. `false`: it counts as not stopped.
+    fn look(&self, index: usize, thread: &mut Interrupted<'_>, record: &Record) -> bool;
+}
+
+/// One round of stopping.
+struct Stop<'a> {
+    /// Never 0, never the same twice.
+    number: u64,
+    /// Sorted.
+    tasks: &'a [TaskId],
+    look: &'a dyn Look,
+    /// Threads that have answered the signal sent for this round.
+    answers: AtomicU32,
+    /// How many are expected, once that is known.
+    expected: AtomicU32,
+}
+
+/// The round under way.
+static STOP: AtomicPtr<Stop<'static>> = AtomicPtr::new(ptr::null_mut());
+/// Threads inside the handler.
+static INSIDE: AtomicU32 = AtomicU32::new(0);
+/// The number of the last round.
+static NUMBER: AtomicU64 = AtomicU64::new(0);
+/// The stop signal.
+static SIGNAL: AtomicI32 = AtomicI32::new(0);
+
+/// Takes `signal` for stopping threads.
+///
+/// Blocked system calls are restarted afterwards where the kernel can do that (`SA_RESTART`); `signal(7)` lists those that fail
+/// with `EINTR`. The handler runs on the thread's own stack, not on an alternate one, which is often too small.
+///
+/// # Errors
+///
+/// [`Error::SignalTaken`].
+pub(crate) fn install(signal: i32) -> Result<(), Error> {
+    if sys::handler(signal).map_err(Error::os("sigaction"))? != libc::SIG_DFL {
+        return Err(Error::SignalTaken { signal });
+    }
+    // SAFETY: the handler allocates nothing, takes no lock but the registry's, which is made for that, and keeps errno.
+    unsafe { sys::install(signal, on_signal, libc::SA_RESTART) }.map_err(Error::os("sigaction"))?;
+    SIGNAL.store(signal, Ordering::Relaxed);
+    Ok(())
+}
+
+/// The signal that stops threads.
+pub(crate) fn signal() -> i32 {
+    SIGNAL.load(Ordering::Relaxed)
+}
+
+/// The records of threads that are to be stopped, in their order; `None` for those that are not known.
+pub(crate) type Records = Vec<Option<&'static Record>>;
+
+/// Stops each of `tasks` (sorted) that can be stopped. Returns when the last look has ended; `records` tells with
+/// [`was_stopped`] who was reached.
+///
+/// Must be called by one thread at a time.
+///
+/// # Errors
+///
+/// [`Error::OutOfMemory`], before anybody is stopped.
+pub(crate) fn stop(tasks: &[TaskId], look: &dyn Look, records: &mut Records) -> Result<Round, Error> {
+    find_records(tasks, records)?;
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed) + 1;
+    let stop = Stop {
+        number,
+        tasks,
+        look,
+        answers: AtomicU32::new(0),
+        expected: AtomicU32::new(u32::MAX),
+    };
+    STOP.store(ptr::from_ref(&stop).cast_mut().cast(), Ordering::SeqCst);
+    let mut sent = 0;
+    for record in records.iter().flatten() {
+        // A signal that is still on its way serves for this round too, but nobody waits for it again.
+        if record.signalled.compare_exchange(0, number, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            match sys::tgkill(record.tid(), signal()) {
+                Ok(()) => sent += 1,
+                Err(_) => record.signalled.store(0, Ordering::SeqCst),
+            }
+        }
+    }
+    stop.expected.store(sent, Ordering::SeqCst);
+    wait_for_answers(&stop, sent, records);
+    STOP.store(ptr::null_mut(), Ordering::SeqCst);
+    // ORDER(stop): a handler counts itself in before it looks for the round; who is not counted here finds none.
+    wait_outside(&INSIDE);
+    Ok(Round(number))
+}
+
+/// A round that is over.
+#[derive(Clone, Copy)]
+pub(crate) struct Round(u64);
+
+impl Round {
+    /// Whether the thread of `record` was looked at.
+    pub(crate) fn reached(self, record: &Record) -> bool {
+        record.visited.load(Ordering::Acquire) == self.0
+    }
+}
+
+/// Why a thread was not reached.
+pub(crate) enum Missed {
+    /// It is not there any more.
+    Gone,
+    /// It blocks the signal.
+    Blocks,
+    /// It was not fast enough.
+    Running,
+}
+
+/// Finds out why `task` was not reached.
+pub(crate) fn why_missed(task: TaskId, record: Option<&'static Record>) -> Missed {
+    match scan::status(task) {
+        None => Missed::Gone,
+        Some(status) if status.dead => Missed::Gone,
+        Some(status) => {
+            if let Some(record) = record {
+                // The signal went to another thread that had this id before.
+                let sent = record.signalled.load(Ordering::SeqCst);
+                if sent != 0 && !status.awaits(signal()) && !status.blocks(signal()) {
+                    let _ = record.signalled.compare_exchange(sent, 0, Ordering::SeqCst, Ordering::SeqCst);
+                }
+            }
+            if status.blocks(signal()) { Missed::Blocks } else { Missed::Running }
+        }
+    }
+}
+
+/// Interrupts the sleep of `task`, if it is in one.
+pub(crate) fn interrupt(task: TaskId) {
+    if let Ok(tid) = u32::try_from(task.0) {
+        let _ = sys::tgkill(tid, signal());
+    }
+}
+
+/// After `fork`, in the child: no other thread is inside anything.
+pub(crate) fn reset_in_child() {
+    INSIDE.store(0, Ordering::SeqCst);
+}
+
+/// Waits until a count of threads has been zero.
+pub(crate) fn wait_outside(inside: &AtomicU32) {
+    let mut tries = 0_u32;
+    while inside.load(Ordering::SeqCst) != 0 {
+        tries += 1;
+        if tries > 100 {
+            sys::nap(Duration::from_micros(50));
+        } else {
+            core::hint::spin_loop();
+        }
+    }
+}
+
+fn find_records(tasks: &[TaskId], records: &mut Records) -> Result<(), Error> {
+    records.clear();
+    records.try_reserve(tasks.len()).map_err(|_| Error::OutOfMemory)?;
+    records.resize(tasks.len(), None);
+    for record in records::registry().records() {
+        if let Ok(index) = tasks.binary_search(&TaskId(record.tid().into())) {
+            records[index] = Some(record);
+        }
+    }
+    Ok(())
+}
+
+/// Waits for the answers to `sent` signals, as long as there is hope.
+fn wait_for_answers(stop: &Stop<'_>, mut sent: u32, records: &Records) {
+    let mut last = Instant::now();
+    loop {
+        let answers = stop.answers.load(Ordering::SeqCst);
+        if answers >= sent {
+            return;
+        }
+        futex_wait(&stop.answers, answers, Some(SLICE));
+        if stop.answers.load(Ordering::SeqCst) != answers {
+            last = Instant::now();
+        } else if last.elapsed() >= PATIENCE {
+            return;
+        } else {
+            sent -= forget_dead(stop, records);
+            stop.expected.store(sent, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Takes back the signals to threads that have ended instead of answering; says how many there were.
+fn forget_dead(stop: &Stop<'_>, records: &Records) -> u32 {
+    let mut dead = 0;
+    for record in records.iter().flatten() {
+        if record.signalled.load(Ordering::SeqCst) == stop.number && !sys::thread_exists(record.tid()) {
+            // Whoever takes the number out of the record counts it, this or the handler.
+            let taken = record.signalled.compare_exchange(stop.number, 0, Ordering::SeqCst, Ordering::SeqCst);
+            dead += u32::from(taken.is_ok());
+        }
+    }
+    dead
+}
+
+extern "C" fn on_signal(_signal: i32, _info: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {
+    let _errno = KeepErrno::new();
+    INSIDE.fetch_add(1, Ordering::SeqCst);
+    let record = records::current();
+    let sent = record.signalled.swap(0, Ordering::SeqCst);
+    // SAFETY: a round that is published lives until this handler has counted itself out.
+    if let Some(stop) = unsafe { STOP.load(Ordering::SeqCst).as_ref() } {
+        // SAFETY: it is this handler's argument.
+        let mut thread = unsafe { Interrupted::new(ucontext) };
+        stop.take_part(&mut thread, record);
+        if sent == stop.number {
+            let answers = stop.answers.fetch_add(1, Ordering::SeqCst) + 1;
+            if answers == stop.expected.load(Ordering::SeqCst) {
+                futex_wake(&stop.answers, 1);
+            }
+        }
+    }
+    INSIDE.fetch_sub(1, Ordering::SeqCst);
+}
+
+impl Stop<'_> {
+    fn take_part(&self, thread: &mut Interrupted<'_>, record: &Record) {
+        if record.visited.load(Ordering::Relaxed) == self.number {
+            return;
+        }
+        let Ok(index) = self.tasks.binary_search(&TaskId(record.tid().into())) else { return };
+        record.set_trap_mask(if thread.blocks(libc::SIGTRAP) { Mask::Blocked } else { Mask::Open });
+        if self.look.look(index, thread, record) {
+            record.visited.store(self.number, Ordering::Release);
+        }
+    }
+}
+

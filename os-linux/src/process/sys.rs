@@ -1,0 +1,251 @@
+//! System calls and errno, as thin wrappers. Everything here may be called in a signal handler.
+
+use core::ptr;
+use core::sync::atomic::AtomicU32;
+use core::time::Duration;
+
+/// An error number of the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Errno(pub i32);
+
+impl core::fmt::Display for Errno {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        std::io::Error::from_raw_os_error(self.0).fmt(f)
+    }
+}
+
+/// The calling thread's `errno`.
+pub(crate) fn errno() -> i32 {
+    // SAFETY: the location is the thread's own and lives as long as it.
+    unsafe { *libc::__errno_location() }
+}
+
+/// Keeps the interrupted code's `errno` for as long as it lives.
+pub(crate) struct KeepErrno(i32);
+
+impl KeepErrno {
+    pub(crate) fn new() -> Self {
+        Self(errno())
+    }
+}
+
+impl Drop for KeepErrno {
+    fn drop(&mut self) {
+        // SAFETY: as in `errno`.
+        unsafe { *libc::__errno_location() = self.0 };
+    }
+}
+
+/// Bytes of a page of memory (psABI 3.3.1).
+pub(crate) const PAGE: u64 = 4096;
+
+fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
+    if result < 0 { Err(Errno(errno())) } else { Ok(result) }
+}
+
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "ids of threads are positive and fit")]
+pub(crate) fn gettid() -> u32 {
+    // SAFETY: no arguments, cannot fail.
+    unsafe { libc::syscall(libc::SYS_gettid) as u32 }
+}
+
+#[allow(clippy::cast_sign_loss, reason = "ids of processes are positive")]
+pub(crate) fn getpid() -> u32 {
+    // SAFETY: no arguments, cannot fail.
+    unsafe { libc::getpid() as u32 }
+}
+
+/// Sends `signal` to the thread `tid` of this process; signal 0 only asks whether it is there.
+pub(crate) fn tgkill(tid: u32, signal: i32) -> Result<(), Errno> {
+    // SAFETY: sending a signal touches no memory of ours.
+    check(unsafe { libc::syscall(libc::SYS_tgkill, getpid(), tid, signal) }).map(drop)
+}
+
+/// Whether this process has a thread `tid`. One that has ended but was not yet reaped counts.
+pub(crate) fn thread_exists(tid: u32) -> bool {
+    tgkill(tid, 0) != Err(Errno(libc::ESRCH))
+}
+
+/// Sleeps until `word` is woken, if it holds `expected`, at most for `timeout`. May return early.
+pub(crate) fn futex_wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
+    let time = timeout.map(|timeout| libc::timespec {
+        tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: timeout.subsec_nanos().into(),
+    });
+    let time = time.as_ref().map_or(ptr::null(), ptr::from_ref);
+    let op = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+    // SAFETY: `word` and `time` outlive the call.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, expected, time) };
+}
+
+/// Wakes those that wait on `word`.
+pub(crate) fn futex_wake(word: &AtomicU32, how_many: i32) {
+    let op = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
+    // SAFETY: the kernel only uses the address.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, how_many) };
+}
+
+/// A use of `membarrier(2)`.
+#[derive(Clone, Copy)]
+pub(crate) enum Barrier {
+    /// Every running thread of the process has executed a full memory barrier.
+    Memory,
+    /// Every running thread of the process has executed a core-serializing instruction.
+    Core,
+}
+
+/// Must be called once before [`barrier`].
+pub(crate) fn register_barriers() -> Result<(), Errno> {
+    for command in [
+        libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED,
+        libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE,
+    ] {
+        // SAFETY: no memory is involved.
+        check(unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) })?;
+    }
+    Ok(())
+}
+
+/// Makes every running thread of the process pass a barrier; threads that do not run pass one before they run again.
+pub(crate) fn barrier(barrier: Barrier) -> Result<(), Errno> {
+    let command = match barrier {
+        Barrier::Memory => libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED,
+        Barrier::Core => libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE,
+    };
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) }).map(drop)
+}
+
+/// New memory, zeroed, readable and writable.
+pub(crate) fn map_zeroed(len: usize) -> Result<*mut u8, Errno> {
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping disturbs no old one.
+    unsafe { map(ptr::null_mut(), len, prot, 0) }
+}
+
+/// Unreadable memory at exactly `at`; fails with `EEXIST` if something is there.
+pub(crate) fn reserve_at(at: usize, len: usize) -> Result<(), Errno> {
+    let wanted = at as *mut u8;
+    // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
+    let got = unsafe { map(wanted, len, libc::PROT_NONE, libc::MAP_FIXED_NOREPLACE)? };
+    if got == wanted {
+        return Ok(());
+    }
+    // A kernel before 4.17 takes the address as a hint.
+    // SAFETY: the mapping was made just now and nobody knows it.
+    unsafe { unmap(got as usize, len) };
+    Err(Errno(libc::EEXIST))
+}
+
+unsafe fn map(at: *mut u8, len: usize, prot: i32, flags: i32) -> Result<*mut u8, Errno> {
+    let flags = flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: the caller's duty.
+    let got = unsafe { libc::mmap(at.cast(), len, prot, flags, -1, 0) };
+    if got == libc::MAP_FAILED { Err(Errno(errno())) } else { Ok(got.cast()) }
+}
+
+/// Gives memory back.
+///
+/// # Safety
+///
+/// Nobody uses it any more.
+pub(crate) unsafe fn unmap(at: usize, len: usize) {
+    // SAFETY: the caller's duty.
+    unsafe { libc::munmap(at as *mut libc::c_void, len) };
+}
+
+/// Changes the protection of whole pages.
+///
+/// # Safety
+///
+/// What the pages are used for agrees with `prot`.
+pub(crate) unsafe fn protect(at: usize, len: usize, prot: i32) -> Result<(), Errno> {
+    // SAFETY: the caller's duty.
+    check(unsafe { libc::mprotect(at as *mut libc::c_void, len, prot) }.into()).map(drop)
+}
+
+/// Bytes of the kernel's signal set.
+const SIGSET_LEN: usize = 8;
+
+/// Whether the eight bytes at `addr` can be read.
+///
+/// The kernel copies a new signal mask in before it looks at the first argument, which is wrong on purpose: `EFAULT` then tells
+/// an unreadable address, `EINVAL` a readable one, and no mask is changed.
+pub(crate) fn readable(addr: u64) -> bool {
+    // SAFETY: the kernel checks the address; nothing is written.
+    let result = unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, -1_i32, addr, ptr::null_mut::<u64>(), SIGSET_LEN)
+    };
+    result == 0 || errno() == libc::EINVAL
+}
+
+/// Blocks every signal of the calling thread for as long as it lives, those that libc keeps for itself too.
+pub(crate) struct SignalsBlocked {
+    before: u64,
+}
+
+impl SignalsBlocked {
+    pub(crate) fn new() -> Self {
+        let (all, mut before) = (u64::MAX, 0_u64);
+        // SAFETY: both masks are of the kernel's size and outlive the call.
+        unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const all, &raw mut before, SIGSET_LEN) };
+        Self { before }
+    }
+}
+
+impl Drop for SignalsBlocked {
+    fn drop(&mut self) {
+        let before = &raw const self.before;
+        let no = ptr::null_mut::<u64>();
+        // SAFETY: as in `new`.
+        unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, before, no, SIGSET_LEN) };
+    }
+}
+
+/// Sleeps for a moment, or until a signal comes.
+pub(crate) fn nap(time: Duration) {
+    let word = AtomicU32::new(0);
+    futex_wait(&word, 0, Some(time));
+}
+
+/// The handler of `signal`, or `SIG_DFL` or `SIG_IGN`.
+pub(crate) fn handler(signal: i32) -> Result<usize, Errno> {
+    // SAFETY: all-zero is a valid value of this plain struct.
+    let mut now: libc::sigaction = unsafe { core::mem::zeroed() };
+    // SAFETY: only reads the disposition into `now`.
+    check(unsafe { libc::sigaction(signal, ptr::null(), &raw mut now) }.into())?;
+    Ok(now.sa_sigaction)
+}
+
+/// Adds the signals of `more` to `set`.
+pub(crate) fn add_signals(set: &mut libc::sigset_t, more: &libc::sigset_t) {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: both are valid sets, and the number is that of a signal.
+        unsafe {
+            if libc::sigismember(more, signal) == 1 {
+                libc::sigaddset(set, signal);
+            }
+        }
+    }
+}
+
+/// What a handler with `SA_SIGINFO` looks like.
+pub(crate) type SignalHandler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
+
+/// Installs `handler`; every signal is blocked while it runs. Returns what was installed before.
+///
+/// # Safety
+///
+/// `handler` does only what is allowed in a signal handler.
+pub(crate) unsafe fn install(signal: i32, handler: SignalHandler, flags: i32) -> Result<libc::sigaction, Errno> {
+    // SAFETY: all-zero is a valid value of this plain struct.
+    let (mut new, mut old): (libc::sigaction, libc::sigaction) = unsafe { core::mem::zeroed() };
+    new.sa_sigaction = handler as *const () as usize;
+    new.sa_flags = flags | libc::SA_SIGINFO;
+    // SAFETY: `new` and `old` outlive the calls; the handler is the caller's duty.
+    unsafe {
+        libc::sigfillset(&raw mut new.sa_mask);
+        check(libc::sigaction(signal, &raw const new, &raw mut old).into())?;
+    }
+    Ok(old)
+}

@@ -1,0 +1,245 @@
+//! Threads as tasks: the port [`TaskSet`].
+//!
+//! Each thread has a record that holds its state. A thread that is seen for the first time gets the state that the registry
+//! has for newborn threads:
+//!
+//! ```text
+//!   init ───────────────► start ──────────────────► finish
+//!   newborn = initial     every thread is known     newborn = idle
+//!   (sites get routed)    newborn = target
+//! ```
+//!
+//! Why a newborn thread may take the target: `start` lists all threads when every affected site leads to the handler already,
+//! and makes a record for each. A thread without a record after that was born later, so all its calls of affected functions
+//! go through the handler, and the first of them makes its record.
+
+use super::context::Interrupted;
+use super::error::Error;
+use super::records::{self, Record, registry};
+use super::scan;
+use super::space::Space;
+use super::stop::{self, Look, Missed, Records, why_missed};
+use super::sys::thread_exists;
+use core::sync::atomic::{AtomicU64, Ordering};
+use klp_arch_x86_64::unwind::Regs;
+use klp_core::port::{Progress, Reason, TaskId, TaskName, TaskSet, TaskState, Visitor};
+use std::sync::Arc;
+use super::lock::Mutex;
+
+/// The threads of this process.
+pub struct Tasks {
+    space: Arc<Space>,
+    inner: Mutex<Inner>,
+    ways: WayCounts,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// Whether every thread is known that existed when the sites were routed.
+    complete: bool,
+    /// The state that threads move to, once `start` has said.
+    target: Option<TaskState>,
+    listing: Vec<TaskId>,
+    records: Records,
+}
+
+/// How threads came to be in the target state, counted since the beginning.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Ways {
+    /// Switched while blocked in a system call.
+    pub in_system_call: u64,
+    /// Switched while running.
+    pub running: u64,
+    /// Threads seen for the first time at a call that was being redirected, or at a stop signal.
+    pub joined: u64,
+}
+
+#[derive(Default)]
+struct WayCounts {
+    in_system_call: AtomicU64,
+    running: AtomicU64,
+}
+
+impl Tasks {
+    pub(crate) fn new(space: Arc<Space>) -> Self {
+        Self { space, inner: Mutex::default(), ways: WayCounts::default() }
+    }
+
+    /// How many threads were switched, and by which way.
+    pub fn ways(&self) -> Ways {
+        Ways {
+            in_system_call: self.ways.in_system_call.load(Ordering::Relaxed),
+            running: self.ways.running.load(Ordering::Relaxed),
+            joined: registry().joined,
+        }
+    }
+
+    /// Makes a record for each thread that exists now.
+    fn scan(inner: &mut Inner) -> Result<(), Error> {
+        scan::threads(&mut inner.listing)?;
+        let mut registry = registry();
+        for task in &inner.listing {
+            if let Ok(tid) = u32::try_from(task.0) {
+                registry.enter(tid);
+            }
+        }
+        let listed = |record: &Record| inner.listing.binary_search(&TaskId(record.tid().into())).is_ok();
+        registry.retire(|record| !listed(record) && !thread_exists(record.tid()));
+        Ok(())
+    }
+
+    /// Completes the list of threads if that was not possible before.
+    fn catch_up(inner: &mut Inner) -> Result<(), Error> {
+        if !inner.complete && inner.target.is_some() {
+            Self::scan(inner)?;
+            inner.complete = true;
+        }
+        if let (true, Some(target)) = (inner.complete, inner.target) {
+            registry().newborn = target;
+        }
+        Ok(())
+    }
+}
+
+/// Lets the engine's visitor look at threads.
+struct Visit<'a> {
+    visitor: &'a dyn Visitor<Regs>,
+    ways: &'a WayCounts,
+}
+
+impl Look for Visit<'_> {
+    fn look(&self, index: usize, thread: &mut Interrupted<'_>, record: &Record) -> bool {
+        if let Some(state) = self.visitor.visit(index, &thread.regs()) {
+            record.set_state(state);
+            let way = if thread.in_system_call() { &self.ways.in_system_call } else { &self.ways.running };
+            way.fetch_add(1, Ordering::Relaxed);
+        }
+        true
+    }
+}
+
+// SAFETY:
+// * No task is missed: `start` (or `pending`, if it was not possible before) makes a record for every thread that exists, and
+//   newborn threads take the target only after that; see the top of this file.
+// * A task born in a transition starts in the initial state while the list is not complete, and in the target state after that,
+//   which fits any stack: its calls of affected functions all went through the handler.
+// * A visited task sets its own state, in the signal handler in which it was visited.
+// * `current_state` makes a record, under the lock under which `pending` and `close` read them.
+unsafe impl TaskSet for Tasks {
+    type Context = Regs;
+    type Error = Error;
+
+    fn current_state(&self) -> TaskState {
+        records::current().state()
+    }
+
+    fn init(&self, initial: TaskState) -> Result<(), Error> {
+        let mut inner = self.inner.lock();
+        inner.complete = false;
+        inner.target = None;
+        set_all(initial);
+        Ok(())
+    }
+
+    fn start(&self, target: TaskState) -> Result<(), Error> {
+        let mut inner = self.inner.lock();
+        let before = inner.target.replace(target);
+        match Self::catch_up(&mut inner) {
+            // `pending` tries again.
+            Ok(()) | Err(Error::Churn) => Ok(()),
+            Err(error) => {
+                inner.target = before;
+                Err(error)
+            }
+        }
+    }
+
+    fn pending(&self, target: TaskState, each: &mut dyn FnMut(TaskId)) -> Result<(), Error> {
+        let mut inner = self.inner.lock();
+        Self::catch_up(&mut inner)?;
+        let listing = &mut inner.listing;
+        let is_pending = |record: &Record| record.state() != target;
+        registry().retire(|record| is_pending(record) && !thread_exists(record.tid()));
+        list_records(listing, is_pending)?;
+        listing.sort_unstable();
+        listing.iter().copied().for_each(each);
+        Ok(())
+    }
+
+    fn with_stopped(&self, tasks: &[TaskId], visitor: &dyn Visitor<Regs>) {
+        // Threads may stand in objects that came since the last time. Without memory for their tables, they wait.
+        let _ = self.space.refresh();
+        let mut inner = self.inner.lock();
+        let records = &mut inner.records;
+        let Ok(round) = stop::stop(tasks, &Visit { visitor, ways: &self.ways }, records) else {
+            (0..tasks.len()).for_each(|index| visitor.missed(index, Reason::Running));
+            return;
+        };
+        for (index, (&task, record)) in tasks.iter().zip(records).enumerate() {
+            let Some(record) = record else { continue };
+            if round.reached(record) {
+                continue;
+            }
+            match why_missed(task, Some(record)) {
+                Missed::Gone => drop(registry().retire(|each| core::ptr::eq(each, *record))),
+                Missed::Blocks => visitor.missed(index, Reason::Blocked),
+                Missed::Running => visitor.missed(index, Reason::Running),
+            }
+        }
+    }
+
+    fn close(&self, target: TaskState) -> Progress {
+        let mut inner = self.inner.lock();
+        if Self::catch_up(&mut inner).is_err() {
+            return Progress::Waiting;
+        }
+        let mut registry = registry();
+        registry.retire(|record| record.state() != target && !thread_exists(record.tid()));
+        if registry.records().all(|record| record.state() == target) { Progress::Done } else { Progress::Waiting }
+    }
+
+    fn force(&self, target: TaskState) {
+        let mut inner = self.inner.lock();
+        inner.complete = true;
+        inner.target = Some(target);
+        set_all(target);
+    }
+
+    fn kick(&self, task: TaskId) {
+        stop::interrupt(task);
+    }
+
+    fn finish(&self) {
+        let mut inner = self.inner.lock();
+        inner.target = None;
+        set_all(TaskState::Idle);
+    }
+
+    fn name(&self, task: TaskId) -> TaskName {
+        scan::name(task)
+    }
+}
+
+/// Lists the threads whose records fit `which`.
+fn list_records(listing: &mut Vec<TaskId>, which: impl Fn(&Record) -> bool) -> Result<(), Error> {
+    loop {
+        listing.clear();
+        let known = registry().records().count();
+        // Not with the registry locked: the allocator's lock may be held by a thread that waits for the registry.
+        listing.try_reserve(known + 16).map_err(|_| Error::OutOfMemory)?;
+        let registry = registry();
+        let fit = registry.records().filter(|record| which(record)).map(|record| TaskId(record.tid().into()));
+        let room = listing.capacity();
+        listing.extend(fit.take(room));
+        if listing.len() < room {
+            return Ok(());
+        }
+    }
+}
+
+/// Puts every thread into `state`, also those that nobody has seen yet.
+fn set_all(state: TaskState) {
+    let mut registry = registry();
+    registry.newborn = state;
+    registry.records().for_each(|record| record.set_state(state));
+}

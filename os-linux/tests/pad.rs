@@ -1,0 +1,112 @@
+//! Threads in the midst of a pad of several instructions while it is rewritten.
+
+use core::ffi::c_void;
+use core::ptr;
+use klp_os_linux_fixtures::*;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::time::Duration;
+
+/// Where in the pad the thread stands: behind two of its NOPs.
+const IN_PAD: u64 = 2;
+
+static GO_ON: AtomicBool = AtomicBool::new(false);
+static IN_HANDLER: AtomicBool = AtomicBool::new(false);
+static NEXT_SIGNAL: AtomicI32 = AtomicI32::new(0);
+
+type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut c_void);
+
+/// Has `handler` called at each `signal`, with all signals blocked but SIGTRAP and those of a crash.
+fn install(signal: i32, handler: Handler, block: bool) {
+    // SAFETY: all-zero is a valid `sigaction`; the handlers do what is allowed.
+    unsafe {
+        let mut action: libc::sigaction = core::mem::zeroed();
+        action.sa_sigaction = handler as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        if block {
+            libc::sigfillset(&raw mut action.sa_mask);
+            for signal in [libc::SIGTRAP, libc::SIGSEGV, libc::SIGILL, libc::SIGBUS, libc::SIGABRT] {
+                libc::sigdelset(&raw mut action.sa_mask, signal);
+            }
+        }
+        libc::sigaction(signal, &raw const action, ptr::null_mut());
+    }
+}
+
+/// Makes the interrupted thread go on in the midst of `fx_value`'s pad.
+fn go_into_pad(ucontext: *mut c_void) {
+    // SAFETY: it is a signal handler's argument.
+    let ucontext = unsafe { &mut *ucontext.cast::<libc::ucontext_t>() };
+    ucontext.uc_mcontext.gregs[libc::REG_RIP as usize] = (addr_of_fn!(fx_value) + IN_PAD) as i64;
+}
+
+fn wait_for(flag: &AtomicBool) {
+    while !flag.load(Ordering::SeqCst) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The next signal arrives as soon as this handler returns: when the thread stands in the pad.
+extern "C" fn into_pad(_: i32, _: *mut libc::siginfo_t, ucontext: *mut c_void) {
+    go_into_pad(ucontext);
+    assert!(send(tid(), NEXT_SIGNAL.load(Ordering::SeqCst)));
+}
+
+/// Interrupts the thread in the pad, and waits there.
+extern "C" fn wait_in_pad(_: i32, _: *mut libc::siginfo_t, ucontext: *mut c_void) {
+    // SAFETY: it is this handler's argument.
+    let pc = unsafe { (*ucontext.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] };
+    assert_eq!(pc as u64, addr_of_fn!(fx_value) + IN_PAD, "the thread was to be interrupted in the pad");
+    IN_HANDLER.store(true, Ordering::SeqCst);
+    wait_for(&GO_ON);
+}
+
+/// Keeps the stop signal waiting until the thread stands in the pad.
+extern "C" fn into_pad_late(_: i32, _: *mut libc::siginfo_t, ucontext: *mut c_void) {
+    go_into_pad(ucontext);
+    IN_HANDLER.store(true, Ordering::SeqCst);
+    std::thread::sleep(Duration::from_millis(200));
+}
+
+fn first_byte() -> u8 {
+    // SAFETY: code can be read.
+    unsafe { ptr::read_volatile(addr_of_fn!(fx_value) as *const u8) }
+}
+
+#[test]
+fn a_thread_interrupted_in_a_pad_goes_on_behind_it() {
+    let _alone = alone();
+    let patch = add("nested", &[("fx_value", 0, addr_of_fn!(fx_value_new))]);
+    NEXT_SIGNAL.store(libc::SIGUSR2, Ordering::SeqCst);
+    install(libc::SIGUSR1, into_pad, true);
+    install(libc::SIGUSR2, wait_in_pad, false);
+    let thread = std::thread::spawn(|| fx_signal_self(std::process::id() as i32, tid(), libc::SIGUSR1));
+    wait_for(&IN_HANDLER);
+
+    livepatch().enable(patch).expect("the patch fits");
+    assert!(!livepatch().wait(Duration::from_millis(50)), "a thread is in the function");
+    assert!(blockers(patch).contains("fx_value"), "{}", blockers(patch));
+    assert_ne!(first_byte(), 0x90, "the pad has been rewritten");
+
+    GO_ON.store(true, Ordering::SeqCst);
+    assert_eq!(thread.join().expect("the thread lives"), 1, "the old body has run");
+    settle(patch);
+    assert_eq!(fx_value(), 2);
+    disable(patch);
+    livepatch().unload(patch).expect("it is disabled");
+}
+
+#[test]
+fn a_thread_that_stands_in_a_pad_goes_on_behind_it() {
+    let _alone = alone();
+    let patch = add("direct", &[("fx_value", 0, addr_of_fn!(fx_value_new))]);
+    IN_HANDLER.store(false, Ordering::SeqCst);
+    install(libc::SIGUSR1, into_pad_late, true);
+    let thread = std::thread::spawn(|| fx_signal_self(std::process::id() as i32, tid(), libc::SIGUSR1));
+    wait_for(&IN_HANDLER);
+
+    enable(patch);
+    assert_eq!(thread.join().expect("the thread lives"), 1, "the old body has run");
+    assert_eq!(fx_value(), 2);
+    disable(patch);
+    livepatch().unload(patch).expect("it is disabled");
+}

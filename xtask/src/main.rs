@@ -1,0 +1,89 @@
+//! The developer's own commands: `cargo xtask VERB`.
+
+mod msrv;
+mod run;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use run::{cargo, expect_failure, run};
+
+/// The developer's own commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Format, clippy and rustdoc, with warnings as errors
+    Lint,
+    /// Build the no_std crates without std, for x86_64-unknown-none, with the oldest supported Rust (1.85)
+    Msrv,
+    /// Model-check the handler's orderings with loom, and show that weakened ones are found
+    Loom,
+    /// Run the longer soaks and the benches' limits: what a landing shows beyond `cargo test`
+    Soak {
+        /// Seconds that the consistency soak runs
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
+    /// Everything that a landing must pass, except `cargo test --workspace`
+    Ci,
+}
+
+fn main() -> Result<()> {
+    match Args::parse().verb {
+        Verb::Lint => lint(),
+        Verb::Msrv => msrv::build(),
+        Verb::Loom => loom(),
+        Verb::Soak { seconds } => soak(seconds),
+        Verb::Ci => {
+            lint()?;
+            msrv::build()?;
+            loom()?;
+            soak(60)
+        }
+    }
+}
+
+fn lint() -> Result<()> {
+    run(cargo().args(["fmt", "--all", "--check"]))?;
+    run(cargo().args(["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]))?;
+    run(cargo().args(["doc", "--workspace", "--no-deps", "--all-features"]).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+fn loom() -> Result<()> {
+    let model = |weaken: Option<&str>| {
+        let mut flags = String::from("--cfg loom");
+        if let Some(what) = weaken {
+            flags += &format!(" --cfg klp_weaken=\"{what}\"");
+        }
+        let mut command = cargo();
+        command.args(["test", "--package", "klp-core", "--test", "loom", "--release"]);
+        command.args(["--target-dir", "target/loom"]).env("RUSTFLAGS", flags);
+        command
+    };
+    run(&mut model(None))?;
+    for what in ["stack", "transition"] {
+        expect_failure(&mut model(Some(what)), &format!("loom does not notice a weakened `{what}` ordering"))?;
+    }
+    Ok(())
+}
+
+fn soak(seconds: u32) -> Result<()> {
+    let seconds = seconds.to_string();
+    let consistency = |extra: &[&str]| {
+        let mut command = cargo();
+        command.args(["run", "--release", "--package", "klp-os-linux", "--example", "consistency", "--"]);
+        command.args(["--threads", "64"]).args(extra);
+        command
+    };
+    run(cargo().args(["run", "--release", "--package", "klp-os-linux", "--example", "lua_cve"]))?;
+    run(&mut consistency(&["--seconds", &seconds]))?;
+    expect_failure(
+        &mut consistency(&["--seconds", "10", "--break", "stack-check"]),
+        "the soak does not notice that stacks are not checked",
+    )
+}
