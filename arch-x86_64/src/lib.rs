@@ -24,7 +24,7 @@ extern crate std;
 
 mod entry;
 mod relocs;
-mod stub;
+pub mod stub;
 pub mod unwind;
 
 pub use entry::X86_64;

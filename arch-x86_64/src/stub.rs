@@ -2,6 +2,31 @@
 //!
 //! Answers to the kernel's `arch/x86/kernel/ftrace_64.S` (`ftrace_regs_caller`), for one purpose only.
 
+use crate::unwind::Regs;
+
+/// The registers that a function preserves for its caller (psABI 3.2.3, figure 3.4), as they are at a patched function's entry:
+/// what the stub hands to a slow handler.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Preserved {
+    r15: u64,
+    r14: u64,
+    r13: u64,
+    r12: u64,
+    rbx: u64,
+    rbp: u64,
+}
+
+impl Preserved {
+    /// The caller's registers, for a walk of its stack ([`walk_call`](crate::unwind::walk_call)): `sp` is `rsp` at the entry, and
+    /// `return_address` what it points to.
+    #[must_use]
+    pub fn caller(&self, sp: u64, return_address: u64) -> Regs {
+        let Self { r15, r14, r13, r12, rbx, rbp } = *self;
+        Regs { rip: return_address, rsp: sp.wrapping_add(8), rbp, rbx, r12, r13, r14, r15 }
+    }
+}
+
 /// Defines an entry stub, a function to whose address [`thunk`](klp_core::port::Arch::thunk)s lead.
 ///
 /// ```
@@ -13,8 +38,9 @@
 /// # fn main() { #[cfg(target_arch = "x86_64")] assert_ne!(example_stub as *const () as u64, 0) }
 /// ```
 ///
-/// `handler` is an `extern "C" fn(u64) -> u64` (`unsafe` or not): it takes the number of
-/// [`HandlerArg`](klp_core::port::HandlerArg) and returns the address to go on at. The function chosen finds all registers
+/// `handler` is an `extern "C" fn(arg: u64, sp: u64) -> u64` (`unsafe` or not, and the second argument may be left out): it takes the
+/// number of [`HandlerArg`](klp_core::port::HandlerArg) and `rsp` at the patched function's entry, which points to the
+/// return address, and returns the address to go on at. The function chosen finds all registers
 /// that carry arguments, and the stack, as the caller left them; `r11`, `xmm8` to `xmm15` and the flags are clobbered.
 ///
 /// Stands beside functions, not inside one. The name becomes a symbol of the linked program or library (hidden, but it must
@@ -30,7 +56,8 @@
 /// # fn main() { #[cfg(target_arch = "x86_64")] assert_ne!(example_two as *const () as u64, 0) }
 /// ```
 ///
-/// If `fast` returns 0, `slow` is called with the same argument, and decides.
+/// If `fast` returns 0, `slow` is called and decides. It gets both arguments again, and as a third, `*const`
+/// [`Preserved`](crate::stub::Preserved), the registers that a walk of the caller's stack needs.
 ///
 /// # What a handler may do
 ///
@@ -104,6 +131,7 @@ macro_rules! __entry_stub {
             "mov [rsp + {V} + 64], r11",
             $crate::__entry_stub_vectors!(save),
             "mov rdi, r11",
+            "lea rsi, [rsp + {V} + 72]",
             ::core::concat!("call ", $handler),
             $slow,
             "mov r11, rax",
@@ -256,6 +284,10 @@ macro_rules! __entry_stub_slow {
         push rbp
         mov rbp, rsp
         push rbx
+        push r12
+        push r13
+        push r14
+        push r15
         mov eax, 1
         xor ecx, ecx
         cpuid
@@ -280,6 +312,8 @@ macro_rules! __entry_stub_slow {
         xor edx, edx
         xsave64 [rsp]
         mov rdi, [rbp + {V} + 72]
+        lea rsi, [rbp + {V} + 80]
+        lea rdx, [rbp - 40]
         call {slow}
         mov rbx, rax
         mov eax, 0x46
@@ -290,6 +324,8 @@ macro_rules! __entry_stub_slow {
     2:  // No registers wider than those that are saved already.
         and rsp, -16
         mov rdi, [rbp + {V} + 72]
+        lea rsi, [rbp + {V} + 80]
+        lea rdx, [rbp - 40]
         call {slow}
     3:  mov rbx, [rbp - 8]
         mov rsp, rbp
@@ -307,8 +343,19 @@ macro_rules! __entry_stub_slow {
         "
         test rax, rax
         jnz 4f
-        mov rdi, [rsp + {V} + 64]
+        push rbp
+        mov rbp, rsp
+        push rbx
+        push r12
+        push r13
+        push r14
+        push r15
+        mov rdi, [rbp + {V} + 72]
+        lea rsi, [rbp + {V} + 80]
+        lea rdx, [rbp - 40]
         call {slow}
+        mov rsp, rbp
+        pop rbp
     4:
         "
     };

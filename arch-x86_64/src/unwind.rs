@@ -18,7 +18,7 @@ mod walk;
 mod compile;
 
 pub use table::{FrameRule, Reg, Rule, Slot, Table, TableBuilder, TableError};
-pub use walk::{Regs, walk};
+pub use walk::{Regs, walk, walk_call};
 
 #[cfg(feature = "eh-frame")]
 pub use compile::{EhFrame, compile};

@@ -7,6 +7,56 @@ pub(crate) use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
+/// A value that is written before others can see it, and only read from then on.
+///
+/// Under loom it complains when somebody reads it who is not sure to see it written, or may still read it when it is dropped.
+#[cfg(not(loom))]
+#[derive(Debug)]
+pub(crate) struct WrittenOnce<T>(T);
+
+#[cfg(not(loom))]
+impl<T: Copy> WrittenOnce<T> {
+    pub(crate) const fn new(value: T) -> Self {
+        Self(value)
+    }
+
+    pub(crate) const fn get(&self) -> T {
+        self.0
+    }
+}
+
+#[cfg(loom)]
+pub(crate) use modelled::WrittenOnce;
+
+#[cfg(loom)]
+#[allow(unsafe_code, reason = "the point of it")]
+mod modelled {
+    use loom::cell::UnsafeCell;
+
+    #[derive(Debug)]
+    pub(crate) struct WrittenOnce<T>(UnsafeCell<T>);
+
+    // SAFETY: loom finds it out if a read races with anything.
+    unsafe impl<T: Send + Sync> Sync for WrittenOnce<T> {}
+
+    impl<T: Copy> WrittenOnce<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(UnsafeCell::new(value))
+        }
+
+        pub(crate) fn get(&self) -> T {
+            // SAFETY: the value was written before, or loom has stopped the model.
+            self.0.with(|value| unsafe { *value })
+        }
+    }
+
+    impl<T> Drop for WrittenOnce<T> {
+        fn drop(&mut self) {
+            self.0.with_mut(|_| ());
+        }
+    }
+}
+
 /// The handler's read of a `func_stack` link.
 ///
 /// ORDER(stack): acquire; its partner is [`STACK_WRITE`] in `FuncStack::push` and `remove`. Who sees a node sees its contents, and the

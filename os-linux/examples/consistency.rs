@@ -179,7 +179,7 @@ fn worker(index: u32) -> Result<JoinHandle<()>> {
         0 => ("spin", spin),
         1 | 2 => ("sleep", || repeat(outer_sleep, 1000)),
         3 | 4 => ("syscall", || repeat(outer_syscall, 2000)),
-        5 | 6 => ("signal", || repeat(outer_signal, 500)),
+        5 | 6 => ("signal", || repeat_and_rest(outer_signal, 500)),
         _ => ("churn", churn),
     };
     let thread = std::thread::Builder::new().name(format!("{name}-{index}"));
@@ -196,11 +196,18 @@ fn call(outer: Outer, work: u32) {
     }
 }
 
-/// Is inside of `outer` about half of the time.
+/// Is inside of `outer` nearly all the time.
 fn repeat(outer: Outer, work: u32) {
     while !COUNTS.stop.load(Relaxed) {
         call(outer, work);
-        std::thread::sleep(Duration::from_micros(work.into()));
+    }
+}
+
+/// Is inside of `outer` for moments.
+fn repeat_and_rest(outer: Outer, work: u32) {
+    while !COUNTS.stop.load(Relaxed) {
+        call(outer, work);
+        std::thread::sleep(Duration::from_micros(500));
     }
 }
 

@@ -114,9 +114,10 @@ fn transition(
     server.counts.in_transition.store(false, Relaxed);
     let ways = livepatch.ways();
     show.line(&format!(
-        "    threads switched: {} while blocked in a system call, {} while running; {} were new to the engine",
+        "    threads switched: {} while blocked in a system call, {} while running, {} by themselves; {} were new to the engine",
         ways.in_system_call - before.in_system_call,
         ways.running - before.running,
+        ways.entering - before.entering,
         ways.joined - before.joined,
     ));
     Ok(())
@@ -124,7 +125,8 @@ fn transition(
 
 fn switched(livepatch: &Livepatch, before: Ways) -> u64 {
     let now = livepatch.ways();
-    now.in_system_call + now.running - before.in_system_call - before.running
+    let sum = |ways: Ways| ways.in_system_call + ways.running + ways.entering;
+    sum(now) - sum(before)
 }
 
 fn millis(begin: Instant) -> f64 {

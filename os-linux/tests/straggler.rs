@@ -1,11 +1,9 @@
 //! A thread asleep in a function that is being patched holds the transition back.
 
-use klp_core::engine::Poll;
+use klp_core::engine::{PatchId, Poll};
 use klp_core::transition::Hindrance;
 use klp_os_linux_fixtures::*;
 use std::time::Duration;
-
-const READ: [(&str, u32, u64); 0] = [];
 
 /// Runs `meanwhile` while a thread named "sleeper" sleeps in `fx_read`, wakes it, and returns what it returned.
 fn with_sleeper(meanwhile: impl FnOnce(i32)) -> i32 {
@@ -22,8 +20,14 @@ fn with_sleeper(meanwhile: impl FnOnce(i32)) -> i32 {
     thread.expect("threads can be had").join().expect("the thread only reads")
 }
 
-fn add_read(name: &str) -> klp_core::engine::PatchId {
+fn add_read(name: &str) -> PatchId {
     add(name, &[("fx_read", 0, addr_of_fn!(fx_read_new)), ("fx_value", 0, addr_of_fn!(fx_value_new))])
+}
+
+fn enable_but_wait(patch: PatchId) {
+    let poll = livepatch().enable(patch).expect("the patch fits");
+    assert!(matches!(poll, Poll::Waiting { .. }), "{poll:?}");
+    assert!(!livepatch().wait(Duration::from_millis(50)));
 }
 
 #[test]
@@ -32,10 +36,7 @@ fn it_is_named_and_the_transition_completes_when_it_returns() {
     let before = text();
     let patch = add_read("held");
     let read = with_sleeper(|sleeper| {
-        let poll = livepatch().enable(patch).expect("the patch fits");
-        assert!(matches!(poll, Poll::Waiting { .. }), "{poll:?}");
-        assert!(!livepatch().wait(Duration::from_millis(100)));
-
+        enable_but_wait(patch);
         let blockers = livepatch().engine().blockers(patch).expect("the transition runs");
         let [blocker] = &blockers[..] else { panic!("one thread is asleep: {blockers:?}") };
         assert_eq!(blocker.task.0, sleeper as u64);
@@ -44,11 +45,81 @@ fn it_is_named_and_the_transition_completes_when_it_returns() {
         assert_eq!((&**object, &**func), ("vmlinux", "fx_read"));
         assert!(blocker.stack.iter().any(|frame| frame.starts_with("fx_read+")), "{blocker}");
         assert!(blocker.stack.len() > 3, "{blocker}");
-
         assert_eq!(fx_value(), 2, "this thread was switched");
-        assert!(livepatch().disable(patch).is_err() || !livepatch().wait(Duration::ZERO));
     });
     assert_eq!(read, 1, "the sleeper ran the old version to its end");
-    livepatch().wait(Duration::from_secs(20));
-    let _ = (READ, before);
+    settle(patch);
+    assert_eq!(fx_value(), 2);
+    disable(patch);
+    assert_eq!(text(), before);
+    livepatch().unload(patch).expect("it is disabled");
+}
+
+#[test]
+fn a_transition_that_is_held_back_can_be_reversed() {
+    let _alone = alone();
+    let before = text();
+    let patch = add_read("reversed");
+    let read = with_sleeper(|_| {
+        enable_but_wait(patch);
+        assert_eq!(fx_value(), 2);
+        livepatch().engine().reverse(patch).expect("the transition runs");
+        settle(patch);
+        assert_eq!(fx_value(), 1);
+        assert_eq!(text(), before);
+    });
+    assert_eq!(read, 1);
+    livepatch().unload(patch).expect("it is disabled");
+}
+
+#[test]
+fn one_that_sleeps_in_the_new_version_holds_back_the_disabling() {
+    let _alone = alone();
+    let before = text();
+    let patch = add_read("back");
+    enable(patch);
+    let read = with_sleeper(|sleeper| {
+        let poll = livepatch().disable(patch).expect("it is enabled");
+        assert!(matches!(poll, Poll::Waiting { .. }), "{poll:?}");
+        assert!(!livepatch().wait(Duration::from_millis(50)));
+        let blockers = livepatch().engine().blockers(patch).expect("the transition runs");
+        assert_eq!(blockers.iter().map(|blocker| blocker.task.0).collect::<Vec<_>>(), [sleeper as u64]);
+        assert_eq!(fx_value(), 1, "this thread was switched");
+    });
+    assert_eq!(read, 12, "the sleeper ran the new version to its end");
+    settle(patch);
+    assert_eq!(text(), before);
+    livepatch().unload(patch).expect("it is disabled");
+}
+
+#[test]
+fn a_thread_born_in_the_transition_does_not_hold_it_back() {
+    let _alone = alone();
+    let patch = add_read("newborn");
+    let read = with_sleeper(|_| {
+        enable_but_wait(patch);
+        let newborn = std::thread::spawn(|| {
+            let (reader, writer) = pipe();
+            write_byte(writer);
+            (fx_value(), fx_read(reader))
+        });
+        assert_eq!(newborn.join().expect("the thread only calls"), (2, 12), "it runs the new version");
+    });
+    assert_eq!(read, 1);
+    settle(patch);
+    disable(patch);
+    livepatch().unload(patch).expect("it is disabled");
+}
+
+#[test]
+fn force_ends_a_transition_that_is_held_back() {
+    let _alone = alone();
+    let patch = add("forced", &[("fx_read", 0, addr_of_fn!(fx_read_new))]);
+    let read = with_sleeper(|_| {
+        enable_but_wait(patch);
+        let poll = livepatch().engine().force(patch).expect("the transition runs");
+        assert!(matches!(poll, Poll::Complete { enabled: true, .. }), "{poll:?}");
+    });
+    assert_eq!(read, 1);
+    disable(patch);
 }

@@ -228,6 +228,36 @@ fn a_slow_handler_decides() {
     everything_arrives_through(klp_test_stub_slow);
 }
 
+std::thread_local! {
+    /// What the handler below was given: `rsp`, the return address there, the registers.
+    static NOTED: core::cell::Cell<Option<(u64, u64, crate::stub::Preserved)>> = const { core::cell::Cell::new(None) };
+}
+
+unsafe extern "C" fn note(arg: u64, sp: u64, preserved: *const crate::stub::Preserved) -> u64 {
+    // SAFETY: the stub's promise.
+    NOTED.set(Some(unsafe { (sp, *(sp as *const u64), *preserved) }));
+    arg
+}
+
+crate::entry_stub!(fn klp_test_stub_note, klp_test_fast_zero, note);
+
+#[test]
+fn a_slow_handler_is_told_of_the_caller() {
+    let page = Page::with_thunk(klp_test_probe as *const () as u64, klp_test_stub_note as *const () as u64);
+    let given = given(1, Width::Xmm);
+    let mut found = given.clone();
+    // SAFETY: as in `everything_arrives_through`.
+    unsafe { klp_test_drive(page.0 as u64, &raw const given, &raw mut found, Width::Xmm) };
+    let (sp, return_address, preserved) = NOTED.get().expect("the handler ran");
+    let regs = preserved.caller(sp, return_address);
+    assert_eq!([regs.rbx, regs.rbp, regs.r14, regs.r15], given.preserved);
+    assert_eq!((regs.r12, regs.r13), ((&raw const found) as u64, Width::Xmm as u64));
+    let (low, high) = (klp_test_drive as *const () as u64, klp_test_probe as *const () as u64);
+    assert!(low < regs.rip && regs.rip < high, "the return address is in the caller");
+    // SAFETY: what the caller pushed lies above the return address, and nothing has written there since.
+    assert_eq!(regs.rsp, sp + 8);
+}
+
 extern "C" fn double(x: u64) -> u64 {
     2 * x
 }

@@ -82,8 +82,33 @@ pub fn walk(
     read: impl Fn(u64) -> Option<u64>,
     visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
 ) -> Result<(), Unreliable> {
+    walk_from(FrameKind::Interrupted, regs, find, read, visit)
+}
+
+/// Visits the frames of a task that has just made a call: `regs.rip` is the return address, the other registers are as they
+/// will be when the call returns. Otherwise like [`walk`].
+///
+/// # Errors
+///
+/// As [`walk`].
+pub fn walk_call(
+    regs: Regs,
+    find: impl Fn(CodeAddr) -> Rule,
+    read: impl Fn(u64) -> Option<u64>,
+    visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
+) -> Result<(), Unreliable> {
+    walk_from(FrameKind::Call, regs, find, read, visit)
+}
+
+fn walk_from(
+    innermost: FrameKind,
+    regs: Regs,
+    find: impl Fn(CodeAddr) -> Rule,
+    read: impl Fn(u64) -> Option<u64>,
+    visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
+) -> Result<(), Unreliable> {
     let mut regs = regs;
-    let mut kind = FrameKind::Interrupted;
+    let mut kind = innermost;
     for _ in 0..MAX_STACK_ENTRIES {
         let frame = Frame { pc: CodeAddr::new(regs.rip), kind };
         if visit(frame).is_break() {

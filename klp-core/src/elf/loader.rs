@@ -164,7 +164,8 @@ struct Description<'a, 'v> {
 
 impl Description<'_, '_> {
     fn patch(&self, objects: &[ObjectEntry<'_>], mut waiting: Vec<Waiting<'_>>) -> Result<Patch, Error> {
-        let mut patch = Patch::builder(self.patch);
+        // Code of the patch may be on a stack without any new function, as that of a rarely executed part that was split off.
+        let mut patch = Patch::builder(self.patch).code(self.image.text);
         for entry in objects {
             let relocs = waiting.iter_mut().find(|waiting| waiting.object == entry.name);
             let relocs = relocs.map(|waiting| core::mem::take(&mut waiting.relocs)).unwrap_or_default();
@@ -176,7 +177,7 @@ impl Description<'_, '_> {
     fn object(&self, entry: &ObjectEntry<'_>, relocs: Vec<Reloc>) -> Result<Object, Error> {
         let mut funcs = try_vec(entry.funcs.len())?;
         for func in &entry.funcs {
-            let range = self.with_cold_part(func.new).ok_or_else(|| {
+            let range = self.function_at(func.new).ok_or_else(|| {
                 Error::patch(self.patch, Some(entry.name), Some(func.old_name), PatchReason::NewFunctionUnknown)
             })?;
             funcs.push(Func::with_range(func.old_name, range)?.sympos(func.sympos));
@@ -184,17 +185,10 @@ impl Description<'_, '_> {
         Ok(Object::module(entry.name)?.with_relocs(relocs).funcs_from(funcs)?)
     }
 
-    /// The range of the function that begins at `place`, extended to the end of the rarely executed part that the compiler may
-    /// have split off. What lies between them counts as the function: a stack check is only the stricter for it.
-    fn with_cold_part(&self, place: Pointee) -> Option<TextRange> {
-        let mut whole: Option<TextRange> = None;
-        for alias in self.view.functions_at(place.section, place.offset) {
-            let hot = self.function(alias)?;
-            let cold = self.view.cold_parts(self.view.symbols()[alias].name).filter_map(|index| self.function(index));
-            let end = cold.chain(whole).map(TextRange::end).fold(hot.end(), CodeAddr::max);
-            whole = TextRange::new(hot.start(), end.get() - hot.start().get());
-        }
-        whole
+    /// The range of the function that begins at `place`; the longest one if it has aliases.
+    fn function_at(&self, place: Pointee) -> Option<TextRange> {
+        let aliases = self.view.functions_at(place.section, place.offset);
+        aliases.filter_map(|alias| self.function(alias)).max_by_key(|range| range.len())
     }
 
     /// Every function of the image, sorted by address.

@@ -25,12 +25,7 @@ pub struct View<'a> {
     symbols: Vec<Symbol<'a>>,
     /// The functions among the symbols, sorted by place.
     functions: Vec<usize>,
-    /// Those of them that are rarely executed parts of others, sorted by name.
-    cold: Vec<usize>,
 }
-
-/// How GCC and clang call the rarely executed part that they split off a function.
-const COLD_SUFFIX: &str = ".cold";
 
 /// A section.
 #[derive(Clone, Copy, Debug)]
@@ -108,7 +103,7 @@ impl<'a> View<'a> {
         for (index, section) in table.iter().enumerate() {
             sections.push(read_section(&table, bytes, index, section, symbol_table)?);
         }
-        let mut view = Self { sections, symbols, functions: Vec::new(), cold: Vec::new() };
+        let mut view = Self { sections, symbols, functions: Vec::new() };
         view.check_relas()?;
         view.index_functions()?;
         Ok(view)
@@ -151,12 +146,6 @@ impl<'a> View<'a> {
         self.functions[first..].iter().copied().take_while(move |&index| self.place(index) == place)
     }
 
-    /// The rarely executed parts that the compiler split off the function called `name`.
-    pub fn cold_parts(&self, name: &str) -> impl Iterator<Item = usize> {
-        let first = self.cold.partition_point(|&index| self.hot_name(index) < name);
-        self.cold[first..].iter().copied().take_while(move |&index| self.hot_name(index) == name)
-    }
-
     /// A symbol's name for messages: sections' symbols are called as their sections.
     #[must_use]
     pub fn symbol_name(&self, index: usize) -> &'a str {
@@ -171,26 +160,17 @@ impl<'a> View<'a> {
         let is_function = |symbol: &Symbol<'_>| {
             symbol.kind == elf::STT_FUNC && symbol.len > 0 && matches!(symbol.home, Home::Section(_))
         };
-        let (mut functions, mut cold) = (Vec::new(), Vec::new());
+        let mut functions = Vec::new();
         for (index, _) in self.symbols.iter().enumerate().filter(|(_, symbol)| is_function(symbol)) {
             try_push(&mut functions, index)?;
-            if self.symbols[index].name.ends_with(COLD_SUFFIX) {
-                try_push(&mut cold, index)?;
-            }
         }
         functions.sort_unstable_by_key(|&index| self.place(index));
-        cold.sort_unstable_by_key(|&index| self.hot_name(index));
-        (self.functions, self.cold) = (functions, cold);
+        self.functions = functions;
         Ok(())
     }
 
     fn place(&self, symbol: usize) -> (Home, u64) {
         (self.symbols[symbol].home, self.symbols[symbol].value)
-    }
-
-    fn hot_name(&self, symbol: usize) -> &'a str {
-        let name = self.symbols[symbol].name;
-        name.strip_suffix(COLD_SUFFIX).unwrap_or(name)
     }
 
     fn check_relas(&self) -> Result<(), Refusal> {

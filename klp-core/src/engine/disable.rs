@@ -25,10 +25,10 @@ impl<P: Platform> Engine<P> {
             _ => return Err(Error::ApiMisuse(ApiMisuse::NotEnabled)),
         };
         let patch = record.patch.name();
-        let affected = bound.affected()?;
+        let affected = bound.affected(&record.patch)?;
         self.host.event(&Event::Initializing { patch, target: TaskState::Unpatched });
         let prepared = Prepared::init(&self.host, TaskState::Unpatched, affected)
-            .map_err(|error| Error::port("initializing tasks", patch, &error))?;
+            .map_err(|error| error.into_error(patch))?;
         bound.set_transition(true);
         let started = match inner.sites.reroute(self.host.tracer(), bound.sites()) {
             Err(error) => Err((prepared, error.into_error(patch))),

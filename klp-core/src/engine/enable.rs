@@ -26,14 +26,14 @@ impl<P: Platform> Engine<P> {
         inner.check_idle()?;
         let record = &mut inner.patches[index];
         let bound = Bound::new(&self.host, &mut inner.sites, &record.patch, &mut record.relocated)?;
-        let affected = bound.affected()?;
+        let affected = bound.affected(&inner.patches[index].patch)?;
 
         let patch = inner.patches[index].patch.name();
         self.host.event(&Event::Enabling { patch });
         self.host.event(&Event::Initializing { patch, target: TaskState::Patched });
         let prepared = Prepared::init(&self.host, TaskState::Patched, affected).map_err(|error| {
             self.host.event(&Event::FailedToEnable { patch });
-            Error::port("initializing tasks", patch, &error)
+            error.into_error(patch)
         })?;
         inner.patch_and_start(&self.host, index, bound, prepared)?;
         Ok(inner.poll(&self.host))

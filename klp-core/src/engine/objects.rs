@@ -117,8 +117,8 @@ impl<P: Platform> Bound<P> {
     }
 
     /// The code of both sides of a transition of this patch, which is on the stacks, or will be on top of them.
-    pub(super) fn affected(&self) -> Result<Affected, OutOfMemory> {
-        let mut affected = Affected::default();
+    pub(super) fn affected(&self, patch: &Patch) -> Result<Affected, OutOfMemory> {
+        let mut affected = Affected::default().with_code(patch.code());
         for (func, node) in self.funcs.iter().zip(&self.nodes) {
             affected.add(TaskState::Patched, node.range(), func.at)?;
             match func.previous(node) {
@@ -152,6 +152,9 @@ impl<P: Platform> BoundFunc<P> {
 
 /// The names of a function of `patch`, by its position.
 pub(super) fn names(patch: &Patch, at: AffectedFunc) -> (&str, &str) {
+    if at == AffectedFunc::OTHER {
+        return (patch.name(), "(other code of the patch)");
+    }
     let object = patch.objects().get(at.object as usize);
     let func = object.and_then(|object| object.funcs().get(at.func as usize));
     (object.map_or("?", |object| object.name()), func.map_or("?", |func| func.old_name()))

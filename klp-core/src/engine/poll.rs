@@ -130,14 +130,14 @@ impl<P: Platform> Inner<P> {
             // No handler may still believe that the func is in transition when tasks become idle, nor see a removed node
             // when its memory goes.
             let proof = Synchronized::with(host.tracer());
-            switched.finish(host);
+            switched.finish(host, &proof);
             if enabled {
                 record.bound = Some(bound);
             } else {
                 bound.free(&proof);
             }
         } else {
-            switched.finish(host);
+            switched.finish(host, &Synchronized::with(host.tracer()));
         }
         host.event(&Event::Complete { patch, target });
         if !enabled {

@@ -1,6 +1,7 @@
 //! A patch, and the builder that checks it (kernel: `struct klp_patch`, `klp_check_patch`).
 
 use super::object::Object;
+use crate::addr::TextRange;
 use crate::config::{OBJECT_NAME_LEN, SYMBOL_NAME_LEN};
 use crate::error::{Error, PatchReason};
 use crate::mem::{Name, try_push, try_vec};
@@ -16,13 +17,14 @@ use alloc::vec::Vec;
 pub struct Patch {
     name: Name,
     objects: Vec<Object>,
+    code: Option<TextRange>,
 }
 
 impl Patch {
     /// Begins a patch called `name`.
     pub fn builder(name: &str) -> PatchBuilder {
         PatchBuilder {
-            patch: Name::new(name).map(|name| Self { name, objects: Vec::new() }).map_err(Error::from),
+            patch: Name::new(name).map(|name| Self { name, objects: Vec::new(), code: None }).map_err(Error::from),
         }
     }
 
@@ -36,6 +38,12 @@ impl Patch {
     #[must_use]
     pub fn objects(&self) -> &[Object] {
         &self.objects
+    }
+
+    /// All code of the patch, if it was given: what the new functions call in it, too.
+    #[must_use]
+    pub fn code(&self) -> Option<TextRange> {
+        self.code
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -93,6 +101,15 @@ impl PatchBuilder {
             if let Err(error) = added {
                 self.patch = Err(error);
             }
+        }
+        self
+    }
+
+    /// Says where all code of the patch is: beside the new functions, whatever they call in it. A task anywhere in there is inside
+    /// the patch; it may be without any of the new functions on its stack, by a tail call or as a callback.
+    pub fn code(mut self, range: TextRange) -> Self {
+        if let Ok(patch) = &mut self.patch {
+            patch.code = Some(range);
         }
         self
     }

@@ -8,6 +8,7 @@ use crate::mem::{OutOfMemory, try_vec};
 use crate::port::{TaskState, Tracer};
 use crate::sync::{
     AtomicBool, AtomicPtr, Ordering, STACK_READ, STACK_WRITE, TRANSITION_READ, TRANSITION_WRITE,
+    WrittenOnce,
 };
 use alloc::boxed::Box;
 use core::ptr;
@@ -18,7 +19,7 @@ pub struct FuncNode {
     next: AtomicPtr<FuncNode>,
     transition: AtomicBool,
     /// The new function.
-    range: TextRange,
+    range: WrittenOnce<TextRange>,
 }
 
 impl FuncNode {
@@ -28,14 +29,14 @@ impl FuncNode {
         Self {
             next: AtomicPtr::new(ptr::null_mut()),
             transition: AtomicBool::new(false),
-            range,
+            range: WrittenOnce::new(range),
         }
     }
 
     /// The new function.
     #[must_use]
     pub fn range(&self) -> TextRange {
-        self.range
+        self.range.get()
     }
 
     /// Whether the state of the calling task decides between this node and the one below (kernel: `func->transition`).
@@ -191,9 +192,9 @@ impl FuncStack {
         let top = follow(&self.head, STACK_READ)?;
         // ORDER(transition): acquire; the partner is the write in `set_transition`. The task's state is read after it.
         if top.transition.load(TRANSITION_READ) && state() == TaskState::Unpatched {
-            return Some(follow(&top.next, STACK_READ)?.range.start());
+            return Some(follow(&top.next, STACK_READ)?.range().start());
         }
-        Some(top.range.start())
+        Some(top.range().start())
     }
 }
 

@@ -112,9 +112,8 @@ struct Site {
     built: Code,
     /// The entry as it is now.
     now: Code,
-    route: Route,
-    thunk: Option<(CodeAddr, u64)>,
-    veneer: Option<(CodeAddr, CodeAddr)>,
+    /// Slots that lead on from here, one for each place that this site ever led to.
+    slots: Vec<Slot>,
 }
 
 impl Site {
@@ -122,12 +121,28 @@ impl Site {
         self.at.wrapping_add(self.entry.resume.into())
     }
 
-    fn goes_through_veneer(&self) -> bool {
-        matches!((self.route, self.veneer), (Route::Direct(now), Some((_, to))) if now == to)
+    fn slot_to(&self, to: Onward) -> Option<CodeAddr> {
+        self.slots.iter().find(|slot| slot.to == to).map(|slot| slot.at)
     }
 }
 
-/// Executable memory for thunks and veneers. Slots are never given back: a task may be on its way through one.
+/// A thunk or a veneer. Once filled it stays as it is: a task may be on its way through it at any time.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    at: CodeAddr,
+    to: Onward,
+}
+
+/// Where a slot leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Onward {
+    /// To the stub, with this argument.
+    Stub(u64),
+    /// To this function.
+    Func(CodeAddr),
+}
+
+/// Executable memory for slots.
 #[derive(Debug)]
 struct Arena {
     image: Image,
@@ -140,9 +155,8 @@ struct Plan {
     at: CodeAddr,
     bytes: Code,
     resume: CodeAddr,
-    route: Route,
-    thunk: Option<(CodeAddr, u64)>,
-    veneer: Option<(CodeAddr, CodeAddr)>,
+    /// A slot to be filled.
+    fill: Option<Slot>,
 }
 
 impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
@@ -161,16 +175,63 @@ impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
         &self.host
     }
 
-    fn change(&self, state: &mut State, batch: &[Routing<EntrySite>]) -> Result<(), TracerError<T::Error>> {
-        let mut fills = try_vec::<(CodeAddr, Code)>(2 * batch.len())?;
+    /// Works out what `batch` makes of its sites, sorted by address, and fills the slots that they will lead to.
+    fn plan(&self, state: &mut State, batch: &[Routing<EntrySite>]) -> Result<Vec<Plan>, TracerError<T::Error>> {
         let mut plans = try_vec(batch.len())?;
         for routing in batch {
-            plans.push(self.plan(state, routing, &mut fills, batch.len() as u64)?);
+            plans.push(self.plan_one(state, routing, batch.len() as u64)?);
         }
         plans.sort_unstable_by_key(|plan: &Plan| plan.at);
 
-        let mut writes = try_vec(fills.len())?;
-        writes.extend(fills.iter().map(|(at, code)| Fill { at: *at, bytes: code }));
+        let mut codes = try_vec(plans.len())?;
+        codes.extend(plans.iter().filter_map(|plan| plan.fill).map(|slot| {
+            let code = match slot.to {
+                Onward::Stub(arg) => A::thunk(slot.at, arg, self.host.stub()),
+                Onward::Func(to) => A::veneer(slot.at, to),
+            };
+            (slot.at, code)
+        }));
+        if !codes.is_empty() {
+            let mut fills = try_vec(codes.len())?;
+            fills.extend(codes.iter().map(|(at, code)| Fill { at: *at, bytes: code }));
+            // SAFETY: the slots are in arenas of ours, and nothing has ever led to them.
+            unsafe { self.text.fill(&fills) }.map_err(TracerError::Text)?;
+        }
+        Ok(plans)
+    }
+
+    /// Works out the bytes of one site. Makes room to remember its new slot, if it needs one.
+    fn plan_one(
+        &self,
+        state: &mut State,
+        routing: &Routing<EntrySite>,
+        hint: u64,
+    ) -> Result<Plan, TracerError<T::Error>> {
+        let State { sites, arenas, .. } = state;
+        let site = &mut sites[routing.site.0 as usize];
+        let mut plan =
+            Plan { site: routing.site, at: site.at, bytes: site.built.clone(), resume: site.body(), fill: None };
+        let onward = match routing.to {
+            Route::Original => return Ok(plan),
+            Route::Handler(arg) => Onward::Stub(arg.get()),
+            Route::Direct(to) => Onward::Func(to),
+        };
+        plan.resume = match (routing.to, site.slot_to(onward)) {
+            (Route::Direct(to), _) if A::jump(site.at, to, site.entry.len).is_ok() => to,
+            (_, Some(at)) => at,
+            (_, None) => {
+                site.slots.try_reserve(1).map_err(|_| TracerError::OutOfMemory)?;
+                let at = self.slot(arenas, site, hint)?;
+                plan.fill = Some(Slot { at, to: onward });
+                at
+            }
+        };
+        plan.bytes = A::jump(site.at, plan.resume, site.entry.len).map_err(TracerError::OutOfReach)?;
+        Ok(plan)
+    }
+
+    /// Rewrites the sites, all or none.
+    fn rewrite(&self, state: &mut State, plans: Vec<Plan>) -> Result<(), TracerError<T::Error>> {
         let mut pokes = try_vec(plans.len())?;
         pokes.extend(plans.iter().map(|plan| {
             let site = &state.sites[plan.site.0 as usize];
@@ -183,72 +244,11 @@ impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
                 body: site.body(),
             }
         }));
-        if !writes.is_empty() {
-            // SAFETY: the slots come from arenas of ours, and no site leads to them yet, or not any more (`plan` takes a
-            // slot again only when its site was routed away from it and every task has been seen outside since).
-            unsafe { self.text.fill(&writes) }.map_err(TracerError::Text)?;
-        }
         self.text.poke(&pokes).map_err(TracerError::Text)?;
-
         for plan in plans {
-            let site = &mut state.sites[plan.site.0 as usize];
-            site.now = plan.bytes;
-            site.route = plan.route;
-            site.thunk = plan.thunk;
-            site.veneer = plan.veneer;
+            state.sites[plan.site.0 as usize].now = plan.bytes;
         }
         Ok(())
-    }
-
-    /// Works out the bytes of one site, and the slots to fill for it.
-    fn plan(
-        &self,
-        state: &mut State,
-        routing: &Routing<EntrySite>,
-        fills: &mut Vec<(CodeAddr, Code)>,
-        hint: u64,
-    ) -> Result<Plan, TracerError<T::Error>> {
-        let State { sites, arenas, .. } = state;
-        let site = &sites[routing.site.0 as usize];
-        let mut plan = Plan {
-            site: routing.site,
-            at: site.at,
-            bytes: Code::new(),
-            resume: site.body(),
-            route: routing.to,
-            thunk: site.thunk,
-            veneer: site.veneer,
-        };
-        plan.resume = match routing.to {
-            Route::Original => {
-                plan.bytes = site.built.clone();
-                return Ok(plan);
-            }
-            Route::Handler(arg) => match site.thunk {
-                Some((at, same)) if same == arg.get() => at,
-                _ => {
-                    let at = self.slot(arenas, site, hint)?;
-                    fills.push((at, A::thunk(at, arg.get(), self.host.stub())));
-                    plan.thunk = Some((at, arg.get()));
-                    at
-                }
-            },
-            Route::Direct(to) => match (A::jump(site.at, to, site.entry.len), site.veneer) {
-                (Ok(_), _) => to,
-                (Err(_), Some((at, same))) if same == to => at,
-                (Err(_), old) => {
-                    let at = match old {
-                        Some((at, _)) if !site.goes_through_veneer() => at,
-                        _ => self.slot(arenas, site, hint)?,
-                    };
-                    fills.push((at, A::veneer(at, to)));
-                    plan.veneer = Some((at, to));
-                    at
-                }
-            },
-        };
-        plan.bytes = A::jump(site.at, plan.resume, site.entry.len).map_err(TracerError::OutOfReach)?;
-        Ok(plan)
     }
 
     /// A free slot that a jump in `site` reaches.
@@ -308,12 +308,10 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
         state.by_addr.try_reserve(1).map_err(|_| TracerError::OutOfMemory)?;
         let site = Site {
             at: recorded.wrapping_add(entry.skip.into()),
-            entry: Entry { resume: entry.resume, ..entry },
+            entry,
             now: built.clone(),
             built,
-            route: Route::Original,
-            thunk: None,
-            veneer: None,
+            slots: Vec::new(),
         };
         try_push(&mut state.sites, site)?;
         state.by_addr.insert(recorded, token);
@@ -328,17 +326,21 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
         let mut state = self.state.lock();
         let arenas = state.arenas.len();
         let used = state.arenas.last().map(|arena| arena.used);
-        let result = self.change(&mut state, batch);
-        if result.is_err() {
+        let plans = self.plan(&mut state, batch).inspect_err(|_| {
             for arena in state.arenas.drain(arenas..) {
-                // SAFETY: this call made the arena, and no site leads into it.
+                // SAFETY: this call made the arena, and nothing leads into it.
                 unsafe { self.text.free(arena.image) };
             }
             if let (Some(arena), Some(used)) = (state.arenas.last_mut(), used) {
                 arena.used = used;
             }
+        })?;
+        // From here on the slots stay, whatever happens: tasks may be sent through them while sites are rewritten.
+        for plan in &plans {
+            // `plan_one` made room for it.
+            state.sites[plan.site.0 as usize].slots.extend(plan.fill);
         }
-        result
+        self.rewrite(&mut state, plans)
     }
 
     fn synchronize(&self) {

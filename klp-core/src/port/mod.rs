@@ -26,7 +26,7 @@ pub use entry_tracer::{EntryHost, EntrySite, EntryTracer, TracerError};
 pub use error::{PortError, PortErrorKind};
 pub use relocator::{RelocError, Relocator, Support};
 pub use symbol_resolver::{Symbol, SymbolResolver};
-pub use task_set::{Progress, Reason, TaskId, TaskName, TaskSet, TaskState, Visitor};
+pub use task_set::{EntryCheck, Progress, Reason, TaskId, TaskName, TaskSet, TaskState, Visitor};
 pub use text::{Fill, ImageLayout, Image, Poke, Text};
 pub use tracer::{HandlerArg, Route, Routing, Tracer};
 pub use unwinder::{Doubt, Frame, FrameKind, Unreliable, Unwinder};

@@ -1,6 +1,7 @@
 //! The tasks of the host, and which version of the patched functions each of them runs.
 
 use super::error::PortError;
+use super::unwinder::Frame;
 use crate::config::TASK_NAME_LEN;
 use core::fmt;
 
@@ -84,6 +85,12 @@ pub trait Visitor<C: ?Sized>: Sync {
     fn missed(&self, index: usize, reason: Reason);
 }
 
+/// What a task may not be in when it switches itself at the entry of an affected function.
+pub trait EntryCheck: Sync {
+    /// Whether `frame` keeps a task from moving to `target`. May run on any task at any time: no lock, no allocation, no panic.
+    fn keeps(&self, target: TaskState, frame: Frame) -> bool;
+}
+
 /// The tasks of the host.
 ///
 /// A transition is `init` → sites routed to the handler → `start` → (`pending`, `with_stopped`)* → `close` → `finish`. `start`
@@ -136,6 +143,23 @@ pub unsafe trait TaskSet: Sync {
     /// Stops each of `tasks` (sorted), lets `visitor` look at it, and puts it into the state that the visitor says. A task
     /// that is gone is passed over. Returns when the last visit has ended.
     fn with_stopped(&self, tasks: &[TaskId], visitor: &dyn Visitor<Self::Context>);
+
+    /// Lends the tasks `check`: until [`withdraw`](TaskSet::withdraw), a task that calls an affected function may switch itself there,
+    /// before the handler chooses, if its stack below that call is reliable and `check` keeps no frame of it. So threads
+    /// move that are inside of affected functions whenever they are looked at from outside.
+    ///
+    /// A task does this inside a run of the handler. A host that cannot walk stacks there leaves this out.
+    ///
+    /// # Safety
+    ///
+    /// `check` stays until [`withdraw`](TaskSet::withdraw) was called and
+    /// [`Tracer::synchronize`](super::Tracer::synchronize) has returned after it.
+    unsafe fn lend(&self, check: &dyn EntryCheck) {
+        let _ = check;
+    }
+
+    /// Ends what [`lend`](TaskSet::lend) began: no task begins to use the check any more.
+    fn withdraw(&self) {}
 
     /// Says whether every task is in `target`. After [`Progress::Done`] this stays true until [`finish`](TaskSet::finish),
     /// also for tasks that are being born.

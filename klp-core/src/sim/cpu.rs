@@ -2,11 +2,11 @@
 
 use super::machine::{INSN, Insn};
 use super::object::{REST, SimFunc};
-use super::shared::{Shared, World};
+use super::shared::{Phase, Shared, World};
 use super::task::Sleep;
 use crate::addr::CodeAddr;
 use crate::ops;
-use crate::port::{TaskId, TaskState};
+use crate::port::{Frame, FrameKind, TaskId, TaskState};
 use alloc::format;
 use alloc::string::String;
 
@@ -35,10 +35,19 @@ impl World {
         Insn::decode(self.memory.word(at))
     }
 
+    /// Whether a task that is awake is in a body; a call that got it there has arrived.
+    fn in_body(&mut self, id: TaskId) -> bool {
+        let in_body = self.awake(id) && self.tasks.get(&id).is_some_and(|task| self.insn(task.pc) == Some(Insn::Body));
+        if in_body {
+            self.arrive(id);
+        }
+        in_body
+    }
+
     /// Puts a task at the entry of `func`. Fails if it is not in a body, asleep, or too deep.
     pub(super) fn begin_call(&mut self, id: TaskId, func: SimFunc) -> bool {
         let entry = self.functions[func.0].range.start();
-        let ready = self.awake(id) && self.tasks.get(&id).is_some_and(|task| self.insn(task.pc) == Some(Insn::Body));
+        let ready = self.in_body(id);
         match self.tasks.get_mut(&id) {
             Some(task) if ready && task.frames.len() < MAX_DEPTH => {
                 task.frames.push((task.pc.wrapping_add(INSN), func));
@@ -52,7 +61,7 @@ impl World {
 
     /// Leaves the innermost function.
     pub(super) fn leave(&mut self, id: TaskId) -> bool {
-        let ready = self.awake(id) && self.tasks.get(&id).is_some_and(|task| self.insn(task.pc) == Some(Insn::Body));
+        let ready = self.in_body(id);
         let Some(task) = self.tasks.get_mut(&id).filter(|_| ready) else { return false };
         let Some((back, _)) = task.frames.pop() else { return false };
         // The instruction that called: the one behind it may be in another function.
@@ -65,13 +74,25 @@ impl World {
 
     /// Goes to the cold part of the original function that the task is in, if that has one.
     pub(super) fn go_cold(&mut self, id: TaskId) -> bool {
-        let Some(task) = self.tasks.get(&id).filter(|task| task.calling.is_none()) else { return false };
-        let func = self.code_at(task.pc).filter(|code| code.patch.is_none()).and_then(|code| code.func);
-        let cold = func.and_then(|func| self.functions[func.0].cold).filter(|_| self.awake(id));
+        let Some(pc) = self.tasks.get(&id).map(|task| task.pc).filter(|_| self.in_body(id)) else { return false };
+        let func = self.code_at(pc).filter(|code| code.patch.is_none()).and_then(|code| code.func);
+        let cold = func.and_then(|func| self.functions[func.0].cold);
         if let (Some(cold), Some(task)) = (cold, self.tasks.get_mut(&id)) {
             task.pc = cold.start();
         }
         cold.is_some()
+    }
+
+    /// A task that calls an affected function moves, if nothing below the call keeps it.
+    fn switch_itself(&mut self, id: TaskId) {
+        let (Some(lent), Phase::Moving(target)) = (&self.lent, self.phase) else { return };
+        let Some(task) = self.tasks.get(&id).filter(|task| task.state != target && task.doubt.is_none()) else { return };
+        let keeps = |pc| lent.check().keeps(target, Frame { pc, kind: FrameKind::Call });
+        if self.self_switching && !task.frames.iter().any(|(pc, _)| keeps(*pc)) {
+            if let Some(task) = self.tasks.get_mut(&id) {
+                task.state = target;
+            }
+        }
     }
 
     /// The body of the function that is being called was reached.
@@ -137,11 +158,12 @@ impl Shared {
         unsafe { ops::handler(arg, || self.current_state()) }
     }
 
-    /// The state of the task whose call of the handler runs.
+    /// The state of the task whose call of the handler runs, which may switch itself first.
     pub(super) fn current_state(&self) -> TaskState {
-        let world = self.world();
-        let current = world.current.and_then(|id| world.tasks.get(&id));
-        current.map_or(TaskState::Idle, |task| task.state)
+        let mut world = self.world();
+        let Some(id) = world.current else { return TaskState::Idle };
+        world.switch_itself(id);
+        world.tasks.get(&id).map_or(TaskState::Idle, |task| task.state)
     }
 
     /// Steps until `id` is in a body.

@@ -265,6 +265,11 @@ impl SimOs {
         self.with_task(task, |task| task.unstoppable = reason);
     }
 
+    /// Lets tasks switch themselves when they call an affected function, or not (as at the beginning).
+    pub fn set_self_switching(&self, on: bool) {
+        self.shared.world().self_switching = on;
+    }
+
     /// How often the task was kicked.
     #[must_use]
     pub fn kicks(&self, task: TaskId) -> u32 {
@@ -376,6 +381,13 @@ impl Snapshot {
     #[must_use]
     pub fn without_images(mut self) -> Self {
         self.memory.forget_images();
+        self
+    }
+
+    /// The same without tasks.
+    #[must_use]
+    pub fn without_tasks(mut self) -> Self {
+        self.tasks.clear();
         self
     }
 }

@@ -4,7 +4,7 @@ use super::chance::Noise;
 use super::fault::{Faults, SimError};
 use super::memory::Memory;
 use super::object::{Code, Function, Module};
-use super::task::Task;
+use super::task::{Lent, Task};
 use super::versions::Versions;
 use crate::addr::CodeAddr;
 use crate::port::{PortErrorKind, TaskId, TaskState};
@@ -37,6 +37,9 @@ pub(super) struct World {
     /// The task whose call of the handler runs.
     pub(super) current: Option<TaskId>,
     pub(super) phase: Phase,
+    /// What keeps a task from switching itself, while tasks move.
+    pub(super) lent: Option<Lent>,
+    pub(super) self_switching: bool,
     pub(super) faults: Faults,
     pub(super) noise: Option<Noise>,
     pub(super) transcript: Vec<String>,
@@ -60,6 +63,8 @@ impl World {
             next_task: 1,
             current: None,
             phase: Phase::Idle,
+            lent: None,
+            self_switching: false,
             faults: Faults::default(),
             noise: None,
             transcript: Vec::new(),

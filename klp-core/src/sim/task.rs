@@ -6,13 +6,14 @@ use super::shared::{Phase, Shared, World};
 use super::versions::Span;
 use crate::addr::CodeAddr;
 use crate::port::{
-    Doubt, Frame, FrameKind, Progress, Reason, TaskId, TaskName, TaskSet, TaskState, Unreliable, Unwinder, Visitor,
+    Doubt, EntryCheck, Frame, FrameKind, Progress, Reason, TaskId, TaskName, TaskSet, TaskState, Unreliable, Unwinder, Visitor,
 };
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::ControlFlow;
+use core::ptr::NonNull;
 
 /// How deep a task sleeps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -79,6 +80,28 @@ impl Task {
     pub(super) fn places(&self) -> impl Iterator<Item = CodeAddr> + '_ {
         let returns = self.frames.iter().map(|(to, _)| to.wrapping_sub(1));
         [self.pc].into_iter().chain(self.chosen).chain(returns)
+    }
+}
+
+/// What the engine lent to tasks that switch themselves.
+#[derive(Debug)]
+pub(super) struct Lent(NonNull<dyn EntryCheck>);
+
+// SAFETY: the check itself is `Sync`, and nobody gets more than a shared reference to it.
+unsafe impl Send for Lent {}
+
+impl Lent {
+    /// # Safety
+    ///
+    /// `check` outlives this.
+    unsafe fn new(check: &dyn EntryCheck) -> Self {
+        // SAFETY: only the lifetime changes, and the caller vouches for it.
+        Self(NonNull::from(unsafe { core::mem::transmute::<&dyn EntryCheck, &'static dyn EntryCheck>(check) }))
+    }
+
+    pub(super) fn check(&self) -> &dyn EntryCheck {
+        // SAFETY: it is there as long as this is, says `new`.
+        unsafe { self.0.as_ref() }
     }
 }
 
@@ -203,6 +226,18 @@ unsafe impl TaskSet for SimTasks {
                 task.state = state;
             }
         }
+    }
+
+    unsafe fn lend(&self, check: &dyn EntryCheck) {
+        let _inside = self.0.inside();
+        // SAFETY: the caller keeps it until `withdraw`, where it is given up; the simulated handler has always ended by then.
+        let check = unsafe { Lent::new(check) };
+        self.0.world().lent = Some(check);
+    }
+
+    fn withdraw(&self) {
+        let _inside = self.0.inside();
+        self.0.world().lent = None;
     }
 
     fn close(&self, target: TaskState) -> Progress {

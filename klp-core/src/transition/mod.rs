@@ -11,6 +11,8 @@
 //!
 //! The engine owns the stage and what goes with it; nothing here calls the engine.
 
+#[allow(unsafe_code, reason = "the affected code is lent to tasks")]
+mod lent;
 mod stack_check;
 mod stages;
 mod straggler;

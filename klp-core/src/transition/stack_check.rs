@@ -16,11 +16,17 @@ pub struct AffectedFunc {
     pub func: u32,
 }
 
+impl AffectedFunc {
+    /// Code of the patch that is none of its new functions.
+    pub const OTHER: Self = Self { object: u32::MAX, func: u32::MAX };
+}
+
 /// The code of both sides of a transition.
 #[derive(Debug, Default)]
 pub struct Affected {
     unpatched: Ranges,
     patched: Ranges,
+    code: Option<TextRange>,
 }
 
 impl Affected {
@@ -37,6 +43,12 @@ impl Affected {
         try_push(&mut ranges.0, (range, func))
     }
 
+    /// Adds all code of the patch to the patched side.
+    #[must_use]
+    pub fn with_code(self, code: Option<TextRange>) -> Self {
+        Self { code, ..self }
+    }
+
     /// Sorts what was added.
     #[must_use]
     pub fn sorted(mut self) -> Self {
@@ -50,7 +62,10 @@ impl Affected {
     pub fn find(&self, target: TaskState, frame: Frame) -> Option<AffectedFunc> {
         match target {
             TaskState::Patched => self.unpatched.find(frame.lookup()),
-            TaskState::Unpatched | TaskState::Idle => self.patched.find(frame.lookup()),
+            TaskState::Unpatched | TaskState::Idle => {
+                let other = || self.code.filter(|code| code.contains(frame.lookup())).map(|_| AffectedFunc::OTHER);
+                self.patched.find(frame.lookup()).or_else(other)
+            }
         }
     }
 }

@@ -19,6 +19,7 @@
 //! }
 //! ```
 
+use super::lent::Lent;
 use super::stack_check::{Affected, AffectedFunc};
 use super::straggler::{Blocker, Look, Looker, hindrance};
 use super::switch::{Outcome, Slot, Switcher};
@@ -26,7 +27,8 @@ use crate::config::KICK_INTERVAL;
 use crate::error::Error;
 use crate::event::Obstacle;
 use crate::mem::{Name, OutOfMemory, try_push, try_vec};
-use crate::port::{Platform, PortError, Progress, SymbolResolver, TaskId, TaskSet, TaskState};
+use crate::ops::Synchronized;
+use crate::port::{Platform, PortError, Progress, SymbolResolver, TaskId, TaskSet, TaskState, Tracer};
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -36,7 +38,7 @@ pub type TasksError<P> = <<P as Platform>::Tasks as TaskSet>::Error;
 #[derive(Debug)]
 struct Moving {
     target: TaskState,
-    affected: Affected,
+    affected: Lent,
     /// Attempts since the transition started or turned round.
     attempts: u32,
     signaled: bool,
@@ -54,9 +56,14 @@ impl Prepared {
     ///
     /// # Errors
     ///
-    /// The tasks' own; every task is idle then.
-    pub fn init<P: Platform>(host: &P, target: TaskState, affected: Affected) -> Result<Self, TasksError<P>> {
-        host.tasks().init(target.opposite())?;
+    /// The tasks' own, or [`AttemptError::OutOfMemory`]; every task is idle then.
+    pub fn init<P: Platform>(
+        host: &P,
+        target: TaskState,
+        affected: Affected,
+    ) -> Result<Self, AttemptError<TasksError<P>>> {
+        let affected = Lent::new(affected)?;
+        host.tasks().init(target.opposite()).map_err(AttemptError::Tasks)?;
         Ok(Self(Moving {
             target,
             affected,
@@ -77,9 +84,12 @@ impl Prepared {
     /// # Errors
     ///
     /// The tasks' own; the stage comes back.
-    pub fn start<P: Platform>(self, host: &P) -> Result<Running, (Self, TasksError<P>)> {
+    pub fn start<P: Platform>(mut self, host: &P) -> Result<Running, (Self, TasksError<P>)> {
         match host.tasks().start(self.0.target) {
-            Ok(()) => Ok(Running(self.0)),
+            Ok(()) => {
+                self.0.affected.lend(host.tasks());
+                Ok(Running(self.0))
+            }
             Err(error) => Err((self, error)),
         }
     }
@@ -150,13 +160,18 @@ impl Running {
     ///
     /// The tasks' own; the transition goes on as before then.
     pub fn reverse<P: Platform>(mut self, host: &P) -> Result<Self, (Self, TasksError<P>)> {
-        match host.tasks().start(self.0.target.opposite()) {
-            Ok(()) => {
-                self.0.target = self.0.target.opposite();
-                self.0.attempts = 0;
-                self.0.signaled = false;
-                Ok(self)
-            }
+        // A task that is switching itself to the old target right now must not do so after the turn.
+        host.tasks().withdraw();
+        host.tracer().synchronize();
+        let turned = host.tasks().start(self.0.target.opposite());
+        if turned.is_ok() {
+            self.0.target = self.0.target.opposite();
+            self.0.attempts = 0;
+            self.0.signaled = false;
+        }
+        self.0.affected.lend(host.tasks());
+        match turned {
+            Ok(()) => Ok(self),
             Err(error) => Err((self, error)),
         }
     }
@@ -172,7 +187,7 @@ impl Running {
         match self.0.switch_tasks(host, waiting) {
             Err(error) => Attempt::Failed { running: self, error },
             Ok(0) if host.tasks().close(self.0.target) == Progress::Done => {
-                Attempt::Switched(Switched { target: self.0.target })
+                Attempt::Switched(self.0.switched(host))
             }
             Ok(pending) => Attempt::Waiting { running: self, pending },
         }
@@ -202,7 +217,7 @@ impl Running {
         host.tasks().force(self.0.target);
         // The host's contract: after `force` nobody is left to wait for.
         let _ = host.tasks().close(self.0.target);
-        Switched { target: self.0.target }
+        self.0.switched(host)
     }
 
     /// Names each task that has not moved, and why. Changes nothing.
@@ -248,6 +263,12 @@ pub enum Straggler {
 }
 
 impl Moving {
+    /// Every task has moved.
+    fn switched<P: Platform>(self, host: &P) -> Switched {
+        host.tasks().withdraw();
+        Switched { target: self.target, affected: self.affected }
+    }
+
     /// Lists the tasks that have not moved.
     fn list<P: Platform>(&mut self, host: &P) -> Result<(), AttemptError<TasksError<P>>> {
         self.tasks.clear();
@@ -313,6 +334,7 @@ impl<S: SymbolResolver> fmt::Display for Described<'_, S> {
 #[must_use]
 pub struct Switched {
     target: TaskState,
+    affected: Lent,
 }
 
 impl Switched {
@@ -323,8 +345,9 @@ impl Switched {
     }
 
     /// Puts every task to rest. No handler asks for states any more: no func is in transition, and handlers that saw one that
-    /// was have ended.
-    pub fn finish<P: Platform>(self, host: &P) {
+    /// was have ended, as `proof` says, which was made when this stage was reached already.
+    pub fn finish<P: Platform>(self, host: &P, proof: &Synchronized) {
         host.tasks().finish();
+        self.affected.reclaim(proof);
     }
 }

@@ -72,20 +72,8 @@ fn sections_go_to_their_parts() {
     assert_eq!(&host.bytes::<8>(data), b"variable");
     assert_eq!(host.bytes::<0x100>(bss), [0; 0x100]);
     assert_eq!(host.bytes::<3>(cold), [0xcc; 3]);
-    // The rarely executed part belongs to the function.
-    assert_eq!(new.new_addr().wrapping_add(new.new_len().expect("known")), cold.wrapping_add(3));
-}
-
-#[test]
-fn the_rarely_executed_part_of_an_alias_counts() {
-    let (mut file, text) = File::replacing_victim();
-    let cold = file.section(".text.unlikely.original", TEXT, 1, &[0xcc; 3]);
-    file.function("original.cold", cold, 0, 3);
-    file.function("original", text, 0, 16);
-    let host = Host::new();
-    let loaded = load(&host, &file.bytes(), "p").expect("loads");
-    let new = &loaded.patch.objects()[0].funcs()[0];
-    assert!(new.new_len() >= Some(19), "{:?}", new.new_len());
+    // All code belongs to the patch, also what is no new function.
+    assert_eq!(loaded.patch.code(), Some(image.text));
 }
 
 #[test]

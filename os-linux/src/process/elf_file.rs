@@ -117,9 +117,10 @@ impl ElfFile {
 
     /// The symbols called `name`, in the order of the table.
     pub(crate) fn named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Symbol> {
-        self.by_name.find(name.as_bytes()).filter_map(|index| self.symbols.get(index)).filter(
-            move |symbol| self.name_bytes(symbol) == name.as_bytes(),
-        )
+        self.by_name
+            .find(name.as_bytes())
+            .filter_map(|index| self.symbols.get(index))
+            .filter(move |symbol| self.name_bytes(symbol) == name.as_bytes())
     }
 
     /// The function that `addr` lies in, and its symbol.

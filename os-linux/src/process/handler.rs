@@ -1,6 +1,7 @@
 //! The way of a redirected call: thunk → entry stub → one of the two functions here → the version that the engine chose.
 
 use super::context::Interrupted;
+use super::entry;
 use super::records::{self, Record, registry};
 use super::sites;
 use super::space::Space;
@@ -9,6 +10,7 @@ use super::sys::{self, Barrier, thread_exists};
 use core::ops::ControlFlow;
 use core::time::Duration;
 use klp_arch_x86_64::entry_stub;
+use klp_arch_x86_64::stub::Preserved;
 use klp_arch_x86_64::unwind::Regs;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::ops;
@@ -17,23 +19,29 @@ use std::sync::Arc;
 
 entry_stub!(fn klp_os_linux_entry_stub, fast, slow);
 
-/// For threads that have a record. 0: this one has none.
-extern "C" fn fast(arg: u64) -> u64 {
+/// For threads that have a record and are in the state that they are to be in, or cannot be. 0: this one is not.
+extern "C" fn fast(arg: u64, sp: u64) -> u64 {
     match records::known() {
-        Some(record) => decide(record, arg),
-        None => 0,
+        Some(record) if !record.tries_at(sp) => record.run(|| decide(record, arg)),
+        _ => 0,
     }
 }
 
-/// For threads that have none yet.
-extern "C" fn slow(arg: u64) -> u64 {
-    decide(records::current(), arg)
+/// For all others: makes a record, tries to switch.
+unsafe extern "C" fn slow(arg: u64, sp: u64, preserved: *const Preserved) -> u64 {
+    let record = records::current();
+    record.run(|| {
+        // SAFETY: the stub's promise.
+        unsafe { entry::try_switch(record, sp, preserved) };
+        decide(record, arg)
+    })
 }
 
+/// Inside a run of the handler.
 #[inline]
 fn decide(record: &Record, arg: u64) -> u64 {
     // SAFETY: thunks bring only arguments that the engine made; `synchronize` waits for runs.
-    record.run(|| unsafe { ops::handler(arg, || record.state()) }).get()
+    unsafe { ops::handler(arg, || record.state()) }.get()
 }
 
 /// What the tracer wants from the process.

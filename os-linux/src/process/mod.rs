@@ -25,6 +25,7 @@
 
 mod context;
 mod elf_file;
+mod entry;
 mod error;
 mod fork;
 mod handler;

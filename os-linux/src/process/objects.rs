@@ -2,11 +2,11 @@
 
 use super::elf_file::ElfFile;
 use super::error::Error;
+use super::lock::Mutex;
 use core::ffi::CStr;
 use klp_arch_x86_64::unwind::Table;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::model::VMLINUX;
-use super::lock::Mutex;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -59,7 +59,9 @@ impl Object {
         }
         // SAFETY: the segment is mapped and readable for as long as the object is loaded; who unloads it while the engine
         // works on it breaks the contract of `Livepatch`.
-        Some(unsafe { core::slice::from_raw_parts(range.start().get() as *const u8, usize::try_from(range.len()).ok()?) })
+        Some(unsafe {
+            core::slice::from_raw_parts(range.start().get() as *const u8, usize::try_from(range.len()).ok()?)
+        })
     }
 
     /// The segment that `addr` lies in.
@@ -207,11 +209,13 @@ fn dl_object(first: bool, path: &Path, bias: u64, headers: &[libc::Elf64_Phdr]) 
     let (name, path) = if first {
         (VMLINUX.to_owned(), Some(PathBuf::from("/proc/self/exe")))
     } else {
-        (object_name(path), path.is_absolute().then(|| path.to_owned()).or_else(|| path.exists().then(|| path.to_owned())))
+        (
+            object_name(path),
+            path.is_absolute().then(|| path.to_owned()).or_else(|| path.exists().then(|| path.to_owned())),
+        )
     };
-    let range = |header: &libc::Elf64_Phdr| {
-        TextRange::new(CodeAddr::new(bias.wrapping_add(header.p_vaddr)), header.p_memsz)
-    };
+    let range =
+        |header: &libc::Elf64_Phdr| TextRange::new(CodeAddr::new(bias.wrapping_add(header.p_vaddr)), header.p_memsz);
     let of_type = |kind| headers.iter().filter(move |header| header.p_type == kind);
     let segments = of_type(libc::PT_LOAD)
         .filter_map(|header| {
@@ -224,11 +228,22 @@ fn dl_object(first: bool, path: &Path, bias: u64, headers: &[libc::Elf64_Phdr]) 
         .collect();
     let build_id = of_type(libc::PT_NOTE).filter_map(range).find_map(|note| {
         // SAFETY: a note segment is loaded, readable, and stays as long as the object; the dynamic linker holds it now.
-        let bytes = unsafe { core::slice::from_raw_parts(note.start().get() as *const u8, usize::try_from(note.len()).ok()?) };
+        let bytes =
+            unsafe { core::slice::from_raw_parts(note.start().get() as *const u8, usize::try_from(note.len()).ok()?) };
         build_id(bytes).map(<[u8]>::to_vec)
     });
     let eh_frame_hdr = of_type(libc::PT_GNU_EH_FRAME).find_map(range);
-    Object { name, path, bias, segments, eh_frame_hdr, build_id, file: OnceLock::new(), unwind: OnceLock::new(), sites: OnceLock::new() }
+    Object {
+        name,
+        path,
+        bias,
+        segments,
+        eh_frame_hdr,
+        build_id,
+        file: OnceLock::new(),
+        unwind: OnceLock::new(),
+        sites: OnceLock::new(),
+    }
 }
 
 /// The build-id in a sequence of ELF notes.

@@ -9,7 +9,7 @@ use super::records::{Record, registry};
 use super::scan;
 use super::stop::{self, Look, Missed, Records, why_missed};
 use super::sys;
-use super::unwind::{Stacks, StackMemory};
+use super::unwind::{StackMemory, Stacks};
 use core::cell::Cell;
 use core::ops::ControlFlow;
 use core::ptr;

@@ -25,6 +25,8 @@ pub(crate) struct Record {
     tid: AtomicU32,
     /// Runs of the handler, begun and ended: odd while the thread is inside of one.
     runs: AtomicU64,
+    /// The thread tries to switch itself in calls made with the stack pointer above this.
+    try_above: AtomicU64,
     /// The number of the stop whose signal is on its way to the thread; 0 if none is.
     pub(crate) signalled: AtomicU64,
     /// The number of the last stop that looked at the thread.
@@ -51,6 +53,7 @@ impl Record {
             owned: AtomicBool::new(false),
             tid: AtomicU32::new(0),
             runs: AtomicU64::new(0),
+            try_above: AtomicU64::new(u64::MAX),
             signalled: AtomicU64::new(0),
             visited: AtomicU64::new(0),
         }
@@ -74,6 +77,17 @@ impl Record {
 
     pub(crate) fn set_trap_mask(&self, mask: Mask) {
         self.trap_mask.store(mask as u8, Ordering::Relaxed);
+    }
+
+    /// Has the thread try to switch itself in calls made with the stack pointer above `sp` only; `u64::MAX`: in none.
+    pub(crate) fn try_above(&self, sp: u64) {
+        self.try_above.store(sp, Ordering::Relaxed);
+    }
+
+    /// Whether the thread should try to switch itself in a call made with the stack pointer at `sp`.
+    #[inline]
+    pub(crate) fn tries_at(&self, sp: u64) -> bool {
+        sp > self.try_above.load(Ordering::Relaxed)
     }
 
     /// Does `work` as a run of the handler, which [`runs`](Self::runs) tells of. Only for the record's own thread.
@@ -110,6 +124,7 @@ impl Record {
         self.set_trap_mask(Mask::Unknown);
         self.owned.store(false, Ordering::Relaxed);
         self.runs.store(0, Ordering::Relaxed);
+        self.try_above(u64::MAX);
         self.signalled.store(0, Ordering::Relaxed);
         self.visited.store(0, Ordering::Relaxed);
         self.tid.store(tid, Ordering::Relaxed);

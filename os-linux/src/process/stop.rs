@@ -84,13 +84,7 @@ pub(crate) type Records = Vec<Option<&'static Record>>;
 pub(crate) fn stop(tasks: &[TaskId], look: &dyn Look, records: &mut Records) -> Result<Round, Error> {
     find_records(tasks, records)?;
     let number = NUMBER.fetch_add(1, Ordering::Relaxed) + 1;
-    let stop = Stop {
-        number,
-        tasks,
-        look,
-        answers: AtomicU32::new(0),
-        expected: AtomicU32::new(u32::MAX),
-    };
+    let stop = Stop { number, tasks, look, answers: AtomicU32::new(0), expected: AtomicU32::new(u32::MAX) };
     STOP.store(ptr::from_ref(&stop).cast_mut().cast(), Ordering::SeqCst);
     let mut sent = 0;
     for record in records.iter().flatten() {
@@ -251,4 +245,3 @@ impl Stop<'_> {
         }
     }
 }
-

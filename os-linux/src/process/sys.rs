@@ -96,10 +96,9 @@ pub(crate) enum Barrier {
 
 /// Must be called once before [`barrier`].
 pub(crate) fn register_barriers() -> Result<(), Errno> {
-    for command in [
-        libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED,
-        libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE,
-    ] {
+    for command in
+        [libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE]
+    {
         // SAFETY: no memory is involved.
         check(unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) })?;
     }
@@ -173,9 +172,7 @@ const SIGSET_LEN: usize = 8;
 /// an unreadable address, `EINVAL` a readable one, and no mask is changed.
 pub(crate) fn readable(addr: u64) -> bool {
     // SAFETY: the kernel checks the address; nothing is written.
-    let result = unsafe {
-        libc::syscall(libc::SYS_rt_sigprocmask, -1_i32, addr, ptr::null_mut::<u64>(), SIGSET_LEN)
-    };
+    let result = unsafe { libc::syscall(libc::SYS_rt_sigprocmask, -1_i32, addr, ptr::null_mut::<u64>(), SIGSET_LEN) };
     result == 0 || errno() == libc::EINVAL
 }
 
@@ -188,7 +185,9 @@ impl SignalsBlocked {
     pub(crate) fn new() -> Self {
         let (all, mut before) = (u64::MAX, 0_u64);
         // SAFETY: both masks are of the kernel's size and outlive the call.
-        unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const all, &raw mut before, SIGSET_LEN) };
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const all, &raw mut before, SIGSET_LEN)
+        };
         Self { before }
     }
 }

@@ -14,7 +14,9 @@
 //! go through the handler, and the first of them makes its record.
 
 use super::context::Interrupted;
+use super::entry::{self, Loan};
 use super::error::Error;
+use super::lock::Mutex;
 use super::records::{self, Record, registry};
 use super::scan;
 use super::space::Space;
@@ -22,9 +24,8 @@ use super::stop::{self, Look, Missed, Records, why_missed};
 use super::sys::thread_exists;
 use core::sync::atomic::{AtomicU64, Ordering};
 use klp_arch_x86_64::unwind::Regs;
-use klp_core::port::{Progress, Reason, TaskId, TaskName, TaskSet, TaskState, Visitor};
+use klp_core::port::{EntryCheck, Progress, Reason, TaskId, TaskName, TaskSet, TaskState, Visitor};
 use std::sync::Arc;
-use super::lock::Mutex;
 
 /// The threads of this process.
 pub struct Tasks {
@@ -41,6 +42,8 @@ struct Inner {
     target: Option<TaskState>,
     listing: Vec<TaskId>,
     records: Records,
+    /// What threads look at that switch themselves; kept until nobody can look any more.
+    loan: Option<Box<[Loan; 1]>>,
 }
 
 /// How threads came to be in the target state, counted since the beginning.
@@ -50,6 +53,8 @@ pub struct Ways {
     pub in_system_call: u64,
     /// Switched while running.
     pub running: u64,
+    /// Switched by themselves, in a call of an affected function.
+    pub entering: u64,
     /// Threads seen for the first time at a call that was being redirected, or at a stop signal.
     pub joined: u64,
 }
@@ -58,6 +63,7 @@ pub struct Ways {
 struct WayCounts {
     in_system_call: AtomicU64,
     running: AtomicU64,
+    entering: Arc<AtomicU64>,
 }
 
 impl Tasks {
@@ -70,6 +76,7 @@ impl Tasks {
         Ways {
             in_system_call: self.ways.in_system_call.load(Ordering::Relaxed),
             running: self.ways.running.load(Ordering::Relaxed),
+            entering: self.ways.entering.load(Ordering::Relaxed),
             joined: registry().joined,
         }
     }
@@ -111,6 +118,7 @@ impl Look for Visit<'_> {
     fn look(&self, index: usize, thread: &mut Interrupted<'_>, record: &Record) -> bool {
         if let Some(state) = self.visitor.visit(index, &thread.regs()) {
             record.set_state(state);
+            record.try_above(u64::MAX);
             let way = if thread.in_system_call() { &self.ways.in_system_call } else { &self.ways.running };
             way.fetch_add(1, Ordering::Relaxed);
         }
@@ -188,6 +196,18 @@ unsafe impl TaskSet for Tasks {
         }
     }
 
+    unsafe fn lend(&self, check: &dyn EntryCheck) {
+        let mut inner = self.inner.lock();
+        let Some(target) = inner.target else { return };
+        let (space, switched) = (Arc::clone(&self.space), Arc::clone(&self.ways.entering));
+        // SAFETY: the caller's promise. A loan before this one was withdrawn, and the tracer has synchronised since.
+        inner.loan = unsafe { entry::lend(check, target, space, switched) };
+    }
+
+    fn withdraw(&self) {
+        entry::withdraw();
+    }
+
     fn close(&self, target: TaskState) -> Progress {
         let mut inner = self.inner.lock();
         if Self::catch_up(&mut inner).is_err() {
@@ -212,6 +232,7 @@ unsafe impl TaskSet for Tasks {
     fn finish(&self) {
         let mut inner = self.inner.lock();
         inner.target = None;
+        inner.loan = None;
         set_all(TaskState::Idle);
     }
 

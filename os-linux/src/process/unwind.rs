@@ -80,6 +80,20 @@ impl Stacks {
         result
     }
 
+    /// Walks the stack of a thread that has just made a call; see [`unwind::walk_call`].
+    pub(crate) fn walk_call(
+        &self,
+        regs: &Regs,
+        visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
+    ) -> Result<(), Unreliable> {
+        self.walks.fetch_add(1, Ordering::SeqCst);
+        let memory = StackMemory::default();
+        let rule = |pc| self.current().map_or(Rule::Gap, |set| set.rule(pc));
+        let result = unwind::walk_call(*regs, rule, |addr| memory.read(addr), visit);
+        self.walks.fetch_sub(1, Ordering::SeqCst);
+        result
+    }
+
     /// The tables; only to be used by whoever keeps them from being replaced.
     fn current(&self) -> Option<&Set> {
         // SAFETY: a set lives until it has been replaced and no walk is under way.

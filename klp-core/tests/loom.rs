@@ -1,0 +1,249 @@
+//! The handler's orderings, model-checked: every interleaving of the engine with calls of the handler, and every value that the
+//! memory model lets them read.
+//!
+//! ```text
+//! RUSTFLAGS='--cfg loom' cargo test -p klp-core --test loom --release
+//! ```
+//!
+//! With an ordering weakened the models must fail:
+//!
+//! ```text
+//! RUSTFLAGS='--cfg loom --cfg klp_weaken="stack"' cargo test -p klp-core --test loom --release
+//! RUSTFLAGS='--cfg loom --cfg klp_weaken="transition"' cargo test -p klp-core --test loom --release
+//! ```
+
+#![cfg(loom)]
+
+use klp_core::addr::{CodeAddr, TextRange};
+use klp_core::mem::try_box;
+use klp_core::ops::{Nodes, Ops, Synchronized};
+use klp_core::port::{PortError, PortErrorKind, Routing, TaskState, Tracer};
+use loom::sync::atomic::{AtomicI8, Ordering};
+use loom::sync::{Arc, RwLock};
+use loom::thread;
+
+const ORIGINAL: CodeAddr = CodeAddr::new(0x1000);
+const NEW: [CodeAddr; 2] = [CodeAddr::new(0x2000), CodeAddr::new(0x3000)];
+
+/// One patched function, one task's state, and what `synchronize` waits for.
+#[derive(Debug)]
+struct Host {
+    ops: &'static Ops,
+    /// The word that `TaskSet::current_state` reads. Nothing but the orderings under test makes it visible.
+    state: AtomicI8,
+    /// Read-locked while a handler runs: to get it for writing is to wait for them all.
+    running: RwLock<()>,
+}
+
+/// What a run of the handler saw.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Seen {
+    to: CodeAddr,
+    /// The state that it read, if it asked.
+    state: Option<TaskState>,
+}
+
+impl Host {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            ops: Ops::leak(try_box(Ops::new(ORIGINAL)).expect("memory")),
+            state: AtomicI8::new(TaskState::Idle as i8),
+            running: RwLock::new(()),
+        })
+    }
+
+    fn set_state(&self, state: TaskState) {
+        self.state.store(state as i8, Ordering::Relaxed);
+    }
+
+    /// One run of the handler.
+    fn call(&self) -> Seen {
+        let _running = self.running.read().expect("nobody panics while holding it");
+        let mut state = None;
+        let to = self.ops.select(|| {
+            let now = TaskState::from_i8(self.state.load(Ordering::Relaxed)).expect("a state");
+            state = Some(now);
+            now
+        });
+        Seen { to, state }
+    }
+
+    /// Handlers may run while this does; the engine's part of enabling, up to where the site is routed.
+    fn push(&self, nodes: &mut Nodes, initial: TaskState) {
+        self.set_state(initial);
+        nodes.get(0).expect("one node").set_transition(true);
+        self.ops.stack().push(nodes, 0);
+    }
+
+    /// Every task has moved, and the patch stays.
+    fn complete_patching(&self, nodes: &Nodes) {
+        nodes.get(0).expect("one node").set_transition(false);
+        let _: Synchronized = Synchronized::with(self);
+        self.set_state(TaskState::Idle);
+    }
+
+    /// Every task has moved, and the patch goes.
+    fn complete_unpatching(&self, mut nodes: Nodes) {
+        self.ops.stack().remove(&mut nodes, 0);
+        let proof = Synchronized::with(self);
+        self.set_state(TaskState::Idle);
+        nodes.free(&proof);
+    }
+}
+
+fn nodes(new: CodeAddr) -> Nodes {
+    Nodes::new([TextRange::new(new, 0x100).expect("fits")].into_iter()).expect("memory")
+}
+
+/// Never asked for.
+#[derive(Debug)]
+struct NoError;
+
+impl core::fmt::Display for NoError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("no error")
+    }
+}
+
+impl PortError for NoError {
+    fn kind(&self) -> PortErrorKind {
+        PortErrorKind::Failed
+    }
+}
+
+// SAFETY: there is nothing to route; `synchronize` waits until no handler that began before holds the lock.
+unsafe impl Tracer for Host {
+    type Site = ();
+    type Error = NoError;
+
+    fn site_of(&self, _func: TextRange) -> Result<(), NoError> {
+        Ok(())
+    }
+
+    fn original(&self, _site: ()) -> CodeAddr {
+        ORIGINAL
+    }
+
+    fn route(&self, _batch: &[Routing<()>]) -> Result<(), NoError> {
+        Ok(())
+    }
+
+    fn synchronize(&self) {
+        drop(self.running.write().expect("nobody panics while holding it"));
+    }
+}
+
+/// Runs the handler twice in another thread, beside `engine`; `judge` looks at what each run saw.
+fn race(engine: impl Fn(&Host) + Sync + Send + 'static, judge: fn(Seen)) {
+    loom::model(move || {
+        let host = Host::new();
+        let task = {
+            let host = host.clone();
+            thread::spawn(move || (0..2).for_each(|_| judge(host.call())))
+        };
+        engine(&host);
+        task.join().expect("no call failed");
+    });
+}
+
+/// Who sees a node sees what is in it, and the states that the transition starts from. Weakened by `stack`.
+#[test]
+fn a_node_comes_with_its_contents_and_the_initial_states() {
+    race(
+        |host| {
+            let mut nodes = nodes(NEW[0]);
+            host.push(&mut nodes, TaskState::Unpatched);
+            // Nodes that are on a stack when they are dropped are leaked.
+        },
+        |seen| {
+            // The task is in the old version all the time: it must never run the new one.
+            assert_eq!(seen.to, ORIGINAL, "{seen:?}");
+            assert_ne!(seen.state, Some(TaskState::Idle), "{seen:?}");
+        },
+    );
+}
+
+/// Two patches: the lower one is what tasks run that have not moved.
+#[test]
+fn the_previous_function_runs_until_the_task_moves() {
+    race(
+        |host| {
+            let (mut lower, mut upper) = (nodes(NEW[0]), nodes(NEW[1]));
+            host.ops.stack().push(&mut lower, 0);
+            host.push(&mut upper, TaskState::Unpatched);
+        },
+        |seen| assert_ne!(seen.to, NEW[1], "{seen:?}"),
+    );
+}
+
+/// Who sees a transition under way never reads an idle state: through enabling, completion, and the beginning of disabling.
+/// Weakened by `transition`.
+#[test]
+fn a_transition_comes_with_the_states_that_it_starts_from() {
+    race(
+        |host| {
+            let mut nodes = nodes(NEW[0]);
+            host.push(&mut nodes, TaskState::Unpatched);
+            host.set_state(TaskState::Patched);
+            host.complete_patching(&nodes);
+            host.set_state(TaskState::Patched);
+            nodes.get(0).expect("one node").set_transition(true);
+        },
+        |seen| assert_ne!(seen.state, Some(TaskState::Idle), "{seen:?}"),
+    );
+}
+
+/// In the steady state the new version runs, and when disabling begins it goes on running: nobody has moved.
+#[test]
+fn disabling_begins_with_the_new_version() {
+    loom::model(|| {
+        let host = Host::new();
+        let mut nodes = nodes(NEW[0]);
+        host.push(&mut nodes, TaskState::Unpatched);
+        host.set_state(TaskState::Patched);
+        host.complete_patching(&nodes);
+        let task = {
+            let host = host.clone();
+            thread::spawn(move || {
+                let seen = host.call();
+                assert_eq!(seen.to, NEW[0], "{seen:?}");
+                assert_ne!(seen.state, Some(TaskState::Idle), "{seen:?}");
+            })
+        };
+        host.set_state(TaskState::Patched);
+        nodes.get(0).expect("one node").set_transition(true);
+        task.join().expect("no call failed");
+    });
+}
+
+/// A removed node is not read after its memory went (loom sees reads of its contents that race with its end).
+#[test]
+fn removed_nodes_are_not_read_after_they_are_freed() {
+    race(
+        |host| {
+            let mut nodes = nodes(NEW[0]);
+            host.push(&mut nodes, TaskState::Unpatched);
+            host.complete_unpatching(nodes);
+        },
+        |seen| {
+            assert_eq!(seen.to, ORIGINAL, "{seen:?}");
+            assert_ne!(seen.state, Some(TaskState::Idle), "{seen:?}");
+        },
+    );
+}
+
+/// The same for a node from the middle of the stack, whose neighbours stay.
+#[test]
+fn a_node_is_removed_from_below_another() {
+    race(
+        |host| {
+            let (mut lower, mut upper) = (nodes(NEW[0]), nodes(NEW[1]));
+            host.ops.stack().push(&mut lower, 0);
+            host.ops.stack().push(&mut upper, 0);
+            host.ops.stack().remove(&mut lower, 0);
+            let proof = Synchronized::with(host);
+            lower.free(&proof);
+        },
+        |seen| assert!([ORIGINAL, NEW[0], NEW[1]].contains(&seen.to), "{seen:?}"),
+    );
+}

@@ -1,0 +1,87 @@
+//! Threads that switch themselves at the entry of an affected function.
+//!
+//! A thread that is inside of affected functions whenever a stop signal finds it leaves them now and then: when it calls the
+//! outermost of them again, no other is on its stack. So while tasks move, a thread that has not moved walks its own stack at a
+//! redirected call, before the handler chooses. If that fails, it tries again only in a call from further up the stack:
+//! deeper ones have the same function below them.
+
+use super::records::{Record, registry};
+use super::space::Space;
+use core::ops::ControlFlow;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use klp_arch_x86_64::stub::Preserved;
+use klp_core::mem::try_box;
+use klp_core::port::{EntryCheck, TaskState};
+use std::sync::Arc;
+
+/// What threads look at.
+pub(crate) struct Loan {
+    check: *const dyn EntryCheck,
+    target: TaskState,
+    space: Arc<Space>,
+    switched: Arc<AtomicU64>,
+}
+
+// SAFETY: the check may be used by any thread (`EntryCheck` is `Sync`), as long as it is lent.
+unsafe impl Send for Loan {}
+
+/// The loan under way.
+static LOAN: AtomicPtr<Loan> = AtomicPtr::new(ptr::null_mut());
+
+/// Lets threads switch themselves to `target`, and counts them in `switched`. Keep what comes back until the loan was withdrawn
+/// and the tracer has synchronised. `None`: there is no memory for it, and threads are switched from outside only.
+///
+/// # Safety
+///
+/// As for [`TaskSet::lend`](klp_core::port::TaskSet::lend).
+pub(crate) unsafe fn lend(
+    check: &dyn EntryCheck,
+    target: TaskState,
+    space: Arc<Space>,
+    switched: Arc<AtomicU64>,
+) -> Option<Box<[Loan; 1]>> {
+    // SAFETY: only the lifetime changes; the caller promises that the check stays long enough.
+    let check = unsafe { core::mem::transmute::<&dyn EntryCheck, &'static dyn EntryCheck>(check) };
+    let loan = try_box(Loan { check, target, space, switched }).ok()?;
+    // ORDER(loan): release; the partner is the load in `try_switch`.
+    LOAN.store(ptr::from_ref(&loan[0]).cast_mut(), Ordering::Release);
+    for record in registry().records().filter(|record| record.state() != target) {
+        record.try_above(0);
+    }
+    Some(loan)
+}
+
+/// Ends the loan. Threads that look at it are inside a run of the handler.
+pub(crate) fn withdraw() {
+    LOAN.store(ptr::null_mut(), Ordering::SeqCst);
+}
+
+/// Switches the calling thread, which stands at the entry of an affected function with the stack pointer `sp`, if nothing keeps it.
+/// Inside a run of the handler.
+///
+/// # Safety
+///
+/// `sp` and `preserved` are what the entry stub hands to a slow handler.
+pub(crate) unsafe fn try_switch(record: &Record, sp: u64, preserved: *const Preserved) {
+    // SAFETY: a loan stays until the runs that began before its end have ended; this is one.
+    // ORDER(loan): acquire; the partner is the store in `lend`.
+    let Some(loan) = (unsafe { LOAN.load(Ordering::Acquire).as_ref() }) else { return record.try_above(u64::MAX) };
+    if record.state() == loan.target {
+        return record.try_above(u64::MAX);
+    }
+    // SAFETY: the caller's promise: the return address is at `sp`. And the check is lent.
+    let (regs, check) = unsafe { ((*preserved).caller(sp, *(sp as *const u64)), &*loan.check) };
+    let mut kept = false;
+    let walked = loan.space.stacks.walk_call(&regs, &mut |frame| {
+        kept = check.keeps(loan.target, frame);
+        if kept { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    if walked.is_ok() && !kept {
+        record.set_state(loan.target);
+        record.try_above(u64::MAX);
+        loan.switched.fetch_add(1, Ordering::Relaxed);
+    } else {
+        record.try_above(sp);
+    }
+}

@@ -1,0 +1,63 @@
+//! `fork` while a transition is under way.
+
+use klp_core::engine::Poll;
+use klp_os_linux_fixtures::*;
+use std::time::Duration;
+
+#[test]
+fn a_child_finishes_the_transition_on_its_own() {
+    let _alone = alone();
+    let before = text();
+    let patch = add("fork", &[("fx_read", 0, addr_of_fn!(fx_read_new)), ("fx_value", 0, addr_of_fn!(fx_value_new))]);
+    let (reader, writer) = pipe();
+    let (send_tid, sleeper) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        send_tid.send(tid()).expect("the test listens");
+        fx_read(reader)
+    });
+    wait_asleep(sleeper.recv().expect("the thread says its id"));
+    let poll = livepatch().enable(patch).expect("the patch fits");
+    assert!(matches!(poll, Poll::Waiting { .. }), "{poll:?}");
+
+    let status = in_child(|| {
+        assert_eq!(fx_value(), 2, "the child's thread was switched before the fork");
+        // The sleeper is not there, so nobody holds the child's transition back.
+        settle(patch);
+        assert_eq!(fx_value(), 2);
+        let born = std::thread::spawn(|| fx_value());
+        assert_eq!(born.join().expect("the thread only calls"), 2);
+        disable(patch);
+        fx_value() == 1 && text() == before
+    });
+    assert_eq!(status, 0, "the child is well");
+
+    assert!(!livepatch().wait(Duration::from_millis(20)), "the parent's transition is still held back");
+    write_byte(writer);
+    assert_eq!(thread.join().expect("the thread only reads"), 1);
+    settle(patch);
+    assert_eq!(fx_value(), 2);
+    disable(patch);
+    assert_eq!(text(), before);
+}
+
+#[test]
+fn forks_of_busy_threads_do_no_harm() {
+    let _alone = alone();
+    let patch = add_pair("busy");
+    std::thread::scope(|scope| {
+        let forker = scope.spawn(|| {
+            for _ in 0..50 {
+                let status = in_child(|| {
+                    let seen = pair(|| ());
+                    // A transition may have been under way.
+                    livepatch().wait(Duration::from_secs(5)) && (seen == 111 || seen == 222)
+                });
+                assert_eq!(status, 0);
+            }
+        });
+        while !forker.is_finished() {
+            enable(patch);
+            disable(patch);
+        }
+    });
+}
