@@ -60,10 +60,9 @@ fn millis(time: Duration) -> f64 {
 
 fn patch(count: usize) -> Result<Patch, Error> {
     let mut object = Object::vmlinux()?;
-    for index in 0..count {
-        // SAFETY: the table is constant.
-        let new = unsafe { new_many[index] };
-        object = object.func(Func::new(&format!("many_{index}"), CodeAddr::new(new as usize as u64))?)?;
+    // SAFETY: the table is constant.
+    for (index, new) in unsafe { &new_many[..count] }.iter().enumerate() {
+        object = object.func(Func::new(&format!("many_{index}"), CodeAddr::new(*new as usize as u64))?)?;
     }
     Patch::builder(&format!("many-{count}")).object(Ok::<_, Error>(object)).build()
 }

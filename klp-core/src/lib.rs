@@ -16,6 +16,7 @@
 //! kernel file it answers to.
 
 #![no_std]
+#![deny(clippy::std_instead_of_core, clippy::std_instead_of_alloc, clippy::alloc_instead_of_core)]
 #![deny(unsafe_code)]
 
 extern crate alloc;

@@ -9,5 +9,7 @@
 //! thread) → `scan.rs` → `stop.rs` (stopping threads) → `tasks.rs` (the port `TaskSet`) → `trap.rs`, `text.rs`, `memory.rs`
 //! (the port `Text`) → `objects.rs`, `symbols.rs`, `sites.rs`, `unwind.rs` → `fork.rs` → `mod.rs` (it all together).
 
+extern crate alloc;
+
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod process;

@@ -1,6 +1,7 @@
 //! The parts of an object's file that are not mapped: its symbol table and the addresses of its sections.
 
 use super::objects::build_id;
+use core::hash::BuildHasher;
 use klp_core::addr::{CodeAddr, TextRange};
 use object::LittleEndian;
 use object::elf::{
@@ -10,7 +11,7 @@ use object::read::elf::{FileHeader, SectionHeader, SectionTable, Sym};
 use object::{ReadCache, ReadRef};
 use std::collections::HashMap;
 use std::fs::File;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::RandomState;
 use std::path::Path;
 use std::sync::OnceLock;
 

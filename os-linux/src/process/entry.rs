@@ -7,13 +7,13 @@
 
 use super::records::{Record, registry};
 use super::space::Space;
+use alloc::sync::Arc;
 use core::ops::ControlFlow;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use klp_arch_x86_64::stub::Preserved;
 use klp_core::mem::try_box;
 use klp_core::port::{EntryCheck, TaskState};
-use std::sync::Arc;
 
 /// What threads look at.
 pub(crate) struct Loan {

@@ -7,6 +7,7 @@ use super::sites;
 use super::space::Space;
 use super::stop::{self, Look, Records};
 use super::sys::{self, Barrier, thread_exists};
+use alloc::sync::Arc;
 use core::ops::ControlFlow;
 use core::time::Duration;
 use klp_arch_x86_64::entry_stub;
@@ -15,7 +16,6 @@ use klp_arch_x86_64::unwind::Regs;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::ops;
 use klp_core::port::{EntryHost, TaskId, Unwinder};
-use std::sync::Arc;
 
 entry_stub!(fn klp_os_linux_entry_stub, fast, slow);
 

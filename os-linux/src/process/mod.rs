@@ -55,6 +55,7 @@ pub use tasks::{Tasks, Ways};
 pub use text::ProcessText;
 pub use unwind::Stacks;
 
+use alloc::sync::Arc;
 use core::fmt;
 use core::time::Duration;
 use klp_arch_x86_64::X86_64;
@@ -65,7 +66,7 @@ use klp_core::event::Event;
 use klp_core::port::{EntryTracer, Platform};
 use space::Space;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::Instant;
 
 /// Takes the engine's log.

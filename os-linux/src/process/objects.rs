@@ -3,6 +3,7 @@
 use super::elf_file::ElfFile;
 use super::error::Error;
 use super::lock::Mutex;
+use alloc::sync::Arc;
 use core::ffi::CStr;
 use klp_arch_x86_64::unwind::Table;
 use klp_core::addr::{CodeAddr, TextRange};
@@ -10,7 +11,7 @@ use klp_core::model::VMLINUX;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 /// An object: an ELF file as the dynamic linker, or the kernel, mapped it.
 #[derive(Debug)]

@@ -3,10 +3,10 @@
 use super::error::Error;
 use super::lock::Mutex;
 use super::unwind;
+use alloc::sync::Arc;
 use klp_arch_x86_64::unwind::{EhFrame, Table};
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::elf::LoadedImage;
-use std::sync::Arc;
 
 /// The patch objects in memory.
 #[derive(Default)]
@@ -25,6 +25,7 @@ impl Patches {
     /// # Errors
     ///
     /// [`Error::OutOfMemory`], and the image back.
+    #[allow(clippy::result_large_err, reason = "the image comes back by value, once")]
     pub(crate) fn add(&self, image: LoadedImage) -> Result<(), (LoadedImage, Error)> {
         let section = image.eh_frame().map(|(addr, bytes)| EhFrame { bytes, addr });
         let table = match section.map(|section| unwind::compile(section, image.image().text)) {

@@ -33,6 +33,7 @@ impl Space {
     /// # Errors
     ///
     /// [`Error::OutOfMemory`], and the image back.
+    #[allow(clippy::result_large_err, reason = "the image comes back by value, once")]
     pub(crate) fn add(&self, image: LoadedImage) -> Result<(), (LoadedImage, Error)> {
         let _update = self.update.lock();
         let text = image.image().text;

@@ -3,12 +3,12 @@
 use super::error::Error;
 use super::objects::Object;
 use super::space::Space;
+use alloc::sync::Arc;
 use core::fmt;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::model::VMLINUX;
 use klp_core::port::{Symbol, SymbolResolver};
 use std::ffi::CString;
-use std::sync::Arc;
 
 /// The symbols of the process.
 ///

@@ -22,10 +22,10 @@ use super::scan;
 use super::space::Space;
 use super::stop::{self, Look, Missed, Records, why_missed};
 use super::sys::thread_exists;
+use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 use klp_arch_x86_64::unwind::Regs;
 use klp_core::port::{EntryCheck, Progress, Reason, TaskId, TaskName, TaskSet, TaskState, Visitor};
-use std::sync::Arc;
 
 /// The threads of this process.
 pub struct Tasks {

@@ -21,11 +21,11 @@ use super::scan;
 use super::space::Space;
 use super::sys::{self, Barrier};
 use super::trap::{self, INT3};
+use alloc::sync::Arc;
 use core::ptr;
 use core::sync::atomic::{AtomicU8, Ordering};
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::port::{Fill, Image, ImageLayout, Poke, TaskId, Text};
-use std::sync::Arc;
 
 const READ_EXEC: i32 = libc::PROT_READ | libc::PROT_EXEC;
 

@@ -4,6 +4,7 @@ use super::error::Error;
 use super::objects::{Object, Objects};
 use super::stop::wait_outside;
 use super::sys;
+use alloc::sync::Arc;
 use core::cell::Cell;
 use core::ops::ControlFlow;
 use core::ptr;
@@ -11,7 +12,6 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use klp_arch_x86_64::unwind::{self, EhFrame, Regs, Rule, Table};
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::port::{Frame, Unreliable, Unwinder};
-use std::sync::Arc;
 
 /// The unwind tables of the process.
 ///
