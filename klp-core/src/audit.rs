@@ -100,7 +100,9 @@ impl Audit<'_> {
             self.find(format!("{} patches are in transition", moving.len()));
         }
         for patch in moving {
-            if patch.transition == Some(TaskState::Idle) || patch.enabled != (patch.transition == Some(TaskState::Patched)) {
+            if patch.transition == Some(TaskState::Idle)
+                || patch.enabled != (patch.transition == Some(TaskState::Patched))
+            {
                 self.find(format!("{patch:?}: enabled and transition contradict each other"));
             }
         }

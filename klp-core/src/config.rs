@@ -1,6 +1,6 @@
 //! Limits, the ones of Linux livepatch where it has them.
 
-/// Frames that a stack check follows before it calls the stack unreliable (kernel: `MAX_STACK_ENTRIES`).
+/// Frames that an unwinder visits before it calls the stack unreliable (kernel: `MAX_STACK_ENTRIES`).
 pub const MAX_STACK_ENTRIES: usize = 100;
 
 /// Longest name of an object, in bytes (kernel: `MODULE_NAME_LEN` without its terminator).

@@ -268,10 +268,10 @@ impl fmt::Display for PatchReason {
             Self::BadNameLength => f.write_str("its name is empty or too long"),
             Self::ListedTwice => f.write_str("it is listed twice"),
             Self::SymbolNotFound => f.write_str("no symbol has that name"),
-            Self::SymbolAmbiguous => {
-                f.write_str("several symbols have that name; say with sympos which one is meant")
+            Self::SymbolAmbiguous => f.write_str("several symbols have that name; say with sympos which one is meant"),
+            Self::SymbolPositionNotFound { sympos } => {
+                write!(f, "there is no symbol of that name at position {sympos}")
             }
-            Self::SymbolPositionNotFound { sympos } => write!(f, "there is no symbol of that name at position {sympos}"),
             Self::SymbolWithoutSize => f.write_str("its symbol has no size"),
             Self::NewFunctionUnknown => f.write_str("no symbol tells the size of its new version"),
             Self::NoEntrySite { detail } => write!(f, "it cannot be redirected: {detail}"),

@@ -130,6 +130,16 @@ pub enum Event<'a> {
     Signaling,
     /// Tasks that hold the transition back are switched without a check.
     Forcing,
+    /// The patch was not disabled.
+    FailedToDisable {
+        /// The patch.
+        patch: &'a str,
+    },
+    /// Tasks could not be listed, or memory ran out: the next poll tries again.
+    NotTried {
+        /// The patch.
+        patch: &'a str,
+    },
     /// Sites could not be settled; calls go through the handler until it works.
     NotSettled {
         /// The patch.
@@ -148,9 +158,12 @@ impl Event<'_> {
             | Self::Reversing { .. }
             | Self::NotSwitched { .. } => Level::Debug,
             Self::Enabling { .. } | Self::Starting { .. } | Self::Complete { .. } | Self::Signaling => Level::Notice,
-            Self::FailedToPatch { .. } | Self::FailedToEnable { .. } | Self::Forcing | Self::NotSettled { .. } => {
-                Level::Warning
-            }
+            Self::FailedToPatch { .. }
+            | Self::FailedToEnable { .. }
+            | Self::FailedToDisable { .. }
+            | Self::NotTried { .. }
+            | Self::Forcing
+            | Self::NotSettled { .. } => Level::Warning,
             Self::SymbolNotFound { .. }
             | Self::SymbolAmbiguous { .. }
             | Self::SymbolPositionNotFound { .. }
@@ -182,6 +195,8 @@ impl fmt::Display for Event<'_> {
             Self::Canceling { patch } => write!(f, "'{patch}': canceling patching transition, going to unpatch"),
             Self::FailedToPatch { object } => write!(f, "failed to patch object '{object}'"),
             Self::FailedToEnable { patch } => write!(f, "failed to enable patch '{patch}'"),
+            Self::FailedToDisable { patch } => write!(f, "failed to disable patch '{patch}'"),
+            Self::NotTried { patch } => write!(f, "'{patch}': tasks could not be listed, trying again"),
             Self::SymbolNotFound { symbol } => write!(f, "symbol '{symbol}' not found in symbol table"),
             Self::SymbolAmbiguous { symbol, object } => {
                 write!(f, "unresolvable ambiguity for symbol '{symbol}' in object '{object}'")

@@ -4,6 +4,42 @@
 //! *The engine does* the rest: which function runs for which task, when a task may be switched, how a transition begins,
 //! turns round and ends. *It does not* own threads, sleep, or know what a process is.
 //!
+//! # Example
+//!
+//! On the simulated operating system (`klp_core::sim`, feature `sim`):
+//!
+//! ```
+//! use klp_core::sim::{Place, SimOs};
+//! use klp_core::{Engine, Func, Object, Patch, Poll};
+//!
+//! # fn main() -> Result<(), klp_core::Error> {
+//! // A system with one function and a task that is inside it.
+//! let os = SimOs::new();
+//! let greet = os.function("vmlinux", "greet");
+//! let task = os.spawn("worker");
+//! assert!(os.call(task, greet));
+//!
+//! // What a patch author writes: which function, and the code that replaces it.
+//! let new_code = os.replacement("fix", greet, Place::Near);
+//! let object = Object::vmlinux().and_then(|object| object.func(Func::with_range("greet", new_code)?));
+//! let patch = Patch::builder("fix").object(object).build()?;
+//!
+//! let engine = Engine::new(os);
+//! let fix = engine.add(patch).map_err(|refused| refused.error)?;
+//! // The task that is inside the old function keeps the transition waiting, and is named.
+//! assert!(matches!(engine.enable(fix)?, Poll::Waiting { pending: 1, .. }));
+//! assert!(engine.blockers(fix)?[0].to_string().starts_with("worker:1 is in function 'greet' of 'vmlinux'"));
+//! // It returns; the next poll switches it. From now on its calls reach the new code.
+//! engine.host().ret(task);
+//! assert_eq!(engine.poll(), Poll::Complete { patch: fix, enabled: true });
+//! assert_eq!(engine.host().version(task, greet), "fix_greet");
+//! // And back.
+//! assert_eq!(engine.disable(fix)?, Poll::Complete { patch: fix, enabled: false });
+//! assert_eq!(engine.host().version(task, greet), "greet");
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Reading order
 //!
 //! 1. [`model`]: what a patch author writes.

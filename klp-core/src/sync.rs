@@ -61,12 +61,10 @@ mod modelled {
 ///
 /// ORDER(stack): acquire; its partner is [`STACK_WRITE`] in `FuncStack::push` and `remove`. Who sees a node sees its contents, and the
 /// task states that were set before it was pushed (kernel: `list_add_rcu`/`list_first_or_null_rcu`).
-pub(crate) const STACK_READ: Ordering =
-    if cfg!(klp_weaken = "stack") { Ordering::Relaxed } else { Ordering::Acquire };
+pub(crate) const STACK_READ: Ordering = if cfg!(klp_weaken = "stack") { Ordering::Relaxed } else { Ordering::Acquire };
 
 /// The engine's write of a `func_stack` link; partner of [`STACK_READ`].
-pub(crate) const STACK_WRITE: Ordering =
-    if cfg!(klp_weaken = "stack") { Ordering::Relaxed } else { Ordering::Release };
+pub(crate) const STACK_WRITE: Ordering = if cfg!(klp_weaken = "stack") { Ordering::Relaxed } else { Ordering::Release };
 
 /// The handler's read of `func.transition`.
 ///

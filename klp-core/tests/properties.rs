@@ -181,7 +181,11 @@ impl Model {
                 self.calm();
                 self.host().rest_all();
                 let poll = self.engine.poll();
-                assert!(!matches!(poll, Poll::Waiting { .. }), "nothing holds it back: {:?}", self.engine.blockers_of());
+                assert!(
+                    !matches!(poll, Poll::Waiting { .. }),
+                    "nothing holds it back: {:?}",
+                    self.engine.blockers_of()
+                );
                 self.polled(poll);
             }
             Op::AddOrRemove(patch) => self.add_or_remove(patch),
@@ -341,6 +345,10 @@ impl Model {
         let expected: Vec<_> = self.order.iter().map(|patch| self.ids[*patch]).collect();
         assert_eq!(on.iter().map(|patch| Some(patch.id)).collect::<Vec<_>>(), expected);
         let moving = on.iter().find_map(|patch| patch.transition.map(|target| (Some(patch.id), target)));
+        for (id, forced) in self.ids.iter().zip(self.forced) {
+            let known = status.iter().find(|patch| Some(patch.id) == *id);
+            assert!(known.is_none_or(|patch| patch.forced == forced), "{known:?}, forced: {forced}");
+        }
         assert_eq!(moving, self.transition.map(|(patch, target)| (self.ids[patch], target)));
     }
 

@@ -82,6 +82,12 @@ fn main() -> Result<ExitCode> {
     println!("longest pause of a thread  {pause:?} (without transitions: {pause_before:?})");
     println!("lost threads               {lost}");
     println!("mixes                      {mixes}");
+    if mixes > 0 {
+        println!("failed: threads saw a mix of versions");
+    }
+    if lost > 0 {
+        println!("failed: threads were lost");
+    }
     Ok(if mixes == 0 && lost == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

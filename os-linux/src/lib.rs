@@ -6,8 +6,16 @@
 //! `-pg -mfentry -mnop-mcount -mrecord-mcount -fno-pic`) and patch objects; [`process::Livepatch`] does the rest.
 //!
 //! Reading order, from bottom to top: `process/sys.rs` (system calls) → `lock.rs` → `records.rs` (what is known of each
-//! thread) → `scan.rs` → `stop.rs` (stopping threads) → `tasks.rs` (the port `TaskSet`) → `trap.rs`, `text.rs`, `memory.rs`
-//! (the port `Text`) → `objects.rs`, `symbols.rs`, `sites.rs`, `unwind.rs` → `fork.rs` → `mod.rs` (it all together).
+//! thread) → `scan.rs` → `stop.rs` (stopping threads) → `objects.rs`, `elf_file.rs`, `patches.rs`, `unwind.rs`, `space.rs` (what
+//! is in memory) → `tasks.rs` (the port `TaskSet`) → `trap.rs`, `pads.rs`, `memory.rs`, `text.rs` (the port `Text`) → `symbols.rs`,
+//! `sites.rs` → `entry.rs`, `handler.rs` (the way of a redirected call) → `fork.rs` → `mod.rs` (it all together).
+//!
+//! # Entry pads that linkers drop
+//!
+//! Nothing refers to the tables of entry pads, so a linker that collects garbage (`--gc-sections`, which rustc asks for) may drop
+//! them, and the functions count as having no pad. `__patchable_function_entries` is kept with its functions, but GCC before version 13
+//! ties the table of a whole file to its *first* function: compile with `-fno-function-sections` there. `__mcount_loc` is kept if
+//! a symbol in it is referred to (GNU ld: `__start___mcount_loc` will do; LLD: with `-z nostart-stop-gc`).
 
 extern crate alloc;
 

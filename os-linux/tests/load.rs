@@ -135,11 +135,11 @@ fn a_thread_thrown_out_of_the_handler_holds_nobody_up() {
             || {
                 // The sleeper keeps the handler in the way of all calls.
                 livepatch().enable(patch).expect("the patch fits");
-                assert!(!livepatch().wait(Duration::from_millis(500)));
+                assert!(!livepatch().wait(Duration::from_millis(300)));
+                write_byte(writer);
+                settle(patch);
             },
         );
-        write_byte(writer);
-        settle(patch);
         disable(patch);
     });
     livepatch().unload(patch).expect("it is disabled");

@@ -2,12 +2,14 @@
 
 use core::ffi::c_void;
 use core::ptr;
+use klp_os_linux::process::Options;
 use klp_os_linux_fixtures::*;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
-/// Where in the pad the thread stands: behind two of its NOPs.
-const IN_PAD: u64 = 2;
+/// Where in the pad the thread stands: at the last byte that is rewritten. A jump backwards has 0xff there, which with the NOPs behind
+/// it would be a call through a wild address.
+const IN_PAD: u64 = 4;
 
 static GO_ON: AtomicBool = AtomicBool::new(false);
 static IN_HANDLER: AtomicBool = AtomicBool::new(false);
@@ -60,11 +62,28 @@ extern "C" fn wait_in_pad(_: i32, _: *mut libc::siginfo_t, ucontext: *mut c_void
     wait_for(&GO_ON);
 }
 
-/// Keeps the stop signal waiting until the thread stands in the pad.
+/// Interrupts the thread behind its stop signal's handler, and waits there.
+extern "C" fn wait_on_the_way(_: i32, _: *mut libc::siginfo_t, _: *mut c_void) {
+    wait_for(&GO_ON);
+}
+
+/// Keeps the stop signal waiting until the thread stands in the pad; [`wait_on_the_way`] comes after it.
 extern "C" fn into_pad_late(_: i32, _: *mut libc::siginfo_t, ucontext: *mut c_void) {
     go_into_pad(ucontext);
+    assert!(send(tid(), libc::SIGRTMAX() - 1));
     IN_HANDLER.store(true, Ordering::SeqCst);
-    std::thread::sleep(Duration::from_millis(200));
+    loop {
+        // SAFETY: the set is written before it is read.
+        let is_pending = unsafe {
+            let mut pending = core::mem::zeroed();
+            libc::sigpending(&raw mut pending);
+            libc::sigismember(&raw const pending, Options::default().stop_signal) == 1
+        };
+        if is_pending {
+            return;
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
 }
 
 fn first_byte() -> u8 {
@@ -76,7 +95,9 @@ fn first_byte() -> u8 {
 fn a_thread_interrupted_in_a_pad_goes_on_behind_it() {
     let _alone = alone();
     let patch = add("nested", &[("fx_value", 0, addr_of_fn!(fx_value_new))]);
+    IN_HANDLER.store(false, Ordering::SeqCst);
     NEXT_SIGNAL.store(libc::SIGUSR2, Ordering::SeqCst);
+    GO_ON.store(false, Ordering::SeqCst);
     install(libc::SIGUSR1, into_pad, true);
     install(libc::SIGUSR2, wait_in_pad, false);
     let thread = std::thread::spawn(|| fx_signal_self(std::process::id() as i32, tid(), libc::SIGUSR1));
@@ -100,12 +121,17 @@ fn a_thread_that_stands_in_a_pad_goes_on_behind_it() {
     let _alone = alone();
     let patch = add("direct", &[("fx_value", 0, addr_of_fn!(fx_value_new))]);
     IN_HANDLER.store(false, Ordering::SeqCst);
+    GO_ON.store(false, Ordering::SeqCst);
     install(libc::SIGUSR1, into_pad_late, true);
+    install(libc::SIGRTMAX() - 1, wait_on_the_way, false);
     let thread = std::thread::spawn(|| fx_signal_self(std::process::id() as i32, tid(), libc::SIGUSR1));
     wait_for(&IN_HANDLER);
 
-    enable(patch);
+    livepatch().enable(patch).expect("the patch fits");
+    assert!(!livepatch().wait(Duration::from_millis(50)), "a thread is in the function");
+    GO_ON.store(true, Ordering::SeqCst);
     assert_eq!(thread.join().expect("the thread lives"), 1, "the old body has run");
+    settle(patch);
     assert_eq!(fx_value(), 2);
     disable(patch);
     livepatch().unload(patch).expect("it is disabled");

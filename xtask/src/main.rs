@@ -23,12 +23,14 @@ enum Verb {
     Msrv,
     /// Model-check the handler's orderings with loom, and show that weakened ones are found
     Loom,
-    /// Run the longer soaks and the benches' limits: what a landing shows beyond `cargo test`
+    /// Run the main job and the consistency soak, and show that the soak notices a broken stack check
     Soak {
         /// Seconds that the consistency soak runs
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
+    /// Print the tables of all benches
+    Bench,
     /// Everything that a landing must pass, except `cargo test --workspace`
     Ci,
 }
@@ -39,11 +41,13 @@ fn main() -> Result<()> {
         Verb::Msrv => msrv::build(),
         Verb::Loom => loom(),
         Verb::Soak { seconds } => soak(seconds),
+        Verb::Bench => bench(),
         Verb::Ci => {
             lint()?;
             msrv::build()?;
             loom()?;
-            soak(60)
+            soak(60)?;
+            bench()
         }
     }
 }
@@ -67,9 +71,14 @@ fn loom() -> Result<()> {
     };
     run(&mut model(None))?;
     for what in ["stack", "transition"] {
-        expect_failure(&mut model(Some(what)), &format!("loom does not notice a weakened `{what}` ordering"))?;
+        let unnoticed = format!("loom does not notice a weakened `{what}` ordering");
+        expect_failure(&mut model(Some(what)), "test result: FAILED", &unnoticed)?;
     }
     Ok(())
+}
+
+fn bench() -> Result<()> {
+    run(cargo().args(["bench", "--package", "klp-benches"]))
 }
 
 fn soak(seconds: u32) -> Result<()> {
@@ -84,6 +93,7 @@ fn soak(seconds: u32) -> Result<()> {
     run(&mut consistency(&["--seconds", &seconds]))?;
     expect_failure(
         &mut consistency(&["--seconds", "10", "--break", "stack-check"]),
+        "failed: threads saw a mix",
         "the soak does not notice that stacks are not checked",
     )
 }

@@ -18,13 +18,17 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command that has to fail in a controlled way: with exit code 1 or 101, not by a signal.
-pub(crate) fn expect_failure(command: &mut Command, or_else: &str) -> Result<()> {
+/// Runs a command that has to fail for the right reason: its output then has a line that begins with `sign`.
+pub(crate) fn expect_failure(command: &mut Command, sign: &str, or_else: &str) -> Result<()> {
     eprintln!("xtask: {command:?} (must fail)");
-    let status = command.status().with_context(|| format!("cannot run {command:?}"))?;
-    match status.code() {
-        Some(1 | 101) => Ok(()),
-        Some(0) => bail!("{or_else}"),
-        _ => bail!("{command:?} broke down instead of failing: {status}"),
+    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if output.status.success() {
+        bail!("{or_else}");
     }
+    match out.lines().find(|line| line.starts_with(sign)) {
+        Some(line) => eprintln!("xtask: it failed as it should: {line}"),
+        None => bail!("{command:?} failed for another reason: {}\n{out}{err}", output.status),
+    }
+    Ok(())
 }

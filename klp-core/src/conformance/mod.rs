@@ -1,5 +1,12 @@
-//! Suites that prove a port right, for porters' tests: one function per port, called from a test of the porter's own.
+//! Suites that prove a port right: one function `check` per port, called from one test file of the porter's own.
+//!
+//! Each says what it wants from the porter, panics with a sentence if the contract is broken, and leaves the system as it was.
+//! `klp-core`'s own `tests/conformance.rs` runs all of them on the simulated OS and is the example to copy.
 
 pub mod arch;
 pub mod relocator;
+pub mod symbol_resolver;
+pub mod task_set;
+pub mod text;
+pub mod tracer;
 pub mod unwinder;

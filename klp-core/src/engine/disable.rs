@@ -27,8 +27,10 @@ impl<P: Platform> Engine<P> {
         let patch = record.patch.name();
         let affected = bound.affected(&record.patch)?;
         self.host.event(&Event::Initializing { patch, target: TaskState::Unpatched });
-        let prepared = Prepared::init(&self.host, TaskState::Unpatched, affected)
-            .map_err(|error| error.into_error(patch))?;
+        let prepared = Prepared::init(&self.host, TaskState::Unpatched, affected).map_err(|error| {
+            self.host.event(&Event::FailedToDisable { patch });
+            error.into_error("initializing tasks", patch)
+        })?;
         bound.set_transition(true);
         let started = match inner.sites.reroute(self.host.tracer(), bound.sites()) {
             Err(error) => Err((prepared, error.into_error(patch))),
@@ -44,6 +46,7 @@ impl<P: Platform> Engine<P> {
                 Ok(inner.poll(&self.host))
             }
             Err((prepared, error)) => {
+                self.host.event(&Event::FailedToDisable { patch });
                 bound.set_transition(false);
                 if inner.sites.reroute(self.host.tracer(), bound.sites()).is_err() {
                     inner.sites.leave_unsettled();

@@ -33,7 +33,7 @@ impl<P: Platform> Engine<P> {
         self.host.event(&Event::Initializing { patch, target: TaskState::Patched });
         let prepared = Prepared::init(&self.host, TaskState::Patched, affected).map_err(|error| {
             self.host.event(&Event::FailedToEnable { patch });
-            error.into_error(patch)
+            error.into_error("initializing tasks", patch)
         })?;
         inner.patch_and_start(&self.host, index, bound, prepared)?;
         Ok(inner.poll(&self.host))

@@ -155,10 +155,7 @@ impl<P: Platform> Engine<P> {
 
 impl<P: Platform> Inner<P> {
     fn index_of(&self, id: PatchId) -> Result<usize, Error> {
-        self.patches
-            .iter()
-            .position(|record| record.id == id)
-            .ok_or(Error::ApiMisuse(ApiMisuse::UnknownPatch))
+        self.patches.iter().position(|record| record.id == id).ok_or(Error::ApiMisuse(ApiMisuse::UnknownPatch))
     }
 
     /// Refuses while any transition is under way.

@@ -8,9 +8,9 @@ use crate::mem::{Name, OutOfMemory, try_push, try_vec};
 use crate::model::{Func, Object, Patch};
 use crate::ops::{FuncNode, Nodes, Ops, Synchronized};
 use crate::port::{Platform, PortError, PortErrorKind, SymbolResolver, TaskState, Tracer};
+use crate::relocs;
 use crate::sympos;
 use crate::transition::{Affected, AffectedFunc};
-use crate::relocs;
 use alloc::vec::Vec;
 
 /// A patch bound to the objects that are loaded.
@@ -35,12 +35,7 @@ impl<P: Platform> Bound<P> {
     /// Finds everything that `patch` names, and completes its code for the objects that are loaded; `relocated` remembers for
     /// which this was done. Nothing outside the patch is changed.
     #[allow(unsafe_code, reason = "relocations of the patch's own code")]
-    pub(super) fn new(
-        host: &P,
-        sites: &mut Sites<P>,
-        patch: &Patch,
-        relocated: &mut [bool],
-    ) -> Result<Self, Error> {
+    pub(super) fn new(host: &P, sites: &mut Sites<P>, patch: &Patch, relocated: &mut [bool]) -> Result<Self, Error> {
         let loaded = |object: &&Object| host.symbols().is_loaded(object.name());
         let count = patch.objects().iter().filter(loaded).map(|object| object.funcs().len()).sum();
         let mut funcs = try_vec(count)?;
@@ -187,9 +182,7 @@ impl<P: Platform> Finder<'_, P> {
                 self.host.event(&match fault {
                     SymbolFault::NotFound => Event::SymbolNotFound { symbol },
                     SymbolFault::Ambiguous => Event::SymbolAmbiguous { symbol, object },
-                    SymbolFault::PositionNotFound(sympos) => {
-                        Event::SymbolPositionNotFound { sympos, symbol, object }
-                    }
+                    SymbolFault::PositionNotFound(sympos) => Event::SymbolPositionNotFound { sympos, symbol, object },
                 });
                 self.refuse(fault.into())
             })?;

@@ -47,7 +47,8 @@ impl<P: Platform> Engine<P> {
     }
 
     /// Ends `id`'s transition now, whatever tasks are in the middle of. Whoever calls this vouches that no harm is done by
-    /// tasks that run parts of both versions. The patch can never be removed afterwards.
+    /// tasks that run parts of both versions. A patch that is forced *away* can never be removed afterwards: tasks may still be
+    /// inside it.
     ///
     /// # Errors
     ///
@@ -69,7 +70,7 @@ impl<P: Platform> Engine<P> {
 
 impl<P: Platform> Inner<P> {
     pub(super) fn poll(&mut self, host: &P) -> Poll {
-        let Some(Transition { patch: id, running, .. }) = self.transition.take() else {
+        let Some(Transition { patch: id, running, pending }) = self.transition.take() else {
             self.sites.settle(host.tracer());
             return Poll::Idle;
         };
@@ -85,7 +86,12 @@ impl<P: Platform> Inner<P> {
             Attempt::Switched(switched) => return self.complete(host, id, switched),
             Attempt::Waiting { running, pending } => (running, pending),
             // Memory or the host's list of tasks: the next poll tries again.
-            Attempt::Failed { running, .. } => (running, 0),
+            Attempt::Failed { running, .. } => {
+                if let Some(patch) = patch {
+                    host.event(&Event::NotTried { patch: patch.name() });
+                }
+                (running, pending)
+            }
         };
         let kick = running.kick_is_due();
         self.transition = Some(Transition { patch: id, running, pending });
@@ -102,7 +108,7 @@ impl<P: Platform> Inner<P> {
             return Err(Error::ApiMisuse(ApiMisuse::NoTransition));
         };
         let patch = self.patches[index].patch.name();
-        if transition.running.kick(host).map_err(|error| error.into_error(patch))? {
+        if transition.running.kick(host).map_err(|error| error.into_error("listing tasks", patch))? {
             host.event(&Event::Signaling);
         }
         Ok(())

@@ -73,6 +73,6 @@ impl<P: Platform> Engine<P> {
                 let (object, func) = names(patch, at);
                 Ok((Name::new(object)?, Name::new(func)?))
             })
-            .map_err(|error| error.into_error(patch.name()))
+            .map_err(|error| error.into_error("listing tasks", patch.name()))
     }
 }

@@ -47,9 +47,8 @@ impl Patch {
     }
 
     fn check(&self) -> Result<(), Error> {
-        let refuse = |object: Option<&str>, func: Option<&str>, reason| {
-            Err(Error::patch(&self.name, object, func, reason))
-        };
+        let refuse =
+            |object: Option<&str>, func: Option<&str>, reason| Err(Error::patch(&self.name, object, func, reason));
         if !(1..=OBJECT_NAME_LEN).contains(&self.name.len()) {
             return refuse(None, None, PatchReason::BadNameLength);
         }
@@ -95,9 +94,8 @@ impl PatchBuilder {
     /// Adds an object; takes what [`Object`]'s methods return, so that no `?` is needed in between.
     pub fn object<E: Into<Error>>(mut self, object: Result<Object, E>) -> Self {
         if let Ok(patch) = &mut self.patch {
-            let added = object
-                .map_err(Into::into)
-                .and_then(|object| try_push(&mut patch.objects, object).map_err(Error::from));
+            let added =
+                object.map_err(Into::into).and_then(|object| try_push(&mut patch.objects, object).map_err(Error::from));
             if let Err(error) = added {
                 self.patch = Err(error);
             }
@@ -156,9 +154,8 @@ mod tests {
 
     #[test]
     fn positions_0_and_1_are_the_same_function() {
-        let twice = |sympos| {
-            Object::vmlinux().and_then(|object| object.func(func("f"))?.func(func("f").sympos(sympos)))
-        };
+        let twice =
+            |sympos| Object::vmlinux().and_then(|object| object.func(func("f"))?.func(func("f").sympos(sympos)));
         assert_eq!(reason(Patch::builder("p").object(twice(1))), PatchReason::ListedTwice);
         assert!(Patch::builder("p").object(twice(2)).build().is_ok());
     }

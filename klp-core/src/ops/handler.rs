@@ -17,7 +17,7 @@ pub struct Ops {
 }
 
 impl Ops {
-    /// An empty stack over the function that goes on at `original`. `ops` is leaked, see above.
+    /// Leaks `ops`, see above.
     #[must_use]
     pub fn leak(ops: Box<[Self; 1]>) -> &'static Self {
         &Box::leak(ops)[0]

@@ -7,11 +7,10 @@ use crate::addr::{CodeAddr, TextRange};
 use crate::mem::{OutOfMemory, try_vec};
 use crate::port::{TaskState, Tracer};
 use crate::sync::{
-    AtomicBool, AtomicPtr, Ordering, STACK_READ, STACK_WRITE, TRANSITION_READ, TRANSITION_WRITE,
-    WrittenOnce,
+    AtomicBool, AtomicPtr, Ordering, STACK_READ, STACK_WRITE, TRANSITION_READ, TRANSITION_WRITE, WrittenOnce,
 };
 use alloc::boxed::Box;
-use core::ptr;
+use core::ptr::{self, NonNull};
 
 /// One replacement of a function, as the handler sees it (kernel: the internal part of `struct klp_func`).
 #[derive(Debug)]
@@ -67,15 +66,20 @@ impl Synchronized {
 ///
 /// # Invariants
 ///
-/// Once `published`, stacks or handlers may point to `nodes`: the memory goes only through [`free`](Nodes::free).
-/// `linked` of the nodes are on stacks.
+/// `nodes` came from a box that nobody else frees. Once `published`, stacks or handlers may point there: the memory goes only
+/// through [`free`](Nodes::free). `linked` of the nodes are on stacks.
 #[derive(Debug)]
 #[must_use]
 pub struct Nodes {
-    nodes: Box<[FuncNode]>,
+    nodes: NonNull<[FuncNode]>,
     linked: usize,
     published: bool,
 }
+
+// SAFETY: it is a box of `FuncNode`s, which are `Send` and `Sync`.
+unsafe impl Send for Nodes {}
+// SAFETY: as above.
+unsafe impl Sync for Nodes {}
 
 impl Nodes {
     /// Nodes for the replacements in `ranges`, in that order, on no stack yet.
@@ -86,18 +90,24 @@ impl Nodes {
     pub fn new(ranges: impl ExactSizeIterator<Item = TextRange>) -> Result<Self, OutOfMemory> {
         let mut nodes = try_vec(ranges.len())?;
         nodes.extend(ranges.map(FuncNode::new));
-        Ok(Self { nodes: nodes.into_boxed_slice(), linked: 0, published: false })
+        let nodes = NonNull::from(Box::leak(nodes.into_boxed_slice()));
+        Ok(Self { nodes, linked: 0, published: false })
     }
 
     /// The node of the `index`-th replacement.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<&FuncNode> {
-        self.nodes.get(index)
+        self.as_slice().get(index)
     }
 
     /// All nodes.
     pub fn iter(&self) -> core::slice::Iter<'_, FuncNode> {
-        self.nodes.iter()
+        self.as_slice().iter()
+    }
+
+    fn as_slice(&self) -> &[FuncNode] {
+        // SAFETY: by the invariant, the nodes are there as long as this is.
+        unsafe { self.nodes.as_ref() }
     }
 
     /// Gives the memory back, now that `proof` was made after the last node was removed.
@@ -119,8 +129,9 @@ impl<'a> IntoIterator for &'a Nodes {
 impl Drop for Nodes {
     fn drop(&mut self) {
         // Without the proof that `free` asks for, published memory is leaked rather than pulled away.
-        if self.published {
-            core::mem::forget(core::mem::take(&mut self.nodes));
+        if !self.published {
+            // SAFETY: by the invariant they came from a box, and nobody points there.
+            drop(unsafe { Box::from_raw(self.nodes.as_ptr()) });
         }
     }
 }
@@ -152,7 +163,7 @@ impl FuncStack {
     pub fn push(&self, nodes: &mut Nodes, index: usize) {
         nodes.linked += 1;
         nodes.published = true;
-        let node = &nodes.nodes[index];
+        let node = &nodes.as_slice()[index];
         node.next.store(self.head.load(Ordering::Relaxed), Ordering::Relaxed);
         // ORDER(stack): release; the partner is the handler's read of the head.
         self.head.store(ptr::from_ref(node).cast_mut(), STACK_WRITE);
@@ -160,14 +171,14 @@ impl FuncStack {
 
     /// Takes `nodes[index]` off; nothing happens if it is not on this stack. Only the engine's lock holder writes.
     pub fn remove(&self, nodes: &mut Nodes, index: usize) {
-        let node = &nodes.nodes[index];
+        let node = &nodes.as_slice()[index];
         let mut link = &self.head;
         while let Some(at) = follow(link, Ordering::Relaxed) {
             if ptr::eq(at, node) {
                 // ORDER(stack): release; the partner is the handler's read of this link.
                 link.store(node.next.load(Ordering::Relaxed), STACK_WRITE);
                 nodes.linked -= 1;
-                return;
+                break;
             }
             link = &at.next;
         }

@@ -262,8 +262,8 @@ impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
         let index = match arenas.iter().rposition(|arena| free(arena) && in_reach(arena)) {
             Some(index) => index,
             None => {
-                let near = TextRange::new(site.at, site.entry.len.into())
-                    .ok_or(TracerError::NotAsBuilt { at: site.at })?;
+                let near =
+                    TextRange::new(site.at, site.entry.len.into()).ok_or(TracerError::NotAsBuilt { at: site.at })?;
                 let layout = ImageLayout { text: SLOT * hint.max(ARENA_SLOTS), ..ImageLayout::default() };
                 arenas.try_reserve(1).map_err(|_| TracerError::OutOfMemory)?;
                 let image = self.text.alloc(near, A::REACH, layout).map_err(TracerError::Text)?;
@@ -306,13 +306,8 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
 
         let token = EntrySite(u32::try_from(state.sites.len()).map_err(|_| TracerError::OutOfMemory)?);
         state.by_addr.try_reserve(1).map_err(|_| TracerError::OutOfMemory)?;
-        let site = Site {
-            at: recorded.wrapping_add(entry.skip.into()),
-            entry,
-            now: built.clone(),
-            built,
-            slots: Vec::new(),
-        };
+        let site =
+            Site { at: recorded.wrapping_add(entry.skip.into()), entry, now: built.clone(), built, slots: Vec::new() };
         try_push(&mut state.sites, site)?;
         state.by_addr.insert(recorded, token);
         Ok(token)

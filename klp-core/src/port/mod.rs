@@ -27,7 +27,7 @@ pub use error::{PortError, PortErrorKind};
 pub use relocator::{RelocError, Relocator, Support};
 pub use symbol_resolver::{Symbol, SymbolResolver};
 pub use task_set::{EntryCheck, Progress, Reason, TaskId, TaskName, TaskSet, TaskState, Visitor};
-pub use text::{Fill, ImageLayout, Image, Poke, Text};
+pub use text::{Fill, Image, ImageLayout, Poke, Text};
 pub use tracer::{HandlerArg, Route, Routing, Tracer};
 pub use unwinder::{Doubt, Frame, FrameKind, Unreliable, Unwinder};
 
@@ -39,7 +39,7 @@ use crate::event::Event;
 ///
 /// # For OS porters
 ///
-/// This is the last thing to write, about twenty lines. [`crate::sim::SimOs`] (feature `sim`) is a complete example.
+/// This is the last thing to write, about twenty lines. `klp_core::sim::SimOs` (feature `sim`) is a complete example.
 pub trait Platform: Sync + Sized + 'static {
     /// The host's sleeping lock (kernel: `struct mutex`); the engine holds one of it.
     type Lock: lock_api::RawMutex + 'static;

@@ -114,9 +114,5 @@ pub unsafe trait Unwinder: Sync {
     /// # Errors
     ///
     /// [`Unreliable`]; frames visited until then are real, but others are missing.
-    fn walk(
-        &self,
-        context: &Self::Context,
-        visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
-    ) -> Result<(), Unreliable>;
+    fn walk(&self, context: &Self::Context, visit: &mut dyn FnMut(Frame) -> ControlFlow<()>) -> Result<(), Unreliable>;
 }

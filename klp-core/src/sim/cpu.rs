@@ -86,7 +86,9 @@ impl World {
     /// A task that calls an affected function moves, if nothing below the call keeps it.
     fn switch_itself(&mut self, id: TaskId) {
         let (Some(lent), Phase::Moving(target)) = (&self.lent, self.phase) else { return };
-        let Some(task) = self.tasks.get(&id).filter(|task| task.state != target && task.doubt.is_none()) else { return };
+        let Some(task) = self.tasks.get(&id).filter(|task| task.state != target && task.doubt.is_none()) else {
+            return;
+        };
         let keeps = |pc| lent.check().keeps(target, Frame { pc, kind: FrameKind::Call });
         if self.self_switching && !task.frames.iter().any(|(pc, _)| keeps(*pc)) {
             if let Some(task) = self.tasks.get_mut(&id) {

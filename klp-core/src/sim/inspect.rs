@@ -96,7 +96,8 @@ impl World {
     fn view(&self, function: &Function) -> SiteView {
         let range = function.range;
         let site = if function.pad == Pad::None { 0 } else { INSN };
-        let mut body = (site..range.len()).step_by(8).map(|offset| self.memory.word(range.start().wrapping_add(offset)));
+        let mut body =
+            (site..range.len()).step_by(8).map(|offset| self.memory.word(range.start().wrapping_add(offset)));
         SiteView {
             object: self.modules[function.object].name.clone(),
             name: self.code[&range.start()].name.clone(),

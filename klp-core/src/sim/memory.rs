@@ -34,7 +34,8 @@ impl Memory {
 
     pub(super) fn write(&mut self, at: CodeAddr, bytes: &[u8]) {
         if let Some((start, segment)) = self.segments.range_mut(..=at.get()).next_back() {
-            let place = usize::try_from(at.get() - start).ok().and_then(|from| segment.get_mut(from..from + bytes.len()));
+            let place =
+                usize::try_from(at.get() - start).ok().and_then(|from| segment.get_mut(from..from + bytes.len()));
             if let Some(place) = place {
                 place.copy_from_slice(bytes);
             }
@@ -192,7 +193,9 @@ unsafe impl Text for SimText {
 impl World {
     /// Moves tasks out of a pad of several instructions before it is rewritten, as [`Poke::split`] asks.
     fn leave_pad(&mut self, poke: &Poke<'_>) {
-        let Some(inner) = TextRange::new(poke.at.wrapping_add(1), (poke.old.len() as u64).saturating_sub(1)) else { return };
+        let Some(inner) = TextRange::new(poke.at.wrapping_add(1), (poke.old.len() as u64).saturating_sub(1)) else {
+            return;
+        };
         for task in self.tasks.values_mut().filter(|task| inner.contains(task.pc)) {
             if poke.split {
                 task.pc = poke.body;

@@ -9,7 +9,10 @@
 //! The simulated OS itself allocates as it likes; [`SimOs::watch_border`] tells its allocations from the engine's.
 //! One thread at a time drives it.
 
-#![allow(clippy::missing_panics_doc, reason = "handles of one simulated OS, used with another, are a mistake in a test")]
+#![allow(
+    clippy::missing_panics_doc,
+    reason = "handles of one simulated OS, used with another, are a mistake in a test"
+)]
 
 mod chance;
 mod cpu;
@@ -141,6 +144,16 @@ impl SimOs {
     /// Splits the unlikely part off `func`: `NAME.cold`.
     pub fn cold_part(&self, func: SimFunc) {
         self.shared.world().cold_part(func);
+    }
+
+    /// Lets the linker of patches bind new code to `name`, wherever that is.
+    pub fn export(&self, name: &str) {
+        let mut world = self.shared.world();
+        for module in &mut world.modules {
+            if module.symbols_called(name).next().is_some() {
+                module.exports.push(name.to_string());
+            }
+        }
     }
 
     /// Makes an object appear or disappear, with all its symbols.
@@ -365,7 +378,10 @@ impl SimOs {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let world = self.shared.world();
-        Snapshot { memory: world.memory.clone(), tasks: world.tasks.iter().map(|(id, task)| (*id, task.clone())).collect() }
+        Snapshot {
+            memory: world.memory.clone(),
+            tasks: world.tasks.iter().map(|(id, task)| (*id, task.clone())).collect(),
+        }
     }
 }
 

@@ -60,6 +60,8 @@ pub(super) struct Module {
     pub(super) name: String,
     pub(super) loaded: bool,
     symbols: Vec<(String, Symbol)>,
+    /// Names that new code may be bound to.
+    pub(super) exports: Vec<String>,
     base: u64,
     next: u64,
 }
@@ -98,7 +100,14 @@ impl World {
             return known;
         }
         let base = OBJECTS * (self.modules.len() as u64 + 1);
-        self.modules.push(Module { name: name.to_string(), loaded: true, symbols: Vec::new(), base, next: base });
+        self.modules.push(Module {
+            name: name.to_string(),
+            loaded: true,
+            symbols: Vec::new(),
+            exports: Vec::new(),
+            base,
+            next: base,
+        });
         self.modules.len() - 1
     }
 
@@ -192,8 +201,8 @@ impl SymbolResolver for SimSymbols {
     fn exported(&self, name: &str) -> Option<CodeAddr> {
         let _inside = self.0.enter("SymbolResolver::exported").ok()?;
         let world = self.0.world();
-        let symbols = world.modules.iter().filter(|module| module.loaded).flat_map(|module| &module.symbols);
-        symbols.into_iter().find(|(other, _)| other == name).map(|(_, symbol)| symbol.addr)
+        let exports = |module: &&Module| module.loaded && module.exports.iter().any(|export| export == name);
+        world.modules.iter().find(exports)?.symbols_called(name).next()
     }
 
     fn function_at(&self, addr: CodeAddr) -> Option<TextRange> {

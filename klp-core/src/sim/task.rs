@@ -6,7 +6,8 @@ use super::shared::{Phase, Shared, World};
 use super::versions::Span;
 use crate::addr::CodeAddr;
 use crate::port::{
-    Doubt, EntryCheck, Frame, FrameKind, Progress, Reason, TaskId, TaskName, TaskSet, TaskState, Unreliable, Unwinder, Visitor,
+    Doubt, EntryCheck, Frame, FrameKind, Progress, Reason, TaskId, TaskName, TaskSet, TaskState, Unreliable, Unwinder,
+    Visitor,
 };
 use alloc::collections::BTreeMap;
 use alloc::string::String;

@@ -64,7 +64,8 @@ impl World {
             let depth = task.frames.len();
             let span = task.spans.entry(patch.clone()).or_insert(Span { depth, new });
             if span.new != new {
-                let (mix, ran) = (format!("task {} in both versions of '{patch}'", id.0), ran.unwrap_or("the original"));
+                let (mix, ran) =
+                    (format!("task {} in both versions of '{patch}'", id.0), ran.unwrap_or("the original"));
                 self.versions.mixes.push(format!("{mix}: it called {func:?} and ran '{ran}'"));
             }
         }

@@ -64,14 +64,7 @@ impl Prepared {
     ) -> Result<Self, AttemptError<TasksError<P>>> {
         let affected = Lent::new(affected)?;
         host.tasks().init(target.opposite()).map_err(AttemptError::Tasks)?;
-        Ok(Self(Moving {
-            target,
-            affected,
-            attempts: 0,
-            signaled: false,
-            tasks: Vec::new(),
-            slots: Vec::new(),
-        }))
+        Ok(Self(Moving { target, affected, attempts: 0, signaled: false, tasks: Vec::new(), slots: Vec::new() }))
     }
 
     /// Gives up before any task has moved (kernel: `klp_cancel_transition`). Sites are routed back, and handlers have ended.
@@ -131,12 +124,12 @@ pub enum AttemptError<E> {
 }
 
 impl<E: PortError> AttemptError<E> {
-    /// The engine's error for it.
+    /// The engine's error for it, met while `doing` something for `patch`.
     #[must_use]
-    pub fn into_error(self, patch: &str) -> Error {
+    pub fn into_error(self, doing: &'static str, patch: &str) -> Error {
         match self {
             Self::OutOfMemory => Error::OutOfMemory,
-            Self::Tasks(error) => Error::port("listing tasks", patch, &error),
+            Self::Tasks(error) => Error::port(doing, patch, &error),
         }
     }
 }
@@ -186,9 +179,7 @@ impl Running {
         self.0.attempts = self.0.attempts.saturating_add(1);
         match self.0.switch_tasks(host, waiting) {
             Err(error) => Attempt::Failed { running: self, error },
-            Ok(0) if host.tasks().close(self.0.target) == Progress::Done => {
-                Attempt::Switched(self.0.switched(host))
-            }
+            Ok(0) if host.tasks().close(self.0.target) == Progress::Done => Attempt::Switched(self.0.switched(host)),
             Ok(pending) => Attempt::Waiting { running: self, pending },
         }
     }
@@ -296,12 +287,8 @@ impl Moving {
         self.slots.clear();
         self.slots.try_reserve(self.tasks.len()).map_err(OutOfMemory::from)?;
         self.slots.resize_with(self.tasks.len(), Slot::default);
-        let switcher = Switcher {
-            unwinder: host.unwinder(),
-            affected: &self.affected,
-            target: self.target,
-            slots: &self.slots,
-        };
+        let switcher =
+            Switcher { unwinder: host.unwinder(), affected: &self.affected, target: self.target, slots: &self.slots };
         host.tasks().with_stopped(&self.tasks, &switcher);
         let mut left = 0;
         for (task, slot) in self.tasks.iter().zip(&self.slots) {

@@ -67,7 +67,11 @@ pub(super) struct Look {
 
 impl Look {
     pub(super) fn new() -> Self {
-        Self { outcome: Slot::default(), len: AtomicUsize::new(0), frames: [const { AtomicU64::new(0) }; MAX_STACK_ENTRIES] }
+        Self {
+            outcome: Slot::default(),
+            len: AtomicUsize::new(0),
+            frames: [const { AtomicU64::new(0) }; MAX_STACK_ENTRIES],
+        }
     }
 
     pub(super) fn outcome(&self) -> Outcome {

@@ -17,9 +17,8 @@ pub(crate) fn patch_at(host: &SimOs, name: &str, place: Place, funcs: &[(&str, &
     let mut patch = Patch::builder(name);
     for object in names {
         let of_object = funcs.iter().filter(|(other, ..)| *other == object);
-        let new = of_object.map(|(_, old, func)| {
-            Func::new(old, host.replacement(name, *func, place).start()).expect("memory")
-        });
+        let new = of_object
+            .map(|(_, old, func)| Func::new(old, host.replacement(name, *func, place).start()).expect("memory"));
         patch = patch.object(Object::module(object).and_then(|object| object.funcs_from(new)));
     }
     patch.build().expect("the patch is well formed")
@@ -40,6 +39,10 @@ pub(crate) fn add(engine: &Sim, patch: Patch) -> PatchId {
 pub(crate) fn check(engine: &Sim) {
     if let Err(findings) = audit(engine) {
         let lines: Vec<String> = findings.iter().map(ToString::to_string).collect();
-        panic!("the audit found:\n  {}\nafter:\n  {}", lines.join("\n  "), engine.host().take_transcript().join("\n  "));
+        panic!(
+            "the audit found:\n  {}\nafter:\n  {}",
+            lines.join("\n  "),
+            engine.host().take_transcript().join("\n  ")
+        );
     }
 }

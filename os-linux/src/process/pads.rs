@@ -5,7 +5,7 @@
 
 use super::context::Interrupted;
 use super::error::{Error, Silence};
-use super::records::{Record, registry};
+use super::records::Record;
 use super::scan;
 use super::stop::{self, Look, Missed, Records, why_missed};
 use super::sys;
@@ -16,7 +16,7 @@ use core::ptr;
 use core::time::Duration;
 use klp_arch_x86_64::unwind::Regs;
 use klp_core::addr::CodeAddr;
-use klp_core::port::{FrameKind, Poke, TaskId};
+use klp_core::port::{FrameKind, Poke};
 use std::time::Instant;
 
 /// How long threads may take to show where they are.
@@ -46,7 +46,7 @@ impl<'a> Pads<'a> {
         let end = Instant::now() + LIMIT;
         let mut tasks = Vec::new();
         let mut records = Records::new();
-        list(&mut tasks)?;
+        stop::all_threads(&mut tasks, &mut records)?;
         loop {
             let round = stop::stop(&tasks, self, &mut records)?;
             let mut index = 0;
@@ -124,16 +124,4 @@ impl Look for Pads<'_> {
         let regs = thread.regs();
         !thread.on_signal_stack() && self.none_on_stack(&regs) || self.move_on_stack(&regs)
     }
-}
-
-/// Lists all threads, with a record for each.
-fn list(tasks: &mut Vec<TaskId>) -> Result<(), Error> {
-    scan::threads(tasks)?;
-    let mut registry = registry();
-    for task in &*tasks {
-        if let Ok(tid) = u32::try_from(task.0) {
-            registry.enter(tid);
-        }
-    }
-    Ok(())
 }

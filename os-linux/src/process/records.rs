@@ -10,7 +10,7 @@ use core::cell::Cell;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicI8, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering, compiler_fence};
 use core::time::Duration;
-use klp_core::port::TaskState;
+use klp_core::port::{TaskId, TaskState};
 
 /// One thread.
 #[repr(align(64))]
@@ -230,15 +230,41 @@ impl Registry {
         }
         loop {
             if let Some((slot, record)) = slots().find(|(slot, _)| slot.load(Ordering::Relaxed) == 0) {
-                record.begin(tid, self.newborn);
-                slot.store(tid, Ordering::Relaxed);
-                return record;
+                return self.take(slot, record, tid);
             }
             if !self.retire(|record| !thread_exists(record.tid())) && !grow() {
                 // There is no answer without a record, and the caller cannot be told no.
                 nap(Duration::from_millis(1));
             }
         }
+    }
+
+    /// Finds the records of `tasks`, which are sorted, in one pass.
+    pub(crate) fn find_all(&self, tasks: &[TaskId], into: &mut [Option<&'static Record>]) {
+        for record in self.records() {
+            if let Ok(index) = tasks.binary_search(&TaskId(record.tid().into())) {
+                into[index] = Some(record);
+            }
+        }
+    }
+
+    /// As [`find_all`](Self::find_all), and makes records for those that have none.
+    pub(crate) fn enter_all(&mut self, tasks: &[TaskId], into: &mut [Option<&'static Record>]) {
+        self.find_all(tasks, into);
+        let mut free = slots().filter(|(slot, _)| slot.load(Ordering::Relaxed) == 0);
+        for (task, found) in tasks.iter().zip(into) {
+            let (None, Ok(tid)) = (*found, u32::try_from(task.0)) else { continue };
+            *found = Some(match free.next() {
+                Some((slot, record)) => self.take(slot, record, tid),
+                None => self.enter(tid),
+            });
+        }
+    }
+
+    fn take(&self, slot: &AtomicU32, record: &'static Record, tid: u32) -> &'static Record {
+        record.begin(tid, self.newborn);
+        slot.store(tid, Ordering::Relaxed);
+        record
     }
 
     /// Frees the records that `which` says belong to threads that have ended; says whether there were any.

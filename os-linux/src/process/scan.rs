@@ -19,7 +19,7 @@ const ENTRY: usize = 32;
 ///
 /// # Errors
 ///
-/// [`Error::Churn`] if no listing was complete.
+/// [`Error::Churn`] if no listing was complete; the last one is there then.
 pub(crate) fn threads(into: &mut Vec<TaskId>) -> Result<(), Error> {
     let directory = File::open("/proc/self/task").map_err(|error| Error::io("open /proc/self/task", &error))?;
     let mut buffer = Vec::new();
@@ -29,6 +29,7 @@ pub(crate) fn threads(into: &mut Vec<TaskId>) -> Result<(), Error> {
             return Ok(());
         }
     }
+    into.sort_unstable();
     Err(Error::Churn)
 }
 

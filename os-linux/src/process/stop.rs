@@ -82,7 +82,8 @@ pub(crate) type Records = Vec<Option<&'static Record>>;
 ///
 /// [`Error::OutOfMemory`], before anybody is stopped.
 pub(crate) fn stop(tasks: &[TaskId], look: &dyn Look, records: &mut Records) -> Result<Round, Error> {
-    find_records(tasks, records)?;
+    clear(records, tasks.len())?;
+    records::registry().find_all(tasks, records);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed) + 1;
     let stop = Stop { number, tasks, look, answers: AtomicU32::new(0), expected: AtomicU32::new(u32::MAX) };
     STOP.store(ptr::from_ref(&stop).cast_mut().cast(), Ordering::SeqCst);
@@ -168,19 +169,28 @@ pub(crate) fn wait_outside(inside: &AtomicU32) {
     }
 }
 
-fn find_records(tasks: &[TaskId], records: &mut Records) -> Result<(), Error> {
+/// Lists all threads, and makes a record for each.
+///
+/// # Errors
+///
+/// [`Error::Churn`]: threads come and go so fast that the list is not complete; what was found has records. Others.
+pub(crate) fn all_threads(tasks: &mut Vec<TaskId>, records: &mut Records) -> Result<(), Error> {
+    let complete = match scan::threads(tasks) {
+        Err(Error::Churn) => Err(Error::Churn),
+        other => Ok(other?),
+    };
+    clear(records, tasks.len())?;
+    records::registry().enter_all(tasks, records);
+    complete
+}
+
+fn clear(records: &mut Records, len: usize) -> Result<(), Error> {
     records.clear();
-    records.try_reserve(tasks.len()).map_err(|_| Error::OutOfMemory)?;
-    records.resize(tasks.len(), None);
-    for record in records::registry().records() {
-        if let Ok(index) = tasks.binary_search(&TaskId(record.tid().into())) {
-            records[index] = Some(record);
-        }
-    }
+    records.try_reserve(len).map_err(|_| Error::OutOfMemory)?;
+    records.resize(len, None);
     Ok(())
 }
 
-/// Waits for the answers to `sent` signals, as long as there is hope.
 fn wait_for_answers(stop: &Stop<'_>, mut sent: u32, records: &Records) {
     let mut last = Instant::now();
     loop {

@@ -83,15 +83,9 @@ impl Tasks {
 
     /// Makes a record for each thread that exists now.
     fn scan(inner: &mut Inner) -> Result<(), Error> {
-        scan::threads(&mut inner.listing)?;
-        let mut registry = registry();
-        for task in &inner.listing {
-            if let Ok(tid) = u32::try_from(task.0) {
-                registry.enter(tid);
-            }
-        }
+        stop::all_threads(&mut inner.listing, &mut inner.records)?;
         let listed = |record: &Record| inner.listing.binary_search(&TaskId(record.tid().into())).is_ok();
-        registry.retire(|record| !listed(record) && !thread_exists(record.tid()));
+        registry().retire(|record| !listed(record) && !thread_exists(record.tid()));
         Ok(())
     }
 

@@ -16,9 +16,10 @@
 use super::error::Error;
 use super::memory::{Images, Part, protect};
 use super::pads::Pads;
-use super::records::{Mask, registry};
+use super::records::Mask;
 use super::scan;
 use super::space::Space;
+use super::stop::{self, Records};
 use super::sys::{self, Barrier};
 use super::trap::{self, INT3};
 use alloc::sync::Arc;
@@ -218,14 +219,13 @@ impl Drop for Writable {
 /// What a thread does with its mask is its own business at any time, so this finds threads that block signals for good (to
 /// leave them to another thread, say). Each thread is looked at here once; after that, whenever it is stopped.
 fn check_masks() -> Result<(), Error> {
-    let mut listing = Vec::new();
-    match scan::threads(&mut listing) {
+    let (mut tasks, mut records) = (Vec::new(), Records::new());
+    match stop::all_threads(&mut tasks, &mut records) {
         Ok(()) | Err(Error::Churn) => {}
         Err(error) => return Err(error),
     }
-    for task in listing {
-        let Ok(tid) = u32::try_from(task.0) else { continue };
-        let record = registry().enter(tid);
+    for (&task, record) in tasks.iter().zip(&records) {
+        let Some(record) = record else { continue };
         if record.trap_known_open() {
             continue;
         }

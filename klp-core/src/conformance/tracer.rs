@@ -1,0 +1,153 @@
+//! The suite of [`Tracer`].
+
+use crate::addr::TextRange;
+use crate::mem::try_box;
+use crate::ops::{Nodes, Ops, Synchronized};
+use crate::port::{PortError, PortErrorKind, Route, Routing, Tracer};
+use alloc::vec::Vec;
+
+/// What the suite wants from the porter.
+pub struct Bench<'a, T: Tracer> {
+    /// The tracer.
+    pub tracer: &'a T,
+    /// At least two functions with entry sites that nobody else calls or patches, and for each what may run instead of it.
+    pub funcs: &'a [(TextRange, TextRange)],
+    /// A function without an entry site.
+    pub without_site: TextRange,
+    /// The bytes of a function.
+    pub bytes: &'a dyn Fn(TextRange) -> Vec<u8>,
+    /// Calls the function with that index, and says whether the other one ran instead.
+    pub replaced: &'a dyn Fn(usize) -> bool,
+    /// Makes every routing fail from now on (`true`), or lets it succeed again, if the porter has a way.
+    pub spoil: Option<&'a dyn Fn(bool)>,
+}
+
+impl<T: Tracer> core::fmt::Debug for Bench<'_, T> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Bench")
+            .field("funcs", &self.funcs)
+            .field("without_site", &self.without_site)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Checks an implementation of [`Tracer`].
+///
+/// # Panics
+///
+/// If the implementation breaks the contract; the message says where.
+pub fn check<T: Tracer>(bench: &Bench<'_, T>) {
+    assert!(bench.funcs.len() >= 2, "batches need at least two functions");
+    let refused = bench.tracer.site_of(bench.without_site).map_err(|error| error.kind());
+    assert_eq!(refused.err(), Some(PortErrorKind::NoSite), "a function without a site");
+    let run = Run::new(bench);
+    run.as_built("before anything is routed");
+    run.each_route();
+    run.one_of_a_batch();
+    run.all_or_nothing();
+    run.as_built("at the end");
+}
+
+/// The sites with ops whose handlers answer "the other function".
+struct Run<'a, T: Tracer> {
+    bench: &'a Bench<'a, T>,
+    sites: Vec<T::Site>,
+    built: Vec<Vec<u8>>,
+    ops: Vec<&'static Ops>,
+}
+
+impl<'a, T: Tracer> Run<'a, T> {
+    fn new(bench: &'a Bench<'a, T>) -> Self {
+        let tracer = bench.tracer;
+        let site = |func| tracer.site_of(func).unwrap_or_else(|error| panic!("the site of {func:?}: {error}"));
+        let sites: Vec<_> = bench.funcs.iter().map(|(old, _)| site(*old)).collect();
+        for (index, (old, _)) in bench.funcs.iter().enumerate() {
+            assert!(site(*old) == sites[index], "a function has one site");
+            assert!(!sites[..index].contains(&sites[index]), "functions have sites of their own");
+            let body = tracer.original(sites[index]);
+            assert!(old.contains(body), "{old:?} goes on at {body}, outside of it");
+        }
+        let new_ops = |site: &T::Site| Ops::leak(try_box(Ops::new(tracer.original(*site))).expect("memory"));
+        let built = bench.funcs.iter().map(|(old, _)| (bench.bytes)(*old)).collect();
+        Self { bench, ops: sites.iter().map(new_ops).collect(), sites, built }
+    }
+
+    fn batch(&self, to: impl Fn(usize) -> Route) -> Vec<Routing<T::Site>> {
+        self.sites.iter().enumerate().map(|(index, site)| Routing { site: *site, to: to(index) }).collect()
+    }
+
+    fn route(&self, batch: &[Routing<T::Site>]) {
+        self.bench.tracer.route(batch).unwrap_or_else(|error| panic!("routing {batch:?}: {error}"));
+        self.bench.tracer.synchronize();
+    }
+
+    fn handler(&self, index: usize) -> Route {
+        Route::Handler(self.ops[index].arg())
+    }
+
+    fn direct(&self, index: usize) -> Route {
+        Route::Direct(self.bench.funcs[index].1.start())
+    }
+
+    /// Every function is replaced, or none.
+    fn expect(&self, replaced: bool, when: &str) {
+        for (index, (old, _)) in self.bench.funcs.iter().enumerate() {
+            assert_eq!((self.bench.replaced)(index), replaced, "whether {old:?} is replaced {when}");
+        }
+    }
+
+    /// No function is replaced, and no byte of one has changed.
+    fn as_built(&self, when: &str) {
+        self.expect(false, when);
+        let now: Vec<_> = self.bench.funcs.iter().map(|(old, _)| (self.bench.bytes)(*old)).collect();
+        assert_eq!(now, self.built, "the bytes of the functions {when}");
+    }
+
+    /// From every route to every other one.
+    fn each_route(&self) {
+        let original = |_: usize| Route::Original;
+        // The handler with an empty stack answers as if nothing were routed; it is asked nevertheless.
+        self.route(&self.batch(|index| self.handler(index)));
+        self.expect(false, "by a handler that knows of no replacement");
+        let mut nodes = Nodes::new(self.bench.funcs.iter().map(|(_, new)| *new)).expect("memory");
+        (0..self.ops.len()).for_each(|index| self.ops[index].stack().push(&mut nodes, index));
+        self.expect(true, "by a handler that knows a replacement");
+        self.route(&self.batch(|index| self.direct(index)));
+        self.expect(true, "by a direct jump");
+        self.route(&self.batch(|index| self.handler(index)));
+        self.expect(true, "by the handler again");
+        self.route(&self.batch(original));
+        self.as_built("after routing to the original");
+        self.route(&self.batch(|index| self.direct(index)));
+        self.expect(true, "by a direct jump from the original");
+        self.route(&self.batch(original));
+        self.route(&self.batch(original));
+        self.as_built("after routing twice to the original");
+        (0..self.ops.len()).for_each(|index| self.ops[index].stack().remove(&mut nodes, index));
+        nodes.free(&Synchronized::with(self.bench.tracer));
+    }
+
+    fn one_of_a_batch(&self) {
+        self.route(&self.batch(|index| self.direct(index))[1..]);
+        assert!(!(self.bench.replaced)(0), "a site that was not in the batch");
+        assert!((self.bench.replaced)(1), "a site that was in the batch");
+        self.route(&self.batch(|_| Route::Original));
+        self.as_built("after routing one to the original");
+    }
+
+    fn all_or_nothing(&self) {
+        let Some(spoil) = self.bench.spoil else { return };
+        let fail = |batch: &[Routing<T::Site>]| {
+            spoil(true);
+            assert!(self.bench.tracer.route(batch).is_err(), "a routing that was spoilt succeeds");
+            spoil(false);
+        };
+        let (there, back) = (self.batch(|index| self.direct(index)), self.batch(|_| Route::Original));
+        fail(&there);
+        self.as_built("after a routing away from it failed");
+        self.route(&there);
+        fail(&back);
+        self.expect(true, "after the way back failed");
+        self.route(&back);
+    }
+}

@@ -1,0 +1,252 @@
+//! Bad input: each a typed error that names object, function and reason; nothing has changed.
+
+use super::*;
+
+/// Enabling `patch` is refused: with this reason, this message, this errno, these lines of log.
+#[track_caller]
+fn refuse(engine: &Sim, patch: Patch, message: &str, errno: i32, log: &[&str]) -> Error {
+    let id = add(engine, patch);
+    let before = engine.host().snapshot();
+    let error = engine.enable(id).expect_err("must be refused");
+    assert_eq!(error.to_string(), message);
+    assert_eq!(error.errno(), errno);
+    assert_eq!(engine.host().take_transcript(), log);
+    assert_eq!(engine.host().snapshot(), before, "nothing has changed");
+    assert!(engine.status().expect("memory").iter().all(|patch| !patch.enabled && patch.transition.is_none()));
+    check(engine);
+    engine.remove(id).expect("it is not enabled");
+    error
+}
+
+fn one(name: &str, sympos: u32, host: &SimOs, func: SimFunc) -> Patch {
+    let new = Func::new(name, host.replacement("p", func, Place::Near).start()).expect("memory").sympos(sympos);
+    Patch::builder("p").object(Object::vmlinux().and_then(|object| object.func(new))).build().expect("well formed")
+}
+
+fn reason(error: Error) -> PatchReason {
+    match error {
+        Error::Patch(error) => error.reason,
+        other => panic!("not the patch's fault: {other:?}"),
+    }
+}
+
+#[test]
+fn no_entry_site() {
+    let host = SimOs::new();
+    let f = host.function_with(VMLINUX, "f", Pad::None);
+    let patch = one("f", 0, &host, f);
+    let error = refuse(
+        &Engine::new(host),
+        patch,
+        "patch 'p', object 'vmlinux', function 'f': it cannot be redirected: it has no entry site (compiled without an entry pad?)",
+        -22,
+        &["failed to find location for function 'f'"],
+    );
+    assert!(matches!(reason(error), PatchReason::NoEntrySite { .. }));
+}
+
+#[test]
+fn unknown_name() {
+    let host = SimOs::new();
+    let f = host.function(VMLINUX, "f");
+    let patch = one("nobody", 0, &host, f);
+    let error = refuse(
+        &Engine::new(host),
+        patch,
+        "patch 'p', object 'vmlinux', function 'nobody': no symbol has that name",
+        -22,
+        &["symbol 'nobody' not found in symbol table"],
+    );
+    assert_eq!(reason(error), PatchReason::SymbolNotFound);
+}
+
+#[test]
+fn ambiguous_name_and_wrong_position() {
+    let host = SimOs::new();
+    let first = host.function(VMLINUX, "dup");
+    let second = host.function(VMLINUX, "dup");
+    let task = host.spawn("worker");
+    let patches = [one("dup", 0, &host, first), one("dup", 3, &host, first), one("dup", 2, &host, second)];
+    let [ambiguous, wrong, right] = patches;
+    let engine = Engine::new(host);
+    let error = refuse(
+        &engine,
+        ambiguous,
+        "patch 'p', object 'vmlinux', function 'dup': several symbols have that name; say with sympos which one is meant",
+        -22,
+        &["unresolvable ambiguity for symbol 'dup' in object 'vmlinux'"],
+    );
+    assert_eq!(reason(error), PatchReason::SymbolAmbiguous);
+    let error = refuse(
+        &engine,
+        wrong,
+        "patch 'p', object 'vmlinux', function 'dup': there is no symbol of that name at position 3",
+        -22,
+        &["symbol position 3 for symbol 'dup' in object 'vmlinux' not found"],
+    );
+    assert_eq!(reason(error), PatchReason::SymbolPositionNotFound { sympos: 3 });
+    let id = add(&engine, right);
+    assert_eq!(engine.enable(id), complete(id, true));
+    assert_eq!(engine.host().version(task, first), "dup");
+    assert_eq!(engine.host().version(task, second), "p_dup");
+    check(&engine);
+}
+
+#[test]
+fn symbol_without_size() {
+    let host = SimOs::new();
+    let f = host.function(VMLINUX, "f");
+    host.sizeless_alias(f, "label");
+    let patch = one("label", 0, &host, f);
+    let error = refuse(
+        &Engine::new(host),
+        patch,
+        "patch 'p', object 'vmlinux', function 'label': its symbol has no size",
+        -22,
+        &[],
+    );
+    assert_eq!(reason(error), PatchReason::SymbolWithoutSize);
+}
+
+#[test]
+fn new_function_unknown() {
+    let host = SimOs::new();
+    host.function(VMLINUX, "f");
+    let func = Func::new("f", CodeAddr::new(0x7777_0000)).expect("memory");
+    let patch = Patch::builder("p").object(Object::vmlinux().and_then(|object| object.func(func))).build();
+    let error = refuse(
+        &Engine::new(host),
+        patch.expect("well formed"),
+        "patch 'p', object 'vmlinux', function 'f': no symbol tells the size of its new version",
+        -2,
+        &["kallsyms size lookup failed for 'f' replacement"],
+    );
+    assert_eq!(reason(error), PatchReason::NewFunctionUnknown);
+}
+
+#[test]
+fn entry_held_by_somebody_else() {
+    let host = SimOs::new();
+    let f = host.function(VMLINUX, "f");
+    let site = host.range(f).start();
+    let [first, again] = [one("f", 0, &host, f), one("f", 0, &host, f)];
+    let engine = Engine::new(host);
+    let held = |engine: &Sim, patch| {
+        let id = add(engine, patch);
+        let foreign = Insn::Jump(CodeAddr::new(0x1234_0000)).encode();
+        let built = engine.host().word(site);
+        engine.host().overwrite(site, &foreign);
+        let error = engine.enable(id).expect_err("must be refused");
+        assert_eq!(
+            error.to_string(),
+            "patch 'p', object 'vmlinux', function 'f': its entry is taken: the entry at 0x1000000 is not as it was built"
+        );
+        assert_eq!(error.errno(), -16);
+        assert_eq!(engine.host().word(site), foreign, "it is left alone");
+        engine.host().overwrite(site, &built);
+        check(engine);
+        engine.remove(id).expect("it is not enabled");
+    };
+    held(&engine, first);
+    // Also a site that the tracer knows already.
+    let id = add(&engine, again);
+    engine.enable(id).expect("nobody holds it now");
+    engine.disable(id).expect("disables");
+    let again = engine.remove(id).expect("disabled");
+    held(&engine, again);
+}
+
+#[test]
+fn no_memory_in_reach() {
+    let host = SimOs::new();
+    let f = host.function(VMLINUX, "f");
+    host.set_exhausted(true);
+    host.spawn("worker");
+    let patch = one("f", 0, &host, f);
+    let engine = Engine::new(host);
+    let error = refuse(
+        &engine,
+        patch,
+        "routing entry sites for patch 'p' failed: Text::alloc failed: NoMemoryInReach",
+        -12,
+        &[
+            "enabling patch 'p'",
+            "'p': initializing patching transition",
+            "failed to enable patch 'p'",
+            "'p': canceling patching transition, going to unpatch",
+            "'p': completing unpatching transition",
+            "'p': unpatching complete",
+        ],
+    );
+    assert!(matches!(error, Error::Port(fault) if fault.kind == PortErrorKind::NoMemoryInReach));
+    engine.host().set_exhausted(false);
+    let again = add(&engine, one("f", 0, engine.host(), f));
+    assert_eq!(engine.enable(again), complete(again, true));
+    check(&engine);
+}
+
+#[test]
+fn two_names_of_one_function() {
+    let host = SimOs::new();
+    let f = host.function(VMLINUX, "f");
+    host.alias(f, "also_f");
+    let patch = patch(&host, "p", &[(VMLINUX, "f", f), (VMLINUX, "also_f", f)]);
+    let error = refuse(
+        &Engine::new(host),
+        patch,
+        "patch 'p', object 'vmlinux', function 'also_f': it is listed twice",
+        -22,
+        &[],
+    );
+    assert_eq!(reason(error), PatchReason::ListedTwice);
+}
+
+#[test]
+fn a_second_patch_during_a_transition() {
+    let basic = Basic::new();
+    let [p, q] = ["p", "q"].map(|name| basic.add(name));
+    assert!(basic.host().call(basic.task, basic.f));
+    basic.engine.enable(p).expect("starts");
+    basic.host().take_transcript();
+    let before = basic.host().snapshot();
+    for refused in [basic.engine.enable(q), basic.engine.disable(p), basic.engine.disable(q)] {
+        let error = refused.expect_err("one transition at a time");
+        assert!(matches!(&error, Error::Busy { patch } if patch == "p"), "{error:?}");
+        assert_eq!(error.to_string(), "patch 'p' is in transition; one transition at a time");
+        assert_eq!(error.errno(), -16);
+    }
+    assert!(matches!(basic.engine.remove(p), Err(Error::Busy { .. })));
+    let misused = [basic.engine.reverse(q), basic.engine.force(q), basic.engine.kick(q).map(|()| Poll::Idle)];
+    for refused in misused {
+        assert_eq!(refused, Err(Error::ApiMisuse(ApiMisuse::NoTransition)));
+    }
+    assert_eq!(basic.engine.enable(p), Err(Error::ApiMisuse(ApiMisuse::AlreadyEnabled)));
+    assert_eq!(basic.host().snapshot(), before);
+    basic.log(&[]);
+    basic.host().rest_all();
+    assert_eq!(basic.engine.poll(), Poll::Complete { patch: p, enabled: true });
+    assert_eq!(basic.engine.enable(q), complete(q, true), "nothing is lost");
+    check(&basic.engine);
+}
+
+#[test]
+fn misuse() {
+    let basic = Basic::new();
+    let p = basic.add("p");
+    let refused = basic.engine.add(basic.both("p")).expect_err("the name is taken");
+    assert_eq!((refused.error, &**refused.patch.name()), (Error::ApiMisuse(ApiMisuse::NameTaken), "p"));
+    assert_eq!(basic.engine.disable(p), Err(Error::ApiMisuse(ApiMisuse::NotEnabled)));
+    basic.engine.enable(p).expect("enables");
+    assert_eq!(basic.engine.enable(p), Err(Error::ApiMisuse(ApiMisuse::AlreadyEnabled)));
+    assert_eq!(basic.engine.remove(p), Err(Error::ApiMisuse(ApiMisuse::AlreadyEnabled)));
+    assert_eq!(basic.engine.reverse(p), Err(Error::ApiMisuse(ApiMisuse::NoTransition)));
+    assert_eq!(basic.engine.blockers(p).map(|_| ()), Err(Error::ApiMisuse(ApiMisuse::NoTransition)));
+    basic.engine.disable(p).expect("disables");
+    assert_eq!(basic.engine.find("p"), Some(p));
+    basic.engine.remove(p).expect("it is disabled");
+    assert_eq!(basic.engine.find("p"), None);
+    assert_eq!(basic.engine.enable(p), Err(Error::ApiMisuse(ApiMisuse::UnknownPatch)));
+    let unknown = basic.engine.remove(p).expect_err("it is gone");
+    assert_eq!((unknown.to_string(), unknown.errno()), ("there is no such patch".to_string(), -22));
+    check(&basic.engine);
+}
