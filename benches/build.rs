@@ -27,6 +27,11 @@ fn main() {
         std::fs::write(&path, code).expect("OUT_DIR can be written");
         path
     };
-    cc::Build::new().file(many("many.c", "", true)).opt_level(1).flag("-fpatchable-function-entry=16").compile("many");
+    cc::Build::new()
+        .file(many("many.c", "", true))
+        .opt_level(1)
+        .flag("-fpatchable-function-entry=16")
+        .flag("-fno-function-sections")
+        .compile("many");
     cc::Build::new().file(many("new_many.c", "new_", true)).opt_level(1).compile("new_many");
 }

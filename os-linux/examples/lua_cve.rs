@@ -77,7 +77,10 @@ fn main() -> Result<()> {
     show.finish();
     println!("requests served              {}", totals.served);
     println!("requests failed              {}", totals.failed);
-    println!("longest pause of a request   {:?} in transitions, {:?} otherwise", totals.in_transition, totals.otherwise);
+    println!(
+        "longest pause of a request   {:?} in transitions, {:?} otherwise",
+        totals.in_transition, totals.otherwise
+    );
     ensure!(totals.failed == 0, "requests failed");
     Ok(())
 }
@@ -97,7 +100,11 @@ fn transition(
     while let Poll::Waiting { patch, pending } = poll {
         if last != Some(pending) {
             last = Some(pending);
-            show.line(&format!("    {:>8.3} ms: {} switched, {pending} to go", millis(begin), switched(livepatch, before)));
+            show.line(&format!(
+                "    {:>8.3} ms: {} switched, {pending} to go",
+                millis(begin),
+                switched(livepatch, before)
+            ));
         }
         if begin.elapsed() > Duration::from_secs(30) {
             for blocker in livepatch.engine().blockers(patch)? {
@@ -250,7 +257,8 @@ impl Server {
         for worker in self.workers {
             worker.join().map_err(|_| anyhow::anyhow!("an interpreter's thread panicked"))?;
         }
-        let [otherwise, in_transition] = [0, 1].map(|index| Duration::from_nanos(self.counts.longest[index].load(Relaxed)));
+        let [otherwise, in_transition] =
+            [0, 1].map(|index| Duration::from_nanos(self.counts.longest[index].load(Relaxed)));
         let (served, failed) = (self.counts.served.load(Relaxed), self.counts.failed.load(Relaxed));
         Ok(Totals { served, failed, in_transition, otherwise })
     }
@@ -261,7 +269,9 @@ fn fill(queue: &SyncSender<Request>, counts: &Counts) {
     for round in 0.. {
         for (source, expected) in REQUESTS {
             let source = CString::new(source).expect("no NUL in the requests");
-            if counts.stop.load(Relaxed) || queue.send(Request { source, expected: Some(expected), answer: None }).is_err() {
+            if counts.stop.load(Relaxed)
+                || queue.send(Request { source, expected: Some(expected), answer: None }).is_err()
+            {
                 return;
             }
         }

@@ -4,8 +4,10 @@ use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Room at the entry of each function in which a call can be redirected.
-const ENTRY_PAD: &str = "-fpatchable-function-entry=16";
+/// Room at the entry of each function in which a call can be redirected, and callers that do not rely on what the old version
+/// of a function happens to leave alone. GCC 12 ties the pads of a file to the section of its first function, which the linker
+/// may drop: so one section for all.
+const PATCHABLE: [&str; 3] = ["-fpatchable-function-entry=16", "-fno-ipa-ra", "-fno-function-sections"];
 
 /// Lua's library, but for `ldebug`, in which the hole is.
 const LUA: [&str; 31] = [
@@ -20,13 +22,13 @@ fn main() -> Result<()> {
 
     // Where the hole is, local functions stay functions, so that the patch can call them.
     let holed = compiler(&lua)
-        .flag(ENTRY_PAD)
+        .flags(PATCHABLE)
         .flag("-fno-inline-functions-called-once")
         .flag("-fno-inline-small-functions")
         .file(lua.join("ldebug.c"))
         .try_compile_intermediates()?;
     compiler(&lua)
-        .flag(ENTRY_PAD)
+        .flags(PATCHABLE)
         .files(LUA.map(|name| lua.join(name).with_extension("c")))
         .objects(holed)
         .try_compile("klp-demo-lua")?;

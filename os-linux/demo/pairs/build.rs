@@ -6,7 +6,7 @@ fn main() {
         let mut build = cc::Build::new();
         build.file("pairs.c").opt_level(2).define("VERSION", version).flag("-fno-omit-frame-pointer");
         if version == "0" {
-            build.flag("-fpatchable-function-entry=16");
+            build.flags(["-fpatchable-function-entry=16", "-fno-ipa-ra", "-fno-function-sections"]);
         }
         build.compile(&format!("pairs{version}"));
     }

@@ -8,9 +8,13 @@
 
 use super::Livepatch;
 use super::error::Error;
-use super::sys::Errno;
+use super::lock::FutexLock;
+use super::sys::{Errno, gettid, nap};
 use super::{records, stop, trap};
 use core::cell::RefCell;
+use core::sync::atomic::{AtomicU32, Ordering};
+use core::time::Duration;
+use lock_api::RawMutex;
 
 thread_local! {
     /// What the forking thread holds during the fork: the engine, at rest.
@@ -29,9 +33,47 @@ pub(crate) fn install() -> Result<(), Error> {
     }
 }
 
+/// The engine's lock. Whoever asks for it gives way to a thread that is about to fork, which would wait for long behind one that
+/// asks again and again.
+pub struct EngineLock(FutexLock);
+
+/// The thread that waits for the engine's lock in order to fork; 0 if none does.
+static FORKER: AtomicU32 = AtomicU32::new(0);
+
+// SAFETY: it is the lock inside.
+unsafe impl RawMutex for EngineLock {
+    #[allow(clippy::declare_interior_mutable_const, reason = "it is what the trait asks for")]
+    const INIT: Self = Self(FutexLock::INIT);
+    type GuardMarker = lock_api::GuardNoSend;
+
+    fn lock(&self) {
+        /// How often others wait at most.
+        const NAPS: u32 = 100;
+        for _ in 0..NAPS {
+            match FORKER.load(Ordering::Relaxed) {
+                0 => break,
+                forker if forker == gettid() => break,
+                _ => nap(Duration::from_micros(50)),
+            }
+        }
+        self.0.lock();
+    }
+
+    fn try_lock(&self) -> bool {
+        self.0.try_lock()
+    }
+
+    unsafe fn unlock(&self) {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.unlock() };
+    }
+}
+
 extern "C" fn prepare() {
     if let Some(livepatch) = Livepatch::get() {
+        FORKER.store(gettid(), Ordering::Relaxed);
         let frozen = livepatch.engine().freeze();
+        FORKER.store(0, Ordering::Relaxed);
         FROZEN.with(|slot| *slot.borrow_mut() = Some(Box::new(frozen)));
     }
 }

@@ -47,8 +47,8 @@ mod trap;
 mod unwind;
 
 pub use error::{Error, LoadError, Silence};
+pub use fork::EngineLock;
 pub use handler::EntryPoints;
-pub use lock::FutexLock;
 pub use symbols::Symbols;
 pub use sys::Errno;
 pub use tasks::{Tasks, Ways};
@@ -102,7 +102,7 @@ pub struct Process {
 }
 
 impl Platform for Process {
-    type Lock = FutexLock;
+    type Lock = EngineLock;
     type Tracer = EntryTracer<X86_64, ProcessText, EntryPoints>;
     type Unwinder = Stacks;
     type Tasks = Tasks;

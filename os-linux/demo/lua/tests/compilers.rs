@@ -68,7 +68,10 @@ fn code_of_every_kind() {
 
 #[test]
 fn code_for_a_fixed_place_is_refused() {
+    let before = klp_os_linux_fixtures::text();
     let error = livepatch().load(&compile("-O2 -fno-pic"), "unnamed").expect_err("a position-independent program");
+    assert_eq!(klp_os_linux_fixtures::text(), before, "the process is as it was");
+    assert_eq!(version(), 504.0);
     let text = error.to_string();
     assert!(text.starts_with("patch 'version'") && text.contains("is out of range"), "{text}");
 }

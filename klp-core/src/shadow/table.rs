@@ -1,0 +1,200 @@
+//! The hash table of one size: lines, and overflow lines behind them.
+//!
+//! One writer at a time, readers at any time. A variable stays in its slot until it is removed, so a reader that visits all lines of a
+//! chain once finds every variable that was there when it began and is there when it ends.
+
+use super::line::{Line, Variable};
+use super::sync::{AtomicPtr, FIND, Ordering, PUBLISH};
+use crate::mem::{OutOfMemory, try_box, try_vec};
+use alloc::boxed::Box;
+use core::iter;
+use core::ptr::{self, NonNull};
+
+/// Lines, as many as a power of two.
+///
+/// # Invariants
+///
+/// `next` of a line is null or leads to an overflow line that this table allocated. Overflow lines are in a chain, or among the
+/// spares (linked by [`Line::spare`]); their memory goes only with the table. Only the last line of a chain is taken out of it, and
+/// only when it is empty; its `next` is null from then on until it is in a chain again.
+#[derive(Debug)]
+pub(super) struct Table {
+    lines: Box<[Line]>,
+    /// Overflow lines in no chain.
+    spares: AtomicPtr<Line>,
+    /// The table that was in use before this one, or null.
+    pub(super) older: AtomicPtr<Table>,
+}
+
+/// A slot without a variable, in the chain where a variable belongs.
+#[derive(Debug)]
+pub(super) struct Vacancy<'a> {
+    line: &'a Line,
+    slot: usize,
+}
+
+impl Vacancy<'_> {
+    /// Puts `variable`, for which the slot was looked for, into it.
+    pub(super) fn fill(self, variable: Variable) {
+        self.line.fill(self.slot, variable);
+    }
+}
+
+impl Table {
+    /// An empty table of `lines` lines, a power of two.
+    pub(super) fn new(lines: usize) -> Result<Self, OutOfMemory> {
+        debug_assert!(lines.is_power_of_two(), "the hash is cut by a mask");
+        let mut empty = try_vec(lines)?;
+        empty.extend(iter::repeat_with(Line::new).take(lines));
+        Ok(Self {
+            lines: empty.into_boxed_slice(),
+            spares: AtomicPtr::new(ptr::null_mut()),
+            older: AtomicPtr::new(ptr::null_mut()),
+        })
+    }
+
+    /// Its size, without overflow lines.
+    pub(super) fn lines(&self) -> usize {
+        self.lines.len()
+    }
+
+    /// The data of `<obj, id>`. For readers, at any time: no lock, no shared write, no second try.
+    #[inline]
+    pub(super) fn find(&self, obj: usize, id: u64) -> Option<NonNull<u8>> {
+        self.chain(obj, id).find_map(|line| line.find(obj, id))
+    }
+
+    /// Room for a variable `<obj, id>`. For the writer.
+    pub(super) fn vacancy(&self, obj: usize, id: u64) -> Result<Vacancy<'_>, OutOfMemory> {
+        let mut last = self.first(obj, id);
+        for line in self.chain(obj, id) {
+            if let Some(slot) = line.vacant() {
+                return Ok(Vacancy { line, slot });
+            }
+            last = line;
+        }
+        let line = self.spare_line()?;
+        // ORDER(shadow): release; the partner is the read in `follow`.
+        last.next.store(ptr::from_ref(line).cast_mut(), PUBLISH);
+        Ok(Vacancy { line, slot: 0 })
+    }
+
+    /// Takes `<obj, id>` out. For the writer.
+    pub(super) fn remove(&self, obj: usize, id: u64) -> Option<NonNull<u8>> {
+        let first = self.first(obj, id);
+        let (line, slot, data) = chain_from(first).find_map(|line| {
+            line.variables()
+                .find(|(_, found)| (found.obj, found.id) == (obj, id))
+                .map(|(slot, found)| (line, slot, found.data))
+        })?;
+        line.clear(slot);
+        self.trim(first);
+        Some(data)
+    }
+
+    /// Takes all variables out that have `id`, and shows each to `removed` when it is out. For the writer.
+    pub(super) fn remove_all(&self, id: u64, mut removed: impl FnMut(Variable)) {
+        for first in &self.lines {
+            for line in chain_from(first) {
+                for (slot, variable) in line.variables().filter(|(_, variable)| variable.id == id) {
+                    line.clear(slot);
+                    removed(variable);
+                }
+            }
+            self.trim(first);
+        }
+    }
+
+    /// All variables. For the writer.
+    pub(super) fn variables(&self) -> impl Iterator<Item = Variable> + '_ {
+        self.lines.iter().flat_map(chain_from).flat_map(Line::variables).map(|(_, variable)| variable)
+    }
+
+    fn first(&self, obj: usize, id: u64) -> &Line {
+        // The cut is below a power of two, which is not 0.
+        &self.lines[hash(obj, id) as usize & (self.lines.len() - 1)]
+    }
+
+    /// The lines in which `<obj, id>` can be.
+    #[inline]
+    fn chain(&self, obj: usize, id: u64) -> impl Iterator<Item = &Line> {
+        chain_from(self.first(obj, id))
+    }
+
+    /// Takes empty lines off the end of the chain that begins with `first`.
+    fn trim(&self, first: &Line) {
+        while let Some((before, last)) = chain_from(first).zip(chain_from(first).skip(1)).last() {
+            if !last.is_empty() {
+                return;
+            }
+            before.next.store(ptr::null_mut(), Ordering::Relaxed);
+            last.set_spare(self.spares.load(Ordering::Relaxed));
+            self.spares.store(ptr::from_ref(last).cast_mut(), Ordering::Relaxed);
+        }
+    }
+
+    /// An empty overflow line in no chain.
+    fn spare_line(&self) -> Result<&Line, OutOfMemory> {
+        let spare = self.spares.load(Ordering::Relaxed);
+        // SAFETY: by the invariant, null or an overflow line of this table; readers and the writer only ever share it.
+        if let Some(line) = unsafe { spare.as_ref() } {
+            self.spares.store(line.spare(), Ordering::Relaxed);
+            return Ok(line);
+        }
+        let line = Box::into_raw(try_box(Line::new())?).cast::<Line>();
+        // SAFETY: just allocated; from here on it belongs to the table, and goes with it.
+        Ok(unsafe { &*line })
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        let free = |line: *mut Line| {
+            // SAFETY: the overflow lines came out of a box in `spare_line`; each is in one chain or among the spares, and is
+            // met once. Nobody reads any more: the table is owned here.
+            drop(unsafe { Box::from_raw(line.cast::<[Line; 1]>()) });
+        };
+        for first in &self.lines {
+            let mut at = first.next.load(Ordering::Relaxed);
+            // SAFETY: by the invariant, null or an overflow line, not freed yet.
+            while let Some(line) = unsafe { at.as_ref() } {
+                let next = line.next.load(Ordering::Relaxed);
+                free(at);
+                at = next;
+            }
+        }
+        let mut at = self.spares.load(Ordering::Relaxed);
+        // SAFETY: as above.
+        while let Some(line) = unsafe { at.as_ref() } {
+            let next = line.spare();
+            free(at);
+            at = next;
+        }
+    }
+}
+
+/// `first` and the lines behind it.
+#[inline]
+fn chain_from(first: &Line) -> impl Iterator<Item = &Line> {
+    iter::successors(Some(first), |line| follow(&line.next))
+}
+
+/// The overflow line that `next` leads to.
+#[inline]
+fn follow(next: &AtomicPtr<Line>) -> Option<&Line> {
+    // ORDER(shadow): acquire; the partner is in `vacancy`.
+    // SAFETY: by `Table`'s invariant, null or an overflow line whose memory goes only with the table, which outlives the
+    // line whose `next` this is, or ends together with it.
+    unsafe { next.load(FIND).as_ref() }
+}
+
+/// Mixes the key: addresses are aligned and clustered, ids are small.
+#[inline]
+fn hash(obj: usize, id: u64) -> u64 {
+    // Odd numbers with about as many ones as zeros, without a pattern: digits of the golden ratio, and of the square root of 3.
+    const ID: u64 = 0x9e37_79b9_7f4a_7c15;
+    const MIX: u64 = 0xbb67_ae85_84ca_a73b;
+    let product = u128::from((obj as u64).wrapping_add(id.wrapping_mul(ID))) * u128::from(MIX);
+    // The high half depends on all bits of the key.
+    (product >> 64) as u64 ^ product as u64
+}
