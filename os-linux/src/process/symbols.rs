@@ -72,7 +72,7 @@ impl SymbolResolver for Symbols {
     fn describe(&self, addr: CodeAddr, out: &mut dyn fmt::Write) -> fmt::Result {
         let written = self.function(addr, |range, name, object| {
             let offset = addr.get() - range.start().get();
-            write!(out, "{name}+{offset:#x}/{:#x}", range.len())?;
+            write!(out, "{:#}+{offset:#x}/{:#x}", rustc_demangle::demangle(name), range.len())?;
             object.map_or(Ok(()), |object| write!(out, " [{object}]"))
         });
         match written {
