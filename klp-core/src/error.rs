@@ -50,6 +50,26 @@ pub enum PatchReason {
     BadNameLength,
     /// The object or function is listed twice.
     ListedTwice,
+    /// The state is listed twice.
+    StateTwice {
+        /// Its id.
+        id: u64,
+    },
+    /// It does not fit the states of an enabled patch.
+    IncompatibleStates {
+        /// The enabled patch.
+        with: Name,
+    },
+    /// It shares a function or state with an enabled patch of another replace set.
+    SharedWithOtherSet {
+        /// The enabled patch.
+        with: Name,
+    },
+    /// Its pre-patch callback said no.
+    Vetoed {
+        /// The Linux error number that it gave, negative.
+        errno: i32,
+    },
     /// No symbol has the function's name.
     SymbolNotFound,
     /// Several symbols have the function's name, and no position says which one is meant.
@@ -164,6 +184,9 @@ impl Error {
         const ENOMEM: i32 = 12;
         const EBUSY: i32 = 16;
         const EINVAL: i32 = 22;
+        if let Self::Patch(PatchError { reason: PatchReason::Vetoed { errno }, .. }) = self {
+            return *errno;
+        }
         -match self {
             Self::Patch(PatchError { reason: PatchReason::NewFunctionUnknown, .. }) => ENOENT,
             Self::Patch(PatchError { reason: PatchReason::EntryHeld { .. }, .. }) | Self::Busy { .. } => EBUSY,
@@ -267,6 +290,14 @@ impl fmt::Display for PatchReason {
             Self::NoFuncs => f.write_str("it has no functions"),
             Self::BadNameLength => f.write_str("its name is empty or too long"),
             Self::ListedTwice => f.write_str("it is listed twice"),
+            Self::StateTwice { id } => write!(f, "state {id} is listed twice"),
+            Self::IncompatibleStates { with } => {
+                write!(f, "its states do not fit those of the enabled patch '{with}'")
+            }
+            Self::SharedWithOtherSet { with } => {
+                write!(f, "it shares a function or state with the enabled patch '{with}' of another replace set")
+            }
+            Self::Vetoed { errno } => write!(f, "its pre-patch callback said no (error {errno})"),
             Self::SymbolNotFound => f.write_str("no symbol has that name"),
             Self::SymbolAmbiguous => f.write_str("several symbols have that name; say with sympos which one is meant"),
             Self::SymbolPositionNotFound { sympos } => {

@@ -81,6 +81,55 @@ pub enum Event<'a> {
         /// The object.
         object: &'a str,
     },
+    /// A pre-patch callback said no.
+    Vetoed {
+        /// The object.
+        object: &'a str,
+    },
+    /// The patch does not fit the states of enabled ones.
+    Incompatible {
+        /// The patch.
+        patch: &'a str,
+    },
+    /// An enabled patch is applied to an object that is coming.
+    Applying {
+        /// The patch.
+        patch: &'a str,
+        /// The object.
+        object: &'a str,
+    },
+    /// An enabled patch is taken back from an object that is going.
+    Reverting {
+        /// The patch.
+        patch: &'a str,
+        /// The object.
+        object: &'a str,
+    },
+    /// What the patch names was not found in the object that is coming.
+    FailedToInit {
+        /// The patch.
+        patch: &'a str,
+        /// The object.
+        object: &'a str,
+        /// The Linux error number, negative.
+        errno: i32,
+    },
+    /// The patch could not be applied to the object that is coming.
+    FailedToApply {
+        /// The patch.
+        patch: &'a str,
+        /// The object.
+        object: &'a str,
+        /// The Linux error number, negative.
+        errno: i32,
+    },
+    /// An object may not come because of a patch.
+    RefusingObject {
+        /// The patch.
+        patch: &'a str,
+        /// The object.
+        object: &'a str,
+    },
     /// The patch was not enabled.
     FailedToEnable {
         /// The patch.
@@ -145,6 +194,22 @@ pub enum Event<'a> {
         /// The patch.
         patch: &'a str,
     },
+    /// A constructor refused a shadow variable.
+    ShadowNotConstructed {
+        /// The object's address.
+        obj: usize,
+        /// The variable's id.
+        id: u64,
+        /// The constructor's answer.
+        errno: i32,
+    },
+    /// A shadow variable was to be made that exists.
+    ShadowDuplicate {
+        /// The object's address.
+        obj: usize,
+        /// The variable's id.
+        id: u64,
+    },
 }
 
 impl Event<'_> {
@@ -157,18 +222,30 @@ impl Event<'_> {
             | Self::Canceling { .. }
             | Self::Reversing { .. }
             | Self::NotSwitched { .. } => Level::Debug,
-            Self::Enabling { .. } | Self::Starting { .. } | Self::Complete { .. } | Self::Signaling => Level::Notice,
+            Self::Enabling { .. }
+            | Self::Starting { .. }
+            | Self::Complete { .. }
+            | Self::Applying { .. }
+            | Self::Reverting { .. }
+            | Self::Signaling => Level::Notice,
             Self::FailedToPatch { .. }
+            | Self::Vetoed { .. }
+            | Self::FailedToInit { .. }
+            | Self::FailedToApply { .. }
+            | Self::RefusingObject { .. }
             | Self::FailedToEnable { .. }
             | Self::FailedToDisable { .. }
             | Self::NotTried { .. }
             | Self::Forcing
-            | Self::NotSettled { .. } => Level::Warning,
-            Self::SymbolNotFound { .. }
+            | Self::NotSettled { .. }
+            | Self::ShadowDuplicate { .. } => Level::Warning,
+            Self::Incompatible { .. }
+            | Self::SymbolNotFound { .. }
             | Self::SymbolAmbiguous { .. }
             | Self::SymbolPositionNotFound { .. }
             | Self::NoLocation { .. }
-            | Self::NewSizeUnknown { .. } => Level::Error,
+            | Self::NewSizeUnknown { .. }
+            | Self::ShadowNotConstructed { .. } => Level::Error,
         }
     }
 }
@@ -195,6 +272,21 @@ impl fmt::Display for Event<'_> {
             Self::Canceling { patch } => write!(f, "'{patch}': canceling patching transition, going to unpatch"),
             Self::FailedToPatch { object } => write!(f, "failed to patch object '{object}'"),
             Self::FailedToEnable { patch } => write!(f, "failed to enable patch '{patch}'"),
+            Self::Vetoed { object } => write!(f, "pre-patch callback failed for object '{object}'"),
+            Self::Incompatible { patch } => {
+                write!(f, "Livepatch patch ({patch}) is not compatible with the already installed livepatches.")
+            }
+            Self::Applying { patch, object } => write!(f, "applying patch '{patch}' to loading module '{object}'"),
+            Self::Reverting { patch, object } => write!(f, "reverting patch '{patch}' on unloading module '{object}'"),
+            Self::FailedToInit { patch, object, errno } => {
+                write!(f, "failed to initialize patch '{patch}' for module '{object}' ({errno})")
+            }
+            Self::FailedToApply { patch, object, errno } => {
+                write!(f, "failed to apply patch '{patch}' to module '{object}' ({errno})")
+            }
+            Self::RefusingObject { patch, object } => {
+                write!(f, "patch '{patch}' failed for module '{object}', refusing to load module '{object}'")
+            }
             Self::FailedToDisable { patch } => write!(f, "failed to disable patch '{patch}'"),
             Self::NotTried { patch } => write!(f, "'{patch}': tasks could not be listed, trying again"),
             Self::SymbolNotFound { symbol } => write!(f, "symbol '{symbol}' not found in symbol table"),
@@ -219,6 +311,10 @@ impl fmt::Display for Event<'_> {
             Self::NotSettled { patch } => {
                 write!(f, "'{patch}': entry sites not settled, calls go through the handler for now")
             }
+            Self::ShadowNotConstructed { obj, id, errno } => {
+                write!(f, "Failed to construct shadow variable <{obj:016x}, {id:x}> ({errno})")
+            }
+            Self::ShadowDuplicate { obj, id } => write!(f, "Duplicate shadow variable <{obj:016x}, {id:x}>"),
         }
     }
 }

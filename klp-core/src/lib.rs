@@ -78,9 +78,12 @@ pub mod ops;
 pub mod port;
 #[allow(unsafe_code, reason = "writes to patch images")]
 pub mod relocs;
+#[allow(unsafe_code, reason = "lock-free table, memory of variables")]
+pub mod shadow;
 #[cfg(feature = "sim")]
 #[allow(unsafe_code, reason = "unsafe ports")]
 pub mod sim;
+pub mod state;
 pub mod sympos;
 mod sync;
 pub mod transition;

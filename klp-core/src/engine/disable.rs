@@ -1,6 +1,8 @@
 //! Disabling a patch, and turning a transition round (kernel: `__klp_disable_patch`, `klp_reverse_transition`).
 
-use super::{Engine, PatchId, Poll, Transition};
+use super::callbacks::Moment;
+use super::objects::Bound;
+use super::{Engine, Inner, PatchId, Poll, Transition};
 use crate::error::{ApiMisuse, Error};
 use crate::event::Event;
 use crate::ops::Synchronized;
@@ -19,41 +21,51 @@ impl<P: Platform> Engine<P> {
         let inner = &mut *inner;
         let index = inner.index_of(id)?;
         inner.check_idle()?;
-        let record = &mut inner.patches[index];
-        let bound = match &record.bound {
-            Some(bound) if record.enabled => bound,
-            _ => return Err(Error::ApiMisuse(ApiMisuse::NotEnabled)),
-        };
+        let record = &inner.patches[index];
+        if !record.enabled {
+            return Err(Error::ApiMisuse(ApiMisuse::NotEnabled));
+        }
+        let affected = record.affected()?;
         let patch = record.patch.name();
-        let affected = bound.affected(&record.patch)?;
         self.host.event(&Event::Initializing { patch, target: TaskState::Unpatched });
         let prepared = Prepared::init(&self.host, TaskState::Unpatched, affected).map_err(|error| {
             self.host.event(&Event::FailedToDisable { patch });
             error.into_error("initializing tasks", patch)
         })?;
-        bound.set_transition(true);
-        let started = match inner.sites.reroute(self.host.tracer(), bound.sites()) {
-            Err(error) => Err((prepared, error.into_error(patch))),
-            Ok(()) => prepared
-                .start(&self.host)
-                .map_err(|(prepared, error)| (prepared, Error::port("starting the transition", patch, &error))),
-        };
-        match started {
+        for bound in record.bounds() {
+            bound.set_transition(true);
+        }
+        match inner.sites.reroute(self.host.tracer(), record.bounds().flat_map(Bound::sites)) {
+            Ok(()) => {}
+            Err(error) => {
+                let error = error.into_error(patch);
+                inner.stay_enabled(&self.host, index, prepared);
+                return Err(error);
+            }
+        }
+        for object in 0..record.objects.len() {
+            if inner.patches[index].objects[object].bound.is_some() {
+                inner.callback(index, object, Moment::PreUnpatch);
+            }
+        }
+        match prepared.start(&self.host) {
             Ok(running) => {
+                let record = &mut inner.patches[index];
+                let patch = record.patch.name();
                 self.host.event(&Event::Starting { patch, target: TaskState::Unpatched });
                 record.enabled = false;
                 inner.transition = Some(Transition { patch: id, running, pending: 0 });
                 Ok(inner.poll(&self.host))
             }
             Err((prepared, error)) => {
-                self.host.event(&Event::FailedToDisable { patch });
-                bound.set_transition(false);
-                if inner.sites.reroute(self.host.tracer(), bound.sites()).is_err() {
-                    inner.sites.leave_unsettled();
-                    self.host.event(&Event::NotSettled { patch });
+                let error = Error::port("starting the transition", inner.patches[index].patch.name(), &error);
+                inner.stay_enabled(&self.host, index, prepared);
+                // The objects stay patched, so what `pre_unpatch` took down is set up again.
+                for object in 0..inner.patches[index].objects.len() {
+                    if inner.patches[index].objects[object].bound.is_some() {
+                        inner.callback(index, object, Moment::PostPatch);
+                    }
                 }
-                let _: Synchronized = Synchronized::with(self.host.tracer());
-                prepared.cancel(&self.host);
                 Err(error)
             }
         }
@@ -89,5 +101,24 @@ impl<P: Platform> Engine<P> {
                 Err(error)
             }
         }
+    }
+}
+
+impl<P: Platform> Inner<P> {
+    /// Takes back the beginning of a transition that was to disable a patch.
+    fn stay_enabled(&mut self, host: &P, index: usize, prepared: Prepared) {
+        let record = &self.patches[index];
+        let patch = record.patch.name();
+        host.event(&Event::FailedToDisable { patch });
+        for bound in record.bounds() {
+            bound.set_transition(false);
+        }
+        if self.sites.reroute(host.tracer(), record.bounds().flat_map(Bound::sites)).is_err() {
+            // The handler answers as the sites would: it is only slower.
+            self.sites.leave_unsettled();
+            host.event(&Event::NotSettled { patch });
+        }
+        let _: Synchronized = Synchronized::with(host.tracer());
+        prepared.cancel(host);
     }
 }

@@ -2,10 +2,13 @@
 //!
 //! The host calls [`Engine::poll`] from time to time while a transition runs; the engine never sleeps and owns no thread.
 
+mod callbacks;
+mod coming;
 mod disable;
 mod enable;
 mod objects;
 mod poll;
+mod replace;
 mod sites;
 mod status;
 
@@ -13,14 +16,15 @@ pub use poll::Poll;
 pub use status::PatchStatus;
 
 use crate::error::{ApiMisuse, Error};
-use crate::mem::try_vec;
+use crate::mem::{OutOfMemory, try_vec};
 use crate::model::Patch;
+use crate::ops::Synchronized;
 use crate::port::Platform;
 use crate::relocs;
-use crate::transition::Running;
+use crate::transition::{Affected, Running};
 use alloc::vec::Vec;
 use lock_api::{Mutex, RawMutex};
-use objects::Bound;
+use objects::{Bound, ObjectState};
 use sites::Sites;
 
 /// A patch that the engine knows.
@@ -68,14 +72,14 @@ struct Transition {
 struct Record<P: Platform> {
     id: PatchId,
     patch: Patch,
-    /// Set while the patch is on function stacks: enabled, or on its way there or back.
-    bound: Option<Bound<P>>,
+    /// One for each object of the patch.
+    objects: Vec<ObjectState<P>>,
+    /// While it takes the place of others: their functions that it does not have, going back to the original.
+    nops: Vec<Bound<P>>,
     /// Whether it is enabled, or will be when its transition ends (kernel: `patch->enabled`).
     enabled: bool,
     /// A forced transition left tasks inside it (kernel: `patch->forced`).
     forced: bool,
-    /// For each object, whether its livepatch relocations are applied.
-    relocated: Vec<bool>,
 }
 
 impl<P: Platform> Engine<P> {
@@ -101,13 +105,13 @@ impl<P: Platform> Engine<P> {
         if inner.patches.iter().any(|record| record.patch.name() == patch.name()) {
             return Err(Refused { patch, error: Error::ApiMisuse(ApiMisuse::NameTaken) });
         }
-        let (Ok(mut relocated), Ok(())) = (try_vec(patch.objects().len()), inner.patches.try_reserve(1)) else {
+        let (Ok(mut objects), Ok(())) = (try_vec(patch.objects().len()), inner.patches.try_reserve(1)) else {
             return Err(Refused { patch, error: Error::OutOfMemory });
         };
-        relocated.resize(patch.objects().len(), false);
+        objects.resize_with(patch.objects().len(), ObjectState::new);
         let id = PatchId(inner.next_id);
         inner.next_id += 1;
-        inner.patches.push(Record { id, patch, bound: None, enabled: false, forced: false, relocated });
+        inner.patches.push(Record { id, patch, objects, nops: Vec::new(), enabled: false, forced: false });
         Ok(id)
     }
 
@@ -131,11 +135,11 @@ impl<P: Platform> Engine<P> {
         if record.enabled {
             return Err(Error::ApiMisuse(ApiMisuse::AlreadyEnabled));
         }
-        let Record { patch, relocated, .. } = &mut inner.patches[index];
-        for (object, done) in patch.objects().iter().zip(relocated).filter(|(_, done)| **done) {
+        let Record { patch, objects, .. } = &mut inner.patches[index];
+        for (object, state) in patch.objects().iter().zip(objects).filter(|(_, state)| state.relocated) {
             // SAFETY: the patch is disabled and was not forced: no task executes its code.
             unsafe { relocs::clear(&self.host, patch.name(), object) }?;
-            *done = false;
+            state.relocated = false;
         }
         Ok(inner.patches.remove(index).patch)
     }
@@ -150,6 +154,31 @@ impl<P: Platform> Engine<P> {
     /// call waits until the guard is dropped.
     pub fn freeze(&self) -> impl Drop + '_ {
         self.inner.lock()
+    }
+}
+
+impl<P: Platform> Record<P> {
+    /// Everything of it that is on function stacks, or about to be.
+    fn bounds(&self) -> impl Iterator<Item = &Bound<P>> {
+        self.objects.iter().filter_map(|object| object.bound.as_ref()).chain(&self.nops)
+    }
+
+    fn bounds_mut(&mut self) -> impl Iterator<Item = &mut Bound<P>> {
+        self.objects.iter_mut().filter_map(|object| object.bound.as_mut()).chain(&mut self.nops)
+    }
+
+    /// The code of both sides of a transition of this patch.
+    fn affected(&self) -> Result<Affected, OutOfMemory> {
+        let mut affected = Affected::default().with_code(self.patch.code());
+        self.bounds().try_for_each(|bound| bound.add_affected(&mut affected))?;
+        Ok(affected.sorted())
+    }
+
+    /// Takes out all that was on function stacks and is not any more, to be freed.
+    fn take_bounds(&mut self, proof: &Synchronized) {
+        for bound in self.objects.iter_mut().filter_map(|object| object.bound.take()).chain(self.nops.drain(..)) {
+            bound.free(proof);
+        }
     }
 }
 

@@ -12,8 +12,26 @@ use crate::relocs;
 use crate::sympos;
 use crate::transition::{Affected, AffectedFunc};
 use alloc::vec::Vec;
+use core::ptr;
 
-/// A patch bound to the objects that are loaded.
+/// One object of a patch, as the engine keeps it (kernel: the internal part of `struct klp_object`).
+#[derive(Debug)]
+pub(super) struct ObjectState<P: Platform> {
+    /// Set while its functions are on stacks (kernel: `obj->patched`).
+    pub(super) bound: Option<Bound<P>>,
+    /// Its livepatch relocations are applied.
+    pub(super) relocated: bool,
+    /// `pre_patch` ran, so `post_unpatch` is due (kernel: `post_unpatch_enabled`).
+    pub(super) post_unpatch_due: bool,
+}
+
+impl<P: Platform> ObjectState<P> {
+    pub(super) fn new() -> Self {
+        Self { bound: None, relocated: false, post_unpatch_due: false }
+    }
+}
+
+/// Functions, bound to what is loaded: those of one object of a patch, or ones that go back to the original.
 #[derive(Debug)]
 pub(super) struct Bound<P: Platform> {
     funcs: Vec<BoundFunc<P>>,
@@ -32,44 +50,62 @@ struct BoundFunc<P: Platform> {
 }
 
 impl<P: Platform> Bound<P> {
-    /// Finds everything that `patch` names, and completes its code for the objects that are loaded; `relocated` remembers for
-    /// which this was done. Nothing outside the patch is changed.
+    /// Finds everything that object number `index` of `patch` names, and completes the patch's code for it unless `relocated` says
+    /// that this was done. Nothing outside the patch is changed.
     #[allow(unsafe_code, reason = "relocations of the patch's own code")]
-    pub(super) fn new(host: &P, sites: &mut Sites<P>, patch: &Patch, relocated: &mut [bool]) -> Result<Self, Error> {
-        let loaded = |object: &&Object| host.symbols().is_loaded(object.name());
-        let count = patch.objects().iter().filter(loaded).map(|object| object.funcs().len()).sum();
-        let mut funcs = try_vec(count)?;
-        let mut ranges = try_vec(count)?;
-        for (object_index, object) in (0u32..).zip(patch.objects()).filter(|(_, object)| loaded(object)) {
-            for (func_index, func) in (0u32..).zip(object.funcs()) {
-                let finder = Finder { host, patch, object, func };
-                let old = finder.old()?;
-                let site = finder.site(old)?;
-                ranges.push(finder.replacement()?);
-                funcs.push(BoundFunc {
-                    at: AffectedFunc { object: object_index, func: func_index },
-                    site,
-                    ops: sites.ops(host.tracer(), site)?,
-                    old,
-                    cold: finder.cold()?,
-                });
-            }
+    pub(super) fn new(
+        host: &P,
+        sites: &mut Sites<P>,
+        patch: &Patch,
+        index: usize,
+        relocated: &mut bool,
+    ) -> Result<Self, Error> {
+        let object = patch.objects().get(index).ok_or(Error::Bug("an object that the patch does not have"))?;
+        let mut funcs = try_vec(object.funcs().len())?;
+        let mut ranges = try_vec(object.funcs().len())?;
+        for (number, func) in (0u32..).zip(object.funcs()) {
+            let finder = Finder { host, patch, object, func };
+            let old = finder.old()?;
+            let site = finder.site(old)?;
+            ranges.push(finder.replacement()?);
+            #[allow(clippy::cast_possible_truncation, reason = "patches have fewer than 2^32 objects")]
+            let at = AffectedFunc { object: index as u32, func: number };
+            funcs.push(BoundFunc { at, site, ops: sites.ops(host.tracer(), site)?, old, cold: finder.cold()? });
         }
         Self::check_distinct(patch, &funcs)?;
         let nodes = Nodes::new(ranges.into_iter())?;
-        for (object, done) in patch.objects().iter().zip(relocated).filter(|(object, done)| loaded(object) && !**done) {
-            // SAFETY: no function of the patch is on a stack of functions, so no task executes its code; `relocated` says
-            // that this is the first time.
+        if !*relocated {
+            // SAFETY: no function of the patch for this object is on a stack of functions, so no task executes code of it that
+            // refers to the object; `relocated` says that this is the first time.
             unsafe { relocs::apply(host, patch.name(), object) }?;
-            *done = true;
+            *relocated = true;
         }
         Ok(Self { funcs, nodes })
+    }
+
+    /// Functions of `old` that `new` does not have, going back to the original (kernel: `klp_add_nops`).
+    pub(super) fn nops<'a>(old: impl Iterator<Item = &'a Self>, new: &FuncSet) -> Result<Self, OutOfMemory>
+    where
+        P: 'a,
+    {
+        let mut funcs: Vec<BoundFunc<P>> = Vec::new();
+        for func in old.flat_map(|bound| &bound.funcs).filter(|func| !new.contains(func.ops)) {
+            let mut cold = try_vec(func.cold.len())?;
+            cold.extend_from_slice(&func.cold);
+            let at = AffectedFunc::NOP;
+            try_push(&mut funcs, BoundFunc { at, site: func.site, ops: func.ops, old: func.old, cold })?;
+        }
+        funcs.sort_unstable_by_key(|func| ptr::from_ref(func.ops).addr());
+        funcs.dedup_by_key(|func| ptr::from_ref(func.ops).addr());
+        let mut ranges = try_vec(funcs.len())?;
+        ranges.extend(funcs.iter().map(|func| func.old));
+        Ok(Self { funcs, nodes: Nodes::nops(ranges.into_iter())? })
     }
 
     /// Two names for one function would put two nodes of the patch on one stack.
     fn check_distinct(patch: &Patch, funcs: &[BoundFunc<P>]) -> Result<(), Error> {
         let mut sorted = try_vec(funcs.len())?;
-        sorted.extend(funcs.iter().map(|func| (core::ptr::from_ref(func.ops).addr(), func.at)));
+        sorted.extend(funcs.iter().map(|func| (ptr::from_ref(func.ops).addr(), func.at)));
         sorted.sort_unstable_by_key(|(ops, _)| *ops);
         match sorted.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             None => Ok(()),
@@ -111,32 +147,73 @@ impl<P: Platform> Bound<P> {
         self.nodes.free(proof);
     }
 
-    /// The code of both sides of a transition of this patch, which is on the stacks, or will be on top of them.
-    pub(super) fn affected(&self, patch: &Patch) -> Result<Affected, OutOfMemory> {
-        let mut affected = Affected::default().with_code(patch.code());
+    /// Adds the code of both sides of a transition of these functions, which are on the stacks, or will be on top of them.
+    pub(super) fn add_affected(&self, affected: &mut Affected) -> Result<(), OutOfMemory> {
         for (func, node) in self.funcs.iter().zip(&self.nodes) {
-            affected.add(TaskState::Patched, node.range(), func.at)?;
-            match func.previous(node) {
-                Some(previous) => affected.add(TaskState::Unpatched, previous.range(), func.at)?,
-                None => {
-                    affected.add(TaskState::Unpatched, func.old, func.at)?;
-                    for cold in &func.cold {
-                        affected.add(TaskState::Unpatched, *cold, func.at)?;
-                    }
-                }
-            }
+            let new = node.target().map(|_| node.range());
+            let previous = func.previous(node);
+            func.add_affected(affected, TaskState::Patched, new)?;
+            func.add_affected(
+                affected,
+                TaskState::Unpatched,
+                previous.and_then(|node| node.target().map(|_| node.range())),
+            )?;
         }
-        Ok(affected.sorted())
+        Ok(())
+    }
+
+    /// Whether there is no function.
+    pub(super) fn is_empty(&self) -> bool {
+        self.funcs.is_empty()
+    }
+
+    /// Whether one of the functions is in `set`.
+    pub(super) fn shares_function_with(&self, set: &FuncSet) -> bool {
+        self.funcs.iter().any(|func| set.contains(func.ops))
+    }
+}
+
+/// Functions, by their ops. Sorted.
+#[derive(Debug)]
+pub(super) struct FuncSet(Vec<usize>);
+
+impl FuncSet {
+    pub(super) fn new<'a, P: Platform>(bounds: impl Iterator<Item = &'a Bound<P>>) -> Result<Self, OutOfMemory> {
+        let mut set = Vec::new();
+        for bound in bounds {
+            set.try_reserve(bound.funcs.len())?;
+            set.extend(bound.funcs.iter().map(|func| ptr::from_ref(func.ops).addr()));
+        }
+        set.sort_unstable();
+        Ok(Self(set))
+    }
+
+    fn contains(&self, ops: &'static Ops) -> bool {
+        self.0.binary_search(&ptr::from_ref(ops).addr()).is_ok()
     }
 }
 
 impl<P: Platform> BoundFunc<P> {
+    /// Adds the code of `replacement`, or of the original, to one side.
+    fn add_affected(
+        &self,
+        affected: &mut Affected,
+        side: TaskState,
+        replacement: Option<TextRange>,
+    ) -> Result<(), OutOfMemory> {
+        if let Some(range) = replacement {
+            return affected.add(side, range, self.at);
+        }
+        affected.add(side, self.old, self.at)?;
+        self.cold.iter().try_for_each(|cold| affected.add(side, *cold, self.at))
+    }
+
     /// The replacement that runs where this one does not: the one below, or the present top if this is not on the stack yet.
     fn previous<'a>(&'a self, node: &'a FuncNode) -> Option<&'a FuncNode> {
         let stack = self.ops.stack();
         let mut at = stack.top();
         while let Some(other) = at {
-            if core::ptr::eq(other, node) {
+            if ptr::eq(other, node) {
                 return stack.below(other);
             }
             at = stack.below(other);
@@ -149,6 +226,9 @@ impl<P: Platform> BoundFunc<P> {
 pub(super) fn names(patch: &Patch, at: AffectedFunc) -> (&str, &str) {
     if at == AffectedFunc::OTHER {
         return (patch.name(), "(other code of the patch)");
+    }
+    if at == AffectedFunc::NOP {
+        return (patch.name(), "(a function that goes back to the original)");
     }
     let object = patch.objects().get(at.object as usize);
     let func = object.and_then(|object| object.funcs().get(at.func as usize));

@@ -1,6 +1,8 @@
 //! Bringing a transition on, and to its end (kernel: `klp_transition_work_fn`, `klp_complete_transition`).
 
-use super::objects::names;
+use super::callbacks::Moment;
+use super::objects::{Bound, names};
+use super::replace::gives_way;
 use super::{Engine, Inner, PatchId, Transition};
 use crate::error::{ApiMisuse, Error};
 use crate::event::{Event, Obstacle};
@@ -62,7 +64,11 @@ impl<P: Platform> Engine<P> {
         };
         self.host.event(&Event::Forcing);
         // Tasks may stay inside the functions of a patch that goes away (kernel: `patch->forced`).
-        inner.patches[index].forced |= transition.running.target() == TaskState::Unpatched;
+        let patching = transition.running.target() == TaskState::Patched;
+        for other in 0..inner.patches.len() {
+            let goes = if patching { gives_way(&inner.patches, other, index) } else { other == index };
+            inner.patches[other].forced |= goes;
+        }
         let switched = transition.running.force(&self.host);
         Ok(inner.complete(&self.host, id, switched))
     }
@@ -119,44 +125,70 @@ impl<P: Platform> Inner<P> {
         let target = switched.target();
         let enabled = target == TaskState::Patched;
         let complete = Poll::Complete { patch: id, enabled };
-        let Some(record) = self.patches.iter_mut().find(|record| record.id == id) else { return complete };
-        let patch = record.patch.name();
-        host.event(&Event::Completing { patch, target });
-        if let Some(mut bound) = record.bound.take() {
-            if enabled {
-                bound.set_transition(false);
-            } else {
-                bound.remove();
+        let Ok(index) = self.index_of(id) else { return complete };
+        host.event(&Event::Completing { patch: self.patches[index].patch.name(), target });
+        if enabled {
+            self.patches[index].bounds().for_each(|bound| bound.set_transition(false));
+            for old in 0..self.patches.len() {
+                if gives_way(&self.patches, old, index) {
+                    self.patches[old].bounds_mut().for_each(Bound::remove);
+                }
             }
-            if self.sites.reroute(host.tracer(), bound.sites()).is_err() {
-                // The handler chooses as the sites would: it is only slower.
-                self.sites.leave_unsettled();
-                host.event(&Event::NotSettled { patch });
-            }
-            // No handler may still believe that the func is in transition when tasks become idle, nor see a removed node
-            // when its memory goes.
-            let proof = Synchronized::with(host.tracer());
-            switched.finish(host, &proof);
-            if enabled {
-                record.bound = Some(bound);
-            } else {
-                bound.free(&proof);
-            }
+            self.patches[index].nops.iter_mut().for_each(Bound::remove);
         } else {
-            switched.finish(host, &Synchronized::with(host.tracer()));
+            self.patches[index].bounds_mut().for_each(Bound::remove);
         }
-        host.event(&Event::Complete { patch, target });
-        if !enabled {
-            self.move_behind_enabled(id);
+        let patches = &self.patches;
+        let touched =
+            (0..patches.len()).filter(|other| *other == index || enabled && gives_way(patches, *other, index));
+        let sites = touched.flat_map(|other| patches[other].bounds().flat_map(Bound::sites));
+        if self.sites.reroute(host.tracer(), sites).is_err() {
+            // The handler chooses as the sites would: it is only slower.
+            self.sites.leave_unsettled();
+            host.event(&Event::NotSettled { patch: self.patches[index].patch.name() });
         }
+        // No handler may still believe that the func is in transition when tasks become idle, nor see a removed node when
+        // its memory goes.
+        let proof = Synchronized::with(host.tracer());
+        switched.finish(host, &proof);
+        let moment = if enabled { Moment::PostPatch } else { Moment::PostUnpatch };
+        let loaded = |inner: &Self, object: usize| inner.patches[index].objects[object].bound.is_some();
+        for object in 0..self.patches[index].objects.len() {
+            if loaded(self, object) {
+                self.callback(index, object, moment);
+            }
+        }
+        host.event(&Event::Complete { patch: self.patches[index].patch.name(), target });
+        self.clean_up(index, enabled, &proof);
         complete
     }
 
-    /// Enabled patches come first; this one is not enabled any more.
-    fn move_behind_enabled(&mut self, id: PatchId) {
-        if let Some(index) = self.patches.iter().position(|record| record.id == id) {
-            let behind = self.patches[index..].iter().rposition(|record| record.enabled).unwrap_or(0);
-            self.patches[index..=index + behind].rotate_left(1);
+    /// Frees what is on no stack any more, and puts patches that are not enabled any more behind those that are.
+    fn clean_up(&mut self, index: usize, enabled: bool, proof: &Synchronized) {
+        if !enabled {
+            self.patches[index].take_bounds(proof);
+            self.move_behind_enabled(index);
+            return;
         }
+        self.patches[index].nops.drain(..).for_each(|nops| nops.free(proof));
+        let id = self.patches[index].id;
+        // From behind, so that those that move do not change the places of those that are looked at.
+        for old in (0..self.patches.len()).rev() {
+            let Ok(new) = self.index_of(id) else { return };
+            if gives_way(&self.patches, old, new) {
+                let record = &mut self.patches[old];
+                record.enabled = false;
+                record.take_bounds(proof);
+                // Only the new patch's callbacks are called.
+                record.objects.iter_mut().for_each(|object| object.post_unpatch_due = false);
+                self.move_behind_enabled(old);
+            }
+        }
+    }
+
+    /// Enabled patches come first; this one is not enabled any more.
+    fn move_behind_enabled(&mut self, index: usize) {
+        let behind = self.patches[index..].iter().rposition(|record| record.enabled).unwrap_or(0);
+        self.patches[index..=index + behind].rotate_left(1);
     }
 }

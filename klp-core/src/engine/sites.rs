@@ -71,6 +71,16 @@ impl<P: Platform> Sites<P> {
         Ok(())
     }
 
+    /// Forgets those of `sites`, whose code goes away, that no patch is on any more.
+    pub(super) fn forget_unused(&mut self, tracer: &P::Tracer, sites: impl Iterator<Item = SiteOf<P>>) {
+        for site in sites {
+            if self.by_site.get(&site).is_some_and(|routed| routed.ops.stack().top().is_none()) {
+                self.by_site.remove(&site);
+                tracer.forget(site);
+            }
+        }
+    }
+
     /// Notes that a site goes through the handler longer than it need.
     pub(super) fn leave_unsettled(&mut self) {
         self.unsettled = true;
@@ -96,7 +106,7 @@ fn wanted(ops: &'static Ops) -> Route {
     match ops.stack().top() {
         None => Route::Original,
         Some(top) if top.in_transition() => Route::Handler(ops.arg()),
-        Some(top) => Route::Direct(top.range().start()),
+        Some(top) => top.target().map_or(Route::Original, Route::Direct),
     }
 }
 

@@ -1,19 +1,22 @@
 //! The functions of one object (kernel: `struct klp_object`).
 
+use super::callbacks::Callbacks;
 use super::func::Func;
 use crate::mem::{Name, OutOfMemory, try_push};
 use crate::relocs::Reloc;
+use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::fmt;
 
 /// The name of the base image: the kernel itself, the executable of a process.
 pub const VMLINUX: &str = "vmlinux";
 
 /// An object of the target, and what of it is replaced.
-#[derive(Debug, PartialEq, Eq)]
 pub struct Object {
     name: Name,
     funcs: Vec<Func>,
     relocs: Vec<Reloc>,
+    callbacks: Option<Box<dyn Callbacks>>,
 }
 
 impl Object {
@@ -32,7 +35,7 @@ impl Object {
     ///
     /// [`OutOfMemory`].
     pub fn module(name: &str) -> Result<Self, OutOfMemory> {
-        Ok(Self { name: Name::new(name)?, funcs: Vec::new(), relocs: Vec::new() })
+        Ok(Self { name: Name::new(name)?, funcs: Vec::new(), relocs: Vec::new(), callbacks: None })
     }
 
     /// Adds a function.
@@ -57,6 +60,13 @@ impl Object {
         Ok(self)
     }
 
+    /// Sets what is to happen around patching and unpatching.
+    #[must_use]
+    pub fn with_callbacks(mut self, callbacks: Box<dyn Callbacks>) -> Self {
+        self.callbacks = Some(callbacks);
+        self
+    }
+
     /// Sets the livepatch relocations that wait for this object.
     #[must_use]
     pub fn with_relocs(mut self, relocs: Vec<Reloc>) -> Self {
@@ -76,9 +86,26 @@ impl Object {
         &self.funcs
     }
 
+    /// What is to happen around patching and unpatching.
+    #[must_use]
+    pub fn callbacks(&self) -> Option<&dyn Callbacks> {
+        self.callbacks.as_deref()
+    }
+
     /// The livepatch relocations that wait for this object.
     #[must_use]
     pub fn relocs(&self) -> &[Reloc] {
         &self.relocs
+    }
+}
+
+impl fmt::Debug for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Object")
+            .field("name", &self.name)
+            .field("funcs", &self.funcs)
+            .field("relocs", &self.relocs)
+            .field("callbacks", &self.callbacks.is_some())
+            .finish()
     }
 }

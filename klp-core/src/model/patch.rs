@@ -5,6 +5,7 @@ use crate::addr::TextRange;
 use crate::config::{OBJECT_NAME_LEN, SYMBOL_NAME_LEN};
 use crate::error::{Error, PatchReason};
 use crate::mem::{Name, try_push, try_vec};
+use crate::state::State;
 use alloc::vec::Vec;
 
 /// A set of functions to be replaced together.
@@ -13,18 +14,34 @@ use alloc::vec::Vec;
 ///
 /// At least one object; each object is named once, has at least one function, and each function is listed once; names have
 /// the lengths of [`crate::config`].
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Patch {
     name: Name,
     objects: Vec<Object>,
     code: Option<TextRange>,
+    replace: Replace,
+    states: Vec<State>,
+}
+
+/// Which enabled patches a patch takes the place of (kernel: `patch->replace`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Replace {
+    /// None: it goes on top of them.
+    #[default]
+    None,
+    /// All.
+    All,
+    /// Those of the same set. Patches of different sets must not share functions or states. Linux does not have this.
+    Set(u32),
 }
 
 impl Patch {
     /// Begins a patch called `name`.
     pub fn builder(name: &str) -> PatchBuilder {
         PatchBuilder {
-            patch: Name::new(name).map(|name| Self { name, objects: Vec::new(), code: None }).map_err(Error::from),
+            patch: Name::new(name)
+                .map(|name| Self { name, objects: Vec::new(), code: None, replace: Replace::None, states: Vec::new() })
+                .map_err(Error::from),
         }
     }
 
@@ -40,6 +57,34 @@ impl Patch {
         &self.objects
     }
 
+    /// Which enabled patches it takes the place of.
+    #[must_use]
+    pub fn replace(&self) -> Replace {
+        self.replace
+    }
+
+    /// Whether it takes the place of `old` if that is enabled.
+    #[must_use]
+    pub fn replaces(&self, old: &Self) -> bool {
+        match self.replace {
+            Replace::None => false,
+            Replace::All => true,
+            Replace::Set(set) => old.replace == Replace::Set(set),
+        }
+    }
+
+    /// The states that it changes.
+    #[must_use]
+    pub fn states(&self) -> &[State] {
+        &self.states
+    }
+
+    /// Its state `id`.
+    #[must_use]
+    pub fn state(&self, id: u64) -> Option<&State> {
+        self.states.iter().find(|state| state.id() == id)
+    }
+
     /// All code of the patch, if it was given: what the new functions call in it, too.
     #[must_use]
     pub fn code(&self) -> Option<TextRange> {
@@ -51,6 +96,11 @@ impl Patch {
             |object: Option<&str>, func: Option<&str>, reason| Err(Error::patch(&self.name, object, func, reason));
         if !(1..=OBJECT_NAME_LEN).contains(&self.name.len()) {
             return refuse(None, None, PatchReason::BadNameLength);
+        }
+        for (index, state) in self.states.iter().enumerate() {
+            if self.states[..index].iter().any(|other| other.id() == state.id()) {
+                return refuse(None, None, PatchReason::StateTwice { id: state.id() });
+            }
         }
         if self.objects.is_empty() {
             return refuse(None, None, PatchReason::NoObjects);
@@ -98,6 +148,24 @@ impl PatchBuilder {
                 object.map_err(Into::into).and_then(|object| try_push(&mut patch.objects, object).map_err(Error::from));
             if let Err(error) = added {
                 self.patch = Err(error);
+            }
+        }
+        self
+    }
+
+    /// Sets which enabled patches it takes the place of; [`Replace::None`] if this is not called.
+    pub fn replace(mut self, replace: Replace) -> Self {
+        if let Ok(patch) = &mut self.patch {
+            patch.replace = replace;
+        }
+        self
+    }
+
+    /// Adds a state that its callbacks change.
+    pub fn state(mut self, state: State) -> Self {
+        if let Ok(patch) = &mut self.patch {
+            if let Err(error) = try_push(&mut patch.states, state) {
+                self.patch = Err(error.into());
             }
         }
         self

@@ -17,25 +17,45 @@ use core::ptr::{self, NonNull};
 pub struct FuncNode {
     next: AtomicPtr<FuncNode>,
     transition: AtomicBool,
-    /// The new function.
-    range: WrittenOnce<TextRange>,
+    code: WrittenOnce<Code>,
+}
+
+/// The code that runs when a node is chosen.
+#[derive(Clone, Copy, Debug)]
+struct Code {
+    range: TextRange,
+    /// It is the original (kernel: `nop`).
+    original: bool,
 }
 
 impl FuncNode {
     /// A replacement by the function in `range`.
     #[must_use]
     pub fn new(range: TextRange) -> Self {
-        Self {
-            next: AtomicPtr::new(ptr::null_mut()),
-            transition: AtomicBool::new(false),
-            range: WrittenOnce::new(range),
-        }
+        Self::with_code(Code { range, original: false })
     }
 
-    /// The new function.
+    /// A replacement by the original, which is in `range` (kernel: `nop`).
+    #[must_use]
+    pub fn nop(range: TextRange) -> Self {
+        Self::with_code(Code { range, original: true })
+    }
+
+    fn with_code(code: Code) -> Self {
+        Self { next: AtomicPtr::new(ptr::null_mut()), transition: AtomicBool::new(false), code: WrittenOnce::new(code) }
+    }
+
+    /// The code that runs when this node is chosen.
     #[must_use]
     pub fn range(&self) -> TextRange {
-        self.range.get()
+        self.code.get().range
+    }
+
+    /// Where a call goes when this node is chosen; `None`: to the original.
+    #[must_use]
+    pub fn target(&self) -> Option<CodeAddr> {
+        let code = self.code.get();
+        (!code.original).then_some(code.range.start())
     }
 
     /// Whether the state of the calling task decides between this node and the one below (kernel: `func->transition`).
@@ -88,8 +108,21 @@ impl Nodes {
     ///
     /// [`OutOfMemory`].
     pub fn new(ranges: impl ExactSizeIterator<Item = TextRange>) -> Result<Self, OutOfMemory> {
-        let mut nodes = try_vec(ranges.len())?;
-        nodes.extend(ranges.map(FuncNode::new));
+        Self::from_nodes(ranges.map(FuncNode::new))
+    }
+
+    /// Nodes that lead back to the originals in `ranges`.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`].
+    pub fn nops(ranges: impl ExactSizeIterator<Item = TextRange>) -> Result<Self, OutOfMemory> {
+        Self::from_nodes(ranges.map(FuncNode::nop))
+    }
+
+    fn from_nodes(all: impl ExactSizeIterator<Item = FuncNode>) -> Result<Self, OutOfMemory> {
+        let mut nodes = try_vec(all.len())?;
+        nodes.extend(all);
         let nodes = NonNull::from(Box::leak(nodes.into_boxed_slice()));
         Ok(Self { nodes, linked: 0, published: false })
     }
@@ -203,9 +236,9 @@ impl FuncStack {
         let top = follow(&self.head, STACK_READ)?;
         // ORDER(transition): acquire; the partner is the write in `set_transition`. The task's state is read after it.
         if top.transition.load(TRANSITION_READ) && state() == TaskState::Unpatched {
-            return Some(follow(&top.next, STACK_READ)?.range().start());
+            return follow(&top.next, STACK_READ)?.target();
         }
-        Some(top.range().start())
+        top.target()
     }
 }
 

@@ -338,6 +338,11 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
         self.rewrite(&mut state, plans)
     }
 
+    fn forget(&self, site: EntrySite) {
+        // The token stays taken: the thunk of an old site may be on a task's way until the end.
+        self.state.lock().by_addr.retain(|_, known| *known != site);
+    }
+
     fn synchronize(&self) {
         self.host.synchronize();
     }

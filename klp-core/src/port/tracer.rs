@@ -76,6 +76,10 @@ pub unsafe trait Tracer: Sync {
     /// Every site leads where it led before.
     fn route(&self, batch: &[Routing<Self::Site>]) -> Result<(), Self::Error>;
 
+    /// Forgets a site: the code around it goes away, and other code may come to the same place. The site was routed to
+    /// [`Route::Original`], unless that failed.
+    fn forget(&self, site: Self::Site);
+
     /// Waits until every run of the handler that began before this call has ended (kernel: `klp_synchronize_transition`).
     fn synchronize(&self);
 }

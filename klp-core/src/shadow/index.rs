@@ -77,7 +77,8 @@ impl Index {
 
 impl Drop for Index {
     fn drop(&mut self) {
-        free_all_from(self.current.load(Ordering::Relaxed));
+        // SAFETY: by the invariant these are boxed tables; the index is owned here, so nobody reads in them.
+        unsafe { free_from(self.current.load(Ordering::Relaxed)) };
     }
 }
 
@@ -97,15 +98,20 @@ impl Retired {
     ///
     /// Every lookup that began before this value was made has ended (kernel: `synchronize_rcu`, if lookups are RCU read sections).
     pub unsafe fn free(self) {
-        free_all_from(self.newest.load(Ordering::Relaxed));
+        // SAFETY: `retire` took these tables from the index; by the caller's promise nobody is in them any more.
+        unsafe { free_from(self.newest.load(Ordering::Relaxed)) };
     }
 }
 
-/// Frees the tables that `newest` leads to; the caller owns them all.
-fn free_all_from(newest: *mut Table) {
+/// Frees `newest` and the tables that it leads to.
+///
+/// # Safety
+///
+/// `newest` is null or leads to a table that [`Index::grow`] put into a box; the caller owns it and those behind it.
+unsafe fn free_from(newest: *mut Table) {
     let mut at = newest;
     while !at.is_null() {
-        // SAFETY: a table that `grow` put into a box, owned by the caller, met once.
+        // SAFETY: the caller's promise; each is met once.
         let table = unsafe { Box::from_raw(at.cast::<[Table; 1]>()) };
         at = table[0].older.load(Ordering::Relaxed);
     }

@@ -2,9 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::sync::{
-    AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, FIND, Ordering, PUBLISH, after_reading, before_reuse,
-};
+use super::sync::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, FIND, Ordering, PUBLISH, after_reading, before_reuse};
 use core::ptr::{self, NonNull};
 
 /// Slots in a line.
@@ -54,20 +52,28 @@ impl Line {
     /// The data of `<obj, id>`, if it is in this line. For readers, at any time.
     #[inline]
     pub(super) fn find(&self, obj: usize, id: u64) -> Option<NonNull<u8>> {
-        for (slot, version) in self.slots.iter().zip(&self.versions) {
-            // ORDER(shadow): acquire; the partner is the write of the version in `fill`.
-            let before = version.load(FIND);
-            if slot.obj.load(Ordering::Relaxed) != obj || slot.id.load(Ordering::Relaxed) != id || before % 2 == 0 {
-                continue;
-            }
-            let data = slot.data.load(Ordering::Relaxed);
-            // ORDER(shadow-reuse): acquire; the partner is in `fill`.
-            after_reading();
-            if version.load(Ordering::Relaxed) == before {
-                return NonNull::new(data);
-            }
+        // ORDER(shadow): acquire; the partner is the write of the version in `fill`.
+        let [first, second] = self.versions.each_ref().map(|version| version.load(FIND));
+        let hit = |slot: &Slot, version: u32| {
+            (slot.obj.load(Ordering::Relaxed) == obj) & (slot.id.load(Ordering::Relaxed) == id) & (version % 2 == 1)
+        };
+        // Both slots are compared before anything is decided: which of them it is, no processor can guess.
+        let (in_first, in_second) = (hit(&self.slots[0], first), hit(&self.slots[1], second));
+        if !(in_first | in_second) {
+            return None;
         }
-        None
+        let data = self.data_at(usize::from(in_second), if in_second { second } else { first });
+        // Words of two variables in the second slot may look like the one in the first.
+        if data.is_none() & in_first { self.data_at(0, first) } else { data }
+    }
+
+    /// The data in a slot, if its version has not changed.
+    #[inline]
+    fn data_at(&self, slot: usize, version: u32) -> Option<NonNull<u8>> {
+        let data = self.slots[slot].data.load(Ordering::Relaxed);
+        // ORDER(shadow-reuse): acquire; the partner is in `fill`.
+        after_reading();
+        if self.versions[slot].load(Ordering::Relaxed) == version { NonNull::new(data) } else { None }
     }
 
     /// The slots that hold a variable, with what they hold. For the writer.

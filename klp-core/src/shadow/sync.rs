@@ -23,6 +23,7 @@ pub(super) const PUBLISH: Ordering = if cfg!(klp_weaken = "shadow") { Ordering::
 ///
 /// ORDER(shadow-reuse): acquire fence; its partner is [`before_reuse`]. Who read a word of a slot's next life sees that the version
 /// is no longer that of the life before.
+#[inline]
 pub(super) fn after_reading() {
     if !cfg!(klp_weaken = "shadow-reuse") {
         fence(Ordering::Acquire);
@@ -30,6 +31,7 @@ pub(super) fn after_reading() {
 }
 
 /// Stands between the version that ends a slot's life and the words of its next one; partner of [`after_reading`].
+#[inline]
 pub(super) fn before_reuse() {
     if !cfg!(klp_weaken = "shadow-reuse") {
         fence(Ordering::Release);

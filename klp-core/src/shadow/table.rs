@@ -61,7 +61,13 @@ impl Table {
     /// The data of `<obj, id>`. For readers, at any time: no lock, no shared write, no second try.
     #[inline]
     pub(super) fn find(&self, obj: usize, id: u64) -> Option<NonNull<u8>> {
-        self.chain(obj, id).find_map(|line| line.find(obj, id))
+        let mut line = self.first(obj, id);
+        loop {
+            if let Some(data) = line.find(obj, id) {
+                return Some(data);
+            }
+            line = follow(&line.next)?;
+        }
     }
 
     /// Room for a variable `<obj, id>`. For the writer.

@@ -96,11 +96,7 @@ impl<T: Send + Sync + 'static, L: RawMutex> Shadow<T, L> {
     /// # Errors
     ///
     /// [`ShadowError::OutOfMemory`].
-    pub fn get_or_alloc<O: ?Sized>(
-        &self,
-        obj: *const O,
-        value: impl FnOnce() -> T,
-    ) -> Result<&'static T, ShadowError> {
+    pub fn get_or_alloc<O: ?Sized>(&self, obj: *const O, value: impl FnOnce() -> T) -> Result<&'static T, ShadowError> {
         self.get_or_try_alloc(obj, || Ok(value()))
     }
 

@@ -19,6 +19,9 @@ pub struct AffectedFunc {
 impl AffectedFunc {
     /// Code of the patch that is none of its new functions.
     pub const OTHER: Self = Self { object: u32::MAX, func: u32::MAX };
+
+    /// A function of a replaced patch that goes back to the original.
+    pub const NOP: Self = Self { object: u32::MAX, func: u32::MAX - 1 };
 }
 
 /// The code of both sides of a transition.

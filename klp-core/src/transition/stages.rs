@@ -169,6 +169,20 @@ impl Running {
         }
     }
 
+    /// Takes `affected` for the code of both sides from here on: more of it than before, in an object that has just come.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`]; everything is as before.
+    pub fn extend<P: Platform>(&mut self, host: &P, affected: Affected) -> Result<(), OutOfMemory> {
+        let affected = Lent::new(affected)?;
+        host.tasks().withdraw();
+        let proof = Synchronized::with(host.tracer());
+        core::mem::replace(&mut self.0.affected, affected).reclaim(&proof);
+        self.0.affected.lend(host.tasks());
+        Ok(())
+    }
+
     /// Tries to switch each task that has not moved (kernel: `klp_try_complete_transition`). `waiting` hears of those
     /// that could not be switched.
     pub fn try_complete<P: Platform>(

@@ -324,6 +324,8 @@ unsafe impl Tracer for Host {
     fn route(&self, _: &[Routing<u64>]) -> Result<(), ToyError> {
         Err(ToyError)
     }
+    fn forget(&self, _: Self::Site) {}
+
     fn synchronize(&self) {}
 }
 

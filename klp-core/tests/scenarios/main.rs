@@ -444,7 +444,7 @@ fn forcing_ends_the_transition_and_pins_what_goes_away() {
     assert_eq!(basic.engine.force(p), complete(p, false));
     check(&basic.engine);
     assert!(basic.engine.status().expect("memory")[0].forced);
-    assert_eq!(basic.engine.remove(p), Err(Error::ApiMisuse(ApiMisuse::Forced)));
+    assert_eq!(basic.engine.remove(p).err(), Some(Error::ApiMisuse(ApiMisuse::Forced)));
     // It can be enabled again all the same.
     assert!(basic.host().ret(basic.task));
     assert_eq!(basic.engine.enable(p), complete(p, true));

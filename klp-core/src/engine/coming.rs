@@ -1,0 +1,146 @@
+//! Objects that come and go (kernel: `klp_module_coming`, `klp_module_going`).
+
+use super::callbacks::Moment;
+use super::objects::Bound;
+use super::{Engine, Inner};
+use crate::error::Error;
+use crate::event::Event;
+use crate::ops::Synchronized;
+use crate::port::Platform;
+use crate::relocs;
+
+impl<P: Platform> Engine<P> {
+    /// Applies the enabled patches, and the one in transition, to an object that has just been loaded; none of its code has run
+    /// yet. The host's symbol tables know it already.
+    ///
+    /// # Errors
+    ///
+    /// That of the first patch that does not fit, or whose callback vetoed. No patch is applied to the object then, and it must not run.
+    pub fn object_coming(&self, object: &str) -> Result<(), Error> {
+        let mut inner = self.inner.lock();
+        for index in 0..inner.patches.len() {
+            if let Err(error) = inner.apply(&self.host, index, object) {
+                let patch = inner.patches[index].patch.name();
+                self.host.event(&Event::RefusingObject { patch, object });
+                (0..index).for_each(|earlier| inner.revert(&self.host, earlier, object));
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the patches back from an object that is about to be unloaded: no task runs code of it any more, old or new.
+    pub fn object_going(&self, object: &str) {
+        let mut inner = self.inner.lock();
+        (0..inner.patches.len()).for_each(|index| inner.revert(&self.host, index, object));
+    }
+}
+
+impl<P: Platform> Inner<P> {
+    /// Whether patch number `index` is the one in transition.
+    fn moves(&self, index: usize) -> bool {
+        self.transition.as_ref().is_some_and(|transition| transition.patch == self.patches[index].id)
+    }
+
+    /// The position of the object called `name` in patch number `index`.
+    fn object_of(&self, index: usize, name: &str) -> Option<usize> {
+        self.patches[index].patch.objects().iter().position(|object| object.name() == name)
+    }
+
+    /// Applies patch number `index` to the object that is coming, if it is in force and has it.
+    fn apply(&mut self, host: &P, index: usize, name: &str) -> Result<(), Error> {
+        if !self.patches[index].enabled && !self.moves(index) {
+            return Ok(());
+        }
+        let object = self.object_of(index, name);
+        if let Some(object) = object {
+            let record = &mut self.patches[index];
+            if record.objects[object].bound.is_some() {
+                return Ok(());
+            }
+            let relocated = &mut record.objects[object].relocated;
+            let bound = Bound::new(host, &mut self.sites, &record.patch, object, relocated);
+            let patch = record.patch.name();
+            record.objects[object].bound = Some(bound.inspect_err(|error| {
+                host.event(&Event::FailedToInit { patch, object: name, errno: error.errno() });
+            })?);
+            host.event(&Event::Applying { patch, object: name });
+            if let Err(error) = self.pre_patch(host, index, object) {
+                self.patches[index].objects[object].bound = None;
+                return Err(error);
+            }
+        }
+        if let Err(error) = self.patch_coming(host, index, object) {
+            let patch = self.patches[index].patch.name();
+            host.event(&Event::FailedToApply { patch, object: name, errno: error.errno() });
+            if let Some(object) = object {
+                self.unpatch_object(host, index, object);
+                self.callback(index, object, Moment::PostUnpatch);
+            }
+            return Err(error);
+        }
+        if let Some(object) = object.filter(|_| !self.moves(index)) {
+            self.callback(index, object, Moment::PostPatch);
+        }
+        Ok(())
+    }
+
+    /// Puts the functions of an object that is coming on their stacks, and those of patches that give way back to the original.
+    fn patch_coming(&mut self, host: &P, index: usize, object: Option<usize>) -> Result<(), Error> {
+        let moves = self.moves(index);
+        let nops = self.patches[index].nops.len();
+        if moves && self.patches[index].enabled {
+            self.add_nops(index)?;
+        }
+        let record = &mut self.patches[index];
+        let fresh =
+            record.nops.iter_mut().skip(nops).chain(object.and_then(|object| record.objects[object].bound.as_mut()));
+        for bound in fresh {
+            bound.set_transition(moves);
+            bound.push();
+        }
+        let record = &self.patches[index];
+        let sites = record.bounds().flat_map(Bound::sites);
+        self.sites.reroute(host.tracer(), sites).map_err(|error| error.into_error(record.patch.name()))?;
+        if let Some(transition) = self.transition.as_mut().filter(|_| moves) {
+            transition.running.extend(host, record.affected()?)?;
+        }
+        Ok(())
+    }
+
+    /// Takes patch number `index` back from an object that is going.
+    #[allow(unsafe_code, reason = "relocations of the patch's own code")]
+    fn revert(&mut self, host: &P, index: usize, name: &str) {
+        let Some(object) = self.object_of(index, name) else { return };
+        if self.patches[index].objects[object].bound.is_some() {
+            if !self.moves(index) {
+                self.callback(index, object, Moment::PreUnpatch);
+            }
+            host.event(&Event::Reverting { patch: self.patches[index].patch.name(), object: name });
+            self.unpatch_object(host, index, object);
+            self.callback(index, object, Moment::PostUnpatch);
+        }
+        let record = &mut self.patches[index];
+        if record.objects[object].relocated {
+            // SAFETY: the caller promises that no task runs code of the object; code of the patch that refers to it is run from there only.
+            let cleared = unsafe { relocs::clear(host, record.patch.name(), &record.patch.objects()[object]) };
+            // If that failed, `apply` will say so when the object comes again.
+            record.objects[object].relocated = false;
+            let _ = cleared;
+        }
+    }
+
+    /// Takes the functions of one object off their stacks, for good.
+    fn unpatch_object(&mut self, host: &P, index: usize, object: usize) {
+        let Some(mut bound) = self.patches[index].objects[object].bound.take() else { return };
+        bound.remove();
+        let patch = self.patches[index].patch.name();
+        if self.sites.reroute(host.tracer(), bound.sites()).is_err() {
+            self.sites.leave_unsettled();
+            host.event(&Event::NotSettled { patch });
+        }
+        let proof = Synchronized::with(host.tracer());
+        self.sites.forget_unused(host.tracer(), bound.sites());
+        bound.free(&proof);
+    }
+}
