@@ -125,6 +125,13 @@ pub enum LoadError {
         /// Why.
         error: std::io::Error,
     },
+    /// The dynamic linker did not load the library.
+    Library {
+        /// The library.
+        path: std::path::PathBuf,
+        /// The dynamic linker's words.
+        why: String,
+    },
     /// The engine refused.
     Engine(klp_core::Error),
     /// The process embedding failed.
@@ -135,6 +142,7 @@ impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File { path, error } => write!(f, "{}: {error}", path.display()),
+            Self::Library { path, why } => write!(f, "{}: {why}", path.display()),
             Self::Engine(error) => error.fmt(f),
             Self::Process(error) => error.fmt(f),
         }

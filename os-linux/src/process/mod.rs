@@ -20,7 +20,7 @@
 //! * The stop signal interrupts system calls; `signal(7)` lists the few that are not restarted, but fail with `EINTR`
 //!   (`nanosleep`, `poll`, `epoll_wait`, …). Programs that handle signals at all are prepared for that.
 //! * A thread has some 4 KiB of stack left wherever it is.
-//! * A shared object is not unloaded while functions of it are patched, nor while the engine is at work.
+//! * A shared object that patches have to do with is unloaded through [`Library`] only, and none while the engine is at work.
 //! * The engine's event sink must not fork.
 
 mod context;
@@ -29,6 +29,7 @@ mod entry;
 mod error;
 mod fork;
 mod handler;
+mod library;
 mod lock;
 mod memory;
 mod objects;
@@ -49,6 +50,7 @@ mod unwind;
 pub use error::{Error, LoadError, Silence};
 pub use fork::EngineLock;
 pub use handler::EntryPoints;
+pub use library::Library;
 pub use symbols::Symbols;
 pub use sys::Errno;
 pub use tasks::{Tasks, Ways};

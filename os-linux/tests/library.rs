@@ -1,0 +1,126 @@
+//! Shared libraries come and go, as modules do in a kernel.
+
+use klp_core::model::{CallbackContext, Callbacks, VMLINUX};
+use klp_core::{Error, Func, Object, Patch, addr::CodeAddr};
+use klp_os_linux::process::{Library, LoadError};
+use klp_os_linux_fixtures::*;
+use std::sync::{Arc, Mutex};
+
+const NAME: &str = "libfixture_module";
+
+fn open() -> Result<Library, LoadError> {
+    // SAFETY: the library has no constructors.
+    unsafe { livepatch().open_library(MODULE) }
+}
+
+fn close(library: Library) {
+    // SAFETY: no thread is inside of it.
+    unsafe { library.close() }.expect("it can be unloaded");
+}
+
+fn answer(library: &Library) -> i32 {
+    let function = library.symbol(c"fxm_answer").expect("the library exports it");
+    // SAFETY: it has this type.
+    let function: extern "C" fn() -> i32 = unsafe { core::mem::transmute(function) };
+    function()
+}
+
+#[test]
+fn a_patch_waits_for_its_library_and_follows_it() {
+    let _alone = alone();
+    let patch = livepatch().load_file(MODULE_FIX).expect("the file is a patch object");
+    enable(patch);
+    for round in 0..3 {
+        let library = open().expect("the patch fits");
+        assert_eq!(answer(&library), 42, "round {round}: relocations were resolved on arrival");
+        close(library);
+    }
+    let library = open().expect("the patch fits");
+    disable(patch);
+    assert_eq!(answer(&library), 1);
+    enable(patch);
+    assert_eq!(answer(&library), 42);
+    close(library);
+    disable(patch);
+    livepatch().unload(patch).expect("it is disabled");
+}
+
+#[test]
+fn a_library_that_is_there_is_patched_like_the_executable() {
+    let _alone = alone();
+    let library = open().expect("no patch is enabled");
+    assert_eq!(answer(&library), 1);
+    let patch = livepatch().load_file(MODULE_FIX).expect("the file is a patch object");
+    enable(patch);
+    assert_eq!(answer(&library), 42);
+    disable(patch);
+    assert_eq!(answer(&library), 1);
+    livepatch().unload(patch).expect("it is disabled");
+    close(library);
+}
+
+/// Writes down which callback was called for which object.
+#[derive(Clone, Default)]
+struct Diary {
+    lines: Arc<Mutex<Vec<String>>>,
+    veto: Arc<Mutex<bool>>,
+}
+
+impl Diary {
+    fn note(&self, callback: &str, context: &CallbackContext<'_>) {
+        self.lines.lock().expect("no panics").push(format!("{callback}: {}", context.object()));
+    }
+
+    fn take(&self) -> Vec<String> {
+        core::mem::take(&mut *self.lines.lock().expect("no panics"))
+    }
+}
+
+impl Callbacks for Diary {
+    fn pre_patch(&self, context: &CallbackContext<'_>) -> Result<(), i32> {
+        self.note("pre_patch", context);
+        if *self.veto.lock().expect("no panics") { Err(-libc::ENODEV) } else { Ok(()) }
+    }
+    fn post_patch(&self, context: &CallbackContext<'_>) {
+        self.note("post_patch", context);
+    }
+    fn pre_unpatch(&self, context: &CallbackContext<'_>) {
+        self.note("pre_unpatch", context);
+    }
+    fn post_unpatch(&self, context: &CallbackContext<'_>) {
+        self.note("post_unpatch", context);
+    }
+}
+
+#[test]
+fn callbacks_are_called_in_pairs() {
+    let _alone = alone();
+    let diary = Diary::default();
+    let value = Func::new("fx_value", CodeAddr::new(addr_of_fn!(fx_value_new))).expect("memory");
+    // The replacement is never called: it only has to be a function.
+    let replaced = Func::new("fxm_answer", CodeAddr::new(addr_of_fn!(fx_value_new))).expect("memory");
+    let object = |name: &str, func| {
+        Object::module(name)?.func(func).map(|object| object.with_callbacks(Box::new(diary.clone())))
+    };
+    let patch = Patch::builder("callbacks").object(object(VMLINUX, value)).object(object(NAME, replaced));
+    let patch = livepatch().engine().add(patch.build().expect("well formed")).expect("the name is new");
+
+    enable(patch);
+    assert_eq!(diary.take(), ["pre_patch: vmlinux", "post_patch: vmlinux"]);
+    let library = open().expect("no veto");
+    assert_eq!(diary.take(), ["pre_patch: libfixture_module", "post_patch: libfixture_module"]);
+    close(library);
+    assert_eq!(diary.take(), ["pre_unpatch: libfixture_module", "post_unpatch: libfixture_module"]);
+
+    *diary.veto.lock().expect("no panics") = true;
+    let refused = open().expect_err("the callback vetoes");
+    assert!(matches!(&refused, LoadError::Engine(error) if error.errno() == -libc::ENODEV), "{refused}");
+    assert_eq!(diary.take(), ["pre_patch: libfixture_module"]);
+
+    disable(patch);
+    assert_eq!(diary.take(), ["pre_unpatch: vmlinux", "post_unpatch: vmlinux"]);
+    let error = livepatch().enable(patch).expect_err("the callback vetoes");
+    assert!(matches!(&error, Error::Patch(error) if error.object.as_deref() == Some(VMLINUX)), "{error}");
+    assert_eq!(diary.take(), ["pre_patch: vmlinux"]);
+    assert_eq!(fx_value(), 1);
+}
