@@ -5,7 +5,7 @@
 
 use crate::addr::{CodeAddr, TextRange};
 use crate::engine::{Engine, PatchStatus};
-use crate::model::Patch;
+use crate::model::{Patch, Replace};
 use crate::port::TaskState;
 use crate::sim::SimOs;
 use crate::sim::inspect::{Lead, SiteView, TaskView, ask_handler, layers};
@@ -47,8 +47,37 @@ struct Audit<'a> {
 struct Layer {
     /// The address of the function that is replaced.
     old: CodeAddr,
+    /// What runs instead; of a nop, the function itself.
     new: TextRange,
+    /// It goes back to the original.
+    nop: bool,
     in_transition: bool,
+}
+
+impl Layer {
+    /// Where a call goes that this layer decides, if the original goes on at `original`.
+    fn target(&self, original: CodeAddr) -> CodeAddr {
+        if self.nop { original } else { self.new.start() }
+    }
+}
+
+/// What a patch has on the stacks of functions.
+struct Active {
+    replace: Replace,
+    enabled: bool,
+    layers: Vec<Layer>,
+}
+
+impl Active {
+    /// Whether `old`, which was enabled before, gives way to it.
+    fn takes_the_place_of(&self, old: &Self) -> bool {
+        old.enabled
+            && match self.replace {
+                Replace::None => false,
+                Replace::All => true,
+                set @ Replace::Set(_) => old.replace == set,
+            }
+    }
 }
 
 /// Code of the two sides of the transition.
@@ -65,20 +94,27 @@ impl Audit<'_> {
 
     fn all(&mut self, engine: &Engine<SimOs>, status: &[PatchStatus]) {
         self.status(status);
-        let mut stacked = Vec::new();
+        let mut active: Vec<Active> = Vec::new();
         let mut index = 0;
         engine.each_patch(|patch| {
             let known = &status[index];
             index += 1;
             if known.enabled || known.transition.is_some() {
-                self.add_layers(&mut stacked, patch, known.transition.is_some());
+                let layers = self.layers(patch, known.transition.is_some());
+                let mut patch = Active { replace: patch.replace(), enabled: known.enabled, layers };
+                if known.transition.is_some() {
+                    self.add_nops(&active, &mut patch);
+                }
+                active.push(patch);
             }
         });
+        let stacked: Vec<&Layer> = active.iter().flat_map(|patch| &patch.layers).collect();
         let transition = status.iter().any(|patch| patch.transition.is_some());
         let mut sides = Sides::default();
         let mut settled = true;
         for site in self.host.site_views() {
-            let on_site: Vec<&Layer> = stacked.iter().filter(|layer| layer.old == site.range.start()).collect();
+            let on_site: Vec<&Layer> =
+                stacked.iter().copied().filter(|layer| layer.old == site.range.start()).collect();
             settled &= self.site(&site, &on_site);
             sides.add(&site, &on_site);
         }
@@ -117,15 +153,31 @@ impl Audit<'_> {
         }
     }
 
-    /// Adds what `patch` replaces in objects that are loaded.
-    fn add_layers(&mut self, stacked: &mut Vec<Layer>, patch: &Patch, in_transition: bool) {
+    /// What `patch` replaces in objects that are loaded.
+    fn layers(&mut self, patch: &Patch, in_transition: bool) -> Vec<Layer> {
+        let mut layers = Vec::new();
         for object in patch.objects() {
             for func in object.funcs() {
                 let Some(old) = self.host.symbol(object.name(), func.old_name(), func.position()) else { continue };
                 match self.host.code_range(func.new_addr()) {
-                    Some(new) => stacked.push(Layer { old, new, in_transition }),
+                    Some(new) => layers.push(Layer { old, new, nop: false, in_transition }),
                     None => self.find(format!("{}: no code at {}", patch.name(), func.new_addr())),
                 }
+            }
+        }
+        layers
+    }
+
+    /// Adds the functions that `new`, which is in transition, gives back to the original: those of `older` patches that give way.
+    fn add_nops(&mut self, older: &[Active], new: &mut Active) {
+        let giving_way: Vec<&Active> = older.iter().filter(|old| new.takes_the_place_of(old)).collect();
+        for layer in giving_way.into_iter().flat_map(|old| &old.layers) {
+            if new.layers.iter().any(|own| own.old == layer.old) {
+                continue;
+            }
+            match self.host.code_range(layer.old) {
+                Some(code) => new.layers.push(Layer { old: layer.old, new: code, nop: true, in_transition: true }),
+                None => self.find(format!("no function at {}", layer.old)),
             }
         }
     }
@@ -138,8 +190,8 @@ impl Audit<'_> {
         }
         let original = site.body();
         let top = on_site.last();
-        let new = top.map_or(original, |top| top.new.start());
-        let below = on_site.len().checked_sub(2).map_or(original, |index| on_site[index].new.start());
+        let new = top.map_or(original, |top| top.target(original));
+        let below = on_site.len().checked_sub(2).map_or(original, |index| on_site[index].target(original));
         let moving = top.is_some_and(|top| top.in_transition);
         match site.lead {
             Lead::Handler(arg) => {
@@ -191,13 +243,13 @@ impl Sides {
     /// Adds what tasks may be in because of the patch in transition, if it replaces this function.
     fn add(&mut self, site: &SiteView, on_site: &[&Layer]) {
         let Some(index) = on_site.iter().position(|layer| layer.in_transition) else { return };
-        self.patched.push(on_site[index].new);
-        match index.checked_sub(1) {
-            Some(below) => self.unpatched.push(on_site[below].new),
-            None => {
-                self.unpatched.push(site.range);
-                self.unpatched.extend(site.cold);
-            }
-        }
+        let code = |layer: Option<&&Layer>| match layer {
+            Some(layer) if !layer.nop => (layer.new, None),
+            _ => (site.range, site.cold),
+        };
+        let (new, new_cold) = code(on_site.get(index));
+        let (old, old_cold) = code(index.checked_sub(1).and_then(|below| on_site.get(below)));
+        self.patched.extend(core::iter::once(new).chain(new_cold));
+        self.unpatched.extend(core::iter::once(old).chain(old_cold));
     }
 }

@@ -66,6 +66,7 @@ pub mod config;
 #[cfg(feature = "conformance")]
 #[allow(unsafe_code, reason = "calls of unsafe ports")]
 pub mod conformance;
+pub mod control;
 pub mod elf;
 pub mod engine;
 pub mod error;

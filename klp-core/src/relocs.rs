@@ -124,27 +124,48 @@ pub(crate) fn relocate<R: Relocator>(
 pub unsafe fn apply<P: Platform>(platform: &P, patch: &str, object: &Object) -> Result<(), Error> {
     let mut writes = Vec::new();
     for reloc in object.relocs() {
-        let symbol = resolve(platform, patch, &reloc.symbol)?;
-        let mut used = Detours::default();
-        for field in &reloc.fields {
-            edit(platform, patch, object, (reloc, field), &mut writes, |bytes| {
-                match relocate::<P::Relocator>(field, bytes, symbol.get(), reloc.detours)? {
-                    Via::Direct => {}
-                    Via::Slot => used.slot = reloc.detours.slot,
-                    Via::Veneer => used.veneer = reloc.detours.veneer,
-                }
-                Ok(())
-            })?;
-        }
-        if let Some(at) = used.slot {
-            try_push(&mut writes, Write { at, bytes: slot(symbol)? })?;
-        }
-        if let Some(at) = used.veneer {
-            try_push(&mut writes, Write { at, bytes: P::Arch::veneer(at, symbol) })?;
-        }
+        plan(platform, patch, object, reloc, &mut writes)?;
     }
     // SAFETY: the caller promises that nobody executes there; `Reloc::new`'s that the memory is the patch's own.
     unsafe { commit(platform, patch, &writes) }
+}
+
+/// Finds what [`apply`] would refuse, and shows each to `found`; writes nothing.
+pub(crate) fn check<P: Platform>(platform: &P, patch: &str, object: &Object, found: &mut dyn FnMut(Error)) {
+    for reloc in object.relocs() {
+        if let Err(error) = plan(platform, patch, object, reloc, &mut Vec::new()) {
+            found(error);
+        }
+    }
+}
+
+/// Works out what `reloc` makes of the patch's code.
+fn plan<P: Platform>(
+    platform: &P,
+    patch: &str,
+    object: &Object,
+    reloc: &Reloc,
+    writes: &mut Vec<Write>,
+) -> Result<(), Error> {
+    let symbol = resolve(platform, patch, &reloc.symbol)?;
+    let mut used = Detours::default();
+    for field in &reloc.fields {
+        edit(platform, patch, object, (reloc, field), writes, |bytes| {
+            match relocate::<P::Relocator>(field, bytes, symbol.get(), reloc.detours)? {
+                Via::Direct => {}
+                Via::Slot => used.slot = reloc.detours.slot,
+                Via::Veneer => used.veneer = reloc.detours.veneer,
+            }
+            Ok(())
+        })?;
+    }
+    if let Some(at) = used.slot {
+        try_push(writes, Write { at, bytes: slot(symbol)? })?;
+    }
+    if let Some(at) = used.veneer {
+        try_push(writes, Write { at, bytes: P::Arch::veneer(at, symbol) })?;
+    }
+    Ok(())
 }
 
 /// Makes the fields what the patch object holds there, so that [`apply`] can be called again.

@@ -1,18 +1,26 @@
-//! The soak: patches pairs of functions that only make sense together, again and again, while many threads call them, and
-//! checks that nobody ever sees half a patch.
+//! The soak: patches pairs of functions that only make sense together, again and again, while many threads call them and a shared
+//! library with some of them comes and goes, and checks that nobody ever sees half a patch.
 //!
 //! ```sh
 //! cargo run --release -p klp-os-linux --example consistency -- --threads 64 --seconds 60
 //! ```
 //!
 //! Each thread calls an outer function that calls both functions of the pair, computes, sleeps, waits in system calls or takes a
-//! signal in between, and returns which versions it saw. Seeing both is a mix. The patch replaces all of them together.
+//! signal in between, and returns which versions it saw. Seeing two is a mix. There are two patches: the second takes the
+//! place of the first, and the first must not come on top of it, since it knows an older version of the same state.
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use klp_core::error::{Error, PatchReason};
+use klp_core::event::{Event, Level};
+use klp_core::model::Replace;
+use klp_core::state::State;
 use klp_core::{Func, Object, Patch, PatchId, Poll, addr::CodeAddr};
-use klp_demo_pairs::{FUNCS, Outer, install_handler, outer_signal, outer_sleep, outer_spin, outer_syscall};
+use klp_demo_pairs::{
+    FUNCS_1, FUNCS_2, MODULE, MODULE_FUNCS_1, MODULE_FUNCS_2, Outer, Replaced, install_handler, outer_extra, outer_signal,
+    outer_sleep, outer_spin, outer_syscall, set_module,
+};
 use klp_os_linux::process::{Livepatch, Options};
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -53,6 +61,9 @@ struct Counts {
     died: AtomicU64,
     /// Longest time that a computing thread was away between two calls, in nanoseconds.
     pause: AtomicU64,
+    /// Times that the shared library came and went.
+    libraries: AtomicU64,
+    library_failed: AtomicBool,
 }
 
 static COUNTS: std::sync::LazyLock<Counts> = std::sync::LazyLock::new(Counts::default);
@@ -62,8 +73,16 @@ fn main() -> Result<ExitCode> {
     if !install_handler() {
         bail!("SIGUSR1 cannot be handled");
     }
-    let livepatch = Livepatch::init(Options::default()).context("livepatching cannot be set up")?;
-    let workers = (0..args.threads).map(worker).collect::<Result<Vec<_>>>()?;
+    let events = Box::new(|event: &Event<'_>| {
+        if event.level() == Level::Warning && *event != Event::Forcing {
+            eprintln!("livepatch: {event}");
+        }
+    });
+    let livepatch = Livepatch::init(Options { events: Some(events), ..Options::default() })
+        .context("livepatching cannot be set up")?;
+    let mut workers = (0..args.threads).map(worker).collect::<Result<Vec<_>>>()?;
+    COUNTS.born.fetch_add(1, Relaxed);
+    workers.push(std::thread::Builder::new().name("library".into()).spawn(|| come_and_go(livepatch))?);
 
     std::thread::sleep(Duration::from_secs(2));
     let pause_before = Duration::from_nanos(COUNTS.pause.swap(0, Relaxed));
@@ -77,13 +96,19 @@ fn main() -> Result<ExitCode> {
     println!("calls of outer functions   {}", COUNTS.calls.load(Relaxed));
     println!("threads born and died      {}", COUNTS.died.load(Relaxed));
     println!("transitions completed      {}, {} of them reversed at least once", soak.completed, soak.reversed);
+    println!("  that replaced a patch    {}", soak.replaced);
+    println!("older patches refused      {}", soak.refused);
     println!("kicks                      {}", soak.kicks);
+    println!("library came and went      {}", COUNTS.libraries.load(Relaxed));
     println!("longest transition         {:?}", soak.longest);
     println!("longest pause of a thread  {pause:?} (without transitions: {pause_before:?})");
     println!("lost threads               {lost}");
     println!("mixes                      {mixes}");
     if mixes > 0 {
         println!("failed: threads saw a mix of versions");
+    }
+    if COUNTS.library_failed.load(Relaxed) {
+        bail!("the shared library could not come or go");
     }
     if lost > 0 {
         println!("failed: threads were lost");
@@ -94,30 +119,48 @@ fn main() -> Result<ExitCode> {
 /// Drives the transitions.
 struct Soak {
     livepatch: &'static Livepatch,
-    patch: PatchId,
+    /// The patch with version 1, and the one with version 2, which takes its place.
+    patches: [PatchId; 2],
     rng: fastrand::Rng,
     broken: Option<Break>,
     completed: u64,
     reversed: u64,
+    replaced: u64,
+    refused: u64,
     kicks: u64,
     longest: Duration,
 }
 
 impl Soak {
     fn new(livepatch: &'static Livepatch, args: &Args) -> Result<Self> {
-        let mut object = Object::vmlinux()?;
-        for (name, new) in FUNCS {
-            object = object.func(Func::new(name, CodeAddr::new(new as usize as u64))?)?;
-        }
-        let patch = Patch::builder("pairs").object(Ok::<_, klp_core::Error>(object)).build()?;
-        let patch = livepatch.engine().add(patch).map_err(|refused| refused.error)?;
+        let object = |name: &str, funcs: &[Replaced]| -> Result<Object, Error> {
+            let mut object = Object::module(name)?;
+            for (old, new) in funcs {
+                object = object.func(Func::new(old, CodeAddr::new(*new as usize as u64))?)?;
+            }
+            Ok(object)
+        };
+        let first = Patch::builder("pairs-1")
+            .object(object("vmlinux", &FUNCS_1))
+            .object(object(MODULE.1, &MODULE_FUNCS_1))
+            .state(State::new(1, 1))
+            .build()?;
+        let second = Patch::builder("pairs-2")
+            .object(object("vmlinux", &FUNCS_2))
+            .object(object(MODULE.1, &MODULE_FUNCS_2))
+            .state(State::new(1, 2))
+            .replace(Replace::All)
+            .build()?;
+        let add = |patch| livepatch.engine().add(patch).map_err(|refused| refused.error);
         Ok(Self {
             livepatch,
-            patch,
+            patches: [add(first)?, add(second)?],
             rng: fastrand::Rng::with_seed(args.seed),
             broken: args.broken,
             completed: 0,
             reversed: 0,
+            replaced: 0,
+            refused: 0,
             kicks: 0,
             longest: Duration::ZERO,
         })
@@ -148,34 +191,95 @@ impl Soak {
     fn transition(&mut self) -> Result<()> {
         let engine = self.livepatch.engine();
         let begin = Instant::now();
-        let enabled = engine.status()?.iter().any(|status| status.id == self.patch && status.enabled);
-        let mut poll = if enabled { engine.disable(self.patch)? } else { engine.enable(self.patch)? };
+        let [first, second] = self.patches;
+        let status = engine.status()?;
+        let enabled = |patch| status.iter().any(|status| status.id == patch && status.enabled);
+        let replaces = enabled(first) && self.rng.bool();
+        let (patch, enable) = match (enabled(first), enabled(second)) {
+            (false, false) if self.rng.bool() => (first, true),
+            (false, false) => (second, true),
+            (true, _) if replaces => (second, true),
+            (true, _) => (first, false),
+            (false, true) => {
+                self.refuse_older(first)?;
+                (second, false)
+            }
+        };
+        let mut poll = if enable { engine.enable(patch)? } else { engine.disable(patch)? };
         let mut reversed = false;
         while let Poll::Waiting { .. } = poll {
             if self.broken == Some(Break::StackCheck) {
-                poll = engine.force(self.patch)?;
+                poll = engine.force(patch)?;
                 continue;
             }
             match self.rng.u32(..100) {
                 0..5 => {
                     reversed = true;
-                    poll = engine.reverse(self.patch)?;
+                    poll = engine.reverse(patch)?;
                     continue;
                 }
                 5..10 => {
                     self.kicks += 1;
-                    engine.kick(self.patch)?;
+                    engine.kick(patch)?;
                 }
-                10..15 => drop(engine.blockers(self.patch)?),
+                10..15 => drop(engine.blockers(patch)?),
                 _ => std::thread::sleep(Duration::from_micros(self.rng.u64(..1000))),
             }
             poll = engine.poll();
         }
         self.completed += 1;
         self.reversed += u64::from(reversed);
+        self.replaced += u64::from(replaces && poll == Poll::Complete { patch, enabled: true });
         self.longest = self.longest.max(begin.elapsed());
         Ok(())
     }
+}
+
+impl Soak {
+    /// The patch with the older version of a state may not come on top of the one with the newer.
+    fn refuse_older(&mut self, older: PatchId) -> Result<()> {
+        match self.livepatch.engine().enable(older) {
+            Err(Error::Patch(error)) if matches!(error.reason, PatchReason::IncompatibleStates { .. }) => {
+                self.refused += 1;
+                Ok(())
+            }
+            other => bail!("an older patch was not refused: {other:?}"),
+        }
+    }
+}
+
+/// Loads the shared library, calls it for a while, unloads it.
+fn come_and_go(livepatch: &'static Livepatch) {
+    while !COUNTS.stop.load(Relaxed) {
+        let result = visit(livepatch);
+        if let Err(error) = &result {
+            eprintln!("the shared library: {error:#}");
+            COUNTS.library_failed.store(true, Relaxed);
+            return;
+        }
+        COUNTS.libraries.fetch_add(1, Relaxed);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn visit(livepatch: &'static Livepatch) -> Result<()> {
+    // SAFETY: the library has no constructors.
+    let library = unsafe { livepatch.open_library(MODULE.0) }?;
+    let function = |name| -> Result<Outer> {
+        let function = library.symbol(name).context("a function of the shared library is missing")?;
+        // SAFETY: all functions of the library have this type.
+        Ok(unsafe { core::mem::transmute::<core::ptr::NonNull<core::ffi::c_void>, Outer>(function) })
+    };
+    // SAFETY: only this thread calls these functions.
+    unsafe { set_module(function(c"module_first")?, function(c"module_second")?) };
+    let outer = function(c"module_outer")?;
+    for _ in 0..50 {
+        call(outer, 50);
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    // SAFETY: only this thread was inside of it, and is not any more.
+    unsafe { library.close() }?;
+    Ok(())
 }
 
 /// Starts worker number `index`.
@@ -185,7 +289,8 @@ fn worker(index: u32) -> Result<JoinHandle<()>> {
         0 => ("spin", spin),
         1 | 2 => ("sleep", || repeat(outer_sleep, 1000)),
         3 | 4 => ("syscall", || repeat(outer_syscall, 2000)),
-        5 | 6 => ("signal", || repeat_and_rest(outer_signal, 500)),
+        5 => ("extra", || repeat(outer_extra, 1000)),
+        6 => ("signal", || repeat_and_rest(outer_signal, 500)),
         _ => ("churn", churn),
     };
     let thread = std::thread::Builder::new().name(format!("{name}-{index}"));
@@ -197,8 +302,11 @@ fn call(outer: Outer, work: u32) {
     // SAFETY: the functions take any number.
     let seen = unsafe { outer(work) };
     COUNTS.calls.fetch_add(1, Relaxed);
-    if seen != 1 && seen != 2 {
-        COUNTS.mixes.fetch_add(1, Relaxed);
+    if !seen.is_power_of_two() {
+        if COUNTS.mixes.fetch_add(1, Relaxed) == 0 {
+            let name = std::thread::current().name().unwrap_or_default().to_owned();
+            eprintln!("thread {name} saw versions {seen:#05b} in one call");
+        }
     }
 }
 

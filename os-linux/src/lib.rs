@@ -19,5 +19,7 @@
 
 extern crate alloc;
 
+#[cfg(all(target_os = "linux", target_arch = "x86_64", feature = "control"))]
+pub mod control;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod process;

@@ -22,7 +22,8 @@ impl<P: Platform> Engine<P> {
             if let Err(error) = inner.apply(&self.host, index, object) {
                 let patch = inner.patches[index].patch.name();
                 self.host.event(&Event::RefusingObject { patch, object });
-                (0..index).for_each(|earlier| inner.revert(&self.host, earlier, object));
+                // That of `index` too: its relocations were applied perhaps.
+                (0..=index).for_each(|index| inner.revert(&self.host, index, object));
                 return Err(error);
             }
         }
@@ -48,7 +49,7 @@ impl<P: Platform> Inner<P> {
     }
 
     /// Applies patch number `index` to the object that is coming, if it is in force and has it.
-    fn apply(&mut self, host: &P, index: usize, name: &str) -> Result<(), Error> {
+    pub(super) fn apply(&mut self, host: &P, index: usize, name: &str) -> Result<(), Error> {
         if !self.patches[index].enabled && !self.moves(index) {
             return Ok(());
         }
@@ -66,7 +67,9 @@ impl<P: Platform> Inner<P> {
             })?);
             host.event(&Event::Applying { patch, object: name });
             if let Err(error) = self.pre_patch(host, index, object) {
-                self.patches[index].objects[object].bound = None;
+                if let Some(bound) = self.patches[index].objects[object].bound.take() {
+                    self.sites.forget_unused(host.tracer(), bound.sites());
+                }
                 return Err(error);
             }
         }
@@ -89,7 +92,7 @@ impl<P: Platform> Inner<P> {
     fn patch_coming(&mut self, host: &P, index: usize, object: Option<usize>) -> Result<(), Error> {
         let moves = self.moves(index);
         let nops = self.patches[index].nops.len();
-        if moves && self.patches[index].enabled {
+        if moves {
             self.add_nops(index)?;
         }
         let record = &mut self.patches[index];
@@ -134,6 +137,9 @@ impl<P: Platform> Inner<P> {
     fn unpatch_object(&mut self, host: &P, index: usize, object: usize) {
         let Some(mut bound) = self.patches[index].objects[object].bound.take() else { return };
         bound.remove();
+        for nops in self.patches.iter_mut().flat_map(|record| &mut record.nops) {
+            nops.remove_those_of(&bound);
+        }
         let patch = self.patches[index].patch.name();
         if self.sites.reroute(host.tracer(), bound.sites()).is_err() {
             self.sites.leave_unsettled();

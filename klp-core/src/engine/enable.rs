@@ -41,14 +41,18 @@ impl<P: Platform> Engine<P> {
 }
 
 impl<P: Platform> Inner<P> {
-    /// Binds a patch to the objects that are loaded.
+    /// Binds a patch to the objects that are loaded. One of them may have come without a word yet
+    /// ([`object_coming`](Engine::object_coming)): enabled patches are applied to it first, since they belong below.
     fn bind(&mut self, host: &P, index: usize) -> Result<(), Error> {
-        let record = &mut self.patches[index];
-        for (number, (object, state)) in record.patch.objects().iter().zip(&mut record.objects).enumerate() {
-            if host.symbols().is_loaded(object.name()) {
-                let bound = Bound::new(host, &mut self.sites, &record.patch, number, &mut state.relocated)?;
-                state.bound = Some(bound);
+        for number in 0..self.patches[index].objects.len() {
+            let object = self.patches[index].patch.objects()[number].name().try_clone()?;
+            if !host.symbols().is_loaded(&object) {
+                continue;
             }
+            (0..index).try_for_each(|older| self.apply(host, older, &object))?;
+            let record = &mut self.patches[index];
+            let state = &mut record.objects[number];
+            state.bound = Some(Bound::new(host, &mut self.sites, &record.patch, number, &mut state.relocated)?);
         }
         self.check_sets(index)?;
         Ok(self.add_nops(index)?)

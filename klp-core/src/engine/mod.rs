@@ -8,11 +8,13 @@ mod disable;
 mod enable;
 mod objects;
 mod poll;
+mod preflight;
 mod replace;
 mod sites;
 mod status;
 
 pub use poll::Poll;
+pub use preflight::Preflight;
 pub use status::PatchStatus;
 
 use crate::error::{ApiMisuse, Error};

@@ -64,7 +64,7 @@ impl<P: Platform> Bound<P> {
         let mut funcs = try_vec(object.funcs().len())?;
         let mut ranges = try_vec(object.funcs().len())?;
         for (number, func) in (0u32..).zip(object.funcs()) {
-            let finder = Finder { host, patch, object, func };
+            let finder = Finder { host, patch, object, func, quiet: false };
             let old = finder.old()?;
             let site = finder.site(old)?;
             ranges.push(finder.replacement()?);
@@ -135,6 +135,17 @@ impl<P: Platform> Bound<P> {
         }
     }
 
+    /// Takes those functions off their stacks that `other` has too. The functions of this one are sorted, as
+    /// [`nops`](Bound::nops) leaves them.
+    pub(super) fn remove_those_of(&mut self, other: &Self) {
+        let key = |func: &BoundFunc<P>| ptr::from_ref(func.ops).addr();
+        for func in &other.funcs {
+            if let Ok(index) = self.funcs.binary_search_by_key(&key(func), key) {
+                func.ops.stack().remove(&mut self.nodes, index);
+            }
+        }
+    }
+
     /// Makes the state of tasks decide, or not.
     pub(super) fn set_transition(&self, on: bool) {
         for node in &self.nodes {
@@ -178,6 +189,16 @@ impl<P: Platform> Bound<P> {
 pub(super) struct FuncSet(Vec<usize>);
 
 impl FuncSet {
+    /// Those that sites have already.
+    pub(super) fn of_ops(ops: impl Iterator<Item = &'static Ops>) -> Result<Self, OutOfMemory> {
+        let mut set = Vec::new();
+        for ops in ops {
+            try_push(&mut set, ptr::from_ref(ops).addr())?;
+        }
+        set.sort_unstable();
+        Ok(Self(set))
+    }
+
     pub(super) fn new<'a, P: Platform>(bounds: impl Iterator<Item = &'a Bound<P>>) -> Result<Self, OutOfMemory> {
         let mut set = Vec::new();
         for bound in bounds {
@@ -236,16 +257,24 @@ pub(super) fn names(patch: &Patch, at: AffectedFunc) -> (&str, &str) {
 }
 
 /// Looks up what one function of a patch refers to.
-struct Finder<'a, P> {
-    host: &'a P,
-    patch: &'a Patch,
-    object: &'a Object,
-    func: &'a Func,
+pub(super) struct Finder<'a, P> {
+    pub(super) host: &'a P,
+    pub(super) patch: &'a Patch,
+    pub(super) object: &'a Object,
+    pub(super) func: &'a Func,
+    /// Whether the log stays silent about what is not found.
+    pub(super) quiet: bool,
 }
 
 impl<P: Platform> Finder<'_, P> {
-    fn refuse(&self, reason: PatchReason) -> Error {
+    pub(super) fn refuse(&self, reason: PatchReason) -> Error {
         Error::patch(self.patch.name(), Some(self.object.name()), Some(self.func.old_name()), reason)
+    }
+
+    fn log(&self, event: &Event<'_>) {
+        if !self.quiet {
+            self.host.event(event);
+        }
     }
 
     fn symbols_failed(&self, error: &<P::Symbols as SymbolResolver>::Error) -> Error {
@@ -253,13 +282,13 @@ impl<P: Platform> Finder<'_, P> {
     }
 
     /// The code of the function that is replaced (kernel: `klp_find_object_symbol`).
-    fn old(&self) -> Result<TextRange, Error> {
+    pub(super) fn old(&self) -> Result<TextRange, Error> {
         let (object, symbol, sympos) = (&**self.object.name(), &**self.func.old_name(), self.func.position());
         let found = sympos::find(self.host.symbols(), object, symbol, sympos)
             .map_err(|error| self.symbols_failed(&error))?
             .map_err(|fault| {
                 use crate::error::SymbolFault;
-                self.host.event(&match fault {
+                self.log(&match fault {
                     SymbolFault::NotFound => Event::SymbolNotFound { symbol },
                     SymbolFault::Ambiguous => Event::SymbolAmbiguous { symbol, object },
                     SymbolFault::PositionNotFound(sympos) => Event::SymbolPositionNotFound { sympos, symbol, object },
@@ -293,20 +322,20 @@ impl<P: Platform> Finder<'_, P> {
     }
 
     /// The entry site.
-    fn site(&self, old: TextRange) -> Result<SiteOf<P>, Error> {
+    pub(super) fn site(&self, old: TextRange) -> Result<SiteOf<P>, Error> {
         self.host.tracer().site_of(old).map_err(|error| {
             let reason = match error.kind() {
                 PortErrorKind::NoSite => |detail| PatchReason::NoEntrySite { detail },
                 PortErrorKind::Held => |detail| PatchReason::EntryHeld { detail },
                 _ => return Error::port("looking at an entry site", self.patch.name(), &error),
             };
-            self.host.event(&Event::NoLocation { func: self.func.old_name() });
+            self.log(&Event::NoLocation { func: self.func.old_name() });
             Name::display(&DisplayError(&error)).map_or(Error::OutOfMemory, |detail| self.refuse(reason(detail)))
         })
     }
 
     /// The code of the new function.
-    fn replacement(&self) -> Result<TextRange, Error> {
+    pub(super) fn replacement(&self) -> Result<TextRange, Error> {
         let start = self.func.new_addr();
         let range = match self.func.new_len() {
             Some(len) => TextRange::new(start, len),
@@ -316,7 +345,7 @@ impl<P: Platform> Finder<'_, P> {
             }),
         };
         range.filter(|range| !range.is_empty()).ok_or_else(|| {
-            self.host.event(&Event::NewSizeUnknown { func: self.func.old_name() });
+            self.log(&Event::NewSizeUnknown { func: self.func.old_name() });
             self.refuse(PatchReason::NewFunctionUnknown)
         })
     }

@@ -138,10 +138,8 @@ impl<P: Platform> Inner<P> {
         } else {
             self.patches[index].bounds_mut().for_each(Bound::remove);
         }
-        let patches = &self.patches;
-        let touched =
-            (0..patches.len()).filter(|other| *other == index || enabled && gives_way(patches, *other, index));
-        let sites = touched.flat_map(|other| patches[other].bounds().flat_map(Bound::sites));
+        // Every function of a patch that gives way is among its own or among its nops.
+        let sites = self.patches[index].bounds().flat_map(Bound::sites);
         if self.sites.reroute(host.tracer(), sites).is_err() {
             // The handler chooses as the sites would: it is only slower.
             self.sites.leave_unsettled();

@@ -10,9 +10,10 @@ use crate::model::Replace;
 use crate::port::Platform;
 use crate::state;
 
-/// Whether patch number `old` gives way to patch number `new` when that is enabled.
+/// Whether patch number `old` gives way to patch number `new` when that is enabled. Patches that were enabled after `new` stand
+/// behind it, and stay.
 pub(super) fn gives_way<P: Platform>(patches: &[Record<P>], old: usize, new: usize) -> bool {
-    old != new && patches[old].enabled && patches[new].patch.replaces(&patches[old].patch)
+    old < new && patches[old].enabled && patches[new].patch.replaces(&patches[old].patch)
 }
 
 impl<P: Platform> Inner<P> {

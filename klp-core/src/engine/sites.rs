@@ -43,6 +43,11 @@ impl<P: Platform> Sites<P> {
         Ok(ops)
     }
 
+    /// The ops of `site`, if it was ever patched.
+    pub(super) fn known(&self, site: SiteOf<P>) -> Option<&'static Ops> {
+        self.by_site.get(&site).map(|routed| routed.ops)
+    }
+
     /// Routes each of `sites` to where its stack says: the handler while the state of tasks matters, straight to the newest
     /// function otherwise. All or nothing.
     pub(super) fn reroute(

@@ -3,8 +3,9 @@
 use super::objects::names;
 use super::{Engine, PatchId};
 use crate::error::{ApiMisuse, Error};
-use crate::mem::{Name, try_vec};
-use crate::port::{Platform, TaskState};
+use crate::mem::{Name, OutOfMemory, try_push, try_vec};
+use crate::model::{Patch, Replace};
+use crate::port::{Platform, TaskId, TaskSet, TaskState};
 use crate::transition::Blocker;
 use alloc::vec::Vec;
 
@@ -23,6 +24,11 @@ pub struct PatchStatus {
     pub pending: usize,
     /// Whether a forced transition pinned it.
     pub forced: bool,
+    /// Which enabled patches it takes the place of.
+    pub replace: Replace,
+    /// Its place among the patches in force, counted from 1 in the order of enabling; 0 if it is not in force. One that is being
+    /// disabled still is (kernel: `stack_order`).
+    pub stack_order: usize,
 }
 
 impl<P: Platform> Engine<P> {
@@ -34,8 +40,11 @@ impl<P: Platform> Engine<P> {
     pub fn status(&self) -> Result<Vec<PatchStatus>, Error> {
         let inner = self.inner.lock();
         let mut all = try_vec(inner.patches.len())?;
+        let mut in_force = 0;
         for record in &inner.patches {
             let transition = inner.transition.as_ref().filter(|transition| transition.patch == record.id);
+            let counts = record.enabled || transition.is_some();
+            in_force += usize::from(counts);
             all.push(PatchStatus {
                 id: record.id,
                 name: record.patch.name().try_clone()?,
@@ -43,9 +52,69 @@ impl<P: Platform> Engine<P> {
                 transition: transition.map(|transition| transition.running.target()),
                 pending: transition.map_or(0, |transition| transition.pending),
                 forced: record.forced,
+                replace: record.patch.replace(),
+                stack_order: if counts { in_force } else { 0 },
             });
         }
         Ok(all)
+    }
+
+    /// Shows the patch itself to `look`, which must not call the engine.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiMisuse::UnknownPatch`].
+    pub fn with_patch<R>(&self, id: PatchId, look: impl FnOnce(&Patch) -> R) -> Result<R, Error> {
+        let inner = self.inner.lock();
+        Ok(look(&inner.patches[inner.index_of(id)?].patch))
+    }
+
+    /// Whether the patch's functions in the object called `object` are redirected now; `None` if it has no such object
+    /// (kernel: `obj->patched`).
+    ///
+    /// # Errors
+    ///
+    /// [`ApiMisuse::UnknownPatch`].
+    pub fn object_patched(&self, id: PatchId, object: &str) -> Result<Option<bool>, Error> {
+        let inner = self.inner.lock();
+        let record = &inner.patches[inner.index_of(id)?];
+        let mut objects = record.patch.objects().iter().zip(&record.objects);
+        Ok(objects.find(|(known, _)| known.name() == object).map(|(_, state)| state.bound.is_some()))
+    }
+
+    /// Which version `task` runs; `None` if it is gone (kernel: `/proc/PID/patch_state`). Outside of transitions every task is
+    /// [`TaskState::Idle`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Port`] if the tasks cannot be listed; [`Error::OutOfMemory`].
+    pub fn task_state(&self, task: TaskId) -> Result<Option<TaskState>, Error> {
+        let inner = self.inner.lock();
+        let state = match &inner.transition {
+            None => TaskState::Idle,
+            Some(transition) => {
+                let target = transition.running.target();
+                let mut pending = false;
+                inner.each_pending(&self.host, &mut |other| pending |= other == task)?;
+                if pending { target.opposite() } else { target }
+            }
+        };
+        Ok(if self.host.tasks().name(task).is_empty() { None } else { Some(state) })
+    }
+
+    /// The tasks that the transition under way waits for, in ascending order; none outside of transitions.
+    ///
+    /// # Errors
+    ///
+    /// As for [`task_state`](Engine::task_state).
+    pub fn pending_tasks(&self) -> Result<Vec<TaskId>, Error> {
+        let (mut tasks, mut full) = (Vec::new(), Ok(()));
+        self.inner.lock().each_pending(&self.host, &mut |task| {
+            if full.is_ok() {
+                full = try_push(&mut tasks, task);
+            }
+        })?;
+        full.map(|()| tasks).map_err(|OutOfMemory| Error::OutOfMemory)
     }
 
     /// Shows every patch, in the order of [`status`](Engine::status), to the audit.
@@ -74,5 +143,15 @@ impl<P: Platform> Engine<P> {
                 Ok((Name::new(object)?, Name::new(func)?))
             })
             .map_err(|error| error.into_error("listing tasks", patch.name()))
+    }
+}
+
+impl<P: Platform> super::Inner<P> {
+    fn each_pending(&self, host: &P, each: &mut dyn FnMut(TaskId)) -> Result<(), Error> {
+        let Some(transition) = &self.transition else { return Ok(()) };
+        host.tasks().pending(transition.running.target(), each).map_err(|error| {
+            let patch = self.index_of(transition.patch).map_or("?", |index| self.patches[index].patch.name());
+            Error::port("listing tasks", patch, &error)
+        })
     }
 }

@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 ///
 /// # Invariants
 ///
-/// At least one object; each object is named once, has at least one function, and each function is listed once; names have
+/// At least one object; each object is named once, has at least one function or callbacks, and each function is listed once; names have
 /// the lengths of [`crate::config`].
 #[derive(Debug)]
 pub struct Patch {
@@ -113,7 +113,7 @@ impl Patch {
             if self.objects[..index].iter().any(|other| other.name() == object.name()) {
                 return refuse(Some(name), None, PatchReason::ListedTwice);
             }
-            if object.funcs().is_empty() {
+            if object.funcs().is_empty() && object.callbacks().is_none() {
                 return refuse(Some(name), None, PatchReason::NoFuncs);
             }
             for func in object.funcs() {

@@ -340,7 +340,13 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
 
     fn forget(&self, site: EntrySite) {
         // The token stays taken: the thunk of an old site may be on a task's way until the end.
-        self.state.lock().by_addr.retain(|_, known| *known != site);
+        let mut state = self.state.lock();
+        let State { sites, by_addr, .. } = &mut *state;
+        let known = &sites[site.0 as usize];
+        let recorded = known.at.wrapping_sub(known.entry.skip.into());
+        if by_addr.get(&recorded) == Some(&site) {
+            by_addr.remove(&recorded);
+        }
     }
 
     fn synchronize(&self) {

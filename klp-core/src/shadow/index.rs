@@ -1,4 +1,4 @@
-//! The table in use, and how it grows: a bigger one is filled aside and takes its place in one store.
+//! The table in use by one class, and how it grows: a bigger one is filled aside and takes its place in one store.
 //!
 //! Readers may still be in the table before, so it stays, untouched, until somebody proves that they have left.
 
@@ -7,13 +7,13 @@ use super::sync::{AtomicPtr, FIND, Ordering, PUBLISH};
 use super::table::Table;
 use crate::mem::{OutOfMemory, try_box};
 use alloc::boxed::Box;
-use core::ptr::{self, NonNull};
+use core::ptr;
 
 /// One writer at a time, readers at any time.
 ///
 /// # Invariants
 ///
-/// `current` is null or leads to a table from a box, and so does `older` of every table that it leads to. A table leaves memory with
+/// `current` leads to a table from a box. `older` of every table is null or leads to another one. A table leaves memory with
 /// the index, or through [`Retired::free`].
 #[derive(Debug)]
 pub(super) struct Index {
@@ -21,29 +21,19 @@ pub(super) struct Index {
 }
 
 impl Index {
-    #[cfg(not(loom))]
-    pub(super) const fn new() -> Self {
-        Self { current: AtomicPtr::new(ptr::null_mut()) }
+    /// An empty table of `lines` lines, a power of two.
+    pub(super) fn new(lines: usize) -> Result<Self, OutOfMemory> {
+        let table = Box::into_raw(try_box(Table::new(lines)?)?).cast::<Table>();
+        Ok(Self { current: AtomicPtr::new(table) })
     }
 
-    #[cfg(loom)]
-    pub(super) fn new() -> Self {
-        Self { current: AtomicPtr::new(ptr::null_mut()) }
-    }
-
-    /// The table in use; `None` until the first [`grow`](Index::grow).
+    /// The table in use.
     #[inline]
-    pub(super) fn current(&self) -> Option<&Table> {
+    pub(super) fn current(&self) -> &Table {
         // ORDER(shadow): acquire; the partner is in `grow`.
-        // SAFETY: by the invariant, null or a table; it stays until the index goes, or until `Retired::free`, whose caller
+        // SAFETY: by the invariant, a table; it stays until the index goes, or until `Retired::free`, whose caller
         // promises that every lookup that might have found it has ended.
-        unsafe { self.current.load(FIND).as_ref() }
-    }
-
-    /// The data of `<obj, id>`. For readers, at any time.
-    #[inline]
-    pub(super) fn find(&self, obj: usize, id: u64) -> Option<NonNull<u8>> {
-        self.current()?.find(obj, id)
+        unsafe { &*self.current.load(FIND) }
     }
 
     /// Moves everything into a table of `lines` lines, a power of two. For the writer.
@@ -51,8 +41,8 @@ impl Index {
     /// Nothing has changed when memory runs out.
     pub(super) fn grow(&self, lines: usize) -> Result<(), OutOfMemory> {
         let bigger = Table::new(lines)?;
-        for variable in self.current().into_iter().flat_map(Table::variables) {
-            bigger.vacancy(variable.obj, variable.id)?.fill(variable);
+        for variable in self.current().variables() {
+            bigger.vacancy(variable.obj)?.fill(variable);
         }
         bigger.older.store(self.current.load(Ordering::Relaxed), Ordering::Relaxed);
         let bigger = Box::into_raw(try_box(bigger)?).cast::<Table>();
@@ -61,17 +51,22 @@ impl Index {
         Ok(())
     }
 
-    /// Hands out the tables that are no longer in use. For the writer.
-    pub(super) fn retire(&self) -> Retired {
-        let Some(table) = self.current() else { return Retired { newest: AtomicPtr::new(ptr::null_mut()) } };
+    /// Adds the tables that are no longer in use to `retired`. For the writer.
+    pub(super) fn retire(&self, retired: &mut Retired) {
+        let table = self.current();
         let older = table.older.load(Ordering::Relaxed);
+        let mut last = &retired.newest;
+        // SAFETY: `Retired` owns its tables, and frees them only when it ends.
+        while let Some(table) = unsafe { last.load(Ordering::Relaxed).as_ref() } {
+            last = &table.older;
+        }
+        last.store(older, Ordering::Relaxed);
         table.older.store(ptr::null_mut(), Ordering::Relaxed);
-        Retired { newest: AtomicPtr::new(older) }
     }
 
-    /// All variables. For an owner, when the end has come.
-    pub(super) fn variables(&mut self) -> impl Iterator<Item = Variable> + '_ {
-        self.current().into_iter().flat_map(Table::variables)
+    /// All variables. For the writer.
+    pub(super) fn variables(&self) -> impl Iterator<Item = Variable> + '_ {
+        self.current().variables()
     }
 }
 
@@ -92,6 +87,10 @@ pub struct Retired {
 }
 
 impl Retired {
+    pub(super) fn none() -> Self {
+        Self { newest: AtomicPtr::new(ptr::null_mut()) }
+    }
+
     /// Gives the memory back.
     ///
     /// # Safety

@@ -5,12 +5,13 @@
 //!
 //! # What it costs
 //!
-//! A lookup waits for nobody, writes nothing that others share, and never tries again: it is one hash and, as a rule, one cache line,
-//! whether there are ten variables or a million. Making and freeing variables takes the table's lock.
+//! A lookup waits for nobody, writes nothing that others share, and never tries again. Each id has a hash table of its own, so it is one
+//! hash and, as a rule, one cache line beside those that every lookup of this id uses, whether there are ten variables or
+//! a million. Making and freeing variables takes the one lock of all.
 //!
-//! The table doubles when it holds more than one variable per 64-byte line, so it takes 64 to 128 bytes per variable. The tables
-//! that it has grown out of stay, because lookups may be in them: together as much again as the newest, until
-//! [`retire`](ShadowTable::retire) or the end. It never shrinks.
+//! A table doubles when it holds more than three variables per two 64-byte lines, so a variable takes 43 to 85 bytes beside its data. The
+//! tables that were grown out of stay, because lookups may be in them: together as much again as those in use, until
+//! [`retire`](ShadowTable::retire) or the end. Tables never shrink, and ids are never forgotten: they are meant to be few (hundreds).
 //!
 //! # Locking rules
 //!
@@ -24,6 +25,7 @@
 //!   A lookup that runs while the same variable is freed may find it, and must not use it, as in Linux.
 
 mod block;
+mod class;
 mod error;
 mod index;
 mod line;
@@ -37,22 +39,12 @@ pub use typed::Shadow;
 
 use crate::mem::OutOfMemory;
 use block::Block;
+use class::Classes;
 use core::alloc::Layout;
 use core::fmt;
 use core::ptr::NonNull;
-use index::Index;
 use line::Variable;
 use lock_api::{Mutex, RawMutex};
-use table::Table;
-
-/// Lines of the first table. A model checker wants few.
-const FIRST_LINES: usize = if cfg!(loom) { 1 } else { 16 };
-
-/// Variables that a table of `lines` lines takes before it doubles: three for four lines, so that one in 20 or fewer is in an overflow
-/// line. The model must get to see overflow lines.
-const fn limit(lines: usize) -> usize {
-    if cfg!(loom) { 3 * lines } else { lines / 4 * 3 }
-}
 
 /// All shadow variables of a system (kernel: `klp_shadow_hash`). `L` is the lock of those who make and free variables.
 ///
@@ -80,17 +72,9 @@ const fn limit(lines: usize) -> usize {
 /// # Ok::<(), ShadowError>(())
 /// ```
 pub struct ShadowTable<L: RawMutex> {
-    index: Index,
+    classes: Classes,
     /// Who holds it is the writer.
-    count: Mutex<L, Count>,
-}
-
-/// What the writer counts.
-#[derive(Debug)]
-struct Count {
-    variables: usize,
-    /// As many variables call for a bigger table.
-    limit: usize,
+    writer: Mutex<L, ()>,
 }
 
 impl<L: RawMutex> ShadowTable<L> {
@@ -98,20 +82,20 @@ impl<L: RawMutex> ShadowTable<L> {
     #[cfg(not(loom))]
     #[must_use]
     pub const fn new() -> Self {
-        Self { index: Index::new(), count: Mutex::const_new(L::INIT, Count { variables: 0, limit: 0 }) }
+        Self { classes: Classes::new(), writer: Mutex::const_new(L::INIT, ()) }
     }
 
     /// A table without variables; it allocates when the first one comes.
     #[cfg(loom)]
     #[must_use]
     pub fn new() -> Self {
-        Self { index: Index::new(), count: Mutex::const_new(L::INIT, Count { variables: 0, limit: 0 }) }
+        Self { classes: Classes::new(), writer: Mutex::const_new(L::INIT, ()) }
     }
 
     /// The data of the variable `<obj, id>` (kernel: `klp_shadow_get`). Never waits; may be called anywhere.
     #[inline]
     pub fn get(&self, obj: usize, id: u64) -> Option<NonNull<u8>> {
-        self.index.find(obj, id)
+        self.classes.find(id)?.find(obj)
     }
 
     /// Makes the variable `<obj, id>`, which must not exist (kernel: `klp_shadow_alloc`).
@@ -167,9 +151,8 @@ impl<L: RawMutex> ShadowTable<L> {
     ///
     /// Nobody uses the variable's data any more.
     pub unsafe fn free(&self, obj: usize, id: u64, dtor: impl FnOnce(usize, NonNull<u8>)) -> bool {
-        let mut count = self.count.lock();
-        let Some(data) = self.index.current().and_then(|table| table.remove(obj, id)) else { return false };
-        count.variables -= 1;
+        let _writer = self.writer.lock();
+        let Some(data) = self.classes.find(id).and_then(|class| class.remove(obj)) else { return false };
         // SAFETY: `make` gave the block to the table, which has just let go of it; by the caller's promise nobody uses it.
         let block = unsafe { Block::from_raw(data) };
         dtor(obj, block.data());
@@ -178,53 +161,48 @@ impl<L: RawMutex> ShadowTable<L> {
 
     /// Frees all variables of this id, of whatever object; how many there were (kernel: `klp_shadow_free_all`).
     ///
-    /// Each is freed as [`free`](ShadowTable::free) does it. Goes through the whole table.
+    /// Each is freed as [`free`](ShadowTable::free) does it.
     ///
     /// # Safety
     ///
     /// Nobody uses the data of these variables any more.
     pub unsafe fn free_all(&self, id: u64, mut dtor: impl FnMut(usize, NonNull<u8>)) -> usize {
-        let mut count = self.count.lock();
-        let before = count.variables;
-        if let Some(table) = self.index.current() {
-            table.remove_all(id, |variable| {
-                count.variables -= 1;
-                // SAFETY: as in `free`.
-                let block = unsafe { Block::from_raw(variable.data) };
-                dtor(variable.obj, block.data());
-            });
-        }
-        before - count.variables
+        let _writer = self.writer.lock();
+        let Some(class) = self.classes.find(id) else { return 0 };
+        let variables = class.len();
+        class.remove_all(|variable| {
+            // SAFETY: as in `free`.
+            let block = unsafe { Block::from_raw(variable.data) };
+            dtor(variable.obj, block.data());
+        });
+        variables
     }
 
-    /// Makes room for `additional` more variables, so that making them grows nothing.
+    /// Makes room for `additional` more variables of this id, so that making them grows nothing.
     ///
-    /// Growing moves every variable under the lock: a patch that will make many calls this first, where it may take its time.
+    /// Growing moves all variables of an id under the lock: a patch that will make many calls this first, where it may take its time.
     ///
     /// # Errors
     ///
     /// [`OutOfMemory`]; nothing has changed then.
-    pub fn reserve(&self, additional: usize) -> Result<(), OutOfMemory> {
-        let mut count = self.count.lock();
-        let variables = count.variables.checked_add(additional).ok_or(OutOfMemory)?;
-        let now = self.index.current().map_or(0, Table::lines);
-        let mut lines = now.max(FIRST_LINES);
-        while limit(lines) < variables {
-            lines = lines.checked_mul(2).ok_or(OutOfMemory)?;
-        }
-        if lines == now { Ok(()) } else { self.grow(&mut count, lines) }
+    pub fn reserve(&self, id: u64, additional: usize) -> Result<(), OutOfMemory> {
+        let _writer = self.writer.lock();
+        self.classes.find_or_make(id)?.reserve(additional)
     }
 
-    /// Hands out the tables that this one has grown out of, to be freed when no lookup is in them any more.
+    /// Hands out the tables that were grown out of, to be freed when no lookup is in them any more.
     pub fn retire(&self) -> Retired {
-        let _writer = self.count.lock();
-        self.index.retire()
+        let _writer = self.writer.lock();
+        let mut retired = Retired::none();
+        self.classes.iter().for_each(|class| class.index().retire(&mut retired));
+        retired
     }
 
-    /// Variables.
+    /// Variables, of all ids.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.count.lock().variables
+        let _writer = self.writer.lock();
+        self.classes.iter().map(|class| class.len()).sum()
     }
 
     /// Whether there are none.
@@ -243,34 +221,16 @@ impl<L: RawMutex> ShadowTable<L> {
     ) -> Result<Made, ShadowError> {
         // Allocated before the lock is taken, and on errors freed after it is given back.
         let block = Block::zeroed(layout)?;
-        let mut count = self.count.lock();
+        let _writer = self.writer.lock();
         if let Some(data) = self.get(obj, id) {
             return Ok(Made::Found(data));
         }
-        let vacancy = self.roomy(&mut count)?.vacancy(obj, id)?;
+        let class = self.classes.find_or_make(id)?;
+        let vacancy = class.vacancy(obj)?;
         ctor(obj, block.data()).map_err(|errno| ShadowError::Constructor { obj, id, errno })?;
         let data = block.into_raw();
-        vacancy.fill(Variable { obj, id, data });
-        count.variables += 1;
+        class.add(vacancy, Variable { obj, data });
         Ok(Made::New(data))
-    }
-
-    /// The table, grown if it is time to.
-    fn roomy(&self, count: &mut Count) -> Result<&Table, OutOfMemory> {
-        if count.variables >= count.limit {
-            let lines = self.index.current().map_or(FIRST_LINES, |table| table.lines() * 2);
-            if self.grow(count, lines).is_err() {
-                // A full table works, only slower. Not at once again: a failed attempt is not cheap.
-                count.limit = count.variables + lines / 16 + 1;
-            }
-        }
-        self.index.current().ok_or(OutOfMemory)
-    }
-
-    fn grow(&self, count: &mut Count, lines: usize) -> Result<(), OutOfMemory> {
-        self.index.grow(lines)?;
-        count.limit = limit(lines);
-        Ok(())
     }
 }
 
@@ -282,7 +242,7 @@ impl<L: RawMutex> Default for ShadowTable<L> {
 
 impl<L: RawMutex> Drop for ShadowTable<L> {
     fn drop(&mut self) {
-        for variable in self.index.variables() {
+        for variable in self.classes.iter().flat_map(|class| class.index().variables()) {
             // SAFETY: `make` gave the block to the table, which ends here; the lines that still point to it are not read again.
             drop(unsafe { Block::from_raw(variable.data) });
         }

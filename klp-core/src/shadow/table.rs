@@ -1,4 +1,4 @@
-//! The hash table of one size: lines, and overflow lines behind them.
+//! A hash table of one size, from objects to data: lines, and overflow lines behind them.
 //!
 //! One writer at a time, readers at any time. A variable stays in its slot until it is removed, so a reader that visits all lines of a
 //! chain once finds every variable that was there when it began and is there when it ends.
@@ -13,6 +13,8 @@ use core::ptr::{self, NonNull};
 /// Lines, as many as a power of two.
 ///
 /// # Invariants
+///
+/// There is at least one line.
 ///
 /// `next` of a line is null or leads to an overflow line that this table allocated. Overflow lines are in a chain, or among the
 /// spares (linked by [`Line::spare`]); their memory goes only with the table. Only the last line of a chain is taken out of it, and
@@ -43,7 +45,7 @@ impl Vacancy<'_> {
 impl Table {
     /// An empty table of `lines` lines, a power of two.
     pub(super) fn new(lines: usize) -> Result<Self, OutOfMemory> {
-        debug_assert!(lines.is_power_of_two(), "the hash is cut by a mask");
+        assert!(lines.is_power_of_two(), "the hash is cut by a mask");
         let mut empty = try_vec(lines)?;
         empty.extend(iter::repeat_with(Line::new).take(lines));
         Ok(Self {
@@ -58,22 +60,18 @@ impl Table {
         self.lines.len()
     }
 
-    /// The data of `<obj, id>`. For readers, at any time: no lock, no shared write, no second try.
+    /// The data of `obj`'s variable. For readers, at any time: no lock, no shared write, no second try.
     #[inline]
-    pub(super) fn find(&self, obj: usize, id: u64) -> Option<NonNull<u8>> {
-        let mut line = self.first(obj, id);
-        loop {
-            if let Some(data) = line.find(obj, id) {
-                return Some(data);
-            }
-            line = follow(&line.next)?;
-        }
+    pub(super) fn find(&self, obj: usize) -> Option<NonNull<u8>> {
+        let line = self.first(obj);
+        // In tail position, so that the quick way saves no registers for the slow one.
+        if let found @ Some(_) = line.find_quickly(obj) { found } else { find_slowly(line, obj) }
     }
 
-    /// Room for a variable `<obj, id>`. For the writer.
-    pub(super) fn vacancy(&self, obj: usize, id: u64) -> Result<Vacancy<'_>, OutOfMemory> {
-        let mut last = self.first(obj, id);
-        for line in self.chain(obj, id) {
+    /// Room for a variable of `obj`. For the writer.
+    pub(super) fn vacancy(&self, obj: usize) -> Result<Vacancy<'_>, OutOfMemory> {
+        let mut last = self.first(obj);
+        for line in self.chain(obj) {
             if let Some(slot) = line.vacant() {
                 return Ok(Vacancy { line, slot });
             }
@@ -85,24 +83,23 @@ impl Table {
         Ok(Vacancy { line, slot: 0 })
     }
 
-    /// Takes `<obj, id>` out. For the writer.
-    pub(super) fn remove(&self, obj: usize, id: u64) -> Option<NonNull<u8>> {
-        let first = self.first(obj, id);
+    /// Takes `obj`'s variable out. For the writer.
+    pub(super) fn remove(&self, obj: usize) -> Option<NonNull<u8>> {
+        let first = self.first(obj);
         let (line, slot, data) = chain_from(first).find_map(|line| {
-            line.variables()
-                .find(|(_, found)| (found.obj, found.id) == (obj, id))
-                .map(|(slot, found)| (line, slot, found.data))
+            let (slot, found) = line.variables().find(|(_, found)| found.obj == obj)?;
+            Some((line, slot, found.data))
         })?;
         line.clear(slot);
         self.trim(first);
         Some(data)
     }
 
-    /// Takes all variables out that have `id`, and shows each to `removed` when it is out. For the writer.
-    pub(super) fn remove_all(&self, id: u64, mut removed: impl FnMut(Variable)) {
+    /// Takes all variables out, and shows each to `removed` when it is out. For the writer.
+    pub(super) fn remove_all(&self, mut removed: impl FnMut(Variable)) {
         for first in &self.lines {
             for line in chain_from(first) {
-                for (slot, variable) in line.variables().filter(|(_, variable)| variable.id == id) {
+                for (slot, variable) in line.variables() {
                     line.clear(slot);
                     removed(variable);
                 }
@@ -116,15 +113,17 @@ impl Table {
         self.lines.iter().flat_map(chain_from).flat_map(Line::variables).map(|(_, variable)| variable)
     }
 
-    fn first(&self, obj: usize, id: u64) -> &Line {
-        // The cut is below a power of two, which is not 0.
-        &self.lines[hash(obj, id) as usize & (self.lines.len() - 1)]
+    #[inline]
+    fn first(&self, obj: usize) -> &Line {
+        let line = hash(obj) as usize & (self.lines.len() - 1);
+        // SAFETY: there is at least one line, and what is cut to their number less one is less than their number.
+        unsafe { self.lines.get_unchecked(line) }
     }
 
-    /// The lines in which `<obj, id>` can be.
+    /// The lines in which `obj`'s variable can be.
     #[inline]
-    fn chain(&self, obj: usize, id: u64) -> impl Iterator<Item = &Line> {
-        chain_from(self.first(obj, id))
+    fn chain(&self, obj: usize) -> impl Iterator<Item = &Line> {
+        chain_from(self.first(obj))
     }
 
     /// Takes empty lines off the end of the chain that begins with `first`.
@@ -134,7 +133,7 @@ impl Table {
                 return;
             }
             before.next.store(ptr::null_mut(), Ordering::Relaxed);
-            last.set_spare(self.spares.load(Ordering::Relaxed));
+            last.spare.store(self.spares.load(Ordering::Relaxed), Ordering::Relaxed);
             self.spares.store(ptr::from_ref(last).cast_mut(), Ordering::Relaxed);
         }
     }
@@ -144,7 +143,7 @@ impl Table {
         let spare = self.spares.load(Ordering::Relaxed);
         // SAFETY: by the invariant, null or an overflow line of this table; readers and the writer only ever share it.
         if let Some(line) = unsafe { spare.as_ref() } {
-            self.spares.store(line.spare(), Ordering::Relaxed);
+            self.spares.store(line.spare.load(Ordering::Relaxed), Ordering::Relaxed);
             return Ok(line);
         }
         let line = Box::into_raw(try_box(Line::new())?).cast::<Line>();
@@ -172,11 +171,17 @@ impl Drop for Table {
         let mut at = self.spares.load(Ordering::Relaxed);
         // SAFETY: as above.
         while let Some(line) = unsafe { at.as_ref() } {
-            let next = line.spare();
+            let next = line.spare.load(Ordering::Relaxed);
             free(at);
             at = next;
         }
     }
+}
+
+/// Most variables that are not found at once do not exist.
+#[inline(never)]
+fn find_slowly(first: &Line, obj: usize) -> Option<NonNull<u8>> {
+    chain_from(first).find_map(|line| line.find(obj))
 }
 
 /// `first` and the lines behind it.
@@ -194,13 +199,12 @@ fn follow(next: &AtomicPtr<Line>) -> Option<&Line> {
     unsafe { next.load(FIND).as_ref() }
 }
 
-/// Mixes the key: addresses are aligned and clustered, ids are small.
+/// Mixes an address: addresses are aligned and clustered.
+///
+/// Not one half of the product alone: for some distances of objects that would put them all on few lines.
 #[inline]
-fn hash(obj: usize, id: u64) -> u64 {
-    // Odd numbers with about as many ones as zeros, without a pattern: digits of the golden ratio, and of the square root of 3.
-    const ID: u64 = 0x9e37_79b9_7f4a_7c15;
-    const MIX: u64 = 0xbb67_ae85_84ca_a73b;
-    let product = u128::from((obj as u64).wrapping_add(id.wrapping_mul(ID))) * u128::from(MIX);
-    // The high half depends on all bits of the key.
+fn hash(obj: usize) -> u64 {
+    // Digits of the golden ratio: odd, with about as many ones as zeros, without a pattern.
+    let product = (obj as u128) * 0x9e37_79b9_7f4a_7c15;
     (product >> 64) as u64 ^ product as u64
 }

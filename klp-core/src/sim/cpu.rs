@@ -44,10 +44,11 @@ impl World {
         in_body
     }
 
-    /// Puts a task at the entry of `func`. Fails if it is not in a body, asleep, or too deep.
+    /// Puts a task at the entry of `func`. Fails if it is not in a body, asleep, or too deep,
+    /// and if the function's module is not loaded.
     pub(super) fn begin_call(&mut self, id: TaskId, func: SimFunc) -> bool {
         let entry = self.functions[func.0].range.start();
-        let ready = self.in_body(id);
+        let ready = self.is_live(func) && self.in_body(id);
         match self.tasks.get_mut(&id) {
             Some(task) if ready && task.frames.len() < MAX_DEPTH => {
                 task.frames.push((task.pc.wrapping_add(INSN), func));

@@ -100,7 +100,7 @@ impl World {
             (site..range.len()).step_by(8).map(|offset| self.memory.word(range.start().wrapping_add(offset)));
         SiteView {
             object: self.modules[function.object].name.clone(),
-            name: self.code[&range.start()].name.clone(),
+            name: function.name.clone(),
             range,
             cold: function.cold,
             lead: self.lead(function),
@@ -112,7 +112,8 @@ impl World {
 impl SimOs {
     pub(crate) fn site_views(&self) -> Vec<SiteView> {
         let world = self.shared.world();
-        world.functions.iter().map(|function| world.view(function)).collect()
+        let mapped = world.functions.iter().filter(|function| world.modules[function.object].is_loaded());
+        mapped.map(|function| world.view(function)).collect()
     }
 
     pub(crate) fn task_views(&self) -> Vec<TaskView> {
@@ -133,7 +134,7 @@ impl SimOs {
     /// The `position`-th symbol (from 1; 0 means the first) called `name` of a loaded object.
     pub(crate) fn symbol(&self, object: &str, name: &str, position: u32) -> Option<CodeAddr> {
         let world = self.shared.world();
-        let module = world.modules.iter().find(|module| module.loaded && module.name == object)?;
+        let module = world.modules.iter().find(|module| module.is_loaded() && module.name == object)?;
         let nth = (position.max(1) - 1) as usize;
         module.symbols_called(name).nth(nth)
     }

@@ -26,6 +26,11 @@ impl Memory {
         self.segments.insert(at.get(), bytes);
     }
 
+    /// Takes away what was mapped at `at`.
+    pub(super) fn unmap(&mut self, at: CodeAddr) {
+        self.segments.remove(&at.get());
+    }
+
     pub(super) fn bytes(&self, at: CodeAddr, len: usize) -> Option<&[u8]> {
         let (start, segment) = self.segments.range(..=at.get()).next_back()?;
         let from = usize::try_from(at.get() - start).ok()?;
@@ -207,7 +212,7 @@ impl World {
     }
 
     /// Notes a violation if a task is in `range`, will be next, or will return there.
-    fn forbid_tasks_in(&mut self, range: TextRange, what: &str) {
+    pub(super) fn forbid_tasks_in(&mut self, range: TextRange, what: &str) {
         for (id, task) in &self.tasks {
             if task.places().any(|place| range.contains(place)) {
                 self.violations.push(format!("{range:?} is {what} while task {} is in it", id.0));

@@ -18,6 +18,7 @@ mod chance;
 mod cpu;
 mod fault;
 pub(crate) mod inspect;
+mod loader;
 pub mod machine;
 mod memory;
 mod object;
@@ -29,12 +30,14 @@ mod versions;
 pub use chance::Chance;
 pub use cpu::Step;
 pub use fault::SimError;
+pub use loader::{Console, ModuleState, insmod, rmmod};
 pub use memory::SimText;
 pub use object::{Pad, Place, SimEntries, SimFunc, SimSymbols};
 pub use task::{SimContext, SimTasks, SimUnwinder, Sleep};
 
 use crate::addr::{CodeAddr, TextRange};
 use crate::event::Event;
+use crate::model::Patch;
 use crate::port::{Doubt, EntryTracer, Image, Platform, Reason, TaskId, TaskState};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -156,11 +159,15 @@ impl SimOs {
         }
     }
 
-    /// Makes an object appear or disappear, with all its symbols.
-    pub fn set_loaded(&self, object: &str, loaded: bool) {
-        let mut world = self.shared.world();
-        let index = world.module(object);
-        world.modules[index].loaded = loaded;
+    /// Takes an object away that no engine knows yet: [`insmod`] brings it.
+    pub fn not_loaded(&self, object: &str) {
+        self.shared.world().unmap(object);
+    }
+
+    /// Where callbacks write their lines to.
+    #[must_use]
+    pub fn console(&self) -> Console {
+        Console(self.shared.clone())
     }
 
     /// Maps new code for `func`; the patch called `patch` is going to use it.
@@ -171,6 +178,11 @@ impl SimOs {
     /// Notes that code in an image is what `patch` replaces `func` by.
     pub fn adopt(&self, patch: &str, func: SimFunc, code: TextRange) {
         self.shared.world().adopt(patch, func, code);
+    }
+
+    /// Notes which patches `patch` takes the place of, so that [`mixes`](SimOs::mixes) counts functions that it gives back to the original.
+    pub fn know(&self, patch: &Patch) {
+        self.shared.world().versions.know(patch.name(), patch.replace());
     }
 
     /// The code of the original `func`.

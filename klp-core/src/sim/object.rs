@@ -1,6 +1,7 @@
 //! Objects with their functions and symbols, and the code of patches.
 
 use super::fault::SimError;
+use super::loader::ModuleState;
 use super::machine::{INSN, Insn};
 use super::shared::{Shared, World};
 use crate::addr::{CodeAddr, TextRange};
@@ -49,6 +50,7 @@ pub enum Place {
 
 #[derive(Clone, Debug)]
 pub(super) struct Function {
+    pub(super) name: String,
     pub(super) object: usize,
     pub(super) range: TextRange,
     pub(super) pad: Pad,
@@ -58,12 +60,14 @@ pub(super) struct Function {
 #[derive(Debug)]
 pub(super) struct Module {
     pub(super) name: String,
-    pub(super) loaded: bool,
-    symbols: Vec<(String, Symbol)>,
+    pub(super) state: ModuleState,
+    /// How often it was loaded after the first time.
+    pub(super) loads: usize,
+    pub(super) symbols: Vec<(String, Symbol)>,
     /// Names that new code may be bound to.
     pub(super) exports: Vec<String>,
     base: u64,
-    next: u64,
+    pub(super) next: u64,
 }
 
 /// A stretch of code: a function, its cold part, or what a patch replaces it by.
@@ -75,7 +79,27 @@ pub(super) struct Code {
     pub(super) patch: Option<String>,
 }
 
+impl Function {
+    /// Its text, as it was built.
+    pub(super) fn built(&self) -> Vec<u8> {
+        let mut code = match self.pad {
+            Pad::Whole => Insn::Nop.encode().to_vec(),
+            Pad::Split => Insn::ShortNop.encode().to_vec(),
+            Pad::None => Vec::new(),
+        };
+        while (code.len() as u64) < self.range.len() {
+            code.extend(Insn::Body.encode());
+        }
+        code
+    }
+}
+
 impl Module {
+    /// Whether its symbols are there.
+    pub(super) fn is_loaded(&self) -> bool {
+        self.state != ModuleState::Unloaded
+    }
+
     /// The addresses of all symbols called `name`.
     pub(super) fn symbols_called<'a>(&'a self, name: &'a str) -> impl Iterator<Item = CodeAddr> + 'a {
         self.symbols.iter().filter(move |(other, _)| other == name).map(|(_, symbol)| symbol.addr)
@@ -102,7 +126,8 @@ impl World {
         let base = OBJECTS * (self.modules.len() as u64 + 1);
         self.modules.push(Module {
             name: name.to_string(),
-            loaded: true,
+            state: ModuleState::Live,
+            loads: 0,
             symbols: Vec::new(),
             exports: Vec::new(),
             base,
@@ -111,7 +136,7 @@ impl World {
         self.modules.len() - 1
     }
 
-    fn define(&mut self, name: &str, range: TextRange, func: Option<SimFunc>, patch: Option<&str>) {
+    pub(super) fn define(&mut self, name: &str, range: TextRange, func: Option<SimFunc>, patch: Option<&str>) {
         let code = Code { name: name.to_string(), range, func, patch: patch.map(ToString::to_string) };
         self.code.insert(range.start(), code);
     }
@@ -123,33 +148,25 @@ impl World {
     pub(super) fn function(&mut self, object: &str, name: &str, pad: Pad) -> SimFunc {
         let object = self.module(object);
         let func = SimFunc(self.functions.len());
-        let mut code = match pad {
-            Pad::Whole => [Insn::Nop.encode()].concat(),
-            Pad::Split => [Insn::ShortNop.encode()].concat(),
-            Pad::None => Vec::new(),
-        };
         // Every other function ends with its call: the return address lies behind it.
-        for _ in 0..1 + func.0 % 2 {
-            code.extend(Insn::Body.encode());
-        }
-        let range = range(self.modules[object].next, code.len() as u64);
-        self.modules[object].next += (code.len() as u64).next_multiple_of(16);
-        self.memory.map(range.start(), code);
-        self.define(name, range, Some(func), None);
+        let bodies = 1 + func.0 as u64 % 2;
+        let len = INSN * (bodies + u64::from(pad != Pad::None));
+        let range = range(self.modules[object].next, len);
+        self.modules[object].next += len.next_multiple_of(16);
         self.symbol(object, name, range, range.len());
-        self.functions.push(Function { object, range, pad, cold: None });
+        self.functions.push(Function { name: name.to_string(), object, range, pad, cold: None });
+        self.map_function(func);
         func
     }
 
     pub(super) fn cold_part(&mut self, func: SimFunc) {
         let object = self.functions[func.0].object;
-        let name = self.code[&self.functions[func.0].range.start()].name.clone() + ".cold";
+        let name = self.functions[func.0].name.clone() + ".cold";
         let part = range(self.modules[object].next, INSN);
         self.modules[object].next += 16;
-        self.memory.map(part.start(), Insn::Body.encode().to_vec());
-        self.define(&name, part, Some(func), None);
         self.symbol(object, &name, part, INSN);
         self.functions[func.0].cold = Some(part);
+        self.map_function(func);
     }
 
     /// New code for `func`, of the patch called `patch`.
@@ -169,7 +186,7 @@ impl World {
 
     /// Notes that the code in `range` is what `patch` replaces `func` by.
     pub(super) fn adopt(&mut self, patch: &str, func: SimFunc, range: TextRange) {
-        let name = format!("{patch}_{}", self.code[&self.functions[func.0].range.start()].name);
+        let name = format!("{patch}_{}", self.functions[func.0].name);
         self.define(&name, range, Some(func), Some(patch));
         self.versions.add(func, patch);
     }
@@ -184,13 +201,13 @@ impl SymbolResolver for SimSymbols {
 
     fn is_loaded(&self, object: &str) -> bool {
         let _inside = self.0.inside();
-        self.0.world().modules.iter().any(|module| module.name == object && module.loaded)
+        self.0.world().modules.iter().any(|module| module.name == object && module.is_loaded())
     }
 
     fn symbols(&self, object: &str, name: &str, found: &mut dyn FnMut(Symbol)) -> Result<(), SimError> {
         let inside = self.0.enter("SymbolResolver::symbols")?;
         let world = self.0.world();
-        let module = world.modules.iter().find(|module| module.name == object && module.loaded);
+        let module = world.modules.iter().find(|module| module.name == object && module.is_loaded());
         let all = module.map_or(&[][..], |module| &module.symbols);
         let hits: Vec<Symbol> = all.iter().filter(|(other, _)| other == name).map(|(_, symbol)| *symbol).collect();
         drop(world);
@@ -201,7 +218,7 @@ impl SymbolResolver for SimSymbols {
     fn exported(&self, name: &str) -> Option<CodeAddr> {
         let _inside = self.0.enter("SymbolResolver::exported").ok()?;
         let world = self.0.world();
-        let exports = |module: &&Module| module.loaded && module.exports.iter().any(|export| export == name);
+        let exports = |module: &&Module| module.is_loaded() && module.exports.iter().any(|export| export == name);
         world.modules.iter().find(exports)?.symbols_called(name).next()
     }
 
@@ -233,7 +250,10 @@ unsafe impl EntryHost for SimEntries {
     fn recorded_site(&self, func: TextRange) -> Option<CodeAddr> {
         let _inside = self.0.enter("EntryHost::recorded_site").ok()?;
         let world = self.0.world();
-        let known = world.functions.iter().find(|known| known.range == func && known.pad != Pad::None)?;
+        let known = world
+            .functions
+            .iter()
+            .find(|known| known.range == func && known.pad != Pad::None && world.modules[known.object].is_loaded())?;
         Some(known.range.start())
     }
 

@@ -7,6 +7,7 @@
 use super::object::SimFunc;
 use super::shared::World;
 use crate::event::Event;
+use crate::model::Replace;
 use crate::port::{TaskId, TaskState};
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -27,6 +28,8 @@ pub(super) struct Span {
 pub(super) struct Versions {
     /// Which patches replace a function.
     replaced_by: BTreeMap<SimFunc, Vec<String>>,
+    /// Which patches a patch takes the place of.
+    replace: BTreeMap<String, Replace>,
     /// Patches that are enabled or in transition, the newest last.
     order: Vec<String>,
     /// Tasks that ran parts of two versions.
@@ -36,6 +39,34 @@ pub(super) struct Versions {
 impl Versions {
     pub(super) fn add(&mut self, func: SimFunc, patch: &str) {
         self.replaced_by.entry(func).or_default().push(patch.to_string());
+    }
+
+    pub(super) fn know(&mut self, patch: &str, replace: Replace) {
+        self.replace.insert(patch.to_string(), replace);
+    }
+
+    fn replace_of(&self, patch: &str) -> Replace {
+        self.replace.get(patch).copied().unwrap_or_default()
+    }
+
+    /// The patches that give way to `patch`.
+    fn give_way<'a>(&'a self, patch: &'a str) -> impl Iterator<Item = &'a str> {
+        let older = self.order.iter().take_while(move |other| *other != patch).map(|other| &**other);
+        older.filter(move |old| match self.replace_of(patch) {
+            Replace::None => false,
+            Replace::All => true,
+            set @ Replace::Set(_) => self.replace_of(old) == set,
+        })
+    }
+
+    /// The patches that have a version of `func`; and those that give it back to the original.
+    fn judges(&self, func: SimFunc) -> (Vec<String>, Vec<String>) {
+        let have = self.replaced_by.get(&func).cloned().unwrap_or_default();
+        let nop = |patch: &&String| {
+            !have.contains(patch) && self.give_way(patch).any(|old| have.iter().any(|one| one == old))
+        };
+        let nops = self.order.iter().filter(nop).cloned().collect();
+        (have, nops)
     }
 
     fn position(&self, patch: &str) -> Option<usize> {
@@ -58,9 +89,11 @@ impl Versions {
 impl World {
     /// Judges a call of `func` that ran the version of the patch `ran`, or the original.
     pub(super) fn check_versions(&mut self, id: TaskId, func: SimFunc, ran: Option<&str>) {
+        let (have, nops) = self.versions.judges(func);
         let Some(task) = self.tasks.get_mut(&id) else { return };
-        for patch in self.versions.replaced_by.get(&func).into_iter().flatten() {
-            let Some(new) = self.versions.side(patch, ran) else { continue };
+        for (patch, nop) in have.iter().map(|patch| (patch, false)).chain(nops.iter().map(|patch| (patch, true))) {
+            let side = if nop && ran.is_none() { Some(true) } else { self.versions.side(patch, ran) };
+            let Some(new) = side else { continue };
             let depth = task.frames.len();
             let span = task.spans.entry(patch.clone()).or_insert(Span { depth, new });
             if span.new != new {
@@ -80,6 +113,10 @@ impl World {
             }
             Event::FailedToEnable { patch } | Event::Complete { patch, target: TaskState::Unpatched } => {
                 self.versions.order.retain(|other| other != patch);
+            }
+            Event::Complete { patch, target: TaskState::Patched } => {
+                let gone: Vec<String> = self.versions.give_way(patch).map(ToString::to_string).collect();
+                self.versions.order.retain(|other| !gone.contains(other));
             }
             Event::Forcing => {
                 for task in self.tasks.values_mut().filter(|task| !task.frames.is_empty()) {

@@ -1,9 +1,12 @@
 //! Scenarios on the simulated OS, told by the engine's log line by line, named after what Linux's selftests call them where
 //! there is such a test.
 
+mod callbacks;
 #[path = "../common/mod.rs"]
 mod common;
+mod linux;
 mod refused;
+mod selftests;
 
 use common::{Sim, add, check, patch, patch_at};
 use klp_core::addr::CodeAddr;
@@ -12,7 +15,7 @@ use klp_core::error::{ApiMisuse, Error, PatchReason};
 use klp_core::model::{Func, Object, Patch, VMLINUX};
 use klp_core::port::{Doubt, Platform, PortErrorKind, Reason, TaskId, TaskSet, TaskState};
 use klp_core::sim::machine::Insn;
-use klp_core::sim::{Pad, Place, SimFunc, SimOs, Sleep, Step};
+use klp_core::sim::{Pad, Place, SimFunc, SimOs, Sleep, Step, insmod};
 use klp_core::transition::Hindrance;
 use klp_core::{Engine, PatchId, Poll};
 
@@ -511,7 +514,7 @@ fn tasks_are_born_and_die_during_a_transition() {
 fn target_module_not_present() {
     let host = SimOs::new();
     let (f, m) = (host.function(VMLINUX, "f"), host.function("mod", "m"));
-    host.set_loaded("mod", false);
+    host.not_loaded("mod");
     let task = host.spawn("worker");
     let both = patch(&host, "p", &[(VMLINUX, "f", f), ("mod", "m", m)]);
     let engine = Engine::new(host);
@@ -519,11 +522,11 @@ fn target_module_not_present() {
     assert_eq!(engine.enable(p), complete(p, true));
     check_log(&engine, &ENABLED);
     assert_eq!(engine.host().version(task, f), "p_f");
-    assert_eq!(engine.host().version(task, m), "m");
+    assert!(!engine.host().call(task, m), "it is not there");
     assert_eq!(engine.disable(p), complete(p, false));
     check(&engine);
     // Enabled again, it finds the object.
-    engine.host().set_loaded("mod", true);
+    insmod(&engine, "mod").expect("it has nothing to fear");
     assert_eq!(engine.enable(p), complete(p, true));
     assert_eq!(engine.host().version(task, m), "p_m");
     check(&engine);

@@ -1,13 +1,25 @@
-//! Compiles `pairs.c` twice: the functions to be patched, with entry pads, and what replaces them.
+//! Compiles `pairs.c` three times: the functions to be patched, with entry pads, and two versions that replace them; and a shared
+//! library with functions to be patched.
+
+use std::path::PathBuf;
+
+const PATCHABLE: [&str; 3] = ["-fpatchable-function-entry=16", "-fno-ipa-ra", "-fno-function-sections"];
 
 fn main() {
     println!("cargo::rerun-if-changed=pairs.c");
-    for version in ["0", "1"] {
+    println!("cargo::rerun-if-changed=module.c");
+    for version in ["0", "1", "2"] {
         let mut build = cc::Build::new();
         build.file("pairs.c").opt_level(2).define("VERSION", version).flag("-fno-omit-frame-pointer");
         if version == "0" {
-            build.flags(["-fpatchable-function-entry=16", "-fno-ipa-ra", "-fno-function-sections"]);
+            build.flags(PATCHABLE);
         }
         build.compile(&format!("pairs{version}"));
     }
+
+    let library = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("libpairs_module.so");
+    let mut compiler = cc::Build::new().get_compiler().to_command();
+    let status = compiler.args(["-O2", "-shared", "-fPIC"]).args(PATCHABLE).args(["module.c", "-o"]).arg(&library).status();
+    assert!(status.is_ok_and(|status| status.success()), "the shared library cannot be compiled");
+    println!("cargo::rustc-env=KLP_PAIRS_MODULE={}", library.display());
 }

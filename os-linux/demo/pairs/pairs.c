@@ -1,7 +1,11 @@
 /*
  * Functions that only make sense together. Each says which version of itself ran, as a bit; an outer function collects
- * what it saw between its entry and its exit. With VERSION 0 they have the names that a patch replaces, with VERSION 1
- * they are the replacements, called new_NAME. Both versions call each other by the original names.
+ * what it saw between its entry and its exit. With VERSION 0 they have the names that patches replace, with VERSION 1 and 2
+ * they are the replacements, called new1_NAME and new2_NAME. All versions call each other by the original names.
+ *
+ * The three functions with `extra` in their names are there in versions 0 and 1 only: a patch with version 2 that takes the
+ * place of one with version 1 brings back the originals. Those with `module` are in a shared library (module.c) that
+ * comes and goes, and their replacements here.
  */
 #define _GNU_SOURCE
 #include <poll.h>
@@ -11,8 +15,10 @@
 #include <unistd.h>
 
 #define SEEN (1u << VERSION)
-#if VERSION
-#define NAME(name) new_##name
+#if VERSION == 1
+#define NAME(name) new1_##name
+#elif VERSION == 2
+#define NAME(name) new2_##name
 #else
 #define NAME(name) name
 #endif
@@ -22,6 +28,10 @@
 /* The original names, which both versions call. */
 unsigned first(unsigned), second(unsigned);
 unsigned outer_spin(unsigned), outer_sleep(unsigned), outer_syscall(unsigned), outer_signal(unsigned);
+unsigned extra_first(unsigned), extra_second(unsigned);
+
+/* The functions of the shared library, while it is there. */
+extern unsigned (*module_first)(unsigned), (*module_second)(unsigned);
 
 /* What the signal handler saw that ran inside outer_signal. */
 extern __thread unsigned pairs_in_handler;
@@ -83,6 +93,58 @@ FUNC unsigned NAME(outer_signal)(unsigned work)
 	raise(SIGUSR1);
 	return seen | pairs_in_handler | second(work);
 }
+
+#if VERSION < 2
+FUNC unsigned NAME(extra_first)(unsigned work)
+{
+	for (volatile unsigned i = 0; i < work; i++)
+		;
+	return SEEN;
+}
+
+FUNC unsigned NAME(extra_second)(unsigned work)
+{
+	for (volatile unsigned i = 0; i < work; i++)
+		;
+	return SEEN;
+}
+
+/* Sleeps between the two, `work` microseconds. */
+FUNC unsigned NAME(outer_extra)(unsigned work)
+{
+	struct timespec pause = { .tv_nsec = work * 1000L };
+	unsigned seen = SEEN | extra_first(1);
+
+	nanosleep(&pause, 0);
+	return seen | extra_second(1);
+}
+#endif
+
+#if VERSION
+FUNC unsigned NAME(module_first)(unsigned work)
+{
+	for (volatile unsigned i = 0; i < work; i++)
+		;
+	return SEEN;
+}
+
+FUNC unsigned NAME(module_second)(unsigned work)
+{
+	for (volatile unsigned i = 0; i < work; i++)
+		;
+	return SEEN;
+}
+
+FUNC unsigned NAME(module_outer)(unsigned work)
+{
+	unsigned seen = SEEN | module_first(work);
+
+	sched_yield();
+	return seen | module_second(work);
+}
+#else
+unsigned (*module_first)(unsigned), (*module_second)(unsigned);
+#endif
 
 #if !VERSION
 static void on_signal(int signal)

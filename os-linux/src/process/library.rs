@@ -82,11 +82,18 @@ impl Library {
     ///
     /// As for `dlclose`: no thread is inside of it, or of functions that replace its functions, and nobody uses its symbols any more.
     pub unsafe fn close(self) -> Result<(), LoadError> {
+        // A patch that is enabled from here on must not get into it any more, and none that is being enabled now half.
+        let objects = &self.livepatch.space().objects;
+        let frozen = self.livepatch.engine().freeze();
+        objects.hide(&self.objects);
+        drop(frozen);
         for object in &self.objects {
             self.livepatch.engine().object_going(object);
         }
         // SAFETY: the handle is open, and is not used afterwards; the caller promises the rest.
-        if unsafe { libc::dlclose(self.handle.as_ptr()) } != 0 {
+        let closed = unsafe { libc::dlclose(self.handle.as_ptr()) };
+        objects.unhide(&self.objects);
+        if closed != 0 {
             return Err(LoadError::Process(Error::Os { call: "dlclose", errno: Errno(libc::EINVAL) }));
         }
         let still_there = self.livepatch.object_names()?;

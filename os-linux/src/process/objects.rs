@@ -100,6 +100,8 @@ impl Object {
 #[derive(Debug, Default)]
 pub(crate) struct Objects {
     now: Mutex<Snapshot>,
+    /// Names of objects that are being unloaded: still there, but not for new patches (kernel: `mod->klp_alive`).
+    going: Mutex<Vec<String>>,
 }
 
 #[derive(Debug, Default)]
@@ -132,9 +134,22 @@ impl Objects {
         self.now.lock().objects.clone()
     }
 
-    /// The one that patches call `name`.
+    /// From here on, the objects called `names` are not found by their names.
+    pub(crate) fn hide(&self, names: &[String]) {
+        self.going.lock().extend_from_slice(names);
+    }
+
+    /// Ends what [`hide`](Self::hide) began.
+    pub(crate) fn unhide(&self, names: &[String]) {
+        self.going.lock().retain(|name| !names.contains(name));
+    }
+
+    /// The one that patches call `name`; none while it is being unloaded.
     pub(crate) fn named(&self, name: &str) -> Option<Arc<Object>> {
         self.refresh();
+        if self.going.lock().iter().any(|going| going == name) {
+            return None;
+        }
         self.now.lock().objects.iter().find(|object| object.name == name).cloned()
     }
 

@@ -1,97 +1,24 @@
-//! Random sequences of operations on the simulated OS, against a small model of what the engine should say, with the audit after
-//! each step.
-//!
-//! `KLP_STEPS` sets the longest sequence (default 60), `PROPTEST_CASES` how many are tried (default 1,500).
+//! A small model of what the engine should say.
 
-mod common;
-
-use common::{Sim, check, patch_at};
-use klp_core::error::{ApiMisuse, Error};
+use super::common::{Sim, check};
+use super::ledger::{Ledger, Stage};
+use super::ops::{Op, TaskOp};
+use super::patches::{self, MOD, PATCHES, SPECS};
+use klp_core::error::{ApiMisuse, Error, PatchReason};
 use klp_core::model::{Patch, VMLINUX};
 use klp_core::port::{Doubt, Reason, TaskId, TaskState};
-use klp_core::sim::{Chance, Pad, Place, SimFunc, SimOs, Sleep, Snapshot};
+use klp_core::sim::{Chance, SimFunc, SimOs, Snapshot, insmod, rmmod};
 use klp_core::{Engine, PatchId, Poll};
-use proptest::prelude::*;
-use std::env;
 
-/// Patches of the model.
-const PATCHES: usize = 4;
 /// More tasks are not born.
 const MAX_TASKS: usize = 10;
 
-#[derive(Clone, Debug)]
-enum Op {
-    Enable(usize),
-    Disable(usize),
-    Reverse(usize),
-    Force(usize),
-    Kick(usize),
-    Blockers(usize),
-    AddOrRemove(usize),
-    Poll,
-    /// Every task finishes what it is doing; a poll must then complete.
-    RestAll,
-    Task(usize, TaskOp),
-    Spawn,
-    /// During the next operation of the engine, this call of a port fails.
-    Fault(u64),
-    /// During the next operation of the engine, tasks run.
-    Noise(u64),
-}
-
-#[derive(Clone, Debug)]
-enum TaskOp {
-    Call(usize),
-    BeginCall(usize),
-    Step,
-    Return,
-    Cold,
-    Child,
-    Fork,
-    Exit,
-    Sleep(Sleep),
-    Unreliable(bool),
-    Unstoppable(bool),
-}
-
-fn task_op() -> impl Strategy<Value = TaskOp> {
-    prop_oneof![
-        6 => any::<usize>().prop_map(TaskOp::Call),
-        4 => any::<usize>().prop_map(TaskOp::BeginCall),
-        8 => Just(TaskOp::Step),
-        6 => Just(TaskOp::Return),
-        1 => Just(TaskOp::Cold),
-        1 => Just(TaskOp::Child),
-        1 => Just(TaskOp::Fork),
-        1 => Just(TaskOp::Exit),
-        1 => prop_oneof![Just(Sleep::Awake), Just(Sleep::Interruptible), Just(Sleep::Deep)].prop_map(TaskOp::Sleep),
-        1 => any::<bool>().prop_map(TaskOp::Unreliable),
-        1 => any::<bool>().prop_map(TaskOp::Unstoppable),
-    ]
-}
-
-fn op() -> impl Strategy<Value = Op> {
-    let patch = || 0..PATCHES;
-    prop_oneof![
-        8 => patch().prop_map(Op::Enable),
-        6 => patch().prop_map(Op::Disable),
-        4 => patch().prop_map(Op::Reverse),
-        1 => patch().prop_map(Op::Force),
-        1 => patch().prop_map(Op::Kick),
-        2 => patch().prop_map(Op::Blockers),
-        2 => patch().prop_map(Op::AddOrRemove),
-        8 => Just(Op::Poll),
-        2 => Just(Op::RestAll),
-        40 => (any::<usize>(), task_op()).prop_map(|(task, op)| Op::Task(task, op)),
-        2 => Just(Op::Spawn),
-        3 => (1u64..40).prop_map(Op::Fault),
-        5 => any::<u64>().prop_map(Op::Noise),
-    ]
-}
-
 /// The system, and what the engine should say about it.
-struct Model {
+pub(crate) struct Model {
     engine: Sim,
+    ledger: Ledger,
+    /// Whether the module is loaded.
+    loaded: bool,
     funcs: Vec<SimFunc>,
     /// A patch that is known has an id; otherwise it waits here.
     ids: [Option<PatchId>; PATCHES],
@@ -106,30 +33,20 @@ struct Model {
 }
 
 impl Model {
-    fn new(self_switching: bool) -> Self {
-        let host = SimOs::new();
+    pub(crate) fn new(self_switching: bool) -> Self {
+        let (host, ledger) = (SimOs::new(), Ledger::default());
         host.set_self_switching(self_switching);
-        let [f, g] = ["f", "g"].map(|name| host.function(VMLINUX, name));
-        let h = host.function_with(VMLINUX, "h", Pad::Split);
-        let [m, n] = ["m", "n"].map(|name| host.function_with("mod", name, Pad::Split));
-        let bystander = host.function("mod", "bystander");
-        host.cold_part(f);
-        host.cold_part(m);
-        let [f_, g_, h_] = [(VMLINUX, "f", f), (VMLINUX, "g", g), (VMLINUX, "h", h)];
-        let [m_, n_] = [("mod", "m", m), ("mod", "n", n)];
-        let waiting = [
-            Some(patch_at(&host, "a", Place::Near, &[f_, g_, h_, m_])),
-            Some(patch_at(&host, "b", Place::Far, &[f_, g_])),
-            Some(patch_at(&host, "c", Place::Near, &[f_, g_, h_, m_, n_])),
-            Some(patch_at(&host, "d", Place::Far, &[h_, m_, n_])),
-        ];
+        let (funcs, waiting) = patches::build(&host, &ledger);
+        host.not_loaded(MOD);
         for name in ["one", "two", "three"] {
             host.spawn(name);
         }
         let built = host.snapshot().without_images().without_tasks();
         let mut model = Self {
             engine: Engine::new(host),
-            funcs: vec![f, g, h, m, n, bystander],
+            ledger,
+            loaded: false,
+            funcs,
             ids: [None; PATCHES],
             waiting,
             order: Vec::new(),
@@ -139,6 +56,7 @@ impl Model {
             built,
         };
         (0..PATCHES).for_each(|patch| model.add_or_remove(patch));
+        model.insmod();
         model
     }
 
@@ -154,9 +72,19 @@ impl Model {
         Err(Error::ApiMisuse(misuse))
     }
 
+    /// The enabled patches that give way when `patch` is enabled.
+    fn giving_way(&self, patch: usize) -> Vec<usize> {
+        let older = self.order.iter().take_while(|other| **other != patch);
+        older.copied().filter(|old| SPECS[patch].replaces(&SPECS[*old])).collect()
+    }
+
     /// One operation, and what must hold behind it.
-    fn apply(&mut self, op: &Op) {
+    pub(crate) fn apply(&mut self, op: &Op) {
         match *op {
+            Op::Veto(n) => {
+                self.ledger.veto_in(n);
+                return;
+            }
             Op::Fault(n) => {
                 self.host().fail_at(n);
                 self.disturbed = true;
@@ -188,6 +116,8 @@ impl Model {
                 );
                 self.polled(poll);
             }
+            Op::Insmod => self.insmod(),
+            Op::Rmmod => self.rmmod(),
             Op::AddOrRemove(patch) => self.add_or_remove(patch),
             Op::Enable(patch) | Op::Disable(patch) | Op::Reverse(patch) | Op::Force(patch) => self.change(op, patch),
             Op::Kick(patch) | Op::Blockers(patch) => self.ask(op, patch),
@@ -202,6 +132,7 @@ impl Model {
     fn calm(&mut self) {
         self.host().disarm();
         self.host().make_noise(None, 0);
+        self.ledger.veto_in(0);
         self.disturbed = false;
     }
 
@@ -228,13 +159,29 @@ impl Model {
             assert!(matches!(result, Err(Error::Busy { .. })), "{op:?}: {result:?}");
             return;
         }
+        if let Op::Enable(_) = op {
+            let on = || self.order.iter().filter(|other| **other != patch).map(|other| &SPECS[*other]);
+            let reason = match &result {
+                Err(Error::Patch(error)) => Some(&error.reason),
+                _ => None,
+            };
+            if on().any(|other| !SPECS[patch].fits(other)) {
+                assert!(matches!(reason, Some(PatchReason::IncompatibleStates { .. })), "{result:?}");
+                return;
+            }
+            if on().any(|other| SPECS[patch].conflicts(other)) {
+                let refused = matches!(reason, Some(PatchReason::SharedWithOtherSet { .. }));
+                assert!(refused || self.disturbed && result.is_err(), "{result:?}");
+                return;
+            }
+        }
         match result {
             Ok(poll) => {
                 self.started(op, patch);
                 self.polled(poll);
             }
             Err(error) => {
-                assert!(self.disturbed, "{op:?}: {error}");
+                assert!(self.disturbed || self.ledger.vetoed(), "{op:?}: {error}");
                 assert!(matches!(error, Error::Port(_) | Error::Patch(_)), "{op:?}: {error}");
             }
         }
@@ -249,7 +196,10 @@ impl Model {
             }
             (Op::Disable(_), _) => self.transition = Some((patch, TaskState::Unpatched)),
             (Op::Reverse(_), Some((_, target))) => self.transition = Some((patch, target.opposite())),
-            (_, Some((_, target))) => self.forced[patch] |= target == TaskState::Unpatched,
+            (_, Some((_, TaskState::Patched))) => {
+                self.giving_way(patch).into_iter().for_each(|old| self.forced[old] = true);
+            }
+            (_, Some(_)) => self.forced[patch] = true,
             (_, None) => panic!("{op:?} without a transition"),
         }
     }
@@ -262,7 +212,11 @@ impl Model {
             (Poll::Complete { patch, enabled }, Some((moving, target))) => {
                 assert_eq!((Some(patch), enabled), (self.ids[moving], target == TaskState::Patched));
                 self.transition = None;
-                self.order.retain(|other| enabled || *other != moving);
+                let gone = if enabled { self.giving_way(moving) } else { vec![moving] };
+                self.order.retain(|other| !gone.contains(other));
+                if enabled {
+                    gone.iter().for_each(|old| self.ledger.replaced(SPECS[*old].name));
+                }
             }
             other => panic!("{other:?}"),
         }
@@ -299,6 +253,23 @@ impl Model {
                 Err(error) => panic!("{error}"),
             },
             _ => panic!("a patch is either known or waits"),
+        }
+    }
+
+    fn insmod(&mut self) {
+        if self.loaded {
+            return;
+        }
+        match insmod(&self.engine, MOD) {
+            Ok(()) => self.loaded = true,
+            Err(error) => assert!(self.disturbed || self.ledger.vetoed(), "{error}"),
+        }
+    }
+
+    fn rmmod(&mut self) {
+        if rmmod(&self.engine, MOD) {
+            assert!(self.loaded);
+            self.loaded = false;
         }
     }
 
@@ -350,15 +321,41 @@ impl Model {
             assert!(known.is_none_or(|patch| patch.forced == forced), "{known:?}, forced: {forced}");
         }
         assert_eq!(moving, self.transition.map(|(patch, target)| (self.ids[patch], target)));
+        self.check_callbacks();
+    }
+
+    /// What callbacks have set up is what the engine says.
+    fn check_callbacks(&self) {
+        let wrong = self.ledger.wrong();
+        assert!(wrong.is_empty(), "{wrong:?}");
+        for (patch, spec) in SPECS.iter().enumerate() {
+            for object in [VMLINUX, MOD] {
+                let there = self.order.contains(&patch) && (object == VMLINUX || self.loaded);
+                let moves = self.transition.is_some_and(|(moving, _)| moving == patch);
+                let stage = self.ledger.stage(spec.name, object);
+                let right = match stage {
+                    Stage::Off => !there,
+                    Stage::On => there && !moves,
+                    Stage::Prepared | Stage::Leaving => there && moves,
+                };
+                assert!(
+                    right,
+                    "callbacks of '{}' for '{object}' are in stage {stage:?}; {:?}",
+                    spec.name, self.transition
+                );
+            }
+        }
     }
 
     /// Takes everything back; the text must be what it was built as.
-    fn take_down(mut self) {
+    pub(crate) fn take_down(mut self) {
         self.apply(&Op::RestAll);
         while let Some(patch) = self.order.first().copied() {
             self.apply(&Op::Disable(patch));
             self.apply(&Op::RestAll);
         }
+        self.apply(&Op::Rmmod);
+        assert!(!self.loaded, "nobody is in the module");
         let now = self.host().snapshot().without_images().without_tasks();
         assert_eq!(now, self.built, "the text is what it was built as");
     }
@@ -375,22 +372,4 @@ impl BlockersOf for Sim {
         let blockers = moving.and_then(|patch| self.blockers(patch.id).ok()).unwrap_or_default();
         blockers.iter().map(ToString::to_string).collect()
     }
-}
-
-fn number(name: &str, default: u32) -> u32 {
-    env::var(name).ok().and_then(|number| number.parse().ok()).unwrap_or(default)
-}
-
-#[test]
-fn random_sequences() {
-    let steps = number("KLP_STEPS", 60) as usize;
-    let cases = number("PROPTEST_CASES", 1_500);
-    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
-    proptest!(config, |(self_switching: bool, ops in proptest::collection::vec(op(), 1..=steps))| {
-        let mut model = Model::new(self_switching);
-        for op in &ops {
-            model.apply(op);
-        }
-        model.take_down();
-    });
 }

@@ -1,0 +1,172 @@
+//! Preflight: everything that enabling a patch would check, with all findings at once. Linux does not have this.
+
+use super::objects::{Finder, FuncSet};
+use super::replace::gives_way;
+use super::sites::SiteOf;
+use super::{Engine, Inner, PatchId};
+use crate::error::{ApiMisuse, Error, PatchReason};
+use crate::mem::{Name, OutOfMemory, try_push};
+use crate::model::{Object, Replace};
+use crate::port::{Platform, SymbolResolver};
+use crate::relocs;
+use crate::state;
+use alloc::vec::Vec;
+use core::fmt;
+use hashbrown::HashSet;
+
+/// What [`Engine::preflight`] found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Preflight {
+    /// Everything for which enabling would be refused now.
+    pub findings: Vec<Error>,
+    /// How many functions were looked at.
+    pub functions: usize,
+    /// Objects that are not loaded: what they need is checked when they come.
+    pub waiting: Vec<Name>,
+    /// Enabled patches that would be replaced.
+    pub replaces: Vec<Name>,
+}
+
+impl Preflight {
+    /// Whether nothing speaks against enabling the patch now. What cannot be foreseen is memory, and what callbacks will say.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.findings.is_empty()
+    }
+}
+
+impl fmt::Display for Preflight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for finding in &self.findings {
+            writeln!(f, "{finding}")?;
+        }
+        for object in &self.waiting {
+            writeln!(f, "object '{object}' is not loaded; it is checked when it comes")?;
+        }
+        for patch in &self.replaces {
+            writeln!(f, "the enabled patch '{patch}' will be replaced")?;
+        }
+        let verdict = if self.is_ready() { "the patch can be enabled" } else { "the patch would be refused" };
+        write!(f, "{} functions checked: {verdict}", self.functions)
+    }
+}
+
+impl<P: Platform> Engine<P> {
+    /// Checks what [`enable`](Engine::enable) would check, and reports everything that it would refuse, not only the first. Nothing is
+    /// changed, no task is stopped, nothing is logged.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiMisuse`] (no such patch, or enabled already), or [`Error::OutOfMemory`].
+    pub fn preflight(&self, id: PatchId) -> Result<Preflight, Error> {
+        let inner = self.inner.lock();
+        let index = inner.index_of(id)?;
+        if inner.patches[index].enabled {
+            return Err(Error::ApiMisuse(ApiMisuse::AlreadyEnabled));
+        }
+        let mut report = Preflight::default();
+        if let Err(busy) = inner.check_idle() {
+            try_push(&mut report.findings, busy)?;
+        }
+        inner.preflight_others(index, &mut report)?;
+        let sites = inner.preflight_objects(&self.host, index, &mut report)?;
+        inner.preflight_sets(index, &sites, &mut report)?;
+        Ok(report)
+    }
+}
+
+impl<P: Platform> Inner<P> {
+    /// Looks at the states of enabled patches, and which of them would go.
+    fn preflight_others(&self, index: usize, report: &mut Preflight) -> Result<(), OutOfMemory> {
+        let patch = &self.patches[index].patch;
+        for (other, record) in self.patches.iter().enumerate().filter(|(_, record)| record.enabled) {
+            let goes = gives_way(&self.patches, other, index);
+            if goes {
+                try_push(&mut report.replaces, record.patch.name().try_clone()?)?;
+            }
+            if !state::compatible(patch, &record.patch, goes) {
+                let with = record.patch.name().try_clone()?;
+                let refused = Error::patch(patch.name(), None, None, PatchReason::IncompatibleStates { with });
+                try_push(&mut report.findings, refused)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at every function and every reference to the objects that are loaded. Returns the sites.
+    fn preflight_objects(
+        &self,
+        host: &P,
+        index: usize,
+        report: &mut Preflight,
+    ) -> Result<HashSet<SiteOf<P>>, OutOfMemory> {
+        let record = &self.patches[index];
+        let mut sites = HashSet::new();
+        for (object, state) in record.patch.objects().iter().zip(&record.objects) {
+            if !host.symbols().is_loaded(object.name()) {
+                try_push(&mut report.waiting, object.name().try_clone()?)?;
+                continue;
+            }
+            self.preflight_funcs(host, index, object, &mut sites, report)?;
+            if !state.relocated {
+                let mut full = Ok(());
+                relocs::check(host, record.patch.name(), object, &mut |refused| {
+                    if full.is_ok() {
+                        full = try_push(&mut report.findings, refused);
+                    }
+                });
+                full?;
+            }
+        }
+        Ok(sites)
+    }
+
+    fn preflight_funcs(
+        &self,
+        host: &P,
+        index: usize,
+        object: &Object,
+        sites: &mut HashSet<SiteOf<P>>,
+        report: &mut Preflight,
+    ) -> Result<(), OutOfMemory> {
+        let patch = &self.patches[index].patch;
+        for func in object.funcs() {
+            report.functions += 1;
+            let finder = Finder { host, patch, object, func, quiet: true };
+            sites.try_reserve(1)?;
+            let site = finder.old().and_then(|old| finder.site(old));
+            let refused = match site {
+                Ok(site) if sites.insert(site) => None,
+                Ok(_) => Some(finder.refuse(PatchReason::ListedTwice)),
+                Err(error) => Some(error),
+            };
+            for refused in refused.into_iter().chain(finder.replacement().err()) {
+                try_push(&mut report.findings, refused)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks for functions and states shared with an enabled patch of another set.
+    fn preflight_sets(
+        &self,
+        index: usize,
+        sites: &HashSet<SiteOf<P>>,
+        report: &mut Preflight,
+    ) -> Result<(), OutOfMemory> {
+        let patch = &self.patches[index].patch;
+        let Replace::Set(own) = patch.replace() else { return Ok(()) };
+        let funcs = FuncSet::of_ops(sites.iter().filter_map(|site| self.sites.known(*site)))?;
+        for record in self.patches.iter().filter(|record| record.enabled) {
+            let foreign = matches!(record.patch.replace(), Replace::Set(set) if set != own);
+            let shares_state = || patch.states().iter().any(|state| record.patch.state(state.id()).is_some());
+            let shares_function = || record.bounds().any(|bound| bound.shares_function_with(&funcs));
+            if foreign && (shares_state() || shares_function()) {
+                let with = record.patch.name().try_clone()?;
+                let refused = Error::patch(patch.name(), None, None, PatchReason::SharedWithOtherSet { with });
+                try_push(&mut report.findings, refused)?;
+            }
+        }
+        Ok(())
+    }
+}

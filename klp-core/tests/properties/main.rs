@@ -1,0 +1,43 @@
+//! Random sequences of operations on the simulated OS, against a small model of what the engine should say, with the audit after
+//! each step: patches that stack, replace each other and belong to sets, a module that comes and goes at any time, callbacks that
+//! veto, faults in ports, tasks that run while the engine does.
+//!
+//! `KLP_STEPS` sets the longest sequence (default 60), `PROPTEST_CASES` how many are tried (default 1,500). The long run, with its
+//! count of steps:
+//!
+//! ```text
+//! KLP_STEPS=400 PROPTEST_CASES=6000 cargo test --release -p klp-core --test properties -- --nocapture
+//! ```
+
+#[path = "../common/mod.rs"]
+mod common;
+mod ledger;
+mod model;
+mod ops;
+mod patches;
+
+use model::Model;
+use proptest::prelude::*;
+use std::env;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+fn number(name: &str, default: u32) -> u32 {
+    env::var(name).ok().and_then(|number| number.parse().ok()).unwrap_or(default)
+}
+
+#[test]
+fn random_sequences() {
+    let steps = number("KLP_STEPS", 60) as usize;
+    let cases = number("PROPTEST_CASES", 1_500);
+    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    let done = AtomicU64::new(0);
+    proptest!(config, |(self_switching: bool, ops in proptest::collection::vec(ops::op(), 1..=steps))| {
+        let mut model = Model::new(self_switching);
+        for op in &ops {
+            model.apply(op);
+            done.fetch_add(1, Ordering::Relaxed);
+        }
+        model.take_down();
+    });
+    println!("{} random steps in {cases} sequences without a finding", done.into_inner());
+}

@@ -1,0 +1,106 @@
+//! `klp`: livepatches a running process that serves its engine (`Livepatch::serve`).
+
+mod args;
+mod show;
+mod target;
+mod transition;
+
+use anyhow::{Context, Result};
+use args::{Args, Command};
+use clap::Parser;
+use klp_os_linux::control::{Reply, Request};
+use show::Show;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use target::Target;
+use transition::Outcome;
+
+/// Something was refused or failed.
+const FAILED: u8 = 1;
+/// The transition did not finish in time; it goes on. (2 says that the command line is wrong.)
+const UNFINISHED: u8 = 3;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let show = Show { json: args.json };
+    match run(&args, &show) {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Failed) => FAILED.into(),
+        Ok(Outcome::Unfinished) => UNFINISHED.into(),
+        Err(error) => {
+            show.error(&format!("{error:#}"), None);
+            FAILED.into()
+        }
+    }
+}
+
+fn run(args: &Args, show: &Show) -> Result<Outcome> {
+    let target = Target::find(args.pid, args.socket.as_deref())?;
+    let request = match &args.command {
+        Command::List | Command::Status { patch: None } => Request::Status,
+        Command::Status { patch: Some(patch) } => return status_of(&target, show, patch),
+        Command::Watch { patch } => return transition::watch(&target, show, patch.as_deref(), args.timeout()),
+        Command::Enable { patch } => match file(patch)? {
+            Some(file) => Request::EnableFile { file },
+            None => Request::Enable { patch: patch.to_string_lossy().into_owned() },
+        },
+        Command::Check { file } => {
+            let file = file.canonicalize().with_context(|| file.display().to_string())?;
+            Request::Check { file }
+        }
+        Command::Disable { patch } => Request::Disable { patch: patch.clone() },
+        Command::Reverse { patch } => Request::Reverse { patch: patch.clone() },
+        Command::Force { patch, .. } => Request::Force { patch: patch.clone() },
+        Command::Signal { patch } => Request::Signal { patch: patch.clone() },
+        Command::Blockers { patch } => Request::Blockers { patch: in_transition(&target, patch.as_deref())? },
+        Command::Remove { patch } => Request::Remove { patch: patch.clone() },
+        Command::Ls { path } => Request::List { path: path.clone() },
+        Command::Cat { path } => Request::Read { path: path.clone() },
+        Command::Set { path, value } => Request::Write { path: path.clone(), value: value.clone() },
+    };
+    let reply = target.ask(&request)?;
+    match (&reply, &args.command) {
+        (Reply::Refused { error, errno }, _) => {
+            show.error(error, Some(*errno));
+            Ok(Outcome::Failed)
+        }
+        (Reply::Patch { patch }, Command::Enable { .. } | Command::Disable { .. } | Command::Reverse { .. })
+            if !args.no_wait =>
+        {
+            transition::bring_on(&target, show, patch, args.timeout())
+        }
+        (Reply::Preflight { ready: false, .. }, _) => {
+            show.reply(&reply, &args.command);
+            Ok(Outcome::Failed)
+        }
+        _ => {
+            show.reply(&reply, &args.command);
+            Ok(Outcome::Done)
+        }
+    }
+}
+
+/// The file that the argument of `enable` names; `None`: it is the name of a patch.
+fn file(patch: &Path) -> Result<Option<PathBuf>> {
+    let is_path = patch.components().count() > 1 || patch.extension().is_some();
+    if is_path || patch.is_file() {
+        return Ok(Some(patch.canonicalize().with_context(|| patch.display().to_string())?));
+    }
+    Ok(None)
+}
+
+fn status_of(target: &Target, show: &Show, name: &str) -> Result<Outcome> {
+    let patch = target.status()?.into_iter().find(|patch| patch.name == name);
+    let patch = patch.with_context(|| format!("there is no patch '{name}'"))?;
+    show.reply(&Reply::Patch { patch }, &Command::Status { patch: Some(name.to_owned()) });
+    Ok(Outcome::Done)
+}
+
+/// The patch that was named, or the one in transition.
+fn in_transition(target: &Target, named: Option<&str>) -> Result<String> {
+    if let Some(name) = named {
+        return Ok(name.to_owned());
+    }
+    let patch = target.status()?.into_iter().find(|patch| patch.transition.is_some());
+    Ok(patch.context("no patch is in transition")?.name)
+}

@@ -1,0 +1,180 @@
+//! From a request to the engine, and from what it says to a reply.
+
+use super::protocol::{Blocking, Direction, Node, ObjectInfo, PatchInfo, Reply, Request};
+use crate::process::{Livepatch, LoadError};
+use klp_core::control::{self, ControlError, Kind};
+use klp_core::engine::{PatchId, PatchStatus};
+use klp_core::error::{ApiMisuse, Error};
+use klp_core::model::Replace;
+use klp_core::port::TaskState;
+use std::path::Path;
+
+/// Does what `request` asks for.
+pub(super) fn answer(livepatch: &Livepatch, request: Request) -> Reply {
+    let engine = livepatch.engine();
+    let reply = match request {
+        Request::Status => status(livepatch),
+        Request::EnableFile { file } => enable_file(livepatch, &file),
+        Request::Enable { patch } => with(livepatch, &patch, |id| engine.enable(id).map(|_| ())),
+        Request::Disable { patch } => with(livepatch, &patch, |id| engine.disable(id).map(|_| ())),
+        Request::Reverse { patch } => with(livepatch, &patch, |id| engine.reverse(id).map(|_| ())),
+        Request::Force { patch } => with(livepatch, &patch, |id| engine.force(id).map(|_| ())),
+        Request::Signal { patch } => with(livepatch, &patch, |id| engine.kick(id)),
+        Request::Remove { patch } => remove(livepatch, patch),
+        Request::Blockers { patch } => blockers(livepatch, &patch),
+        Request::Check { file } => check(livepatch, &file),
+        Request::List { path } => list(livepatch, &path),
+        Request::Read { path } => {
+            let mut value = String::new();
+            control::read(engine, &path, &mut value).map(|()| Reply::Value { value }).map_err(Refusal::from)
+        }
+        Request::Write { path, value } => {
+            control::write(engine, &path, &value).map(|()| Reply::Value { value }).map_err(Refusal::from)
+        }
+    };
+    reply.unwrap_or_else(|Refusal { error, errno }| Reply::Refused { error, errno })
+}
+
+/// Why a request was refused.
+struct Refusal {
+    error: String,
+    errno: i32,
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self { errno: error.errno(), error: error.to_string() }
+    }
+}
+
+impl From<ControlError> for Refusal {
+    fn from(error: ControlError) -> Self {
+        Self { errno: error.errno(), error: error.to_string() }
+    }
+}
+
+impl From<LoadError> for Refusal {
+    fn from(error: LoadError) -> Self {
+        let errno = match &error {
+            LoadError::Engine(error) => error.errno(),
+            LoadError::File { error, .. } => -error.raw_os_error().unwrap_or(libc::EIO),
+            _ => -libc::EIO,
+        };
+        Self { error: error.to_string(), errno }
+    }
+}
+
+fn find(livepatch: &Livepatch, patch: &str) -> Result<PatchId, Refusal> {
+    let unknown = || Refusal { error: format!("there is no patch '{patch}'"), errno: -libc::ENOENT };
+    livepatch.engine().find(patch).ok_or_else(unknown)
+}
+
+/// Does something with the patch called `patch`, and shows it as it is afterwards.
+fn with(livepatch: &Livepatch, patch: &str, what: impl FnOnce(PatchId) -> Result<(), Error>) -> Result<Reply, Refusal> {
+    let id = find(livepatch, patch)?;
+    what(id)?;
+    show(livepatch, id)
+}
+
+fn show(livepatch: &Livepatch, id: PatchId) -> Result<Reply, Refusal> {
+    let all = livepatch.engine().status()?;
+    let status = all.into_iter().find(|patch| patch.id == id).ok_or(Error::ApiMisuse(ApiMisuse::UnknownPatch))?;
+    Ok(Reply::Patch { patch: info(livepatch, &status)? })
+}
+
+fn status(livepatch: &Livepatch) -> Result<Reply, Refusal> {
+    let all = livepatch.engine().status()?;
+    let patches = all.iter().filter_map(|patch| match info(livepatch, patch) {
+        // It was removed meanwhile.
+        Err(Error::ApiMisuse(ApiMisuse::UnknownPatch)) => None,
+        info => Some(info),
+    });
+    Ok(Reply::Status { pid: std::process::id(), patches: patches.collect::<Result<_, _>>()? })
+}
+
+fn info(livepatch: &Livepatch, status: &PatchStatus) -> Result<PatchInfo, Error> {
+    let engine = livepatch.engine();
+    let mut objects = engine.with_patch(status.id, |patch| {
+        let object = |object: &klp_core::Object| ObjectInfo {
+            name: object.name().to_string(),
+            patched: false,
+            functions: object
+                .funcs()
+                .iter()
+                .map(|func| format!("{},{}", func.old_name(), func.position().max(1)))
+                .collect(),
+        };
+        patch.objects().iter().map(object).collect::<Vec<_>>()
+    })?;
+    for object in &mut objects {
+        object.patched = engine.object_patched(status.id, &object.name)?.unwrap_or(false);
+    }
+    Ok(PatchInfo {
+        name: status.name.to_string(),
+        enabled: status.enabled,
+        transition: match status.transition {
+            Some(TaskState::Patched) => Some(Direction::Patching),
+            Some(TaskState::Unpatched) => Some(Direction::Unpatching),
+            Some(TaskState::Idle) | None => None,
+        },
+        pending: status.pending,
+        forced: status.forced,
+        replace: status.replace != Replace::None,
+        stack_order: status.stack_order,
+        objects,
+    })
+}
+
+fn enable_file(livepatch: &Livepatch, file: &Path) -> Result<Reply, Refusal> {
+    let id = livepatch.load_file(file)?;
+    if let Err(error) = livepatch.enable(id) {
+        livepatch.unload(id)?;
+        return Err(error.into());
+    }
+    show(livepatch, id)
+}
+
+fn remove(livepatch: &Livepatch, patch: String) -> Result<Reply, Refusal> {
+    livepatch.unload(find(livepatch, &patch)?)?;
+    Ok(Reply::Removed { patch })
+}
+
+fn blockers(livepatch: &Livepatch, patch: &str) -> Result<Reply, Refusal> {
+    let blockers = livepatch.engine().blockers(find(livepatch, patch)?)?;
+    let blocking = |blocker: &klp_core::transition::Blocker| Blocking {
+        task: blocker.task.0,
+        name: blocker.name.to_string(),
+        why: blocker.to_string().lines().next().unwrap_or_default().to_owned(),
+        stack: blocker.stack.iter().map(ToString::to_string).collect(),
+    };
+    Ok(Reply::Blockers { blockers: blockers.iter().map(blocking).collect() })
+}
+
+fn check(livepatch: &Livepatch, file: &Path) -> Result<Reply, Refusal> {
+    let engine = livepatch.engine();
+    let id = livepatch.load_file(file)?;
+    let checked = engine.with_patch(id, |patch| patch.name().to_string()).and_then(|patch| {
+        let report = engine.preflight(id)?;
+        let texts = |names: &[klp_core::mem::Name]| names.iter().map(ToString::to_string).collect();
+        Ok(Reply::Preflight {
+            patch,
+            ready: report.is_ready(),
+            functions: report.functions,
+            findings: report.findings.iter().map(ToString::to_string).collect(),
+            waiting: texts(&report.waiting),
+            replaces: texts(&report.replaces),
+        })
+    });
+    livepatch.unload(id)?;
+    Ok(checked?)
+}
+
+fn list(livepatch: &Livepatch, path: &str) -> Result<Reply, Refusal> {
+    let entries = control::list(livepatch.engine(), path)?;
+    let node = |entry: &control::Entry| Node {
+        name: entry.name.to_string(),
+        directory: entry.kind == Kind::Directory,
+        mode: entry.mode(),
+    };
+    Ok(Reply::Nodes { entries: entries.iter().map(node).collect() })
+}
