@@ -18,8 +18,8 @@ use klp_core::model::Replace;
 use klp_core::state::State;
 use klp_core::{Func, Object, Patch, PatchId, Poll, addr::CodeAddr};
 use klp_demo_pairs::{
-    FUNCS_1, FUNCS_2, MODULE, MODULE_FUNCS_1, MODULE_FUNCS_2, Outer, Replaced, install_handler, outer_extra, outer_signal,
-    outer_sleep, outer_spin, outer_syscall, set_module,
+    FUNCS_1, FUNCS_2, MODULE, MODULE_FUNCS_1, MODULE_FUNCS_2, Outer, Replaced, install_handler, outer_extra,
+    outer_signal, outer_sleep, outer_spin, outer_syscall, set_module,
 };
 use klp_os_linux::process::{Livepatch, Options};
 use std::io::IsTerminal;
@@ -302,11 +302,9 @@ fn call(outer: Outer, work: u32) {
     // SAFETY: the functions take any number.
     let seen = unsafe { outer(work) };
     COUNTS.calls.fetch_add(1, Relaxed);
-    if !seen.is_power_of_two() {
-        if COUNTS.mixes.fetch_add(1, Relaxed) == 0 {
-            let name = std::thread::current().name().unwrap_or_default().to_owned();
-            eprintln!("thread {name} saw versions {seen:#05b} in one call");
-        }
+    if !seen.is_power_of_two() && COUNTS.mixes.fetch_add(1, Relaxed) == 0 {
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        eprintln!("thread {name} saw versions {seen:#05b} in one call");
     }
 }
 

@@ -19,7 +19,8 @@ fn main() {
 
     let library = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("libpairs_module.so");
     let mut compiler = cc::Build::new().get_compiler().to_command();
-    let status = compiler.args(["-O2", "-shared", "-fPIC"]).args(PATCHABLE).args(["module.c", "-o"]).arg(&library).status();
+    let status =
+        compiler.args(["-O2", "-shared", "-fPIC"]).args(PATCHABLE).args(["module.c", "-o"]).arg(&library).status();
     assert!(status.is_ok_and(|status| status.success()), "the shared library cannot be compiled");
     println!("cargo::rustc-env=KLP_PAIRS_MODULE={}", library.display());
 }

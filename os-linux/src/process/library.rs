@@ -1,8 +1,8 @@
 //! Shared libraries that come and go while the process runs: the modules of a process.
 
+use super::Livepatch;
 use super::error::{Error, LoadError};
 use super::sys::Errno;
-use super::Livepatch;
 use core::ffi::{CStr, c_void};
 use core::ptr::NonNull;
 use std::ffi::CString;
