@@ -1,4 +1,4 @@
-//! Every port call and every allocation of enabling and disabling fails once; each time the system is as it was before, or the
+//! Every port call and every allocation of enabling, disabling and of a module's coming fails once; each time the system is as it was before, or the
 //! transition goes on, and the next attempt succeeds.
 
 mod common;
@@ -8,12 +8,12 @@ use core::alloc::{GlobalAlloc, Layout};
 use core::cell::Cell;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::mem::Name;
-use klp_core::model::{Func, Object, Patch, VMLINUX};
-use klp_core::port::{Doubt, Fill, ImageLayout, Platform, Text};
+use klp_core::model::{CallbackContext, Callbacks, Func, Object, Patch, Replace, VMLINUX};
+use klp_core::port::{Doubt, Fill, ImageLayout, Platform, TaskId, Text};
 use klp_core::relocs::{Detours, Field, KlpSymbol, Reloc};
 use klp_core::sim::machine::Insn;
 use klp_core::sim::relocator::{ABS64, NEAR32, SLOT32};
-use klp_core::sim::{Pad, Place, SimFunc, SimOs, Snapshot};
+use klp_core::sim::{Pad, Place, SimFunc, SimOs, Snapshot, insmod};
 use klp_core::{Engine, Error, PatchId, Poll};
 use std::alloc::System;
 
@@ -27,6 +27,8 @@ thread_local! {
     /// More than 0 while the simulated OS, or the test, runs.
     static NOT_ENGINE: Cell<u32> = const { Cell::new(1) };
     static LIVE: Cell<i64> = const { Cell::new(0) };
+    /// What callbacks have set up and not taken down: `pre_patch` counts 1, `post_patch` 100.
+    static SET_UP: Cell<i32> = const { Cell::new(0) };
 }
 
 impl Failing {
@@ -96,6 +98,25 @@ fn engine_runs<R>(run: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Callbacks that count.
+struct Counting;
+
+impl Callbacks for Counting {
+    fn pre_patch(&self, _: &CallbackContext<'_>) -> Result<(), i32> {
+        SET_UP.set(SET_UP.get() + 1);
+        Ok(())
+    }
+    fn post_patch(&self, _: &CallbackContext<'_>) {
+        SET_UP.set(SET_UP.get() + 100);
+    }
+    fn pre_unpatch(&self, _: &CallbackContext<'_>) {
+        SET_UP.set(SET_UP.get() - 100);
+    }
+    fn post_unpatch(&self, _: &CallbackContext<'_>) {
+        SET_UP.set(SET_UP.get() - 1);
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
     Plain,
@@ -104,9 +125,12 @@ enum Kind {
     Far,
     FarStacked,
     Relocated,
+    /// It takes the place of another, gives two functions of that back, and has callbacks.
+    Replacing,
 }
 
-const KINDS: [Kind; 6] = [Kind::Plain, Kind::Split, Kind::Stacked, Kind::Far, Kind::FarStacked, Kind::Relocated];
+const KINDS: [Kind; 7] =
+    [Kind::Plain, Kind::Split, Kind::Stacked, Kind::Far, Kind::FarStacked, Kind::Relocated, Kind::Replacing];
 
 #[derive(Clone, Copy, Debug)]
 enum Operation {
@@ -138,10 +162,11 @@ impl Case {
         let below = patch_at(&host, "below", place, &funcs);
         let patch = match kind {
             Kind::Relocated => relocated(&host, f),
+            Kind::Replacing => replacing(&host, f),
             _ => patch_at(&host, "p", place, &funcs),
         };
         let engine = Engine::new(host);
-        if matches!(kind, Kind::Stacked | Kind::FarStacked) {
+        if matches!(kind, Kind::Stacked | Kind::FarStacked | Kind::Replacing) {
             let below = add(&engine, below);
             assert!(matches!(engine.enable(below), Ok(Poll::Complete { .. })));
         }
@@ -189,6 +214,7 @@ impl Case {
     fn survives(&self, what: &str, arm: impl Fn(&Self), disarm: impl Fn(&Self) -> bool) -> bool {
         let before = self.system();
         let status = self.engine.status();
+        let set_up = SET_UP.get();
         let mut images = None;
         // The same again and again: what is made once and kept (ops, sites, thunks) is there after some rounds.
         for round in 0..10 {
@@ -203,6 +229,7 @@ impl Case {
             assert!(failed, "{what}: {error} without a fault");
             assert_eq!(self.system(), before, "{what}: {error}");
             assert_eq!(self.engine.status(), status, "{what}: {error}");
+            assert_eq!(SET_UP.get(), set_up, "{what}: {error}: callbacks");
             check(&self.engine);
             engine_runs(|| drop(error));
             if round > 7 {
@@ -238,6 +265,15 @@ fn relocated(host: &SimOs, f: SimFunc) -> Patch {
     let reloc = unsafe { Reloc::new(name(".data"), symbol, detours, fields) };
     let object = Object::vmlinux().and_then(|object| object.func(Func::with_range("f", code)?));
     Patch::builder("p").object(object.map(|object| object.with_relocs(vec![reloc]))).build().expect("well formed")
+}
+
+/// A patch that has only `f`, and takes the place of all others.
+fn replacing(host: &SimOs, f: SimFunc) -> Patch {
+    let new = host.replacement("p", f, Place::Near);
+    let object = Object::vmlinux().and_then(|object| object.func(Func::with_range("f", new)?));
+    let module = Object::module("mod").map(|object| object.with_callbacks(Box::new(Counting)));
+    let object = object.map(|object| object.with_callbacks(Box::new(Counting)));
+    Patch::builder("p").object(object).object(module).replace(Replace::All).build().expect("well formed")
 }
 
 /// Fails whatever `arm` counts, from the first on until nothing fails any more; says how much there was to fail.
@@ -436,4 +472,58 @@ fn a_veneer_is_filled_in_vain() {
     check(&case.engine);
     assert!(matches!(case.engine.disable(case.id), Ok(Poll::Complete { enabled: false, .. })));
     check(&case.engine);
+}
+
+/// A module comes: two patches have it, and a third one, in transition, takes their place and gives one of its functions back.
+/// Whatever fails, the module is refused, nobody knows it, and the next time it comes.
+#[test]
+fn every_fault_of_coming() {
+    for (arm, disarm) in [(arm_port as fn(&Case, u64), disarm_port as fn(&Case) -> bool), (arm_alloc, disarm_alloc)] {
+        let mut faults = 0;
+        for n in 1.. {
+            let (case, m, task) = coming();
+            let (before, status, set_up) = (case.system(), case.engine.status(), SET_UP.get());
+            arm(&case, n);
+            let result = engine_runs(|| insmod(&case.engine, "mod"));
+            if !disarm(&case) {
+                result.expect("nothing failed");
+                break;
+            }
+            faults += 1;
+            if let Err(error) = result {
+                assert_eq!(case.system(), before, "fault {n}: {error}");
+                assert_eq!((case.engine.status(), SET_UP.get()), (status, set_up), "fault {n}: {error}");
+                check(&case.engine);
+                insmod(&case.engine, "mod").expect("nothing fails now");
+            }
+            check(&case.engine);
+            assert_eq!(case.engine.host().version(task, m), "below2_m", "fault {n}: the task has not moved");
+            case.engine.host().rest_all();
+            assert_eq!(case.engine.poll(), Poll::Complete { patch: case.id, enabled: true }, "fault {n}");
+            check(&case.engine);
+            assert_eq!(case.engine.host().version(task, m), "m", "fault {n}");
+        }
+        assert!(faults >= 10, "only {faults} faults");
+    }
+}
+
+/// The system into which the module comes, its function, and a task that keeps the transition waiting.
+fn coming() -> (Case, SimFunc, TaskId) {
+    let host = SimOs::new();
+    let (f, m) = (host.function(VMLINUX, "f"), host.function("mod", "m"));
+    host.not_loaded("mod");
+    let holder = host.spawn("holder");
+    host.watch_border(border);
+    let olds = ["below", "below2"].map(|name| patch_at(&host, name, Place::Far, &[(VMLINUX, "f", f), ("mod", "m", m)]));
+    let new = replacing(&host, f);
+    let engine = Engine::new(host);
+    for old in olds {
+        let old = add(&engine, old);
+        assert!(matches!(engine.enable(old), Ok(Poll::Complete { .. })));
+    }
+    let id = add(&engine, new);
+    assert!(engine.host().call(holder, f));
+    assert!(matches!(engine.enable(id), Ok(Poll::Waiting { .. })));
+    check(&engine);
+    (Case { engine, id, operation: Operation::Enable }, m, holder)
 }

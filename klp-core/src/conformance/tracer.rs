@@ -45,6 +45,7 @@ pub fn check<T: Tracer>(bench: &Bench<'_, T>) {
     run.each_route();
     run.one_of_a_batch();
     run.all_or_nothing();
+    run.forgotten();
     run.as_built("at the end");
 }
 
@@ -149,5 +150,17 @@ impl<'a, T: Tracer> Run<'a, T> {
         fail(&back);
         self.expect(true, "after the way back failed");
         self.route(&back);
+    }
+
+    /// Sites that were forgotten are found again, as if for the first time.
+    fn forgotten(&self) {
+        for (index, (old, _)) in self.bench.funcs.iter().enumerate() {
+            self.bench.tracer.forget(self.sites[index]);
+            let site = self.bench.tracer.site_of(*old).unwrap_or_else(|error| panic!("{old:?}, forgotten: {error}"));
+            assert!(old.contains(self.bench.tracer.original(site)), "{old:?}, forgotten, goes on outside of it");
+            self.route(&[Routing { site, to: self.direct(index) }]);
+            assert!((self.bench.replaced)(index), "{old:?}, forgotten, by a direct jump");
+            self.route(&[Routing { site, to: Route::Original }]);
+        }
     }
 }

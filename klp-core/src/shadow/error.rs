@@ -26,6 +26,8 @@ pub enum ShadowError {
         /// What it answered: a negative error number, as in Linux.
         errno: i32,
     },
+    /// The last address, `usize::MAX`, was given as an object's: no object lies there.
+    NoObject,
     /// Memory ran out.
     OutOfMemory,
 }
@@ -37,7 +39,7 @@ impl ShadowError {
         match *self {
             Self::Duplicate { obj, id } => Some(Event::ShadowDuplicate { obj, id }),
             Self::Constructor { obj, id, errno } => Some(Event::ShadowNotConstructed { obj, id, errno }),
-            Self::OutOfMemory => None,
+            Self::NoObject | Self::OutOfMemory => None,
         }
     }
 }
@@ -50,9 +52,11 @@ impl From<OutOfMemory> for ShadowError {
 
 impl fmt::Display for ShadowError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.event() {
-            Some(event) => event.fmt(f),
-            None => OutOfMemory.fmt(f),
+        match *self {
+            Self::Duplicate { obj, id } => Event::ShadowDuplicate { obj, id }.fmt(f),
+            Self::Constructor { obj, id, errno } => Event::ShadowNotConstructed { obj, id, errno }.fmt(f),
+            Self::NoObject => f.write_str("no object lies at the last address"),
+            Self::OutOfMemory => OutOfMemory.fmt(f),
         }
     }
 }

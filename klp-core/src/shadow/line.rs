@@ -8,7 +8,10 @@ use core::ptr::{self, NonNull};
 /// Slots in a line.
 const SLOTS: usize = 3;
 
-/// One variable, or none if `data` is null.
+/// The address that no object has: the last one. A slot without a variable bears it.
+pub(super) const NOWHERE: usize = usize::MAX;
+
+/// One variable, or none: then `data` is null, and `obj` is [`NOWHERE`] or about to be.
 #[derive(Debug)]
 struct Slot {
     obj: AtomicUsize,
@@ -31,10 +34,11 @@ impl Slot {
 
 /// Three slots; 64 bytes, so that a lookup that ends here costs one cache miss.
 ///
-/// A slot changes while it is read. The writer takes the data away before it changes the object, and sets the object before it
-/// sets the data; a reader reads the object, the data, and the object again. If it saw the object sought both times, and data between,
-/// then the data is that object's, unless the object's variable was freed meanwhile: then the reader may as well have come before that, and
-/// must not use what it got anyway. If not, the variable was not in this slot all the time. So a reader never tries again.
+/// A slot may change while it is read. Its life: the object is set, the data is set, the data is taken away, the object is taken away. A
+/// reader reads the object, the data, and the object again. Both times it must be the object sought. The first time says that its variable
+/// was there; if the data is of a later life of the slot, then that variable was freed meanwhile, and who looks a variable up while it is
+/// freed must not use what he gets. In every other case the data is right. If a read says no, the variable was not in this slot all the
+/// time. So a reader never tries again, and is never wrong about a variable that stays.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(super) struct Line {
@@ -57,7 +61,7 @@ pub(super) struct Variable {
 
 impl Line {
     pub(super) fn new() -> Self {
-        let null = || Slot { obj: AtomicUsize::new(0), data: AtomicPtr::new(ptr::null_mut()) };
+        let null = || Slot { obj: AtomicUsize::new(NOWHERE), data: AtomicPtr::new(ptr::null_mut()) };
         Self {
             slots: [null(), null(), null()],
             next: AtomicPtr::new(ptr::null_mut()),
@@ -69,9 +73,9 @@ impl Line {
     #[inline]
     pub(super) fn find_quickly(&self, obj: usize) -> Option<NonNull<u8>> {
         // Which of the slots it is, no processor can guess: so it is computed, and not by branches.
-        let [_, second, third] = self.slots.each_ref().map(|slot| slot.obj.load(Ordering::Relaxed) == obj);
-        let slot = &self.slots[if third { 2 } else { usize::from(second) }];
-        slot.find(obj)
+        let is_in = |slot: usize| self.slots[slot].obj.load(Ordering::Relaxed) == obj;
+        let (second, third) = (is_in(1), is_in(2));
+        self.slots[if third { 2 } else { usize::from(second) }].find(obj)
     }
 
     /// The data of `obj`'s variable, if it is in this line. For readers, at any time.
@@ -110,7 +114,7 @@ impl Line {
     pub(super) fn clear(&self, slot: usize) {
         let slot = &self.slots[slot];
         slot.data.store(ptr::null_mut(), Ordering::Relaxed);
-        // So that lookups do not stumble over it.
-        slot.obj.store(0, REUSE);
+        // Left there, it would deceive a reader who comes now and stays until the slot is used for another and then for it again.
+        slot.obj.store(NOWHERE, Ordering::Relaxed);
     }
 }

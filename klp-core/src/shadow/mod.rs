@@ -43,7 +43,7 @@ use class::Classes;
 use core::alloc::Layout;
 use core::fmt;
 use core::ptr::NonNull;
-use line::Variable;
+use line::{NOWHERE, Variable};
 use lock_api::{Mutex, RawMutex};
 
 /// All shadow variables of a system (kernel: `klp_shadow_hash`). `L` is the lock of those who make and free variables.
@@ -95,7 +95,7 @@ impl<L: RawMutex> ShadowTable<L> {
     /// The data of the variable `<obj, id>` (kernel: `klp_shadow_get`). Never waits; may be called anywhere.
     #[inline]
     pub fn get(&self, obj: usize, id: u64) -> Option<NonNull<u8>> {
-        self.classes.find(id)?.find(obj)
+        if obj == NOWHERE { None } else { self.classes.find(id)?.find(obj) }
     }
 
     /// Makes the variable `<obj, id>`, which must not exist (kernel: `klp_shadow_alloc`).
@@ -127,7 +127,7 @@ impl<L: RawMutex> ShadowTable<L> {
     ///
     /// # Errors
     ///
-    /// [`ShadowError::OutOfMemory`], [`ShadowError::Constructor`].
+    /// [`ShadowError`], but never [`Duplicate`](ShadowError::Duplicate).
     pub fn get_or_alloc(
         &self,
         obj: usize,
@@ -219,6 +219,9 @@ impl<L: RawMutex> ShadowTable<L> {
         layout: Layout,
         ctor: impl FnOnce(usize, NonNull<u8>) -> Result<(), i32>,
     ) -> Result<Made, ShadowError> {
+        if obj == NOWHERE {
+            return Err(ShadowError::NoObject);
+        }
         // Allocated before the lock is taken, and on errors freed after it is given back.
         let block = Block::zeroed(layout)?;
         let _writer = self.writer.lock();

@@ -21,6 +21,6 @@ pub(super) const PUBLISH: Ordering = if cfg!(klp_weaken = "shadow") { Ordering::
 pub(super) const COMPARE: Ordering =
     if cfg!(klp_weaken = "shadow-reuse") { Ordering::Relaxed } else { Ordering::Acquire };
 
-/// The writer's store of a slot's object; partner of [`COMPARE`].
+/// The writer's store of the object of a slot's new life; partner of [`COMPARE`].
 pub(super) const REUSE: Ordering =
     if cfg!(klp_weaken = "shadow-reuse") { Ordering::Relaxed } else { Ordering::Release };

@@ -95,7 +95,7 @@ impl<T: Send + Sync + 'static, L: RawMutex> Shadow<T, L> {
     ///
     /// # Errors
     ///
-    /// [`ShadowError::OutOfMemory`].
+    /// [`ShadowError::OutOfMemory`], [`ShadowError::NoObject`].
     pub fn get_or_alloc<O: ?Sized>(&self, obj: *const O, value: impl FnOnce() -> T) -> Result<&'static T, ShadowError> {
         self.get_or_try_alloc(obj, || Ok(value()))
     }
@@ -104,7 +104,7 @@ impl<T: Send + Sync + 'static, L: RawMutex> Shadow<T, L> {
     ///
     /// # Errors
     ///
-    /// [`ShadowError::OutOfMemory`], [`ShadowError::Constructor`].
+    /// [`ShadowError`], but never [`Duplicate`](ShadowError::Duplicate).
     pub fn get_or_try_alloc<O: ?Sized>(
         &self,
         obj: *const O,

@@ -48,8 +48,9 @@ impl fmt::Display for ModuleState {
 /// The engine's, if it refuses the module, which is not loaded then.
 pub fn insmod(engine: &Engine<SimOs>, module: &str) -> Result<(), Error> {
     let shared = &engine.host().shared;
+    let inside = shared.inside();
     shared.world().map(module);
-    let coming = engine.object_coming(module);
+    let coming = inside.outside(|| engine.object_coming(module));
     match coming {
         Ok(()) => shared.world().set_module(module, ModuleState::Live),
         Err(_) => shared.world().unmap(module),
@@ -61,6 +62,7 @@ pub fn insmod(engine: &Engine<SimOs>, module: &str) -> Result<(), Error> {
 /// task is in it.
 pub fn rmmod(engine: &Engine<SimOs>, module: &str) -> bool {
     let shared = &engine.host().shared;
+    let inside = shared.inside();
     {
         let mut world = shared.world();
         if world.module_state(module) != ModuleState::Live || world.is_in_use(module) {
@@ -68,7 +70,7 @@ pub fn rmmod(engine: &Engine<SimOs>, module: &str) -> bool {
         }
         world.set_module(module, ModuleState::Going);
     }
-    engine.object_going(module);
+    inside.outside(|| engine.object_going(module));
     shared.world().unmap(module);
     true
 }

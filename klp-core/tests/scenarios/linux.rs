@@ -15,6 +15,8 @@ use std::sync::atomic::{AtomicI32, Ordering};
 pub(crate) struct Talking {
     console: Console,
     pre_patch_ret: Arc<AtomicI32>,
+    /// Calls of `pre_patch` until `pre_patch_ret` is what it answers.
+    patience: Arc<AtomicI32>,
 }
 
 impl Talking {
@@ -31,7 +33,9 @@ impl Talking {
 impl Callbacks for Talking {
     fn pre_patch(&self, context: &CallbackContext<'_>) -> Result<(), i32> {
         self.say("pre_patch", context);
+        let patient = self.patience.fetch_sub(1, Ordering::Relaxed) > 0;
         match self.pre_patch_ret.load(Ordering::Relaxed) {
+            _ if patient => Ok(()),
             0 => Ok(()),
             errno => Err(errno),
         }
@@ -66,6 +70,7 @@ pub(crate) struct Linux {
     /// A task that tests call with.
     pub(crate) shell: TaskId,
     pub(crate) parameters: BTreeMap<String, Arc<AtomicI32>>,
+    patience: Arc<AtomicI32>,
     patches: BTreeMap<String, PatchId>,
 }
 
@@ -80,7 +85,14 @@ fn file(module: &str) -> String {
 impl Linux {
     pub(crate) fn new(host: SimOs) -> Self {
         let (console, shell) = (host.console(), host.spawn("sh"));
-        Self { engine: Engine::new(host), console, shell, parameters: BTreeMap::new(), patches: BTreeMap::new() }
+        Self {
+            engine: Engine::new(host),
+            console,
+            shell,
+            parameters: BTreeMap::new(),
+            patience: Arc::default(),
+            patches: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn host(&self) -> &SimOs {
@@ -132,7 +144,11 @@ impl Linux {
             });
             let mut model = Object::module(object).and_then(|model| model.funcs_from(funcs));
             if wanted.talks.contains(&object) {
-                let talking = Talking { console: self.console.clone(), pre_patch_ret: parameter.clone() };
+                let talking = Talking {
+                    console: self.console.clone(),
+                    pre_patch_ret: parameter.clone(),
+                    patience: self.patience.clone(),
+                };
                 model = model.map(|model| model.with_callbacks(Box::new(talking)));
             }
             patch = patch.object(model);
@@ -168,6 +184,12 @@ impl Linux {
 
     pub(crate) fn set_pre_patch_ret(&self, patch: &str, errno: i32) {
         self.parameters[patch].store(errno, Ordering::Relaxed);
+    }
+
+    /// The next `pre_patch` answers well, and those of `patch` after it -ENODEV.
+    pub(crate) fn veto_second(&self, patch: &str) {
+        self.patience.store(1, Ordering::Relaxed);
+        self.set_pre_patch_ret(patch, -19);
     }
 
     /// `echo 0 > …/enabled`: disables, or turns a transition round.

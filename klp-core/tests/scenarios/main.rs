@@ -6,6 +6,7 @@ mod callbacks;
 mod common;
 mod linux;
 mod refused;
+mod replace;
 mod selftests;
 
 use common::{Sim, add, check, patch, patch_at};

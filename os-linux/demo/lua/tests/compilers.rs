@@ -5,6 +5,7 @@ use core::ffi::c_void;
 use core::time::Duration;
 use klp_demo_lua::Interpreter;
 use klp_os_linux::process::{Livepatch, Options};
+use klp_os_linux_fixtures::{alone, text};
 use std::path::Path;
 use std::process::Command;
 
@@ -39,6 +40,7 @@ fn compile(flags: &str) -> Vec<u8> {
 
 #[test]
 fn code_of_every_kind() {
+    let _alone = alone();
     let _linked = Interpreter::new();
     let klp = livepatch();
     let complete = |patch| assert!(klp.wait(Duration::from_secs(10)), "{:?}", klp.engine().blockers(patch));
@@ -68,10 +70,11 @@ fn code_of_every_kind() {
 
 #[test]
 fn code_for_a_fixed_place_is_refused() {
-    let before = klp_os_linux_fixtures::text();
+    let _alone = alone();
+    let before = text();
     let error = livepatch().load(&compile("-O2 -fno-pic"), "unnamed").expect_err("a position-independent program");
-    assert_eq!(klp_os_linux_fixtures::text(), before, "the process is as it was");
+    assert!(text() == before, "the process is not as it was");
     assert_eq!(version(), 504.0);
-    let text = error.to_string();
-    assert!(text.starts_with("patch 'version'") && text.contains("is out of range"), "{text}");
+    let words = error.to_string();
+    assert!(words.starts_with("patch 'version'") && words.contains("is out of range"), "{words}");
 }

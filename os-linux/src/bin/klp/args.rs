@@ -1,6 +1,6 @@
 //! The command line, and the help that teaches it.
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 the transition did not
 #[command(name = "klp", version, after_help = TEACH)]
 pub(crate) struct Args {
     /// The process to talk to
-    #[arg(long, global = true, conflicts_with = "socket")]
+    #[arg(long, global = true)]
     pub(crate) pid: Option<u32>,
     /// The socket to talk to, if it is not at its default place
     #[arg(long, global = true, value_name = "PATH")]
@@ -48,6 +48,17 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// The command line, or the end of the program.
+    pub(crate) fn get() -> Self {
+        let args = Self::parse();
+        // clap does not see conflicts of arguments on both sides of the command's name.
+        if args.pid.is_some() && args.socket.is_some() {
+            let why = "--pid and --socket cannot be used together";
+            Self::command().error(clap::error::ErrorKind::ArgumentConflict, why).exit();
+        }
+        args
+    }
+
     pub(crate) fn timeout(&self) -> Duration {
         Duration::from_secs_f64(self.timeout)
     }

@@ -7,7 +7,6 @@ mod transition;
 
 use anyhow::{Context, Result};
 use args::{Args, Command};
-use clap::Parser;
 use klp_os_linux::control::{Reply, Request};
 use show::Show;
 use std::path::{Path, PathBuf};
@@ -21,7 +20,7 @@ const FAILED: u8 = 1;
 const UNFINISHED: u8 = 3;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Args::get();
     let show = Show { json: args.json };
     match run(&args, &show) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,

@@ -97,8 +97,8 @@ impl Show {
         }
         let name = &patch.name;
         println!("'{name}': not finished after {timeout:?}; it goes on. It waits for:");
-        blockers.iter().for_each(|blocker| println!("{}", text(blocker)));
-        println!("follow it with 'klp watch', turn it round with 'klp reverse {name}'; see 'klp --help'");
+        blockers.iter().for_each(|blocker| println!("    {}", blocker.why));
+        println!("'klp blockers' shows their stacks, 'klp watch' follows it, 'klp reverse {name}' turns it round");
     }
 }
 
