@@ -175,6 +175,18 @@ impl Audit<'_> {
             if new.layers.iter().any(|own| own.old == layer.old) {
                 continue;
             }
+            let has = |old: &&Active| old.layers.iter().any(|other| other.old == layer.old);
+            let stays = |old: &&Active| !new.takes_the_place_of(old);
+            if older.iter().rev().find(has).as_ref().is_some_and(stays) {
+                continue;
+            }
+            if let Some(below) = older.iter().rev().filter(has).find(stays) {
+                let below = below.layers.iter().find(|other| other.old == layer.old);
+                if let Some(Layer { old, new: code, nop, .. }) = below {
+                    new.layers.push(Layer { old: *old, new: *code, nop: *nop, in_transition: true });
+                    continue;
+                }
+            }
             match self.host.code_range(layer.old) {
                 Some(code) => new.layers.push(Layer { old: layer.old, new: code, nop: true, in_transition: true }),
                 None => self.find(format!("no function at {}", layer.old)),

@@ -70,11 +70,35 @@ fn free(table: &Table, obj: usize) {
     assert!(unsafe { table.free(obj, ID, nothing) });
 }
 
-/// Runs the model with as many changes of thread at arbitrary points as tell apart right and wrong here.
-fn model(run: impl Fn() + Sync + Send + 'static) {
+/// Looks `objects` up, one after the other, in another thread, beside `write`; the data that was found for each, and what `write` returned.
+///
+/// It is the writer that is not spawned: loom lets it run first, and finds from there what a lookup can come before. (The
+/// other way round it would not: the writer reads each word before it writes it, which hides the lookup's read from loom.)
+fn race<const N: usize, W>(
+    table: Table,
+    objects: [usize; N],
+    write: impl FnOnce(&Table) -> W,
+) -> ([Option<usize>; N], W) {
+    let table = Arc::new(table);
+    let reader = thread::spawn({
+        let table = table.clone();
+        move || objects.map(|obj| table.get(obj, ID).map(address))
+    });
+    let written = write(&table);
+    (reader.join().expect("no panic"), written)
+}
+
+/// Checks `run`, and that it saw what it is about: one lookup that finds and one that does not.
+fn model(run: impl Fn() -> bool + Sync + Send + 'static) {
+    let seen = std::sync::Arc::new([false, true].map(|_| std::sync::atomic::AtomicBool::new(false)));
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(3);
-    builder.check(run);
+    builder.check({
+        let seen = seen.clone();
+        move || seen[usize::from(run())].store(true, std::sync::atomic::Ordering::Relaxed)
+    });
+    let seen = [0, 1].map(|found| seen[found].load(std::sync::atomic::Ordering::Relaxed));
+    assert_eq!(seen, [true; 2], "the model does not get to what it is about");
 }
 
 /// Who finds a variable sees what its constructor wrote; the table, the id and the slot are all new.
@@ -82,22 +106,21 @@ fn model(run: impl Fn() + Sync + Send + 'static) {
 fn found_is_constructed() {
     model(|| {
         let table = Arc::new(Table::new());
-        let written = Arc::new(AtomicUsize::new(0));
-        let writer = thread::spawn({
-            let (table, written) = (table.clone(), written.clone());
+        let constructed = Arc::new(AtomicUsize::new(0));
+        let reader = thread::spawn({
+            let (table, constructed) = (table.clone(), constructed.clone());
             move || {
-                let ctor = |_, _| {
-                    written.store(7, Ordering::Relaxed);
-                    Ok(())
-                };
-                table.alloc(16, ID, SMALL, ctor).expect("memory");
+                let found = table.get(16, ID).is_some();
+                assert!(!found || constructed.load(Ordering::Relaxed) == 7, "found, but not constructed");
+                found
             }
         });
-        if table.get(16, ID).is_some() {
-            assert_eq!(written.load(Ordering::Relaxed), 7, "found, but not constructed");
-        }
-        writer.join().expect("no panic");
-        assert!(table.get(16, ID).is_some());
+        let ctor = |_, _| {
+            constructed.store(7, Ordering::Relaxed);
+            Ok(())
+        };
+        table.alloc(16, ID, SMALL, ctor).expect("memory");
+        reader.join().expect("no panic")
     });
 }
 
@@ -105,21 +128,17 @@ fn found_is_constructed() {
 #[test]
 fn a_slot_used_again() {
     model(|| {
-        let table = Arc::new(Table::new());
+        let table = Table::new();
         let first = alloc(&table, 16);
-        let writer = thread::spawn({
-            let table = table.clone();
-            move || {
-                free(&table, 16);
-                // So big that it does not get the address of the one before.
-                address(table.alloc(32, ID, BIG, zeroed).expect("memory"))
-            }
+        let ([old, new], second) = race(table, [16, 32], |table| {
+            free(table, 16);
+            // So big that it does not get the address of the one before.
+            address(table.alloc(32, ID, BIG, zeroed).expect("memory"))
         });
-        let found = [16, 32].map(|obj| table.get(obj, ID).map(address));
-        let second = writer.join().expect("no panic");
         assert_ne!(first, second, "the model sees nothing if they are the same");
-        assert!(found[0].is_none_or(|data| data == first), "the data of another object");
-        assert!(found[1].is_none_or(|data| data == second), "the data of another object");
+        assert!(old.is_none_or(|data| data == first), "the data of another object");
+        assert!(new.is_none_or(|data| data == second), "the data of another object");
+        new.is_some()
     });
 }
 
@@ -128,24 +147,20 @@ fn a_slot_used_again() {
 #[test]
 fn an_object_that_comes_again() {
     model(|| {
-        let table = Arc::new(Table::new());
+        let table = Table::new();
         alloc(&table, 16);
         free(&table, 16);
-        let writer = thread::spawn({
-            let table = table.clone();
-            move || {
-                let other = address(table.alloc(32, ID, BIG, zeroed).expect("memory"));
-                free(&table, 32);
-                // Takes the memory that was just freed, so that what comes next gets another address.
-                let plug = table.alloc(0, !ID, BIG, zeroed).expect("memory");
-                assert_eq!(address(plug), other, "the plug is of no use");
-                (other, alloc(&table, 16))
-            }
+        let ([found], (other, again)) = race(table, [16], |table| {
+            let other = address(table.alloc(32, ID, BIG, zeroed).expect("memory"));
+            free(table, 32);
+            // Takes the memory that was just freed, so that what comes next gets another address.
+            let plug = table.alloc(0, !ID, BIG, zeroed).expect("memory");
+            assert_eq!(address(plug), other, "the plug is of no use");
+            (other, alloc(table, 16))
         });
-        let found = table.get(16, ID).map(address);
-        let (other, again) = writer.join().expect("no panic");
         assert_ne!(other, again, "the model sees nothing if they are the same");
         assert!(found.is_none_or(|data| data == again), "the data of another object");
+        found.is_some()
     });
 }
 
@@ -153,22 +168,16 @@ fn an_object_that_comes_again() {
 #[test]
 fn an_overflow_line_used_again() {
     model(|| {
-        let table = Arc::new(Table::new());
-        let staying = [16, 32, 48].map(|obj| (obj, alloc(&table, obj)));
+        let table = Table::new();
+        let staying = [16, 32, 48].map(|obj| alloc(&table, obj))[2];
         alloc(&table, 64);
-        let writer = thread::spawn({
-            let table = table.clone();
-            move || {
-                free(&table, 64);
-                alloc(&table, 80)
-            }
+        let ([found, new], data) = race(table, [48, 80], |table| {
+            free(table, 64);
+            alloc(table, 80)
         });
-        let (obj, data) = staying[2];
-        assert_eq!(table.get(obj, ID).map(address), Some(data), "a variable that stays was not found");
-        let found = table.get(80, ID).map(address);
-        let new = writer.join().expect("no panic");
-        assert!(found.is_none_or(|data| data == new), "the data of another object");
-        assert_eq!(table.get(80, ID).map(address), Some(new));
+        assert_eq!(found, Some(staying), "a variable that stays was not found");
+        assert!(new.is_none_or(|found| found == data), "the data of another object");
+        new.is_some()
     });
 }
 
@@ -176,18 +185,12 @@ fn an_overflow_line_used_again() {
 #[test]
 fn growth() {
     model(|| {
-        let table = Arc::new(Table::new());
-        let staying = [16, 32, 48, 64].map(|obj| (obj, alloc(&table, obj)));
-        let writer = thread::spawn({
-            let table = table.clone();
-            move || alloc(&table, 80)
-        });
-        for (obj, data) in [staying[0], staying[3]] {
-            assert_eq!(table.get(obj, ID).map(address), Some(data), "a variable that stays was not found");
-        }
-        let found = table.get(80, ID).map(address);
-        let new = writer.join().expect("no panic");
-        assert!(found.is_none_or(|data| data == new), "the data of another object");
+        let table = Table::new();
+        let staying = [16, 32, 48, 64].map(|obj| alloc(&table, obj));
+        let ([first, new, last], data) = race(table, [16, 80, 64], |table| alloc(table, 80));
+        assert_eq!([first, last], [0, 3].map(|index| Some(staying[index])), "a variable that stays was not found");
+        assert!(new.is_none_or(|found| found == data), "the data of another object");
+        new.is_some()
     });
 }
 
@@ -200,16 +203,20 @@ fn constructed_once() {
         let ask = {
             let (table, constructed) = (table.clone(), constructed.clone());
             move || {
+                let mut mine = false;
                 let ctor = |_, _| {
+                    mine = true;
                     constructed.fetch_add(1, Ordering::Relaxed);
                     Ok(())
                 };
-                address(table.get_or_alloc(16, ID, SMALL, ctor).expect("memory"))
+                (address(table.get_or_alloc(16, ID, SMALL, ctor).expect("memory")), mine)
             }
         };
         let other = thread::spawn(ask.clone());
-        let mine = ask();
-        assert_eq!(other.join().expect("no panic"), mine);
-        assert_eq!(constructed.load(Ordering::Relaxed), 1);
+        let (data, mine) = ask();
+        let (other, theirs) = other.join().expect("no panic");
+        assert_eq!((data, constructed.load(Ordering::Relaxed)), (other, 1));
+        assert_ne!(mine, theirs, "constructed by both or by none");
+        mine
     });
 }

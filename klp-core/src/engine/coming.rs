@@ -24,6 +24,7 @@ impl<P: Platform> Engine<P> {
                 self.host.event(&Event::RefusingObject { patch, object });
                 // That of `index` too: its relocations were applied perhaps.
                 (0..=index).for_each(|index| inner.revert(&self.host, index, object));
+                inner.sites.forget_object(self.host.tracer(), object);
                 return Err(error);
             }
         }
@@ -34,6 +35,7 @@ impl<P: Platform> Engine<P> {
     pub fn object_going(&self, object: &str) {
         let mut inner = self.inner.lock();
         (0..inner.patches.len()).for_each(|index| inner.revert(&self.host, index, object));
+        inner.sites.forget_object(self.host.tracer(), object);
     }
 }
 
@@ -67,9 +69,7 @@ impl<P: Platform> Inner<P> {
             })?);
             host.event(&Event::Applying { patch, object: name });
             if let Err(error) = self.pre_patch(host, index, object) {
-                if let Some(bound) = self.patches[index].objects[object].bound.take() {
-                    self.sites.forget_unused(host.tracer(), bound.sites());
-                }
+                self.patches[index].objects[object].bound = None;
                 return Err(error);
             }
         }
@@ -146,7 +146,6 @@ impl<P: Platform> Inner<P> {
             host.event(&Event::NotSettled { patch });
         }
         let proof = Synchronized::with(host.tracer());
-        self.sites.forget_unused(host.tracer(), bound.sites());
         bound.free(&proof);
     }
 }

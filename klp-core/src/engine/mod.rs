@@ -161,7 +161,7 @@ impl<P: Platform> Engine<P> {
 
 impl<P: Platform> Record<P> {
     /// Everything of it that is on function stacks, or about to be.
-    fn bounds(&self) -> impl Iterator<Item = &Bound<P>> {
+    fn bounds(&self) -> impl Iterator<Item = &Bound<P>> + Clone {
         self.objects.iter().filter_map(|object| object.bound.as_ref()).chain(&self.nops)
     }
 

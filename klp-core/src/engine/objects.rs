@@ -70,7 +70,13 @@ impl<P: Platform> Bound<P> {
             ranges.push(finder.replacement()?);
             #[allow(clippy::cast_possible_truncation, reason = "patches have fewer than 2^32 objects")]
             let at = AffectedFunc { object: index as u32, func: number };
-            funcs.push(BoundFunc { at, site, ops: sites.ops(host.tracer(), site)?, old, cold: finder.cold()? });
+            funcs.push(BoundFunc {
+                at,
+                site,
+                ops: sites.ops(host.tracer(), site, object.name())?,
+                old,
+                cold: finder.cold()?,
+            });
         }
         Self::check_distinct(patch, &funcs)?;
         let nodes = Nodes::new(ranges.into_iter())?;
@@ -83,13 +89,22 @@ impl<P: Platform> Bound<P> {
         Ok(Self { funcs, nodes })
     }
 
-    /// Functions of `old` that `new` does not have, going back to the original (kernel: `klp_add_nops`).
-    pub(super) fn nops<'a>(old: impl Iterator<Item = &'a Self>, new: &FuncSet) -> Result<Self, OutOfMemory>
+    /// Functions of `old` that `new` does not have, going back to what stands below all of `old`, or to the original
+    /// (kernel: `klp_add_nops`, where nothing can stand below).
+    pub(super) fn nops<'a>(old: impl Iterator<Item = &'a Self> + Clone, new: &FuncSet) -> Result<Self, OutOfMemory>
     where
         P: 'a,
     {
+        let mut going = Vec::new();
+        for bound in old.clone() {
+            going.try_reserve(bound.funcs.len())?;
+            going.extend(bound.nodes.iter().map(|node| ptr::from_ref(node).addr()));
+        }
+        going.sort_unstable();
+        let goes = |node: &&FuncNode| going.binary_search(&ptr::from_ref(*node).addr()).is_ok();
+        let changes = |func: &&BoundFunc<P>| func.ops.stack().top().as_ref().is_some_and(goes);
         let mut funcs: Vec<BoundFunc<P>> = Vec::new();
-        for func in old.flat_map(|bound| &bound.funcs).filter(|func| !new.contains(func.ops)) {
+        for func in old.flat_map(|bound| &bound.funcs).filter(|func| !new.contains(func.ops)).filter(changes) {
             let mut cold = try_vec(func.cold.len())?;
             cold.extend_from_slice(&func.cold);
             let at = AffectedFunc::NOP;
@@ -97,9 +112,12 @@ impl<P: Platform> Bound<P> {
         }
         funcs.sort_unstable_by_key(|func| ptr::from_ref(func.ops).addr());
         funcs.dedup_by_key(|func| ptr::from_ref(func.ops).addr());
-        let mut ranges = try_vec(funcs.len())?;
-        ranges.extend(funcs.iter().map(|func| func.old));
-        Ok(Self { funcs, nodes: Nodes::nops(ranges.into_iter())? })
+        let nodes = Nodes::back(funcs.iter().map(|func| {
+            let stack = func.ops.stack();
+            let stays = core::iter::successors(stack.top(), |node| stack.below(node)).find(|node| !goes(node));
+            (func.old, stays.and_then(|node| node.target().map(|_| node.range())))
+        }))?;
+        Ok(Self { funcs, nodes })
     }
 
     /// Two names for one function would put two nodes of the patch on one stack.

@@ -1,7 +1,8 @@
 //! The ops of every site that was ever patched, and how calls at them are routed.
 
 use crate::error::Error;
-use crate::mem::{OutOfMemory, try_box, try_vec};
+use crate::mem::{Name, OutOfMemory, try_box, try_vec};
+use crate::model::VMLINUX;
 use crate::ops::Ops;
 use crate::port::{Platform, Route, Routing, Tracer};
 use alloc::vec::Vec;
@@ -17,6 +18,8 @@ pub(super) type TracerErrorOf<P> = <<P as Platform>::Tracer as Tracer>::Error;
 struct Routed {
     ops: &'static Ops,
     route: Route,
+    /// The object that the site is in; `None`: the base image, which never goes.
+    object: Option<Name>,
 }
 
 /// Every site that was ever patched. An ops stays for ever, so a site keeps its own.
@@ -32,14 +35,20 @@ impl<P: Platform> Sites<P> {
         Self { by_site: HashMap::new(), unsettled: false }
     }
 
-    /// The ops of `site`, made if it is new.
-    pub(super) fn ops(&mut self, tracer: &P::Tracer, site: SiteOf<P>) -> Result<&'static Ops, OutOfMemory> {
+    /// The ops of `site`, which is in `object`, made if it is new.
+    pub(super) fn ops(
+        &mut self,
+        tracer: &P::Tracer,
+        site: SiteOf<P>,
+        object: &str,
+    ) -> Result<&'static Ops, OutOfMemory> {
         if let Some(routed) = self.by_site.get(&site) {
             return Ok(routed.ops);
         }
         self.by_site.try_reserve(1)?;
+        let object = if object == VMLINUX { None } else { Some(Name::new(object)?) };
         let ops = Ops::leak(try_box(Ops::new(tracer.original(site)))?);
-        self.by_site.insert(site, Routed { ops, route: Route::Original });
+        self.by_site.insert(site, Routed { ops, route: Route::Original, object });
         Ok(ops)
     }
 
@@ -76,14 +85,23 @@ impl<P: Platform> Sites<P> {
         Ok(())
     }
 
-    /// Forgets those of `sites`, whose code goes away, that no patch is on any more.
-    pub(super) fn forget_unused(&mut self, tracer: &P::Tracer, sites: impl Iterator<Item = SiteOf<P>>) {
-        for site in sites {
-            if self.by_site.get(&site).is_some_and(|routed| routed.ops.stack().top().is_none()) {
-                self.by_site.remove(&site);
-                tracer.forget(site);
-            }
+    /// Forgets the sites of an object that goes away, on which no patch is any more. Those that were left to be settled are routed
+    /// back first, if that works: their code may be there for a while.
+    pub(super) fn forget_object(&mut self, tracer: &P::Tracer, object: &str) {
+        let gone = |routed: &Routed| {
+            routed.object.as_ref().is_some_and(|name| name == object) && routed.ops.stack().top().is_none()
+        };
+        let routed_away = |routed: &Routed| gone(routed) && routed.route != Route::Original;
+        for (site, _) in self.by_site.iter().filter(|(_, routed)| routed_away(routed)) {
+            let _ = tracer.route(&[Routing { site: *site, to: Route::Original }]);
         }
+        self.by_site.retain(|site, routed| {
+            let gone = gone(routed);
+            if gone {
+                tracer.forget(*site);
+            }
+            !gone
+        });
     }
 
     /// Notes that a site goes through the handler longer than it need.

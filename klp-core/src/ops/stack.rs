@@ -111,13 +111,14 @@ impl Nodes {
         Self::from_nodes(ranges.map(FuncNode::new))
     }
 
-    /// Nodes that lead back to the originals in `ranges`.
+    /// Nodes that lead back: to an older replacement, or to the original if there is none. Each item is the original and the
+    /// older replacement.
     ///
     /// # Errors
     ///
     /// [`OutOfMemory`].
-    pub fn nops(ranges: impl ExactSizeIterator<Item = TextRange>) -> Result<Self, OutOfMemory> {
-        Self::from_nodes(ranges.map(FuncNode::nop))
+    pub fn back(ranges: impl ExactSizeIterator<Item = (TextRange, Option<TextRange>)>) -> Result<Self, OutOfMemory> {
+        Self::from_nodes(ranges.map(|(original, older)| older.map_or_else(|| FuncNode::nop(original), FuncNode::new)))
     }
 
     fn from_nodes(all: impl ExactSizeIterator<Item = FuncNode>) -> Result<Self, OutOfMemory> {

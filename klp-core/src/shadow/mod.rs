@@ -19,8 +19,8 @@
 //!   wait for ever; [`get`](ShadowTable::get) is allowed, and does not find the variable that is being made or freed. If the
 //!   host's lock spins they must not sleep.
 //! * A constructor runs at most once per call and exactly once per variable, before anybody can find it.
-//! * The allocator is called with the lock held when the table needs room (not for the variable's own memory).
-//!   [`reserve`](ShadowTable::reserve) makes the room beforehand.
+//! * The allocator is called with the lock held when a table needs room (not for the variable's own memory).
+//!   [`reserve`](ShadowTable::reserve) makes room beforehand.
 //! * The table protects itself, not what is in the variables, and not their lifetime: who frees one promises that nobody uses it.
 //!   A lookup that runs while the same variable is freed may find it, and must not use it, as in Linux.
 
@@ -191,6 +191,16 @@ impl<L: RawMutex> ShadowTable<L> {
     }
 
     /// Hands out the tables that were grown out of, to be freed when no lookup is in them any more.
+    ///
+    /// ```
+    /// # use klp_core::shadow::ShadowTable;
+    /// fn tidy(shadows: &ShadowTable<spin::Mutex<()>>, wait_for_lookups: impl FnOnce()) {
+    ///     let retired = shadows.retire();
+    ///     wait_for_lookups();
+    ///     // SAFETY: every lookup that began before `retire` has ended.
+    ///     unsafe { retired.free() };
+    /// }
+    /// ```
     pub fn retire(&self) -> Retired {
         let _writer = self.writer.lock();
         let mut retired = Retired::none();

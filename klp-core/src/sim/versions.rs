@@ -59,13 +59,18 @@ impl Versions {
         })
     }
 
-    /// The patches that have a version of `func`; and those that give it back to the original.
-    fn judges(&self, func: SimFunc) -> (Vec<String>, Vec<String>) {
+    /// The patches that have a version of `func`; and those that give it back, each with the patch below that it is given back to,
+    /// `None`: to the original.
+    fn judges(&self, func: SimFunc) -> (Vec<String>, Vec<(String, Option<String>)>) {
         let have = self.replaced_by.get(&func).cloned().unwrap_or_default();
-        let nop = |patch: &&String| {
-            !have.contains(patch) && self.give_way(patch).any(|old| have.iter().any(|one| one == old))
-        };
-        let nops = self.order.iter().filter(nop).cloned().collect();
+        let mut nops = Vec::new();
+        for (place, patch) in self.order.iter().enumerate().filter(|(_, patch)| !have.contains(patch)) {
+            let goes: Vec<&str> = self.give_way(patch).map(AsRef::as_ref).collect();
+            let mut below = self.order[..place].iter().rev().filter(|other| have.contains(other));
+            if below.clone().next().is_some_and(|top| goes.contains(&top.as_str())) {
+                nops.push((patch.clone(), below.find(|other| !goes.contains(&other.as_str())).cloned()));
+            }
+        }
         (have, nops)
     }
 
@@ -91,8 +96,9 @@ impl World {
     pub(super) fn check_versions(&mut self, id: TaskId, func: SimFunc, ran: Option<&str>) {
         let (have, nops) = self.versions.judges(func);
         let Some(task) = self.tasks.get_mut(&id) else { return };
-        for (patch, nop) in have.iter().map(|patch| (patch, false)).chain(nops.iter().map(|patch| (patch, true))) {
-            let side = if nop && ran.is_none() { Some(true) } else { self.versions.side(patch, ran) };
+        let have = have.iter().map(|patch| (patch, None));
+        for (patch, back) in have.chain(nops.iter().map(|(patch, back)| (patch, Some(back.as_deref())))) {
+            let side = if back == Some(ran) { Some(true) } else { self.versions.side(patch, ran) };
             let Some(new) = side else { continue };
             let depth = task.frames.len();
             let span = task.spans.entry(patch.clone()).or_insert(Span { depth, new });

@@ -27,15 +27,14 @@ const FAR: Place = Place::Far;
 /// How many there are.
 pub(crate) const PATCHES: usize = 9;
 
-/// Patches that share functions, replace each other, belong to sets, and know states in several versions. Those in sets share no
-/// function with those outside (see `scenarios::replace::a_set_on_top_of_another_patch`).
+/// Patches that share functions, replace each other, belong to sets, and know states in several versions.
 pub(crate) const SPECS: [Spec; PATCHES] = [
     Spec { name: "a", place: NEAR, replace: Replace::None, states: &[], base: &["f", "g", "h"], module: &["m"] },
     Spec { name: "b", place: FAR, replace: Replace::None, states: &[], base: &["f", "g"], module: &[] },
     Spec { name: "c", place: NEAR, replace: Replace::None, states: &[(1, 1)], base: &["f", "h"], module: &["m", "n"] },
     Spec { name: "d", place: FAR, replace: Replace::None, states: &[(1, 2)], base: &["h"], module: &["m", "n"] },
     Spec { name: "all1", place: NEAR, replace: Replace::All, states: &[(1, 1)], base: &["f"], module: &["m"] },
-    Spec { name: "all2", place: FAR, replace: Replace::All, states: &[(1, 2)], base: &["g"], module: &[] },
+    Spec { name: "all2", place: FAR, replace: Replace::All, states: &[(1, 2)], base: &["g", "p"], module: &[] },
     Spec { name: "set1", place: NEAR, replace: Replace::Set(1), states: &[], base: &["p"], module: &["q"] },
     Spec { name: "set1_later", place: FAR, replace: Replace::Set(1), states: &[], base: &["r"], module: &["q"] },
     Spec { name: "set2", place: NEAR, replace: Replace::Set(2), states: &[], base: &["r"], module: &["o"] },
