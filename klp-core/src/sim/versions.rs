@@ -21,6 +21,8 @@ pub(super) struct Span {
     pub(super) depth: usize,
     /// Whether it runs the new version.
     new: bool,
+    /// Whether its outermost function is one that the patch only gives back.
+    back: bool,
 }
 
 /// What is known about patches.
@@ -101,7 +103,7 @@ impl World {
             let side = if back == Some(ran) { Some(true) } else { self.versions.side(patch, ran) };
             let Some(new) = side else { continue };
             let depth = task.frames.len();
-            let span = task.spans.entry(patch.clone()).or_insert(Span { depth, new });
+            let span = task.spans.entry(patch.clone()).or_insert(Span { depth, new, back: back.is_some() });
             if span.new != new {
                 let (mix, ran) =
                     (format!("task {} in both versions of '{patch}'", id.0), ran.unwrap_or("the original"));
@@ -123,6 +125,10 @@ impl World {
             Event::Complete { patch, target: TaskState::Patched } => {
                 let gone: Vec<String> = self.versions.give_way(patch).map(ToString::to_string).collect();
                 self.versions.order.retain(|other| !gone.contains(other));
+                // What was given back belongs to the patch no longer.
+                for task in self.tasks.values_mut() {
+                    task.spans.retain(|other, span| other != patch || !span.back);
+                }
             }
             Event::Forcing => {
                 for task in self.tasks.values_mut().filter(|task| !task.frames.is_empty()) {
