@@ -1,4 +1,4 @@
-//! What a lookup of a shadow variable costs, in one table from one run, beside a plain `hashbrown` map with the same hash and
+//! What a lookup of a shadow variable costs, in one table from one run, beside a plain `hashbrown` map with a hash of the same kind and
 //! a chained table of 4,096 buckets, which is Linux's layout.
 //!
 //! Every table gets the same keys in the same random order, all of them present. Rounds of all tables alternate, so that a change of
@@ -146,7 +146,8 @@ fn random_order(keys: &[Key]) -> Vec<Key> {
     order
 }
 
-/// The hash of `klp_core::shadow` for a `hashbrown` map: what is compared is the tables, not their hashes.
+/// The hash that `klp_core::shadow` uses, one multiplication and both halves of its product, with the id mixed in, which has no table of its
+/// own here: what is compared is the tables, not their hashes.
 #[derive(Default)]
 struct SameHash(u64);
 

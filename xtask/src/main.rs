@@ -59,20 +59,22 @@ fn lint() -> Result<()> {
 }
 
 fn loom() -> Result<()> {
-    let model = |weaken: Option<&str>| {
+    let model = |test: &str, weaken: Option<&str>| {
         let mut flags = String::from("--cfg loom");
         if let Some(what) = weaken {
             flags += &format!(" --cfg klp_weaken=\"{what}\"");
         }
         let mut command = cargo();
-        command.args(["test", "--package", "klp-core", "--test", "loom", "--release"]);
+        command.args(["test", "--package", "klp-core", "--test", test, "--release"]);
         command.args(["--target-dir", "target/loom"]).env("RUSTFLAGS", flags);
         command
     };
-    run(&mut model(None))?;
-    for what in ["stack", "transition"] {
-        let unnoticed = format!("loom does not notice a weakened `{what}` ordering");
-        expect_failure(&mut model(Some(what)), "test result: FAILED", &unnoticed)?;
+    for (test, orderings) in [("loom", ["stack", "transition"]), ("shadow_loom", ["shadow", "shadow-reuse"])] {
+        run(&mut model(test, None))?;
+        for what in orderings {
+            let unnoticed = format!("loom does not notice a weakened `{what}` ordering");
+            expect_failure(&mut model(test, Some(what)), "test result: FAILED", &unnoticed)?;
+        }
     }
     Ok(())
 }

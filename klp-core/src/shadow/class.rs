@@ -11,7 +11,7 @@ use alloc::boxed::Box;
 use core::ptr::{self, NonNull};
 
 /// Lists. A model checker wants few of everything.
-const LISTS: usize = if cfg!(loom) { 1 } else { 256 };
+const LISTS: usize = if cfg!(loom) { 2 } else { 256 };
 
 /// Lines of a class's first table.
 const FIRST_LINES: usize = if cfg!(loom) { 1 } else { 16 };
