@@ -103,8 +103,10 @@ impl<P: Platform> Inner<P> {
             bound.push();
         }
         let record = &self.patches[index];
-        let sites = record.bounds().flat_map(Bound::sites);
-        self.sites.reroute(host.tracer(), sites).map_err(|error| error.into_error(record.patch.name()))?;
+        let fresh = record.nops[nops..].iter().chain(object.and_then(|object| record.objects[object].bound.as_ref()));
+        self.sites
+            .reroute(host.tracer(), fresh.flat_map(Bound::sites))
+            .map_err(|error| error.into_error(record.patch.name()))?;
         if let Some(transition) = self.transition.as_mut().filter(|_| moves) {
             transition.running.extend(host, record.affected()?)?;
         }

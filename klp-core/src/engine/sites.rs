@@ -88,12 +88,12 @@ impl<P: Platform> Sites<P> {
     /// Forgets the sites of an object that goes away, on which no patch is any more. Those that were left to be settled are routed
     /// back first, if that works: their code may be there for a while.
     pub(super) fn forget_object(&mut self, tracer: &P::Tracer, object: &str) {
-        let gone = |routed: &Routed| {
-            routed.object.as_ref().is_some_and(|name| name == object) && routed.ops.stack().top().is_none()
-        };
-        let routed_away = |routed: &Routed| gone(routed) && routed.route != Route::Original;
-        for (site, _) in self.by_site.iter().filter(|(_, routed)| routed_away(routed)) {
-            let _ = tracer.route(&[Routing { site: *site, to: Route::Original }]);
+        let gone = |routed: &Routed| routed.object.as_deref() == Some(object) && routed.ops.stack().top().is_none();
+        let unsettled =
+            |(site, routed): (&SiteOf<P>, &Routed)| (gone(routed) && routed.route != Route::Original).then_some(*site);
+        if let Ok(mut sites) = try_vec(self.by_site.len()) {
+            sites.extend(self.by_site.iter().filter_map(unsettled));
+            let _ = self.reroute(tracer, sites.into_iter());
         }
         self.by_site.retain(|site, routed| {
             let gone = gone(routed);
