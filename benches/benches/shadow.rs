@@ -32,23 +32,26 @@ type Key = (usize, u64);
 
 fn main() -> Result<(), ShadowError> {
     println!(
-        "{:>10} {:>10} {:>10} {:>7} {:>10} {:>7} {:>12} {:>7}",
-        "variables", "shadow ns", "hashbrown", "ratio", "2 readers", "ratio", "chained ns", "ratio"
+        "{:>10} {:>10} {:>10} {:>7} {:>10} {:>7} {:>11} {:>12} {:>7}",
+        "variables", "shadow ns", "hashbrown", "ratio", "2 readers", "ratio", "(hashbrown)", "chained ns", "ratio"
     );
     for size in SIZES {
         let row = measure(size)?;
         println!(
-            "{size:>10} {:>10.2} {:>10.2} {:>7.2} {:>10.2} {:>7.2} {:>12.2} {:>7.1}",
+            "{size:>10} {:>10.2} {:>10.2} {:>7.2} {:>10.2} {:>7.2} {:>11.2} {:>12.2} {:>7.1}",
             row.shadow,
             row.hashbrown,
             row.shadow / row.hashbrown,
             row.two,
             row.two / row.one,
+            row.two_map / row.one_map,
             row.chained,
             row.chained / row.shadow,
         );
     }
-    println!("\nratios: shadow / hashbrown; a lookup of two readers / of one; chained / shadow");
+    println!(
+        "\nratios: shadow / hashbrown; a lookup of two readers / of one (and that of hashbrown, which nobody writes to); chained / shadow"
+    );
     Ok(())
 }
 
@@ -61,6 +64,9 @@ struct Row {
     one: f64,
     /// In each of two threads.
     two: f64,
+    /// As `one` and `two`, for the plain map: what the processors themselves cost each other.
+    one_map: f64,
+    two_map: f64,
 }
 
 fn measure(size: usize) -> Result<Row, ShadowError> {
@@ -68,21 +74,23 @@ fn measure(size: usize) -> Result<Row, ShadowError> {
     let keys: Vec<Key> = (0..size).map(|index| (base + index * OBJECT, ID)).collect();
 
     let shadows = ShadowTable::<Lock>::new();
-    let mut map = HashMap::<Key, *mut u8, BuildHasherDefault<SameHash>>::default();
+    let mut map = HashMap::<Key, usize, BuildHasherDefault<SameHash>>::default();
     let mut chained = Chained::new();
     for &(obj, id) in &keys {
         let data = shadows.alloc(obj, id, DATA, zeroed)?;
-        map.insert((obj, id), data.as_ptr());
+        map.insert((obj, id), data.addr().get());
         chained.insert((obj, id));
     }
-    let order = random_order(&keys);
+    drop(keys);
+    let order = random_order(size);
 
-    let find_shadow = |&(obj, id): &Key| shadows.get(obj, id).is_some();
-    let find_map = |key: &Key| map.get(key).is_some();
-    let find_chained = |key: &Key| chained.get(*key).is_some();
+    let key = |index: u32| (base + index as usize * OBJECT, ID);
+    let find_shadow = |index| shadows.get(key(index).0, ID).is_some();
+    let find_map = |index| map.get(&key(index)).is_some();
+    let find_chained = |index| chained.get(key(index)).is_some();
     let chained_lookups = (CHAINED_VISITS / (size / Chained::BUCKETS).max(1)).clamp(2_000, LOOKUPS);
 
-    let mut times: [Vec<f64>; 5] = core::array::from_fn(|_| Vec::with_capacity(ROUNDS));
+    let mut times: [Vec<f64>; 7] = core::array::from_fn(|_| Vec::with_capacity(ROUNDS));
     for round in 0..ROUNDS {
         let order = |thread: usize| &order[(round + thread * 2) % (order.len() / LOOKUPS) * LOOKUPS..][..LOOKUPS];
         times[0].push(lookups(order(0), find_shadow));
@@ -90,15 +98,17 @@ fn measure(size: usize) -> Result<Row, ShadowError> {
         times[2].push(lookups(&order(0)[..chained_lookups], find_chained));
         times[3].push(readers(&[order(0)], &find_shadow));
         times[4].push(readers(&[order(0), order(1)], &find_shadow));
+        times[5].push(readers(&[order(0)], &find_map));
+        times[6].push(readers(&[order(0), order(1)], &find_map));
     }
-    let [shadow, hashbrown, chained, one, two] = times.map(quartile);
-    Ok(Row { shadow, hashbrown, chained, one, two })
+    let [shadow, hashbrown, chained, one, two, one_map, two_map] = times.map(quartile);
+    Ok(Row { shadow, hashbrown, chained, one, two, one_map, two_map })
 }
 
 /// The time of one lookup, in nanoseconds, when the same lookups were done just before.
 #[inline(never)]
-fn lookups(order: &[Key], find: impl Fn(&Key) -> bool) -> f64 {
-    let run = || order.iter().map(|key| usize::from(find(black_box(key)))).sum::<usize>();
+fn lookups(order: &[u32], find: impl Fn(u32) -> bool) -> f64 {
+    let run = || order.iter().map(|&index| usize::from(find(black_box(index)))).sum::<usize>();
     let warm = run();
     let begin = Instant::now();
     let found = run();
@@ -109,9 +119,9 @@ fn lookups(order: &[Key], find: impl Fn(&Key) -> bool) -> f64 {
 }
 
 /// The same in as many threads at a time as there are orders; the mean of the threads.
-fn readers(orders: &[&[Key]], find: &(impl Fn(&Key) -> bool + Sync)) -> f64 {
+fn readers(orders: &[&[u32]], find: &(impl Fn(u32) -> bool + Sync)) -> f64 {
     let start = Barrier::new(orders.len());
-    let run = |order: &[Key]| {
+    let run = |order: &[u32]| {
         start.wait();
         lookups(order, find)
     };
@@ -131,13 +141,15 @@ fn quartile(mut times: Vec<f64>) -> f64 {
     times[times.len() / 4]
 }
 
-/// All keys in random order, the same in every run; over and over until there are enough of them for some rounds.
-fn random_order(keys: &[Key]) -> Vec<Key> {
+/// The numbers of all keys in random order, the same in every run; over and over until there are enough of them for some rounds.
+///
+/// Numbers, not keys: they are read along with the table, and should take as little of the caches as can be.
+fn random_order(size: usize) -> Vec<u32> {
     let mut state = 1_u64;
     let mut order = Vec::new();
     while order.len() < 5 * LOOKUPS {
         let again = order.len();
-        order.extend_from_slice(keys);
+        order.extend(0..size as u32);
         for last in (again + 1..order.len()).rev() {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             order.swap(last, again + (state >> 33) as usize % (last - again + 1));
