@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use klp_core::addr::CodeAddr;
-use klp_core::port::{Arch, Code, Entry, OutOfReach};
+use klp_core::port::{Arch, Code, Entry, Intruder, OutOfReach};
 
 /// The x86-64 processor: [`Arch`] and [`Relocator`](klp_core::port::Relocator).
 ///
@@ -24,6 +24,12 @@ const NOP: u8 = 0x90;
 const INT3: u8 = 0xcc;
 /// `jmp rel32`.
 const JMP: u8 = 0xe9;
+/// `jmp rel8`.
+const JMP_SHORT: u8 = 0xeb;
+/// `call rel32`.
+const CALL: u8 = 0xe8;
+/// `jmp *disp32(%rip)`.
+const JMP_MEMORY: [u8; 2] = [0xff, 0x25];
 /// `jmp *0(%rip)`: the target is the eight bytes behind the instruction.
 const JMP_NEXT_QUAD: [u8; 6] = [0xff, 0x25, 0, 0, 0, 0];
 /// `movabs $imm64, %r11`.
@@ -55,6 +61,32 @@ impl Arch for X86_64 {
         };
         // All of them are at most MAX_ENTRY.
         Some(Entry { skip: skip as u8, len: len as u8, resume: resume as u8, split })
+    }
+
+    /// Looks behind an `endbr64` and single-byte NOPs. A jump through memory tells where it leads if the address stands within `bytes`, as
+    /// in a [`veneer`](Arch::veneer).
+    fn intruder(at: CodeAddr, bytes: &[u8]) -> Option<Intruder> {
+        let pad = bytes.strip_prefix(&ENDBR64).unwrap_or(bytes);
+        let code = &pad[pad.iter().take_while(|&&byte| byte == NOP).count()..];
+        let at = at.wrapping_add((bytes.len() - code.len()) as u64);
+        let from = |len: u64, distance: i64| CodeAddr::new(at.wrapping_add(len).get().wrapping_add_signed(distance));
+        let rel32 = || Some(i32::from_le_bytes(code.get(1..5)?.try_into().ok()?).into());
+        match *code.first()? {
+            INT3 => Some(Intruder::Breakpoint { at }),
+            JMP => Some(Intruder::Jump { at, to: Some(from(5, rel32()?)) }),
+            CALL => Some(Intruder::Call { at, to: from(5, rel32()?) }),
+            JMP_SHORT => {
+                let rel8 = i8::from_le_bytes([*code.get(1)?]);
+                Some(Intruder::Jump { at, to: Some(from(2, rel8.into())) })
+            }
+            _ => {
+                let memory = code.strip_prefix(&JMP_MEMORY)?;
+                let disp32 = i32::from_le_bytes(memory.get(..4)?.try_into().ok()?);
+                let quad = usize::try_from(disp32).ok().and_then(|disp| memory.get(4..)?.get(disp..)?.get(..8));
+                let to = quad.and_then(|quad| Some(CodeAddr::new(u64::from_le_bytes(quad.try_into().ok()?))));
+                Some(Intruder::Jump { at, to })
+            }
+        }
     }
 
     /// `len` is one that [`entry`](Arch::entry) gave; no jump is shorter than 5 bytes, and a shorter one reaches nothing.
@@ -131,7 +163,7 @@ mod tests {
             &[0xf3, 0x0f, 0x1e, 0xfa, NOP, NOP, NOP, NOP, NOP],
             &[0x66, 0x66, 0x66, 0x66, 0x66, 0x2e, 0x66, 0x0f, 0x1f, 0x84, 0x00, 0x00, 0x02, 0x00, 0x00],
         ];
-        klp_core::conformance::arch::check::<X86_64>(&pads);
+        klp_core::conformance::arch::check::<X86_64>(&pads, &[INT3]);
     }
 
     #[test]
@@ -169,6 +201,38 @@ mod tests {
         let mut too_long = [0x66; 16].to_vec();
         too_long.extend_from_slice(&NOPL);
         assert_eq!(entry(&[&too_long]), None, "no instruction has 21 bytes");
+    }
+
+    #[test]
+    fn intruders_are_recognised() {
+        let at = CodeAddr::new(0x40_1000);
+        let found = |parts: &[&[u8]]| X86_64::intruder(at, &parts.concat());
+        let at_offset = |offset| at.wrapping_add(offset);
+        let jump = |offset, to| Some(Intruder::Jump { at: at_offset(offset), to: Some(CodeAddr::new(to)) });
+        assert_eq!(found(&[&[INT3], &NOPL[1..], &BODY]), Some(Intruder::Breakpoint { at }));
+        assert_eq!(found(&[&ENDBR64, &[NOP, NOP, INT3]]), Some(Intruder::Breakpoint { at: at_offset(6) }));
+        assert_eq!(found(&[&[INT3], &ENDBR64[1..]]), Some(Intruder::Breakpoint { at }));
+        assert_eq!(found(&[&[JMP, 0xfb, 0xff, 0xff, 0xff]]), jump(0, 0x40_1000));
+        assert_eq!(found(&[&[NOP, JMP_SHORT, 0x10]]), jump(1, 0x40_1013));
+        assert_eq!(found(&[&[JMP_SHORT, 0xfe]]), jump(0, 0x40_1000));
+        let call = Intruder::Call { at, to: CodeAddr::new(0x40_2005) };
+        assert_eq!(found(&[&[CALL, 0, 0x10, 0, 0], &BODY]), Some(call));
+        let quad = [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11];
+        assert_eq!(found(&[&JMP_NEXT_QUAD, &quad]), jump(0, 0x1122_3344_5566_7788));
+        assert_eq!(found(&[&JMP_MEMORY, &[2, 0, 0, 0, 0, 0], &quad]), jump(0, 0x1122_3344_5566_7788));
+        let elsewhere = Some(Intruder::Jump { at, to: None });
+        assert_eq!(found(&[&JMP_NEXT_QUAD, &quad[..7]]), elsewhere, "cut off");
+        assert_eq!(found(&[&JMP_MEMORY, &[0xff; 4], &quad]), elsewhere, "in front of it");
+    }
+
+    #[test]
+    fn what_is_no_intruder_is_none() {
+        let at = CodeAddr::new(0x40_1000);
+        let cases: [&[u8]; 7] =
+            [&[], &NOPL, &[NOP; 16], &ENDBR64, &BODY, &[JMP, 0, 0, 0], &[JMP_MEMORY[0], JMP_MEMORY[1], 0]];
+        for bytes in cases {
+            assert_eq!(X86_64::intruder(at, bytes), None, "{bytes:x?}");
+        }
     }
 
     #[test]

@@ -88,6 +88,9 @@ pub enum PatchReason {
         /// The tracer's words.
         detail: Name,
     },
+    /// The function is marked as one that must not be redirected: the engine's handler runs it, or it cannot bear it (kernel:
+    /// `notrace`).
+    Notrace,
     /// Somebody else holds the function's entry site.
     EntryHeld {
         /// The tracer's words.
@@ -196,7 +199,7 @@ impl Error {
             Self::Port(fault) => match fault.kind {
                 PortErrorKind::OutOfMemory | PortErrorKind::NoMemoryInReach => ENOMEM,
                 PortErrorKind::NotFound => ENOENT,
-                PortErrorKind::NoSite => EINVAL,
+                PortErrorKind::NoSite | PortErrorKind::Notrace => EINVAL,
                 PortErrorKind::Held => EBUSY,
                 PortErrorKind::Denied => EPERM,
                 PortErrorKind::Failed => EIO,
@@ -306,6 +309,7 @@ impl fmt::Display for PatchReason {
             Self::SymbolWithoutSize => f.write_str("its symbol has no size"),
             Self::NewFunctionUnknown => f.write_str("no symbol tells the size of its new version"),
             Self::NoEntrySite { detail } => write!(f, "it cannot be redirected: {detail}"),
+            Self::Notrace => f.write_str("it is marked notrace: it must not be redirected"),
             Self::EntryHeld { detail } => write!(f, "its entry is taken: {detail}"),
             Self::Malformed { what, place } => write!(f, "{what} ({place})"),
             Self::ForeignMachine { machine, expected } => {

@@ -156,10 +156,17 @@ pub enum Event<'a> {
         /// The object.
         object: &'a str,
     },
-    /// The function has no entry site.
+    /// The function has no entry site, or one that must not be redirected.
     NoLocation {
         /// The function.
         func: &'a str,
+    },
+    /// Somebody else holds the function's entry site.
+    NotRegistered {
+        /// The function.
+        func: &'a str,
+        /// The Linux error number, negative.
+        errno: i32,
     },
     /// The size of a new function is not known.
     NewSizeUnknown {
@@ -244,6 +251,7 @@ impl Event<'_> {
             | Self::SymbolAmbiguous { .. }
             | Self::SymbolPositionNotFound { .. }
             | Self::NoLocation { .. }
+            | Self::NotRegistered { .. }
             | Self::NewSizeUnknown { .. }
             | Self::ShadowNotConstructed { .. } => Level::Error,
         }
@@ -297,6 +305,9 @@ impl fmt::Display for Event<'_> {
                 write!(f, "symbol position {sympos} for symbol '{symbol}' in object '{object}' not found")
             }
             Self::NoLocation { func } => write!(f, "failed to find location for function '{func}'"),
+            Self::NotRegistered { func, errno } => {
+                write!(f, "failed to register ftrace handler for function '{func}' ({errno})")
+            }
             Self::NewSizeUnknown { func } => write!(f, "kallsyms size lookup failed for '{func}' replacement"),
             Self::NotSwitched { name, task, obstacle } => {
                 write!(f, "klp_try_switch_task: {name}:{} ", task.0)?;

@@ -9,11 +9,12 @@ use klp_core::port::{
 use klp_core::sim::machine::{Insn, SimArch};
 use klp_core::sim::relocator::{ABS64, NEAR32, SLOT32, SimRelocator};
 use klp_core::sim::{Pad, Place, SimContext, SimOs};
+use std::cell::Cell;
 use std::sync::Mutex;
 
 #[test]
 fn arch() {
-    arch::check::<SimArch>(&[&Insn::Nop.encode(), &Insn::ShortNop.encode()]);
+    arch::check::<SimArch>(&[&Insn::Nop.encode(), &Insn::ShortNop.encode()], &Insn::Break.encode());
 }
 
 #[test]
@@ -49,14 +50,26 @@ fn tracer() {
         let host = SimOs::new();
         let funcs = [Pad::Whole, Pad::Split, Pad::Whole].map(|pad| host.function_with(VMLINUX, "f", pad));
         let bare = host.range(host.function_with(VMLINUX, "bare", Pad::None));
+        let notrace = host.function(VMLINUX, "notrace");
+        host.notrace(notrace);
         let task = host.spawn("caller");
+        let first = host.range(funcs[0]).start();
+        let before = Cell::new([0; 8]);
+        let hold = |on: bool| {
+            if on {
+                before.set(host.word(first));
+            }
+            host.overwrite(first, &if on { Insn::Break.encode() } else { before.get() });
+        };
         let pairs = funcs.map(|func| (host.range(func), host.replacement("new", func, place)));
         tracer::check(&tracer::Bench {
             tracer: host.tracer(),
             funcs: &pairs,
             without_site: bare,
+            notrace: host.range(notrace),
             bytes: &|func: TextRange| host.word(func.start()).to_vec(),
             replaced: &|index: usize| host.version(task, funcs[index]) == "new_f",
+            hold: Some(&hold),
             spoil: Some(&|on| {
                 host.disarm();
                 if on {

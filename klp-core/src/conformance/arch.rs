@@ -1,7 +1,7 @@
 //! The suite of [`Arch`].
 
 use crate::addr::CodeAddr;
-use crate::port::{Arch, Code, OutOfReach};
+use crate::port::{Arch, Code, Intruder, OutOfReach};
 
 /// Where the suite's sites stand: high enough that every target below has room, aligned for any instruction.
 const AT: CodeAddr = CodeAddr::new(1 << 46);
@@ -9,18 +9,20 @@ const AT: CodeAddr = CodeAddr::new(1 << 46);
 /// Checks an implementation of [`Arch`].
 ///
 /// `entries` are unpatched entries as compilers emit them, one for each form that `A` recognises, each just long enough to be
-/// recognised: with the bytes that stay and the bytes that are rewritten, and nothing of a body.
+/// recognised: with the bytes that stay and the bytes that are rewritten, and nothing of a body. `breakpoint` is the instruction that
+/// debuggers write.
 ///
 /// # Panics
 ///
 /// If the implementation breaks the contract; the message says where.
-pub fn check<A: Arch>(entries: &[&[u8]]) {
+pub fn check<A: Arch>(entries: &[&[u8]], breakpoint: &[u8]) {
     assert!(!entries.is_empty(), "at least one form of entry is needed to check anything");
     for bytes in entries {
-        check_entry::<A>(bytes);
+        check_entry::<A>(bytes, breakpoint);
     }
     for nothing in [&[][..], &[0; 64], &[0xff; 64]] {
         assert_eq!(A::entry(nothing), None, "{nothing:x?} is no entry");
+        assert_eq!(A::intruder(AT, nothing), None, "{nothing:x?} is nothing that is known");
     }
     for len in entries.iter().filter_map(|bytes| A::entry(bytes)).map(|entry| entry.len) {
         check_jump::<A>(len);
@@ -30,7 +32,7 @@ pub fn check<A: Arch>(entries: &[&[u8]]) {
     check_long_way(|target| Some(A::veneer(AT, target)), "veneers to different targets");
 }
 
-fn check_entry<A: Arch>(bytes: &[u8]) {
+fn check_entry<A: Arch>(bytes: &[u8], breakpoint: &[u8]) {
     let entry = A::entry(bytes).unwrap_or_else(|| panic!("{bytes:x?} is not recognised"));
     let (skip, len) = (usize::from(entry.skip), usize::from(entry.len));
     assert!(len > 0, "{entry:?}: there must be something to rewrite");
@@ -53,6 +55,21 @@ fn check_entry<A: Arch>(bytes: &[u8]) {
         let jump = A::jump(place, to, entry.len).expect("a page is within reach");
         longer[skip..skip + len].copy_from_slice(&jump);
         assert_eq!(A::entry(&longer), None, "{longer:x?} holds a jump");
+        let found = A::intruder(AT, &longer);
+        assert_eq!(found, Some(Intruder::Jump { at: place, to: Some(to) }), "{longer:x?} holds a jump");
+    }
+
+    // Nor is it with a breakpoint at any instruction that would be rewritten.
+    let places = if entry.split { len } else { 1 };
+    for offset in (skip..skip + places).step_by(breakpoint.len()) {
+        let mut trapped = longer;
+        trapped[..bytes.len()].copy_from_slice(bytes);
+        assert_eq!(A::intruder(AT, &trapped), None, "{trapped:x?} is as it was built");
+        trapped[offset..offset + breakpoint.len()].copy_from_slice(breakpoint);
+        assert_eq!(A::entry(&trapped), None, "{trapped:x?} holds a breakpoint");
+        let found = A::intruder(AT, &trapped);
+        let at = AT.wrapping_add(offset as u64);
+        assert_eq!(found, Some(Intruder::Breakpoint { at }), "{trapped:x?} holds a breakpoint");
     }
 }
 

@@ -57,7 +57,8 @@ fn check_refusal<T: Text>(text: &T, pokes: [Poke<'_>; 2]) {
     for wrong in 0..2 {
         let mut batch = pokes;
         batch[wrong] = back(&pokes[wrong]);
-        assert!(text.poke(&batch).is_err(), "the bytes at {} are not `old`, but the batch is done", pokes[wrong].at);
+        let refused = text.poke(&batch).map_err(|error| error.kind());
+        assert_eq!(refused, Err(PortErrorKind::Held), "the bytes at {} are not `old`", pokes[wrong].at);
         for poke in &pokes {
             assert_eq!(read(text, poke), poke.old, "at {} after a refusal", poke.at);
         }

@@ -14,10 +14,15 @@ pub struct Bench<'a, T: Tracer> {
     pub funcs: &'a [(TextRange, TextRange)],
     /// A function without an entry site.
     pub without_site: TextRange,
+    /// A function that is marked notrace.
+    pub notrace: TextRange,
     /// The bytes of a function.
     pub bytes: &'a dyn Fn(TextRange) -> Vec<u8>,
     /// Calls the function with that index, and says whether the other one ran instead.
     pub replaced: &'a dyn Fn(usize) -> bool,
+    /// Somebody else puts something into the entry of the first function that is no jump of the tracer's (`true`), or takes it out again,
+    /// if the porter has a way. Nobody calls the function meanwhile.
+    pub hold: Option<&'a dyn Fn(bool)>,
     /// Makes every routing fail from now on (`true`), or lets it succeed again, if the porter has a way.
     pub spoil: Option<&'a dyn Fn(bool)>,
 }
@@ -40,11 +45,14 @@ pub fn check<T: Tracer>(bench: &Bench<'_, T>) {
     assert!(bench.funcs.len() >= 2, "batches need at least two functions");
     let refused = bench.tracer.site_of(bench.without_site).map_err(|error| error.kind());
     assert_eq!(refused.err(), Some(PortErrorKind::NoSite), "a function without a site");
+    let refused = bench.tracer.site_of(bench.notrace).map_err(|error| error.kind());
+    assert_eq!(refused.err(), Some(PortErrorKind::Notrace), "a function that is marked notrace");
     let run = Run::new(bench);
     run.as_built("before anything is routed");
     run.each_route();
     run.one_of_a_batch();
     run.all_or_nothing();
+    run.held_by_somebody_else();
     run.forgotten();
     run.as_built("at the end");
 }
@@ -149,6 +157,31 @@ impl<'a, T: Tracer> Run<'a, T> {
         self.route(&there);
         fail(&back);
         self.expect(true, "after the way back failed");
+        self.route(&back);
+    }
+
+    /// A site that somebody else took is refused, at first sight and later, and whoever took it keeps it.
+    fn held_by_somebody_else(&self) {
+        let Some(hold) = self.bench.hold else { return };
+        let bytes = || -> Vec<_> { self.bench.funcs.iter().map(|(old, _)| (self.bench.bytes)(*old)).collect() };
+        let refused = |batch: &[Routing<T::Site>]| {
+            let free = bytes();
+            hold(true);
+            let held = bytes();
+            assert_ne!(held, free, "the porter's word that somebody holds the first function");
+            let found = self.bench.tracer.site_of(self.bench.funcs[0].0).map_err(|error| error.kind());
+            assert_eq!(found.err(), Some(PortErrorKind::Held), "finding a site that is held");
+            let routed = self.bench.tracer.route(batch).map_err(|error| error.kind());
+            assert_eq!(routed, Err(PortErrorKind::Held), "routing a site that is held");
+            assert_eq!(bytes(), held, "after the refusal");
+            hold(false);
+        };
+        let (there, back) = (self.batch(|index| self.direct(index)), self.batch(|_| Route::Original));
+        refused(&there);
+        self.as_built("after somebody held one");
+        self.route(&there);
+        refused(&back);
+        self.expect(true, "after somebody held one");
         self.route(&back);
     }
 

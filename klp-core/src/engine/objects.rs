@@ -342,13 +342,20 @@ impl<P: Platform> Finder<'_, P> {
     /// The entry site.
     pub(super) fn site(&self, old: TextRange) -> Result<SiteOf<P>, Error> {
         self.host.tracer().site_of(old).map_err(|error| {
+            let detail = || Name::display(&DisplayError(&error));
             let reason = match error.kind() {
-                PortErrorKind::NoSite => |detail| PatchReason::NoEntrySite { detail },
-                PortErrorKind::Held => |detail| PatchReason::EntryHeld { detail },
+                PortErrorKind::Notrace => Ok(PatchReason::Notrace),
+                PortErrorKind::NoSite => detail().map(|detail| PatchReason::NoEntrySite { detail }),
+                PortErrorKind::Held => detail().map(|detail| PatchReason::EntryHeld { detail }),
                 _ => return Error::port("looking at an entry site", self.patch.name(), &error),
             };
-            self.log(&Event::NoLocation { func: self.func.old_name() });
-            Name::display(&DisplayError(&error)).map_or(Error::OutOfMemory, |detail| self.refuse(reason(detail)))
+            let refused = reason.map_or(Error::OutOfMemory, |reason| self.refuse(reason));
+            let func = self.func.old_name();
+            self.log(&match error.kind() {
+                PortErrorKind::Held => Event::NotRegistered { func, errno: refused.errno() },
+                _ => Event::NoLocation { func },
+            });
+            refused
         })
     }
 

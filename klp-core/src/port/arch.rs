@@ -20,6 +20,30 @@ pub struct Entry {
     pub split: bool,
 }
 
+/// What somebody else put into an entry, as [`Arch::intruder`] recognised it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Intruder {
+    /// A breakpoint.
+    Breakpoint {
+        /// Where it stands.
+        at: CodeAddr,
+    },
+    /// A jump.
+    Jump {
+        /// Where it stands.
+        at: CodeAddr,
+        /// Where it leads, if the instruction and the bytes behind it tell.
+        to: Option<CodeAddr>,
+    },
+    /// A call.
+    Call {
+        /// Where it stands.
+        at: CodeAddr,
+        /// What it calls.
+        to: CodeAddr,
+    },
+}
+
 /// A target cannot be reached from where the jump stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OutOfReach {
@@ -45,7 +69,7 @@ impl fmt::Display for OutOfReach {
 ///
 /// ```
 /// use klp_core::addr::CodeAddr;
-/// use klp_core::port::{Arch, Code, Entry, OutOfReach};
+/// use klp_core::port::{Arch, Code, Entry, Intruder, OutOfReach};
 ///
 /// /// A machine whose instructions are eight bytes: an opcode letter and seven bytes of operand.
 /// struct Toy;
@@ -61,6 +85,14 @@ impl fmt::Display for OutOfReach {
 ///     const REACH: u64 = 1 << 55;
 ///     fn entry(bytes: &[u8]) -> Option<Entry> {
 ///         (bytes.get(..8)? == &insn(b'N', 0)[..]).then_some(Entry { skip: 0, len: 8, resume: 8, split: false })
+///     }
+///     fn intruder(at: CodeAddr, bytes: &[u8]) -> Option<Intruder> {
+///         let insn = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
+///         match bytes[7] {
+///             b'!' => Some(Intruder::Breakpoint { at }),
+///             b'J' => Some(Intruder::Jump { at, to: Some(CodeAddr::new(insn & !0 >> 8)) }),
+///             _ => None,
+///         }
 ///     }
 ///     fn jump(_at: CodeAddr, to: CodeAddr, _len: u8) -> Result<Code, OutOfReach> {
 ///         Ok(insn(b'J', to.get()))
@@ -86,6 +118,10 @@ pub trait Arch: 'static {
     /// Recognises the patchable entry at the start of `bytes`; `None` if these are not the bytes of an *unpatched*
     /// entry. `bytes` starts where the compiler's table says, or at the function.
     fn entry(bytes: &[u8]) -> Option<Entry>;
+
+    /// Recognises what stands at `at` in place of an entry: the first instruction of `bytes` that does something. `None` if it is
+    /// neither breakpoint nor jump nor call, and for an unpatched entry. For people to read, so a doubt is `None`.
+    fn intruder(at: CodeAddr, bytes: &[u8]) -> Option<Intruder>;
 
     /// A jump of exactly `len` bytes at `at` to `to`, as a single instruction (padding behind it may follow: it is never
     /// reached).

@@ -1,11 +1,12 @@
 //! The tracer for entry pads: one implementation for every architecture and every host with a [`Text`].
 
-use super::arch::{Arch, Code, Entry, OutOfReach};
+use super::arch::{Arch, Code, Entry, Intruder};
+use super::entry_error::{Holder, TracerError};
 use super::error::{PortError, PortErrorKind};
 use super::text::{Fill, Image, ImageLayout, Poke, Text};
 use super::tracer::{Route, Routing, Tracer};
 use crate::addr::{CodeAddr, TextRange};
-use crate::mem::{OutOfMemory, try_push, try_vec};
+use crate::mem::{Name, OutOfMemory, try_push, try_vec};
 use alloc::vec::Vec;
 use core::fmt;
 use core::marker::PhantomData;
@@ -16,12 +17,36 @@ use hashbrown::HashMap;
 /// # Safety
 ///
 /// * [`recorded_site`](EntryHost::recorded_site) comes from the compiler's or linker's own table of entry pads.
+/// * [`is_notrace`](EntryHost::is_notrace) is true of code that a run of the handler goes through: redirected, it would call itself without end.
 /// * Code at [`stub`](EntryHost::stub) calls [`crate::ops::handler`] with the argument of the thunk that led there, and goes
 ///   on at its answer with every argument of the patched function as it was.
 /// * [`synchronize`](EntryHost::synchronize) keeps the promise of [`Tracer::synchronize`].
 pub unsafe trait EntryHost: Sync {
     /// The address of the entry pad that the compiler recorded for the function in `func`.
     fn recorded_site(&self, func: TextRange) -> Option<CodeAddr>;
+
+    /// Whether the function in `func` is marked as one that must not be redirected (kernel: `notrace`).
+    fn is_notrace(&self, func: TextRange) -> bool;
+
+    /// Who else needs the site at `site` for himself, if the host keeps account of that (kernel: users of ftrace with
+    /// `IPMODIFY`). A user that only looks on, and leaves the way of a call alone, is not meant.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`].
+    fn user_of(&self, site: CodeAddr) -> Result<Option<Name>, OutOfMemory> {
+        let _ = site;
+        Ok(None)
+    }
+
+    /// Writes `addr` for people, as [`SymbolResolver::describe`](super::SymbolResolver::describe) does.
+    ///
+    /// # Errors
+    ///
+    /// Only those of `out`.
+    fn describe(&self, addr: CodeAddr, out: &mut dyn fmt::Write) -> fmt::Result {
+        write!(out, "{addr}")
+    }
 
     /// The entry stub.
     fn stub(&self) -> CodeAddr;
@@ -34,58 +59,14 @@ pub unsafe trait EntryHost: Sync {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct EntrySite(u32);
 
-/// Why an [`EntryTracer`] refused.
-#[derive(Debug)]
-pub enum TracerError<E> {
-    /// The compiler recorded no entry pad for the function.
-    NoSite,
-    /// The entry is neither as it was built nor as this tracer left it.
-    NotAsBuilt {
-        /// The entry.
-        at: CodeAddr,
-    },
-    /// The new place cannot be reached, not even through a veneer.
-    OutOfReach(OutOfReach),
-    /// The host's text failed.
-    Text(E),
-    /// Memory ran out.
-    OutOfMemory,
-}
-
-impl<E: fmt::Display> fmt::Display for TracerError<E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoSite => f.write_str("it has no entry site (compiled without an entry pad?)"),
-            Self::NotAsBuilt { at } => write!(f, "the entry at {at} is not as it was built"),
-            Self::OutOfReach(error) => error.fmt(f),
-            Self::Text(error) => error.fmt(f),
-            Self::OutOfMemory => OutOfMemory.fmt(f),
-        }
-    }
-}
-
-impl<E: PortError> PortError for TracerError<E> {
-    fn kind(&self) -> PortErrorKind {
-        match self {
-            Self::NoSite => PortErrorKind::NoSite,
-            Self::NotAsBuilt { .. } => PortErrorKind::Held,
-            Self::OutOfReach(_) => PortErrorKind::NoMemoryInReach,
-            Self::Text(error) => error.kind(),
-            Self::OutOfMemory => PortErrorKind::OutOfMemory,
-        }
-    }
-}
-
-impl<E> From<OutOfMemory> for TracerError<E> {
-    fn from(_: OutOfMemory) -> Self {
-        Self::OutOfMemory
-    }
-}
-
 /// Bytes of a thunk or veneer slot.
 const SLOT: u64 = 32;
 /// Slots that are asked for at least when a new arena is needed.
 const ARENA_SLOTS: u64 = 128;
+/// Bytes of an entry that are read at most.
+const MAX_READ: usize = 64;
+/// Bytes that are shown of code that nobody knows.
+const SHOWN: usize = 8;
 
 /// Routes entry pads: [`Route::Handler`] is a jump to a thunk near the site, [`Route::Direct`] a jump to the function, through
 /// a veneer if it is far.
@@ -244,11 +225,39 @@ impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
                 body: site.body(),
             }
         }));
-        self.text.poke(&pokes).map_err(TracerError::Text)?;
+        self.text.poke(&pokes).map_err(|error| match error.kind() {
+            PortErrorKind::Held => self.holder_among(&pokes).unwrap_or(TracerError::Text(error)),
+            _ => TracerError::Text(error),
+        })?;
         for plan in plans {
             state.sites[plan.site.0 as usize].now = plan.bytes;
         }
         Ok(())
+    }
+
+    /// Who holds one of the places of `pokes`, if one is not as it should be.
+    fn holder_among(&self, pokes: &[Poke<'_>]) -> Option<TracerError<T::Error>> {
+        pokes.iter().find_map(|poke| {
+            let mut found = [0; MAX_READ];
+            let found = found.get_mut(..poke.old.len())?;
+            self.text.read(poke.at, found).ok()?;
+            (*found != *poke.old).then(|| self.held(poke.at, found))
+        })
+    }
+
+    /// Says who holds the entry at `at`, where `found` stands.
+    fn held(&self, at: CodeAddr, found: &[u8]) -> TracerError<T::Error> {
+        let name = |addr| Name::display(&Described(&self.host, addr));
+        let held = || -> Result<_, OutOfMemory> {
+            let (at, by) = match A::intruder(at, found) {
+                Some(Intruder::Breakpoint { at }) => (at, Holder::Breakpoint),
+                Some(Intruder::Jump { at, to }) => (at, Holder::Jump { to: to.map(name).transpose()? }),
+                Some(Intruder::Call { at, to }) => (at, Holder::Call { to: name(to)? }),
+                None => (at, Holder::Code(found.iter().copied().take(SHOWN).collect())),
+            };
+            Ok(TracerError::Held { at: name(at)?, by })
+        };
+        held().unwrap_or(TracerError::OutOfMemory)
     }
 
     /// A free slot that a jump in `site` reaches.
@@ -262,8 +271,7 @@ impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
         let index = match arenas.iter().rposition(|arena| free(arena) && in_reach(arena)) {
             Some(index) => index,
             None => {
-                let near =
-                    TextRange::new(site.at, site.entry.len.into()).ok_or(TracerError::NotAsBuilt { at: site.at })?;
+                let near = TextRange::new(site.at, site.entry.len.into()).ok_or(TracerError::NoSite)?;
                 let layout = ImageLayout { text: SLOT * hint.max(ARENA_SLOTS), ..ImageLayout::default() };
                 arenas.try_reserve(1).map_err(|_| TracerError::OutOfMemory)?;
                 let image = self.text.alloc(near, A::REACH, layout).map_err(TracerError::Text)?;
@@ -285,24 +293,31 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
     type Error = TracerError<T::Error>;
 
     fn site_of(&self, func: TextRange) -> Result<EntrySite, Self::Error> {
-        let recorded = self.host.recorded_site(func).ok_or(TracerError::NoSite)?;
-        let mut state = self.state.lock();
-        let mut bytes = [0; 64];
-        if let Some(&known) = state.by_addr.get(&recorded) {
-            let site = &state.sites[known.0 as usize];
-            let now = &mut bytes[..site.now.len()];
-            self.text.read(site.at, now).map_err(TracerError::Text)?;
-            return if *now == site.now[..] { Ok(known) } else { Err(TracerError::NotAsBuilt { at: site.at }) };
+        if self.host.is_notrace(func) {
+            return Err(TracerError::Notrace);
         }
-        let len = func.end().get().saturating_sub(recorded.get()).min(A::MAX_ENTRY.min(bytes.len()) as u64);
+        let recorded = self.host.recorded_site(func).ok_or(TracerError::NoSite)?;
+        if let Some(user) = self.host.user_of(recorded)? {
+            let at = Name::display(&Described(&self.host, recorded))?;
+            return Err(TracerError::Held { at, by: Holder::User(user) });
+        }
+        let mut bytes = [0; MAX_READ];
+        let len = func.end().get().saturating_sub(recorded.get()).min(A::MAX_ENTRY.min(MAX_READ) as u64);
         #[allow(clippy::cast_possible_truncation, reason = "at most 64")]
         let bytes = &mut bytes[..len as usize];
         self.text.read(recorded, bytes).map_err(TracerError::Text)?;
-        let entry = A::entry(bytes).ok_or(TracerError::NotAsBuilt { at: recorded })?;
+
+        let mut state = self.state.lock();
+        if let Some(&known) = state.by_addr.get(&recorded) {
+            let site = &state.sites[known.0 as usize];
+            let now = bytes.get(site.entry.skip.into()..).unwrap_or_default();
+            return if now.starts_with(&site.now) { Ok(known) } else { Err(self.held(site.at, now)) };
+        }
+        let entry = A::entry(bytes).ok_or_else(|| self.held(recorded, bytes))?;
         let built = bytes
             .get(entry.skip.into()..usize::from(entry.skip) + usize::from(entry.len))
             .and_then(|built| Code::from_slice(built).ok())
-            .ok_or(TracerError::NotAsBuilt { at: recorded })?;
+            .ok_or(TracerError::NoSite)?;
 
         let token = EntrySite(u32::try_from(state.sites.len()).map_err(|_| TracerError::OutOfMemory)?);
         state.by_addr.try_reserve(1).map_err(|_| TracerError::OutOfMemory)?;
@@ -351,5 +366,14 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
 
     fn synchronize(&self) {
         self.host.synchronize();
+    }
+}
+
+/// An address in the words of the host.
+struct Described<'a, H>(&'a H, CodeAddr);
+
+impl<H: EntryHost> fmt::Display for Described<'_, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.describe(self.1, f)
     }
 }

@@ -20,8 +20,10 @@ pub enum PortErrorKind {
     NoMemoryInReach,
     /// The thing asked for does not exist: `ENOENT`.
     NotFound,
-    /// The function has no entry site, or one that is not as it was built: `EINVAL`.
+    /// The function has no entry site: `EINVAL`.
     NoSite,
+    /// The function is marked as one that must not be redirected: `EINVAL`.
+    Notrace,
     /// Somebody else holds it: `EBUSY`.
     Held,
     /// The host forbids it: `EPERM`.

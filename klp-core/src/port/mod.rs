@@ -12,6 +12,7 @@
 //! | [`Platform`] | OS | ties the parts together |
 
 mod arch;
+mod entry_error;
 mod entry_tracer;
 mod error;
 mod relocator;
@@ -21,8 +22,9 @@ mod text;
 mod tracer;
 mod unwinder;
 
-pub use arch::{Arch, Code, Entry, OutOfReach};
-pub use entry_tracer::{EntryHost, EntrySite, EntryTracer, TracerError};
+pub use arch::{Arch, Code, Entry, Intruder, OutOfReach};
+pub use entry_error::{Holder, TracerError};
+pub use entry_tracer::{EntryHost, EntrySite, EntryTracer};
 pub use error::{PortError, PortErrorKind};
 pub use relocator::{RelocError, Relocator, Support};
 pub use symbol_resolver::{Symbol, SymbolResolver};

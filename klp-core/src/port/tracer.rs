@@ -63,7 +63,7 @@ pub unsafe trait Tracer: Sync {
     ///
     /// # Errors
     ///
-    /// [`NoSite`](super::PortErrorKind::NoSite) or [`Held`](super::PortErrorKind::Held).
+    /// [`Notrace`](super::PortErrorKind::Notrace), [`NoSite`](super::PortErrorKind::NoSite) or [`Held`](super::PortErrorKind::Held).
     fn site_of(&self, func: TextRange) -> Result<Self::Site, Self::Error>;
 
     /// Where the original function goes on behind its site: what the handler answers for "the original".
@@ -73,7 +73,8 @@ pub unsafe trait Tracer: Sync {
     ///
     /// # Errors
     ///
-    /// Every site leads where it led before.
+    /// Every site leads where it led before. [`Held`](super::PortErrorKind::Held) if somebody took one since it was found or last
+    /// routed.
     fn route(&self, batch: &[Routing<Self::Site>]) -> Result<(), Self::Error>;
 
     /// Forgets a site: the code around it goes away, and other code may come to the same place. The site was routed to

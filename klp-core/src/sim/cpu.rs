@@ -54,6 +54,7 @@ impl World {
                 task.frames.push((task.pc.wrapping_add(INSN), func));
                 task.calling = Some(func);
                 task.pc = entry;
+                self.hit_probes(func);
                 true
             }
             _ => false,
@@ -147,6 +148,7 @@ impl Shared {
                 }
             }
             Insn::Go => task.pc = task.chosen.take().unwrap_or(REST),
+            Insn::Break => return Step::Stuck,
             Insn::Body => {}
         }
         Step::Moved

@@ -71,7 +71,7 @@ pub(crate) fn layers(arg: u64) -> Vec<CodeAddr> {
 }
 
 impl World {
-    fn lead(&self, function: &Function) -> Lead {
+    pub(super) fn lead(&self, function: &Function) -> Lead {
         let site = function.range.start();
         let built = match function.pad {
             Pad::Split => Insn::ShortNop,

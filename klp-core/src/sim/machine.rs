@@ -1,7 +1,7 @@
 //! The toy machine: every instruction is eight bytes, an opcode and seven bytes of operand; only padding may be shorter.
 
 use crate::addr::CodeAddr;
-use crate::port::{Arch, Code, Entry, OutOfReach};
+use crate::port::{Arch, Code, Entry, Intruder, OutOfReach};
 
 /// Bytes of an instruction.
 pub const INSN: u64 = 8;
@@ -13,6 +13,8 @@ pub enum Insn {
     Nop,
     /// Does nothing, one byte long: eight of them are an entry of several instructions.
     ShortNop,
+    /// Stops whoever executes it, for a debugger to look at.
+    Break,
     /// Goes to an address.
     Jump(CodeAddr),
     /// Loads the handler's argument.
@@ -32,6 +34,7 @@ impl Insn {
         let (op, operand) = match self {
             Self::Nop => (b'N', 0),
             Self::ShortNop => return [b'n'; 8],
+            Self::Break => (b'!', 0),
             Self::Jump(to) => (b'J', to.get()),
             Self::Arg(arg) => (b'A', arg),
             Self::Stub => (b'S', 0),
@@ -49,6 +52,7 @@ impl Insn {
         Some(match bytes[0] {
             b'N' => Self::Nop,
             b'n' => Self::ShortNop,
+            b'!' => Self::Break,
             b'J' => Self::Jump(CodeAddr::new(operand)),
             b'A' => Self::Arg(operand),
             b'S' => Self::Stub,
@@ -77,6 +81,16 @@ impl Arch for SimArch {
         let bytes = bytes.get(..8)?;
         let split = bytes == Insn::ShortNop.encode();
         (split || bytes == Insn::Nop.encode()).then_some(Entry { skip: 0, len: 8, resume: 8, split })
+    }
+
+    fn intruder(at: CodeAddr, bytes: &[u8]) -> Option<Intruder> {
+        let nops = bytes.iter().take_while(|byte| **byte == b'n').count();
+        let at = at.wrapping_add(nops as u64);
+        match Insn::decode(bytes.get(nops..nops + 8)?.try_into().ok()?)? {
+            Insn::Break => Some(Intruder::Breakpoint { at }),
+            Insn::Jump(to) => Some(Intruder::Jump { at, to: Some(to) }),
+            _ => None,
+        }
     }
 
     fn jump(at: CodeAddr, to: CodeAddr, _len: u8) -> Result<Code, OutOfReach> {

@@ -145,14 +145,17 @@ unsafe impl Text for SimText {
     }
 
     fn poke(&self, batch: &[Poke<'_>]) -> Result<(), SimError> {
-        let refused = SimError { call: "Text::poke", kind: PortErrorKind::Failed };
+        let refused = |kind| SimError { call: "Text::poke", kind };
         let _inside = self.0.enter("Text::poke")?;
         let mut world = self.0.world();
         let mut free_from = CodeAddr::new(0);
         for poke in batch {
             let as_told = world.memory.bytes(poke.at, poke.old.len()) == Some(poke.old);
-            if !as_told || poke.old.len() != poke.new.len() || poke.at < free_from {
-                return Err(refused);
+            if !as_told {
+                return Err(refused(PortErrorKind::Held));
+            }
+            if poke.old.len() != poke.new.len() || poke.at < free_from {
+                return Err(refused(PortErrorKind::Failed));
             }
             free_from = poke.at.wrapping_add(poke.old.len() as u64);
         }

@@ -22,6 +22,7 @@ mod loader;
 pub mod machine;
 mod memory;
 mod object;
+mod probe;
 pub mod relocator;
 mod shared;
 mod task;
@@ -33,6 +34,7 @@ pub use fault::SimError;
 pub use loader::{Console, ModuleState, insmod, rmmod};
 pub use memory::SimText;
 pub use object::{Pad, Place, SimEntries, SimFunc, SimSymbols};
+pub use probe::Claim;
 pub use task::{SimContext, SimTasks, SimUnwinder, Sleep};
 
 use crate::addr::{CodeAddr, TextRange};
@@ -147,6 +149,11 @@ impl SimOs {
     /// Splits the unlikely part off `func`: `NAME.cold`.
     pub fn cold_part(&self, func: SimFunc) {
         self.shared.world().cold_part(func);
+    }
+
+    /// Marks `func` as one that must not be redirected.
+    pub fn notrace(&self, func: SimFunc) {
+        self.shared.world().functions[func.0].notrace = true;
     }
 
     /// Lets the linker of patches bind new code to `name`, wherever that is.

@@ -3,8 +3,10 @@
 use super::fault::SimError;
 use super::loader::ModuleState;
 use super::machine::{INSN, Insn};
+use super::probe::Probe;
 use super::shared::{Shared, World};
 use crate::addr::{CodeAddr, TextRange};
+use crate::mem::{Name, OutOfMemory};
 use crate::model::VMLINUX;
 use crate::port::{EntryHost, Symbol, SymbolResolver};
 use alloc::format;
@@ -54,6 +56,8 @@ pub(super) struct Function {
     pub(super) object: usize,
     pub(super) range: TextRange,
     pub(super) pad: Pad,
+    pub(super) notrace: bool,
+    pub(super) probes: Vec<Probe>,
     pub(super) cold: Option<TextRange>,
 }
 
@@ -154,7 +158,15 @@ impl World {
         let range = range(self.modules[object].next, len);
         self.modules[object].next += len.next_multiple_of(16);
         self.symbol(object, name, range, range.len());
-        self.functions.push(Function { name: name.to_string(), object, range, pad, cold: None });
+        self.functions.push(Function {
+            name: name.to_string(),
+            object,
+            range,
+            pad,
+            notrace: false,
+            probes: Vec::new(),
+            cold: None,
+        });
         self.map_function(func);
         func
     }
@@ -255,6 +267,21 @@ unsafe impl EntryHost for SimEntries {
             .iter()
             .find(|known| known.range == func && known.pad != Pad::None && world.modules[known.object].is_loaded())?;
         Some(known.range.start())
+    }
+
+    fn is_notrace(&self, func: TextRange) -> bool {
+        let _inside = self.0.inside();
+        self.0.world().functions.iter().any(|known| known.range == func && known.notrace)
+    }
+
+    fn user_of(&self, site: CodeAddr) -> Result<Option<Name>, OutOfMemory> {
+        let _inside = self.0.inside();
+        let user = self.0.world().owner(site);
+        user.as_deref().map(Name::new).transpose()
+    }
+
+    fn describe(&self, addr: CodeAddr, out: &mut dyn fmt::Write) -> fmt::Result {
+        SimSymbols(self.0.clone()).describe(addr, out)
     }
 
     fn stub(&self) -> CodeAddr {

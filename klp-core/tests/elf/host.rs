@@ -6,9 +6,9 @@ use core::fmt;
 use core::ops::ControlFlow;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::port::{
-    Arch, Code, Entry, Fill, Frame, Image, ImageLayout, OutOfReach, Platform, Poke, PortError, PortErrorKind, Progress,
-    RelocError, Relocator, Routing, Support, Symbol, SymbolResolver, TaskId, TaskName, TaskSet, TaskState, Text,
-    Tracer, Unreliable, Unwinder, Visitor,
+    Arch, Code, Entry, Fill, Frame, Image, ImageLayout, Intruder, OutOfReach, Platform, Poke, PortError, PortErrorKind,
+    Progress, RelocError, Relocator, Routing, Support, Symbol, SymbolResolver, TaskId, TaskName, TaskSet, TaskState,
+    Text, Tracer, Unreliable, Unwinder, Visitor,
 };
 use std::sync::Mutex;
 
@@ -265,6 +265,10 @@ impl Arch for ToyArch {
     const REACH: u64 = 1 << 31;
 
     fn entry(_: &[u8]) -> Option<Entry> {
+        None
+    }
+
+    fn intruder(_: CodeAddr, _: &[u8]) -> Option<Intruder> {
         None
     }
 

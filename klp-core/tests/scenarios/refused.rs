@@ -139,7 +139,7 @@ fn entry_held_by_somebody_else() {
         let error = engine.enable(id).expect_err("must be refused");
         assert_eq!(
             error.to_string(),
-            "patch 'p', object 'vmlinux', function 'f': its entry is taken: the entry at 0x1000000 is not as it was built"
+            "patch 'p', object 'vmlinux', function 'f': its entry is taken: a jump to 0x12340000 stands at f+0x0/0x10"
         );
         assert_eq!(error.errno(), -16);
         assert_eq!(engine.host().word(site), foreign, "it is left alone");
