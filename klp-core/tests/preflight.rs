@@ -65,7 +65,10 @@ fn every_fault_is_found() {
     let nopad = host.function_with(VMLINUX, "nopad", Pad::None);
     let held = host.function(VMLINUX, "held");
     host.overwrite(host.range(held).start(), &[0xcc; 8]);
-    let names = [("good", good), ("gone", good), ("twice", twice), ("nopad", nopad), ("held", held)];
+    let marked = host.function(VMLINUX, "marked");
+    host.notrace(marked);
+    let names =
+        [("good", good), ("gone", good), ("twice", twice), ("nopad", nopad), ("held", held), ("marked", marked)];
     let object = Object::vmlinux().and_then(|object| {
         let func = |(name, func)| Func::with_range(name, host.replacement("p", func, Place::Near));
         let object = names.into_iter().try_fold(object, |object, named| object.func(func(named)?))?;
@@ -77,13 +80,14 @@ fn every_fault_is_found() {
     let p = add(&engine, p);
     let report = preflight(&engine, p);
     let found = reasons(&report.findings);
-    assert_eq!(report.functions, 6);
-    assert_eq!(found.len(), 5, "{report}");
+    assert_eq!(report.functions, 7);
+    assert_eq!(found.len(), 6, "{report}");
     assert_eq!(found[0], (Some("gone"), &PatchReason::SymbolNotFound));
     assert_eq!(found[1], (Some("twice"), &PatchReason::SymbolAmbiguous));
     assert!(matches!(found[2], (Some("nopad"), PatchReason::NoEntrySite { .. })), "{report}");
     assert!(matches!(found[3], (Some("held"), PatchReason::EntryHeld { .. })), "{report}");
-    assert_eq!(found[4], (Some("twice"), &PatchReason::SymbolPositionNotFound { sympos: 3 }));
+    assert_eq!(found[4], (Some("marked"), &PatchReason::Notrace));
+    assert_eq!(found[5], (Some("twice"), &PatchReason::SymbolPositionNotFound { sympos: 3 }));
     assert_eq!(engine.enable(p).as_ref(), Err(&report.findings[0]), "enabling says the first");
 }
 

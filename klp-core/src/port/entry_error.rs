@@ -71,7 +71,10 @@ impl fmt::Display for Holder {
             Self::Jump { to: Some(to) } => write!(f, "a jump to {to}"),
             Self::Jump { to: None } => f.write_str("a jump"),
             Self::Call { to } => write!(f, "a call of {to}"),
-            Self::Code(bytes) => write!(f, "foreign code ({bytes:02x?})"),
+            Self::Code(bytes) => {
+                f.write_str("foreign code")?;
+                bytes.iter().try_for_each(|byte| write!(f, " {byte:02x}"))
+            }
         }
     }
 }

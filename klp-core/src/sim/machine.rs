@@ -86,9 +86,13 @@ impl Arch for SimArch {
     fn intruder(at: CodeAddr, bytes: &[u8]) -> Option<Intruder> {
         let nops = bytes.iter().take_while(|byte| **byte == b'n').count();
         let at = at.wrapping_add(nops as u64);
-        match Insn::decode(bytes.get(nops..nops + 8)?.try_into().ok()?)? {
-            Insn::Break => Some(Intruder::Breakpoint { at }),
-            Insn::Jump(to) => Some(Intruder::Jump { at, to: Some(to) }),
+        match bytes.get(nops..)? {
+            // As on real machines, a breakpoint fits where the shortest instruction stands.
+            [b'!', ..] => Some(Intruder::Breakpoint { at }),
+            [b'J', ..] => match Insn::decode(bytes.get(nops..nops + 8)?.try_into().ok()?)? {
+                Insn::Jump(to) => Some(Intruder::Jump { at, to: Some(to) }),
+                _ => None,
+            },
             _ => None,
         }
     }

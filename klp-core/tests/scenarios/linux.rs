@@ -105,6 +105,7 @@ impl Linux {
 
     fn failed(&self, module: &str, error: &Error) {
         let why = match error.errno() {
+            -16 => "Device or resource busy",
             -19 => "No such device",
             -22 => "Invalid parameters",
             other => panic!("{error}: {other}"),

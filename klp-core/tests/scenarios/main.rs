@@ -16,7 +16,7 @@ use klp_core::error::{ApiMisuse, Error, PatchReason};
 use klp_core::model::{Func, Object, Patch, VMLINUX};
 use klp_core::port::{Doubt, Platform, PortErrorKind, Reason, TaskId, TaskSet, TaskState};
 use klp_core::sim::machine::Insn;
-use klp_core::sim::{Pad, Place, SimFunc, SimOs, Sleep, Step, insmod};
+use klp_core::sim::{Claim, Pad, Place, SimFunc, SimOs, Sleep, Step, insmod};
 use klp_core::transition::Hindrance;
 use klp_core::{Engine, PatchId, Poll};
 

@@ -156,6 +156,95 @@ fn entry_held_by_somebody_else() {
     held(&engine, again);
 }
 
+/// What stands in the entry is named, whatever it is, wherever in the entry it stands.
+#[test]
+fn entry_held_by_whom() {
+    let host = SimOs::new();
+    let f = host.function_with(VMLINUX, "f", Pad::Split);
+    let other = host.range(host.function(VMLINUX, "other")).start();
+    let site = host.range(f).start();
+    let patches = [(); 3].map(|()| one("f", 0, &host, f));
+    let built = host.word(site);
+    let engine = Engine::new(host);
+    let [breakpoint, jump, code] = [Insn::Break, Insn::Jump(other), Insn::Body].map(Insn::encode);
+    let mut middle = built;
+    middle[1] = breakpoint[0];
+    let cases = [
+        (middle, "a breakpoint (of a debugger or probe) stands at f+0x1/0x10"),
+        (jump, "a jump to other+0x0/0x18 stands at f+0x0/0x10"),
+        (code, "foreign code 42 00 00 00 00 00 00 00 stands at f+0x0/0x10"),
+    ];
+    for (patch, (found, who)) in patches.into_iter().zip(cases) {
+        engine.host().overwrite(site, &found);
+        let message = format!("patch 'p', object 'vmlinux', function 'f': its entry is taken: {who}");
+        let log = ["failed to register ftrace handler for function 'f' (-16)"];
+        let id = add(&engine, patch);
+        let error = engine.enable(id).expect_err("must be refused");
+        assert_eq!((error.to_string(), error.errno()), (message.clone(), -16));
+        assert_eq!(engine.host().take_transcript(), log);
+        assert_eq!(engine.host().word(site), found, "it is left alone");
+        let report = engine.preflight(id).expect("it is not enabled");
+        assert_eq!(report.findings.iter().map(ToString::to_string).collect::<Vec<_>>(), [message]);
+        engine.host().overwrite(site, &built);
+        check(&engine);
+        engine.remove(id).expect("it is not enabled");
+    }
+}
+
+/// Somebody took the entry while a patch was enabled: going back is refused until they let go.
+#[test]
+fn entry_taken_while_a_patch_is_enabled() {
+    let basic = Basic::new();
+    let site = basic.host().range(basic.f).start();
+    let p = basic.add("p");
+    basic.engine.enable(p).expect("enables");
+    let ours = basic.host().word(site);
+    basic.host().overwrite(site, &Insn::Break.encode());
+    let before = basic.host().snapshot();
+    let error = basic.engine.disable(p).expect_err("must be refused");
+    assert_eq!(
+        error.to_string(),
+        "routing entry sites for patch 'p' failed: a breakpoint (of a debugger or probe) stands at f+0x0/0x10"
+    );
+    assert_eq!(error.errno(), -16);
+    assert_eq!(basic.host().snapshot().without_images(), before.without_images(), "nothing has changed");
+    basic.host().overwrite(site, &ours);
+    check(&basic.engine);
+    assert_eq!(basic.engine.disable(p), complete(p, false));
+    check(&basic.engine);
+}
+
+#[test]
+fn notrace() {
+    let host = SimOs::new();
+    let f = host.function(VMLINUX, "f");
+    host.notrace(f);
+    let patch = one("f", 0, &host, f);
+    let error = refuse(
+        &Engine::new(host),
+        patch,
+        "patch 'p', object 'vmlinux', function 'f': it is marked notrace: it must not be redirected",
+        -22,
+        &["failed to find location for function 'f'"],
+    );
+    assert_eq!(reason(error), PatchReason::Notrace);
+}
+
+#[test]
+fn a_user_of_the_site_that_the_host_knows() {
+    let host = SimOs::new();
+    let f = host.function(VMLINUX, "f");
+    host.probe(f, "return probe 'p_ret'", Claim::Change).expect("nobody is there");
+    let patch = one("f", 0, &host, f);
+    refuse(
+        &Engine::new(host),
+        patch,
+        "patch 'p', object 'vmlinux', function 'f': its entry is taken: return probe 'p_ret' holds f+0x0/0x10",
+        -16,
+        &["failed to register ftrace handler for function 'f' (-16)"],
+    );
+}
+
 #[test]
 fn no_memory_in_reach() {
     let host = SimOs::new();
