@@ -71,6 +71,12 @@ fn tracer() {
             }
         }
     };
+    let before = Mutex::new(0);
+    let hold = |on: bool| {
+        let mut before = before.lock().expect("nobody panics here");
+        let found = overwrite(addr_of_fn!(fx_value), &[if on { 0xcc } else { *before }]);
+        *before = found[0];
+    };
     let pair = |old, new| (function(old), function(new));
     tracer::check(&tracer::Bench {
         tracer: host().tracer(),
@@ -80,12 +86,14 @@ fn tracer() {
             pair(addr_of_fn!(fx_mcount), addr_of_fn!(fx_mcount_new)),
         ],
         without_site: function(addr_of_fn!(fx_nopad)),
+        notrace: function(addr_of_fn!(fx_notrace)),
         bytes: &bytes,
         replaced: &|index| match index {
             0 => fx_value() == 2,
             1 => fx_endbr() == 32,
             _ => fx_mcount(0) == 42,
         },
+        hold: Some(&hold),
         spoil: Some(&spoil),
     });
 }

@@ -2,12 +2,15 @@
 
 use super::context::Interrupted;
 use super::entry;
+use super::notrace;
 use super::records::{self, Record, registry};
 use super::sites;
 use super::space::Space;
 use super::stop::{self, Look, Records};
+use super::symbols;
 use super::sys::{self, Barrier, thread_exists};
 use alloc::sync::Arc;
+use core::fmt;
 use core::ops::ControlFlow;
 use core::time::Duration;
 use klp_arch_x86_64::entry_stub;
@@ -18,6 +21,7 @@ use klp_core::ops;
 use klp_core::port::{EntryHost, TaskId, Unwinder};
 
 entry_stub!(fn klp_os_linux_entry_stub, fast, slow);
+crate::notrace!(klp_os_linux_entry_stub);
 
 /// For threads that have a record and are in the state that they are to be in, or cannot be. 0: this one is not.
 extern "C" fn fast(arg: u64, sp: u64) -> u64 {
@@ -55,11 +59,19 @@ impl EntryPoints {
     }
 }
 
-// SAFETY: sites come from the sections in which compilers record them; the stub calls `ops::handler` through the functions
+// SAFETY: sites come from the sections in which compilers record them; the engine's own code is notrace; the stub calls `ops::handler` through the functions
 // above; `synchronize` waits for every run that has begun.
 unsafe impl EntryHost for EntryPoints {
     fn recorded_site(&self, func: TextRange) -> Option<CodeAddr> {
         sites::recorded(&self.space.objects, func)
+    }
+
+    fn is_notrace(&self, func: TextRange) -> bool {
+        notrace::is_notrace(&self.space, func)
+    }
+
+    fn describe(&self, addr: CodeAddr, out: &mut dyn fmt::Write) -> fmt::Result {
+        symbols::describe(&self.space, addr, out)
     }
 
     fn stub(&self) -> CodeAddr {

@@ -32,6 +32,7 @@ mod handler;
 mod library;
 mod lock;
 mod memory;
+mod notrace;
 mod objects;
 mod pads;
 mod patches;

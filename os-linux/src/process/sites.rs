@@ -25,17 +25,23 @@ fn sites_of(object: &Object) -> Result<&[CodeAddr], Error> {
     if let Some(known) = object.sites.get() {
         return Ok(known);
     }
-    let file = object.file()?;
     let mut sites = Vec::new();
     for table in TABLES {
-        let Some(section) = file.section(table) else { continue };
-        let place = TextRange::new(section.start().wrapping_add(object.bias), section.len());
-        let Some(bytes) = place.and_then(|place| object.bytes(place)) else { continue };
-        let words = bytes.chunks_exact(8).filter_map(|word| Some(u64::from_le_bytes(word.try_into().ok()?)));
-        // The linker leaves a zero where it dropped the function.
-        sites.extend(words.filter(|&word| word != 0).map(CodeAddr::new));
+        sites.extend(addresses(object, table)?);
     }
     sites.sort_unstable();
     sites.dedup();
     Ok(object.sites.get_or_init(|| sites))
+}
+
+/// The addresses in the section `name` of `object`; none if it does not have that.
+pub(crate) fn addresses<'a>(object: &'a Object, name: &str) -> Result<impl Iterator<Item = CodeAddr> + use<'a>, Error> {
+    let bytes = object
+        .file()?
+        .section(name)
+        .and_then(|section| object.bytes(TextRange::new(section.start().wrapping_add(object.bias), section.len())?));
+    let words = bytes.unwrap_or_default().chunks_exact(8);
+    let words = words.filter_map(|word| Some(u64::from_le_bytes(word.try_into().ok()?)));
+    // The linker leaves a zero where it dropped the function.
+    Ok(words.filter(|&word| word != 0).map(CodeAddr::new))
 }

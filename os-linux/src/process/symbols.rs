@@ -22,18 +22,6 @@ impl Symbols {
     pub(crate) fn new(space: Arc<Space>) -> Self {
         Self { space }
     }
-
-    /// The function at `addr` and its name.
-    fn function<R>(&self, addr: CodeAddr, found: impl FnOnce(TextRange, &str, Option<&str>) -> R) -> Option<R> {
-        if let Some((range, name)) = self.space.patches.function_at(addr) {
-            return Some(found(range, &name, None));
-        }
-        let object = self.space.objects.at(addr)?;
-        let file = object.file().ok()?;
-        let symbol = file.function_at(addr.get().wrapping_sub(object.bias))?;
-        let range = TextRange::new(CodeAddr::new(symbol.addr.wrapping_add(object.bias)), symbol.len)?;
-        Some(found(range, file.name(symbol), (object.name != VMLINUX).then_some(&object.name)))
-    }
 }
 
 impl SymbolResolver for Symbols {
@@ -66,20 +54,61 @@ impl SymbolResolver for Symbols {
     }
 
     fn function_at(&self, addr: CodeAddr) -> Option<TextRange> {
-        self.function(addr, |range, _, _| range)
+        function(&self.space, addr, |range, _, _| range)
     }
 
     fn describe(&self, addr: CodeAddr, out: &mut dyn fmt::Write) -> fmt::Result {
-        let written = self.function(addr, |range, name, object| {
-            let offset = addr.get() - range.start().get();
-            write!(out, "{:#}+{offset:#x}/{:#x}", rustc_demangle::demangle(name), range.len())?;
-            object.map_or(Ok(()), |object| write!(out, " [{object}]"))
-        });
-        match written {
-            Some(result) => result,
-            None => write!(out, "{addr}"),
-        }
+        describe(&self.space, addr, out)
     }
+}
+
+/// Tells `found` of the function at `addr`: where it is, its name, and its object if that is not the executable.
+pub(crate) fn function<R>(
+    space: &Space,
+    addr: CodeAddr,
+    found: impl FnOnce(TextRange, &str, Option<&str>) -> R,
+) -> Option<R> {
+    if let Some((range, name)) = space.patches.function_at(addr) {
+        return Some(found(range, &name, None));
+    }
+    let object = space.objects.at(addr)?;
+    let file = object.file().ok()?;
+    let symbol = file.function_at(addr.get().wrapping_sub(object.bias))?;
+    let range = TextRange::new(CodeAddr::new(symbol.addr.wrapping_add(object.bias)), symbol.len)?;
+    Some(found(range, file.name(symbol), (object.name != VMLINUX).then_some(&object.name)))
+}
+
+/// Writes `addr` for people: as a place in a function, in an object, or in a mapping of memory that has a name (`[uprobes]`, where return
+/// probes of the kernel lead). What is nothing of these is code that nobody knows.
+pub(crate) fn describe(space: &Space, addr: CodeAddr, out: &mut dyn fmt::Write) -> fmt::Result {
+    let written = function(space, addr, |range, name, object| {
+        let offset = addr.get() - range.start().get();
+        write!(out, "{:#}+{offset:#x}/{:#x}", rustc_demangle::demangle(name), range.len())?;
+        object.map_or(Ok(()), |object| write!(out, " [{object}]"))
+    });
+    if let Some(result) = written {
+        return result;
+    }
+    if let Some(object) = space.objects.at(addr) {
+        return write!(out, "{addr} [{}]", object.name);
+    }
+    match mapping_at(addr) {
+        Some(name) => write!(out, "{addr} {name}"),
+        None => write!(out, "unknown code at {addr}"),
+    }
+}
+
+/// The name of the mapping that `addr` lies in, if it has one (`proc_pid_maps(5)`).
+fn mapping_at(addr: CodeAddr) -> Option<String> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    maps.lines().find_map(|line| {
+        let mut fields = line.splitn(6, ' ');
+        let (start, end) = fields.next()?.split_once('-')?;
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        let inside = (number(start)?..number(end)?).contains(&addr.get());
+        let name = fields.nth(4)?.trim_start();
+        (inside && !name.is_empty()).then(|| name.to_owned())
+    })
 }
 
 /// The global symbol `name` of `object`.
@@ -87,4 +116,31 @@ fn global(object: &Object, name: &str) -> Option<CodeAddr> {
     let file = object.file().ok()?;
     let symbol = file.named(name).find(|symbol| !symbol.local)?;
     Some(CodeAddr::new(symbol.addr.wrapping_add(object.bias)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn described(addr: u64) -> String {
+        let space = Space::default();
+        space.refresh().expect("there is memory");
+        let mut text = String::new();
+        describe(&space, CodeAddr::new(addr), &mut text).expect("a string takes everything");
+        text
+    }
+
+    #[test]
+    fn every_place_has_a_description() {
+        let here = described as *const () as u64;
+        assert!(described(here + 1).contains("::described+0x1/0x"), "{}", described(here + 1));
+        let libc_at = described(libc::getpid as *const () as u64 + 1);
+        assert!(libc_at.ends_with(" [libc]"), "{libc_at}");
+        let mapping = std::fs::read_to_string("/proc/self/maps").expect("there is a /proc");
+        let stack = mapping.lines().find(|line| line.ends_with(" [stack]")).expect("the first thread has one");
+        let stack = stack.split('-').next().expect("a range");
+        let addr = u64::from_str_radix(stack, 16).expect("a number");
+        assert_eq!(described(addr), format!("{} [stack]", CodeAddr::new(addr)));
+        assert_eq!(described(8), "unknown code at 0x8");
+    }
 }

@@ -1,0 +1,96 @@
+//! Functions that must not be redirected (kernel: `notrace`, and the list that `NOKPROBE_SYMBOL` makes).
+
+use super::sites;
+use super::space::Space;
+use super::symbols;
+use core::fmt::{self, Write};
+use klp_core::addr::TextRange;
+
+/// The section in which programs record the addresses of such functions, eight bytes each. It is loaded, so its values in memory are
+/// relocated.
+const TABLE: &str = "__klp_notrace";
+
+/// The engine's crates. Redirected calls, breakpoints and stop signals run their code: a patch there would call itself.
+const ENGINE: [&str; 3] = ["klp_core::", "klp_arch_x86_64::", "klp_os_linux::"];
+
+/// Marks functions as ones that must not be patched, by their paths; a patch for one of them is refused. Stands beside functions. (For C,
+/// there is `KLP_NOTRACE` in the header `klp/notrace.h` of klp-build.)
+///
+/// ```
+/// extern "C" fn on_signal(_signal: i32) {}
+///
+/// # #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+/// klp_os_linux::notrace!(on_signal);
+/// # fn main() {}
+/// ```
+#[macro_export]
+macro_rules! notrace {
+    ($($function:path),+ $(,)?) => {$(
+        // `R`: nothing refers to the section, but linkers that collect garbage must keep it.
+        ::core::arch::global_asm!(
+            ".pushsection __klp_notrace,\"awR\",@progbits",
+            ".balign 8",
+            ".quad {function}",
+            ".popsection",
+            function = sym $function,
+        );
+    )+};
+}
+
+/// Whether the function in `func` is marked, or the engine's own.
+pub(crate) fn is_notrace(space: &Space, func: TextRange) -> bool {
+    is_marked(space, func) || symbols::function(space, func.start(), |_, name, _| is_engine(name)).unwrap_or(false)
+}
+
+fn is_marked(space: &Space, func: TextRange) -> bool {
+    let Some(object) = space.objects.at(func.start()) else { return false };
+    // Of an object whose file cannot be read, no entry site is known either.
+    sites::addresses(&object, TABLE).is_ok_and(|mut marked| marked.any(|addr| func.contains(addr)))
+}
+
+/// Whether the symbol `name` is of a function of the engine's crates.
+fn is_engine(name: &str) -> bool {
+    let mut start = Start::default();
+    // It fails when it has seen enough.
+    let _ = write!(start, "{:#}", rustc_demangle::demangle(name));
+    // A method of a trait begins with `<Type as Trait>`.
+    let path = start.0.trim_start_matches('<');
+    ENGINE.iter().any(|engine| path.starts_with(engine))
+}
+
+/// The first letters of what is written into it.
+#[derive(Default)]
+struct Start(heapless::String<32>);
+
+impl Write for Start {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        text.chars().try_for_each(|letter| self.0.push(letter).map_err(|()| fmt::Error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_engine_is_known_by_the_names_of_its_functions() {
+        let engine = [
+            "_ZN12klp_os_linux7process4trap7on_trap17h0123456789abcdefE",
+            "_ZN86_$LT$klp_os_linux..process..pads..Pads$u20$as$u20$klp_os_linux..process..stop..Look$GT$4look17h0123456789abcdefE",
+            "_ZN8klp_core3ops7handler7handler28_$u7b$$u7b$closure$u7d$$u7d$17h0123456789abcdefE",
+            "_RNvNtCsabcdefghijk_15klp_arch_x86_646unwind4walk",
+        ];
+        let others = [
+            "main",
+            "klp_core",
+            "_ZN21klp_os_linux_fixtures4text17h0123456789abcdefE",
+            "_ZN4core3fmt5write17h0123456789abcdefE",
+        ];
+        for name in engine {
+            assert!(is_engine(name), "{name}");
+        }
+        for name in others {
+            assert!(!is_engine(name), "{name}");
+        }
+    }
+}
