@@ -10,7 +10,8 @@ pub mod convert;
 
 pub use convert::{ConvertError, convert};
 
-/// The folder to be given to a C compiler (`-I`), so that it finds `klp/patch.h`.
+/// The folder to be given to a C compiler (`-I`), so that it finds `klp/patch.h`, for authors of patches, and
+/// `klp/notrace.h`, for authors of programs that can be patched.
 #[must_use]
 pub fn include_dir() -> &'static std::path::Path {
     std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/include"))

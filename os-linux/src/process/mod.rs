@@ -14,6 +14,7 @@
 //! # What the process must keep to
 //!
 //! * A function can be patched if it was compiled with an entry pad that is recorded (see [`EntryPoints`]).
+//! * Functions that must not be patched are marked with [`notrace!`](crate::notrace).
 //! * SIGTRAP and one real-time signal are the engine's. SIGTRAPs that it did not cause go to the handler that was there before; who installs
 //!   one later must do the same. A thread must not block either signal for long: one that blocks SIGTRAP keeps any code from being
 //!   changed, one that blocks the other holds transitions back.
