@@ -5,7 +5,7 @@ use super::switch::{Outcome, Slot, check};
 use crate::addr::CodeAddr;
 use crate::config::MAX_STACK_ENTRIES;
 use crate::mem::{Name, OutOfMemory, try_vec};
-use crate::port::{Reason, TaskId, TaskName, TaskState, Unreliable, Unwinder, Visitor};
+use crate::port::{Doubt, Reason, TaskId, TaskName, TaskState, Unreliable, Unwinder, Visitor};
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::ControlFlow;
@@ -101,7 +101,7 @@ impl<U: Unwinder> Visitor<U::Context> for Looker<'_, U> {
         let look = self.looks.get(index)?;
         let mut len = 0;
         // Only the walk below says whether the stack is reliable; here every frame that can be had counts.
-        let _ = self.unwinder.walk(context, &mut |frame| match look.frames.get(len) {
+        let walked = self.unwinder.walk(context, &mut |frame| match look.frames.get(len) {
             Some(slot) => {
                 slot.store(frame.lookup().get(), Ordering::Relaxed);
                 len += 1;
@@ -109,6 +109,10 @@ impl<U: Unwinder> Visitor<U::Context> for Looker<'_, U> {
             }
             None => ControlFlow::Break(()),
         });
+        // Where unknown code begins (a return probe's, say), an address inside of the call would be in front of it.
+        if let (Err(Unreliable { at, why: Doubt::NoTable }), Some(last)) = (walked, len.checked_sub(1)) {
+            look.frames[last].store(at.get(), Ordering::Relaxed);
+        }
         look.len.store(len, Ordering::Relaxed);
         look.outcome.set(check(self.unwinder, self.affected, self.target, context));
         None
