@@ -4,6 +4,7 @@
 mod callbacks;
 #[path = "../common/mod.rs"]
 mod common;
+mod kprobes;
 mod linux;
 mod refused;
 mod replace;

@@ -8,7 +8,7 @@
 //! | `multiple livepatches`, `atomic replace livepatch`, `module function patching`, `module function patching (livepatch first)` | here |
 //! | `basic shadow variable API` | tests of `klp_core::shadow` |
 //! | `system state modification`, `taking over system state modification`, `compatible cumulative livepatches`, `incompatible cumulative livepatches` | here |
-//! | `livepatch interaction with kprobed function with post_handler`, `… without post_handler` | here, `kprobed_function_…`; the kernel tries to register first, this engine looks first: it refuses before a transition begins |
+//! | `livepatch interaction with kprobed function with post_handler`, `… without post_handler` | [`super::kprobes`]; the kernel tries to register first, this engine looks first: it refuses before a transition begins |
 //! | `patch getpid syscall while being heavily hammered` | here, tasks that call without end |
 //! | `sysfs test`, `sysfs test object/patched`, `sysfs test replace enabled`, `sysfs test replace disabled`, `sysfs test stack_order value` | the attributes are the control tree's; what they tell is here, asked of `Engine::status` |
 //!
@@ -19,12 +19,11 @@
 use super::linux::{Linux, Wanted};
 use klp_core::Poll;
 use klp_core::model::{CallbackContext, Callbacks, Object, Patch, Replace, VMLINUX};
-use klp_core::port::PortErrorKind;
-use klp_core::sim::{Chance, Claim, Console, SimFunc, SimOs};
+use klp_core::sim::{Chance, Console, SimFunc, SimOs};
 use klp_core::state::State;
 
 /// What each of a patch's transitions says when nothing holds it.
-fn enabling(patch: &str) -> String {
+pub(super) fn enabling(patch: &str) -> String {
     format!(
         "% insmod test_modules/{patch}.ko
         livepatch: enabling patch '{patch}'
@@ -35,7 +34,7 @@ fn enabling(patch: &str) -> String {
     )
 }
 
-fn disabling(patch: &str) -> String {
+pub(super) fn disabling(patch: &str) -> String {
     format!(
         "% echo 0 > /sys/kernel/livepatch/{patch}/enabled
         livepatch: '{patch}': initializing unpatching transition
@@ -45,14 +44,14 @@ fn disabling(patch: &str) -> String {
     )
 }
 
-struct Kernel {
-    linux: Linux,
-    cmdline: SimFunc,
+pub(super) struct Kernel {
+    pub(super) linux: Linux,
+    pub(super) cmdline: SimFunc,
     meminfo: SimFunc,
 }
 
 impl Kernel {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let host = SimOs::new();
         let cmdline = host.function(VMLINUX, "cmdline_proc_show");
         let meminfo = host.function(VMLINUX, "meminfo_proc_show");
@@ -64,12 +63,12 @@ impl Kernel {
     }
 
     /// Which versions run when both functions are called.
-    fn versions(&self) -> (String, String) {
+    pub(super) fn versions(&self) -> (String, String) {
         let version = |func| self.linux.host().version(self.linux.shell, func);
         (version(self.cmdline), version(self.meminfo))
     }
 
-    fn load_livepatch(&mut self) {
+    pub(super) fn load_livepatch(&mut self) {
         let funcs = [(VMLINUX, "cmdline_proc_show", self.cmdline)];
         self.load("test_klp_livepatch", &funcs, Replace::None);
     }
@@ -80,10 +79,10 @@ impl Kernel {
     }
 }
 
-const CMDLINE: &str = "test_klp_livepatch_cmdline_proc_show";
+pub(super) const CMDLINE: &str = "test_klp_livepatch_cmdline_proc_show";
 const MEMINFO: &str = "test_klp_atomic_replace_meminfo_proc_show";
 
-fn versions(cmdline: &str, meminfo: &str) -> (String, String) {
+pub(super) fn versions(cmdline: &str, meminfo: &str) -> (String, String) {
     (cmdline.to_string(), meminfo.to_string())
 }
 
@@ -550,53 +549,4 @@ fn sysfs_stack_order_value() {
     assert_eq!(order(&kernel), ["test_klp_livepatch", "test_klp_callbacks_demo"]);
     kernel.load_atomic_replace(Replace::All);
     assert_eq!(order(&kernel), ["test_klp_atomic_replace"]);
-}
-
-const KPROBE: &str = "test_klp_kprobe";
-
-#[test]
-fn kprobed_function_with_post_handler() {
-    let mut kernel = Kernel::new();
-    let probe = format!("kprobe '{KPROBE}' with post_handler");
-    kernel.linux.host().probe(kernel.cmdline, &probe, Claim::Change).expect("nobody is there");
-    kernel.load_livepatch();
-    assert_eq!(kernel.versions(), versions("cmdline_proc_show", "meminfo_proc_show"));
-    kernel.linux.log(
-        "% insmod test_modules/test_klp_livepatch.ko
-        livepatch: failed to register ftrace handler for function 'cmdline_proc_show' (-16)
-        insmod: ERROR: could not insert module test_modules/test_klp_livepatch.ko: Device or resource busy",
-    );
-    assert_eq!(kernel.linux.host().unprobe(kernel.cmdline, &probe), Some(1), "it saw the call");
-
-    // The other way round the probe is refused, as long as the patch is there.
-    kernel.load_livepatch();
-    let refused = kernel.linux.host().probe(kernel.cmdline, &probe, Claim::Change).expect_err("the patch is there");
-    assert_eq!(refused.kind, PortErrorKind::Held);
-    assert_eq!(kernel.versions(), versions(CMDLINE, "meminfo_proc_show"));
-    kernel.linux.echo_0("test_klp_livepatch");
-    kernel.linux.host().probe(kernel.cmdline, &probe, Claim::Change).expect("the patch is gone");
-    kernel.linux.log(&[enabling("test_klp_livepatch"), disabling("test_klp_livepatch")].concat());
-}
-
-#[test]
-fn kprobed_function_without_post_handler() {
-    let mut kernel = Kernel::new();
-    kernel.linux.host().probe(kernel.cmdline, KPROBE, Claim::Look).expect("nobody is there");
-    kernel.load_livepatch();
-    assert_eq!(kernel.versions(), versions(CMDLINE, "meminfo_proc_show"));
-    kernel.linux.host().probe(kernel.cmdline, "another", Claim::Look).expect("it only looks on");
-    assert_eq!(kernel.versions(), versions(CMDLINE, "meminfo_proc_show"));
-    kernel.linux.echo_0("test_klp_livepatch");
-    kernel.linux.unload("test_klp_livepatch");
-    assert_eq!(kernel.versions(), versions("cmdline_proc_show", "meminfo_proc_show"));
-    let unprobe = |name| kernel.linux.host().unprobe(kernel.cmdline, name);
-    assert_eq!((unprobe(KPROBE), unprobe("another")), (Some(3), Some(2)), "both saw every call");
-    kernel.linux.log(
-        &[
-            &*enabling("test_klp_livepatch"),
-            &disabling("test_klp_livepatch"),
-            "% rmmod test_modules/test_klp_livepatch.ko\n",
-        ]
-        .concat(),
-    );
 }
