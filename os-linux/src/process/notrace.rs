@@ -53,14 +53,14 @@ fn is_engine(name: &str) -> bool {
     let mut start = Start::default();
     // It fails when it has seen enough.
     let _ = write!(start, "{:#}", rustc_demangle::demangle(name));
-    // A method of a trait begins with `<Type as Trait>`.
-    let path = start.0.trim_start_matches('<');
+    // Methods of a trait begin with `<Type as Trait>`; destructors are instances of one function.
+    let path = start.0.trim_start_matches("core::ptr::drop_in_place<").trim_start_matches('<');
     ENGINE.iter().any(|engine| path.starts_with(engine))
 }
 
 /// The first letters of what is written into it.
 #[derive(Default)]
-struct Start(heapless::String<32>);
+struct Start(heapless::String<64>);
 
 impl Write for Start {
     fn write_str(&mut self, text: &str) -> fmt::Result {
@@ -76,8 +76,9 @@ mod tests {
     fn the_engine_is_known_by_the_names_of_its_functions() {
         let engine = [
             "_ZN12klp_os_linux7process4trap7on_trap17h0123456789abcdefE",
-            "_ZN86_$LT$klp_os_linux..process..pads..Pads$u20$as$u20$klp_os_linux..process..stop..Look$GT$4look17h0123456789abcdefE",
+            "_ZN87_$LT$klp_os_linux..process..pads..Pads$u20$as$u20$klp_os_linux..process..stop..Look$GT$4look17h0123456789abcdefE",
             "_ZN8klp_core3ops7handler7handler28_$u7b$$u7b$closure$u7d$$u7d$17h0123456789abcdefE",
+            "_ZN4core3ptr58drop_in_place$LT$klp_os_linux..process..sys..KeepErrno$GT$17h0123456789abcdefE",
             "_RNvNtCsabcdefghijk_15klp_arch_x86_646unwind4walk",
         ];
         let others = [
