@@ -392,6 +392,44 @@ fn every_allocation_of_adding_fails() {
     assert!(faults >= 2, "only {faults} allocations were found");
 }
 
+/// Somebody holds the entry: memory may run out while that is put into words, and nothing changes nevertheless.
+#[test]
+fn every_allocation_of_a_refusal_fails() {
+    for enabled in [false, true] {
+        let mut faults = 0;
+        for n in 1.. {
+            let host = SimOs::new();
+            let f = host.function(VMLINUX, "f");
+            let site = host.range(f).start();
+            host.watch_border(border);
+            let engine = Engine::new(host);
+            let patch = patch_at(engine.host(), "p", Place::Far, &[(VMLINUX, "f", f)]);
+            let p = add(&engine, patch);
+            if enabled {
+                engine.enable(p).expect("nobody holds the entry");
+            }
+            let free = engine.host().word(site);
+            engine.host().overwrite(site, &Insn::Jump(site).encode());
+            let held = engine.host().word(site);
+            FAILED.set(false);
+            FAIL_IN.set(n);
+            let refused = engine_runs(|| if enabled { engine.disable(p) } else { engine.enable(p) });
+            FAIL_IN.set(0);
+            let error = refused.expect_err("somebody holds the entry");
+            assert_eq!(engine.host().word(site), held, "it is left alone");
+            engine.host().overwrite(site, &free);
+            check(&engine);
+            if !FAILED.get() {
+                assert!(error.to_string().contains("a jump to f+0x0/0x10 stands at f+0x0/0x10"), "{error}");
+                break;
+            }
+            assert_eq!(error, Error::OutOfMemory);
+            faults += 1;
+        }
+        assert!(faults >= 5, "only {faults} allocations were found");
+    }
+}
+
 /// After `TaskSet::start` errors do not end a transition: it stays under way, and the next poll goes on.
 #[test]
 fn a_transition_survives_faults_while_it_runs() {
