@@ -1,17 +1,19 @@
 //! Brings a patch object into memory: lays it out, binds its references, fills the memory, describes the patch.
 
 use super::Refusal;
+use super::callbacks::CCallbacks;
 use super::layout::{Layout, PAGE, Part};
 use super::linker::{Linker, Waiting};
-use super::manifest::{self, FuncEntry, ObjectEntry, Pointee};
+use super::manifest::{self, CALLBACKS, FuncEntry, ObjectEntry, Pointee};
 use super::view::{Home, View};
 use crate::addr::{CodeAddr, TextRange};
 use crate::error::{Error, PatchReason};
 use crate::mem::{Name, try_push, try_vec};
-use crate::model::{Func, Object, Patch};
-use crate::port::{Arch, Image, Platform, Relocator, SymbolResolver, Text};
+use crate::model::{Callbacks, Func, Object, Patch};
+use crate::port::{Arch, CallC, Image, Platform, Relocator, SymbolResolver, Text};
 use crate::relocs::Reloc;
 use crate::sympos;
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::mem::ManuallyDrop;
 use object::elf;
@@ -88,7 +90,7 @@ pub fn load<P: Platform>(platform: &P, file: &[u8], name: &str) -> Result<Loaded
     let mut linker = Linker::new(platform, patch, &view, &layout, memory.image)?;
     let waiting = linker.link(&objects)?;
     linker.fill()?;
-    let description = Description { patch, view: &view, layout: &layout, image: memory.image };
+    let description = Description { patch, view: &view, layout: &layout, image: memory.image, call: P::Text::CALL_C };
     let loaded = Loaded {
         patch: description.patch(&objects, waiting)?,
         image: LoadedImage {
@@ -160,6 +162,7 @@ struct Description<'a, 'v> {
     view: &'v View<'a>,
     layout: &'v Layout,
     image: Image,
+    call: Option<CallC>,
 }
 
 impl Description<'_, '_> {
@@ -182,7 +185,32 @@ impl Description<'_, '_> {
             })?;
             funcs.push(Func::with_range(func.old_name, range)?.sympos(func.sympos));
         }
-        Ok(Object::module(entry.name)?.with_relocs(relocs).funcs_from(funcs)?)
+        let object = Object::module(entry.name)?.with_relocs(relocs).funcs_from(funcs)?;
+        Ok(match self.callbacks(entry)? {
+            Some(callbacks) => object.with_callbacks(callbacks),
+            None => object,
+        })
+    }
+
+    fn callbacks(&self, entry: &ObjectEntry<'_>) -> Result<Option<Box<dyn Callbacks>>, Error> {
+        if entry.callbacks.iter().all(Option::is_none) {
+            return Ok(None);
+        }
+        let refuse = |refusal: Refusal| Err(refusal.of_object(self.patch, Some(entry.name)));
+        let Some(call) = self.call else {
+            return refuse(Refusal::unsupported("patch callback", "this host calls no functions of patch objects"));
+        };
+        let mut functions = [None; 4];
+        for ((function, place), name) in functions.iter_mut().zip(entry.callbacks).zip(CALLBACKS) {
+            let Some(place) = place else { continue };
+            match self.function_at(place) {
+                Some(range) => *function = Some(range.start()),
+                None => return refuse(Refusal::malformed("callback is not a function of the patch", name)),
+            }
+        }
+        // SAFETY: they are functions of the image, which is not freed before the patch is gone (`LoadedImage::unload`); that they have the
+        // types of callbacks is the file's word, as everything else that its code does.
+        Ok(Some(unsafe { CCallbacks::boxed(call, entry.name, functions) }?))
     }
 
     /// The range of the function that begins at `place`; the longest one if it has aliases.

@@ -1,4 +1,4 @@
-//! Which functions a patch object replaces: the arrays that Linux's patch tool writes, with its struct layouts
+//! Which functions a patch object replaces, and which are called around that: the arrays that Linux's patch tool writes, with its struct layouts
 //! (`include/linux/livepatch_external.h`, 64-bit).
 
 use super::view::{Home, Rela, Section, View};
@@ -21,7 +21,7 @@ pub(super) const FUNCS_SECTION: &str = ".init.klp_funcs";
 mod object_ext {
     pub(super) const NAME: u64 = 0;
     pub(super) const FUNCS: u64 = 8;
-    pub(super) const CALLBACKS: [u64; 4] = [16, 24, 32, 40];
+    pub(super) const CALLBACKS: u64 = 16;
     pub(super) const NR_FUNCS: u64 = 56;
     pub(super) const LEN: u64 = 64;
 }
@@ -34,11 +34,16 @@ mod func_ext {
     pub(super) const LEN: u64 = 24;
 }
 
+/// The callbacks, in the order of `struct klp_callbacks`.
+pub(super) const CALLBACKS: [&str; 4] = ["pre_patch", "post_patch", "pre_unpatch", "post_unpatch"];
+
 /// An object to be patched.
 #[derive(Debug)]
 pub(super) struct ObjectEntry<'a> {
     pub(super) name: &'a str,
     pub(super) funcs: Vec<FuncEntry<'a>>,
+    /// One for each of [`CALLBACKS`]; nobody has looked yet whether there is a function.
+    pub(super) callbacks: [Option<Pointee>; 4],
 }
 
 /// A function to be replaced.
@@ -67,11 +72,9 @@ pub(super) fn read<'a, R: Relocator>(view: &View<'a>, patch: &str) -> Result<Vec
     let mut objects = Vec::new();
     for at in (0..section.bytes.len() as u64).step_by(object_ext::LEN as usize) {
         let name = pointers.text(at + object_ext::NAME).map_err(refuse)?.unwrap_or(VMLINUX);
-        for callback in object_ext::CALLBACKS {
-            if pointers.get(at + callback).map_err(refuse)?.is_some() {
-                let reason = Refusal::unsupported("patch callback", name);
-                return Err(refuse(reason));
-            }
+        let mut callbacks = [None; 4];
+        for (callback, at) in callbacks.iter_mut().zip((at + object_ext::CALLBACKS..).step_by(8)) {
+            *callback = pointers.get(at).map_err(|refusal| refusal.of_object(patch, Some(name)))?;
         }
         let nr_funcs = number(section, at + object_ext::NR_FUNCS, 4).map_err(refuse)?;
         let list = match pointers.get(at + object_ext::FUNCS).map_err(refuse)? {
@@ -84,7 +87,7 @@ pub(super) fn read<'a, R: Relocator>(view: &View<'a>, patch: &str) -> Result<Vec
                 read_funcs(funcs, list.offset, nr_funcs, |func, reason| Error::patch(patch, Some(name), func, reason))?
             }
         };
-        try_push(&mut objects, ObjectEntry { name, funcs: list })?;
+        try_push(&mut objects, ObjectEntry { name, funcs: list, callbacks })?;
     }
     Ok(objects)
 }

@@ -8,15 +8,19 @@
 //! | `manifest.rs` | which functions the file replaces |
 //! | `layout.rs` | which section goes where in memory |
 //! | `linker.rs` | contents of the memory: sections copied, references bound |
+//! | `callbacks.rs` | callbacks in C, called by the engine |
 //! | `loader.rs` | [`load`]: all of it together |
 //!
 //! What a file must hold:
 //!
 //! * `livepatch=Y` in `.modinfo`; `name=` there is the patch's name;
-//! * `.init.klp_objects`, an array of `struct klp_object_ext`, one for each object, with its array of `struct klp_func_ext`;
+//! * `.init.klp_objects`, an array of `struct klp_object_ext`, one for each object, with its array of `struct klp_func_ext` and
+//!   its callbacks, which are functions of the file (`post_unpatch_enabled` is the engine's business: it is not read);
 //! * symbols of the patched system named `.klp.sym.OBJECT.NAME,POSITION`, with section index [`SHN_LIVEPATCH`], and the
 //!   relocations that use them in sections `.klp.rela.OBJECT.SECTION`, flagged [`SHF_RELA_LIVEPATCH`].
 
+#[allow(unsafe_code, reason = "calls callbacks in C")]
+mod callbacks;
 mod layout;
 #[allow(unsafe_code, reason = "fills the memory of patch images")]
 mod linker;
@@ -64,8 +68,13 @@ impl Refusal {
 
     /// As an error of `patch`.
     fn of(self, patch: &str) -> Error {
+        self.of_object(patch, None)
+    }
+
+    /// As an error of `patch`, in what it says of `object`.
+    fn of_object(self, patch: &str, object: Option<&str>) -> Error {
         match self {
-            Self::Reason(reason) => Error::patch(patch, None, None, reason),
+            Self::Reason(reason) => Error::patch(patch, object, None, reason),
             Self::OutOfMemory => Error::OutOfMemory,
         }
     }

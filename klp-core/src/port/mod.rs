@@ -12,6 +12,7 @@
 //! | [`Platform`] | OS | ties the parts together |
 
 mod arch;
+mod call_c;
 mod entry_error;
 mod entry_tracer;
 mod error;
@@ -23,6 +24,7 @@ mod tracer;
 mod unwinder;
 
 pub use arch::{Arch, Code, Entry, Intruder, OutOfReach};
+pub use call_c::CallC;
 pub use entry_error::{Holder, TracerError};
 pub use entry_tracer::{EntryHost, EntrySite, EntryTracer};
 pub use error::{PortError, PortErrorKind};

@@ -1,5 +1,6 @@
 //! Memory that holds code.
 
+use super::call_c::CallC;
 use super::error::PortError;
 use crate::addr::{CodeAddr, TextRange};
 
@@ -60,7 +61,7 @@ pub struct Image {
 /// The engine's promise that a task runs whole versions only rests on [`poke`](Text::poke): while it runs and after it,
 /// every core executes at each place either the old or the new bytes or goes on at [`Poke::resume`], never a mix; and when it
 /// returns `Ok`, every core executes the new bytes. Memory from [`alloc`](Text::alloc) belongs to the caller until
-/// [`free`](Text::free).
+/// [`free`](Text::free). Functions in it, filled in completely, can be called as [`CALL_C`](Text::CALL_C) says.
 ///
 /// # For OS porters
 ///
@@ -68,6 +69,10 @@ pub struct Image {
 pub unsafe trait Text: Sync {
     /// What can go wrong.
     type Error: PortError;
+
+    /// How functions in images are called that are written in C. A host that leaves it out cannot call them: patch objects with
+    /// callbacks are refused there. Most take [`CallC::HERE`].
+    const CALL_C: Option<CallC> = None;
 
     /// Reads `into.len()` bytes of code at `at`.
     ///

@@ -159,8 +159,13 @@ impl File {
 
     /// Gives the object listed last a callback.
     pub(crate) fn add_callback(&mut self, which: u64, function: SymbolId) {
+        self.add_callback_at(which, function, 0);
+    }
+
+    /// Gives the object listed last a callback that begins `addend` bytes behind a symbol.
+    pub(crate) fn add_callback_at(&mut self, which: u64, symbol: SymbolId, addend: i64) {
         let last = self.len(self.objects) - 64;
-        self.rela(self.objects, last + 16 + 8 * which, function, ABS64, 0);
+        self.rela(self.objects, last + 16 + 8 * which, symbol, ABS64, addend);
     }
 
     pub(crate) fn objects_section(&self) -> SectionId {

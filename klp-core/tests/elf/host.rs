@@ -2,13 +2,15 @@
 
 use crate::memory::exempt;
 use alloc::collections::BTreeMap;
+use core::cell::{Cell, RefCell};
+use core::ffi::{CStr, c_char, c_int, c_void};
 use core::fmt;
 use core::ops::ControlFlow;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::port::{
-    Arch, Code, Entry, Fill, Frame, Image, ImageLayout, Intruder, OutOfReach, Platform, Poke, PortError, PortErrorKind,
-    Progress, RelocError, Relocator, Routing, Support, Symbol, SymbolResolver, TaskId, TaskName, TaskSet, TaskState,
-    Text, Tracer, Unreliable, Unwinder, Visitor,
+    Arch, CallC, Code, Entry, Fill, Frame, Image, ImageLayout, Intruder, OutOfReach, Platform, Poke, PortError,
+    PortErrorKind, Progress, RelocError, Relocator, Routing, Support, Symbol, SymbolResolver, TaskId, TaskName,
+    TaskSet, TaskState, Text, Tracer, Unreliable, Unwinder, Visitor,
 };
 use std::sync::Mutex;
 
@@ -32,9 +34,9 @@ pub(crate) struct Known {
     pub(crate) len: u64,
 }
 
-/// The host.
+/// The host; it may be one that calls no functions of patch objects.
 #[derive(Default)]
-pub(crate) struct Host {
+pub(crate) struct Host<const CALLS: bool = true> {
     pub(crate) symbols: Vec<Known>,
     pub(crate) exported: Vec<(&'static str, u64)>,
     memory: Mutex<Memory>,
@@ -109,6 +111,38 @@ impl Memory {
     }
 }
 
+/// A call of a function in an image, instead of which the toy writes down where, and of what object it was told.
+pub(crate) type Call = (u64, Option<String>);
+
+thread_local! {
+    static CALLS: RefCell<Vec<Call>> = const { RefCell::new(Vec::new()) };
+    static ANSWER: Cell<c_int> = const { Cell::new(0) };
+}
+
+/// The calls of this thread since the last time.
+pub(crate) fn calls() -> Vec<Call> {
+    CALLS.take()
+}
+
+/// What functions in images return from now on.
+pub(crate) fn answer(answer: c_int) {
+    ANSWER.set(answer);
+}
+
+unsafe fn call_int(function: CodeAddr, object: *mut c_void) -> c_int {
+    // SAFETY: callbacks are given an object, which begins with its name.
+    let name = unsafe { *object.cast::<*const c_char>() };
+    // SAFETY: a name is text, ended by a zero byte.
+    let name = (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) }.to_str().expect("UTF-8").to_owned());
+    CALLS.with_borrow_mut(|calls| calls.push((function.get(), name)));
+    ANSWER.get()
+}
+
+unsafe fn call_void(function: CodeAddr, object: *mut c_void) {
+    // SAFETY: the caller's promise.
+    unsafe { call_int(function, object) };
+}
+
 /// The only error of the toy.
 #[derive(Debug)]
 pub(crate) struct ToyError;
@@ -126,8 +160,9 @@ impl PortError for ToyError {
 }
 
 // SAFETY: nothing executes here, so no core can see a mix; memory is handed out once.
-unsafe impl Text for Host {
+unsafe impl<const CALLS: bool> Text for Host<CALLS> {
     type Error = ToyError;
+    const CALL_C: Option<CallC> = if CALLS { Some(CallC { int: call_int, void: call_void }) } else { None };
 
     fn read(&self, at: CodeAddr, into: &mut [u8]) -> Result<(), ToyError> {
         let mut memory = self.memory.lock().expect("lock");
@@ -187,7 +222,7 @@ unsafe impl Text for Host {
     }
 }
 
-impl SymbolResolver for Host {
+impl<const CALLS: bool> SymbolResolver for Host<CALLS> {
     type Error = ToyError;
 
     fn is_loaded(&self, object: &str) -> bool {
@@ -287,7 +322,7 @@ impl Arch for ToyArch {
     }
 }
 
-impl Platform for Host {
+impl<const CALLS: bool> Platform for Host<CALLS> {
     type Lock = spin::Mutex<()>;
     type Tracer = Self;
     type Unwinder = Self;
@@ -315,7 +350,7 @@ impl Platform for Host {
 }
 
 // SAFETY: nothing is routed, and nothing runs.
-unsafe impl Tracer for Host {
+unsafe impl<const CALLS: bool> Tracer for Host<CALLS> {
     type Site = u64;
     type Error = ToyError;
 
@@ -325,8 +360,8 @@ unsafe impl Tracer for Host {
     fn original(&self, site: u64) -> CodeAddr {
         CodeAddr::new(site)
     }
-    fn route(&self, _: &[Routing<u64>]) -> Result<(), ToyError> {
-        Err(ToyError)
+    fn route(&self, batch: &[Routing<u64>]) -> Result<(), ToyError> {
+        if batch.is_empty() { Ok(()) } else { Err(ToyError) }
     }
     fn forget(&self, _: Self::Site) {}
 
@@ -334,7 +369,7 @@ unsafe impl Tracer for Host {
 }
 
 // SAFETY: there are no tasks.
-unsafe impl Unwinder for Host {
+unsafe impl<const CALLS: bool> Unwinder for Host<CALLS> {
     type Context = ();
 
     fn walk(&self, (): &(), _: &mut dyn FnMut(Frame) -> ControlFlow<()>) -> Result<(), Unreliable> {
@@ -343,7 +378,7 @@ unsafe impl Unwinder for Host {
 }
 
 // SAFETY: there are no tasks.
-unsafe impl TaskSet for Host {
+unsafe impl<const CALLS: bool> TaskSet for Host<CALLS> {
     type Context = ();
     type Error = ToyError;
 

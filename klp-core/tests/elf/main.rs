@@ -3,6 +3,7 @@
 extern crate alloc;
 
 mod broken;
+mod callbacks;
 mod file;
 mod host;
 mod loading;

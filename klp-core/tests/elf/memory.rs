@@ -65,6 +65,7 @@ fn file() -> Vec<u8> {
     file.rela_in(".klp.rela.libfoo.text.fixed", text, 8, waiting, BRANCH32, -4);
     let other = file.function("other", text, 8, 8);
     file.replace(Some("libfoo"), &[("f", other, 1)]);
+    file.add_callback(0, other);
     file.bytes()
 }
 

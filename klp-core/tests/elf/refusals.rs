@@ -185,11 +185,6 @@ fn relocations() {
 #[test]
 fn what_is_replaced() {
     let said = refused(|file, text| {
-        let hook = file.function("hook", text, 0, 4);
-        file.add_callback(0, hook);
-    });
-    assert_eq!(said, "patch 'fix': patch callback (vmlinux) is not supported");
-    let said = refused(|file, text| {
         let inside = file.function("inside", text, 4, 0);
         file.replace(Some("libfoo"), &[("f", inside, 0)]);
     });
@@ -199,11 +194,6 @@ fn what_is_replaced() {
         file.elf.sections.get_mut(section).name = ".other".into();
     });
     assert!(said.contains("nothing says which functions are replaced"), "{said}");
-    let said = refused(|file, _| {
-        let outside = file.undefined("outside");
-        file.add_callback(3, outside);
-    });
-    assert!(said.contains("points out of the file (outside)"), "{said}");
     let said = refused(|file, text| {
         let new = file.function("again", text, 0, 4);
         file.replace(None, &[("victim", new, 0)]);
