@@ -208,6 +208,12 @@ impl<L: RawMutex> ShadowTable<L> {
         retired
     }
 
+    /// Keeps variables from being made and freed until the guard is dropped, for a host that must not be changed under its feet (a
+    /// process about to `fork`). Lookups go on.
+    pub fn freeze(&self) -> impl Drop + '_ {
+        self.writer.lock()
+    }
+
     /// Variables, of all ids.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -10,14 +10,14 @@ use super::Livepatch;
 use super::error::Error;
 use super::lock::FutexLock;
 use super::sys::{Errno, gettid, nap};
-use super::{records, stop, trap};
+use super::{records, shadows, stop, trap};
 use core::cell::RefCell;
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 use lock_api::RawMutex;
 
 thread_local! {
-    /// What the forking thread holds during the fork: the engine, at rest.
+    /// What the forking thread holds during the fork: the engine and the shadow variables, at rest.
     static FROZEN: RefCell<Option<Box<dyn Frozen>>> = const { RefCell::new(None) };
 }
 
@@ -74,6 +74,8 @@ extern "C" fn prepare() {
         FORKER.store(gettid(), Ordering::Relaxed);
         let frozen = livepatch.engine().freeze();
         FORKER.store(0, Ordering::Relaxed);
+        // In this order: callbacks of the engine take the lock of the variables.
+        let frozen = (shadows().freeze(), frozen);
         FROZEN.with(|slot| *slot.borrow_mut() = Some(Box::new(frozen)));
     }
 }

@@ -12,7 +12,7 @@ const HELD: u32 = 1;
 const WANTED: u32 = 2;
 
 /// The sleeping lock of a process.
-pub(crate) struct FutexLock(AtomicU32);
+pub struct FutexLock(AtomicU32);
 
 // SAFETY: `HELD` or `WANTED` are set by the one thread that found `FREE`, and stay until it unlocks.
 unsafe impl lock_api::RawMutex for FutexLock {

@@ -22,7 +22,7 @@
 //!   (`nanosleep`, `poll`, `epoll_wait`, …). Programs that handle signals at all are prepared for that.
 //! * A thread has some 4 KiB of stack left wherever it is.
 //! * A shared object that patches have to do with is unloaded through [`Library`] only, and none while the engine is at work.
-//! * The engine's event sink must not fork.
+//! * The engine's event sink must not fork, nor must callbacks, nor constructors and destructors of shadow variables.
 
 mod context;
 mod elf_file;
@@ -39,6 +39,7 @@ mod pads;
 mod patches;
 mod records;
 mod scan;
+mod shadow;
 mod sites;
 mod space;
 mod stop;
@@ -53,6 +54,8 @@ pub use error::{Error, LoadError, Silence};
 pub use fork::EngineLock;
 pub use handler::EntryPoints;
 pub use library::Library;
+pub use lock::FutexLock;
+pub use shadow::shadows;
 pub use symbols::Symbols;
 pub use sys::Errno;
 pub use tasks::{Tasks, Ways};
@@ -228,9 +231,8 @@ impl Livepatch {
     /// Those of [`Engine::remove`]; the patch stays then.
     pub fn unload(&self, patch: PatchId) -> Result<(), klp_core::Error> {
         let patch = self.engine.remove(patch)?;
-        let first = patch.objects().iter().flat_map(|object| object.funcs()).next();
-        if let Some(func) = first {
-            self.unload_image(func.new_addr());
+        if let Some(code) = patch.code() {
+            self.unload_image(code.start());
         }
         Ok(())
     }

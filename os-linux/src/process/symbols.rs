@@ -2,6 +2,7 @@
 
 use super::error::Error;
 use super::objects::Object;
+use super::shadow;
 use super::space::Space;
 use alloc::sync::Arc;
 use core::fmt;
@@ -42,6 +43,9 @@ impl SymbolResolver for Symbols {
     }
 
     fn exported(&self, name: &str) -> Option<CodeAddr> {
+        if let Some(function) = shadow::function(name) {
+            return Some(function);
+        }
         let c_name = CString::new(name).ok()?;
         // SAFETY: the name ends with a zero byte.
         let addr = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c_name.as_ptr()) };

@@ -26,7 +26,7 @@ use alloc::sync::Arc;
 use core::ptr;
 use core::sync::atomic::{AtomicU8, Ordering};
 use klp_core::addr::{CodeAddr, TextRange};
-use klp_core::port::{Fill, Image, ImageLayout, Poke, TaskId, Text};
+use klp_core::port::{CallC, Fill, Image, ImageLayout, Poke, TaskId, Text};
 
 const READ_EXEC: i32 = libc::PROT_READ | libc::PROT_EXEC;
 
@@ -119,9 +119,10 @@ impl ProcessText {
 
 // SAFETY: `poke` follows the protocol at the top of this file: a core executes the old bytes, the breakpoint, or the new
 // bytes, and is serialised between; a thread in the midst of several old instructions is moved, or nothing changes.
-// `alloc` hands out each mapping once.
+// `alloc` hands out each mapping once, and it is mapped here, as code of this process.
 unsafe impl Text for ProcessText {
     type Error = Error;
+    const CALL_C: Option<CallC> = Some(CallC::HERE);
 
     fn read(&self, at: CodeAddr, into: &mut [u8]) -> Result<(), Error> {
         if !self.is_readable(place(at, into)?) {
