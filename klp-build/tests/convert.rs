@@ -17,7 +17,10 @@ static int fixed(int n) { puts("called"); counter += n; return question(n) + 1; 
 int also_fixed(int n) { return question(-n); }
 int (*const table[])(int) = { question, also_fixed };
 KLP_REPLACE(base, KLP_VMLINUX, KLP_FUNC(answer, fixed), KLP_FUNC_AT(twin, 3, also_fixed));
-KLP_REPLACE(foo, "libfoo", KLP_FUNC(other, also_fixed));
+static int ready(struct klp_object *object) { return object->name == KLP_VMLINUX; }
+static void done(struct klp_object *object) { also_fixed(!object->name); }
+KLP_REPLACE_WITH(foo, "libfoo", KLP_CALLBACKS(.pre_patch = ready, .post_unpatch = done), KLP_FUNC(other, also_fixed));
+KLP_REPLACE_WITH(bar, "libbar", KLP_CALLBACKS(.post_patch = done));
 "#;
 
 /// Compiles `source` for this machine.

@@ -1,6 +1,9 @@
-//! `fork` while a transition is under way.
+//! `fork` while the engine, or a maker of shadow variables, is at work.
 
+use core::alloc::Layout;
 use klp_core::engine::Poll;
+use klp_core::shadow::{nothing, zeroed};
+use klp_os_linux::process::shadows;
 use klp_os_linux_fixtures::*;
 use std::time::Duration;
 
@@ -60,4 +63,31 @@ fn forks_of_busy_threads_do_no_harm() {
             disable(patch);
         }
     });
+}
+
+#[test]
+fn a_child_can_make_shadow_variables_whoever_was_making_one() {
+    const ID: u64 = 1;
+    let _alone = alone();
+    livepatch();
+    let (send, begun) = std::sync::mpsc::channel();
+    let maker = std::thread::spawn(move || {
+        let slowly = |_, _| {
+            send.send(()).expect("the test listens");
+            std::thread::sleep(Duration::from_millis(100));
+            Ok(())
+        };
+        shadows().alloc(0x10, ID, Layout::new::<u32>(), slowly).is_ok()
+    });
+    begun.recv().expect("the constructor says so");
+    let status = in_child(|| {
+        // SAFETY: no handler: the signal ends the child if the lock is not free.
+        unsafe { libc::alarm(10) };
+        shadows().get(0x10, ID).is_some() && shadows().alloc(0x20, ID, Layout::new::<u32>(), zeroed).is_ok()
+    });
+    assert_eq!(status, 0, "the child is well");
+    assert!(maker.join().expect("the thread only makes a variable"));
+    assert_eq!(shadows().get(0x20, ID), None, "the child's variables are its own");
+    // SAFETY: nobody uses it.
+    assert!(unsafe { shadows().free(0x10, ID, nothing) });
 }
