@@ -144,30 +144,28 @@ fn a_patch_of_callbacks_only_lives_and_goes_as_others_do() {
 fn objects_get_a_field_that_they_have_no_room_for() {
     let _alone = alone();
     let patch = livepatch().load_file(STATIONS_FIX).expect("a patch object");
-    let old = [1, 2, 3].map(|id| fx_station_new(id));
-    assert_eq!(old.map(station_use), [0; 3]);
-    let bad = fx_station_new(-1);
+    let station = |id| Station::new(id).expect("unpatched, or its counter can be made");
+    let (old, unused, late, odd) = (station(1), station(2), station(3), station(-1));
+    assert_eq!([old.use_it(), unused.use_it()], [0, 0]);
 
     enable(patch);
     assert!(shadows().is_empty());
-    let new = fx_station_new(4);
-    assert!(!new.is_null(), "one variable can be made, and no second of the same id");
+    let new = Station::new(4).expect("one variable can be made, and no second of the same id");
     assert_eq!(shadows().len(), 1);
-    assert_eq!([station_use(new), station_use(new)], [101, 102], "made together with its station");
-    assert_eq!([station_use(old[0]), station_use(old[0])], [201, 202], "made when it was first used");
-    assert_eq!(station_use(bad), -1, "its constructor says no");
+    assert_eq!([new.use_it(), new.use_it()], [101, 102], "made together with its station");
+    assert_eq!([old.use_it(), old.use_it()], [201, 202], "made when it was first used");
+    assert_eq!(odd.use_it(), -1, "its constructor says no");
     assert_eq!(shadows().len(), 2);
 
     assert_eq!(counters_freed(), (0, 0));
-    station_free(new);
-    station_free(old[1]);
-    assert_eq!(counters_freed(), (1, 2), "the second station had no counter yet");
-    assert_eq!(station_use(old[2]), 201);
+    drop(new);
+    drop(unused);
+    assert_eq!(counters_freed(), (1, 2), "one of them had no counter yet");
+    assert_eq!(late.use_it(), 201);
 
     disable(patch);
     assert_eq!(counters_freed(), (3, 5), "the rest went when nobody used it any more");
     assert!(shadows().is_empty());
-    assert_eq!(station_use(old[0]), 0);
-    [old[0], old[2], bad].into_iter().for_each(station_free);
+    assert_eq!(old.use_it(), 0);
     livepatch().unload(patch).expect("it is disabled");
 }

@@ -50,10 +50,11 @@ unsafe extern "C" fn alloc(
     ctor: Option<Ctor>,
     ctor_data: *mut c_void,
 ) -> *mut c_void {
-    // SAFETY: the caller's promise.
-    answer(layout(size).and_then(|layout| {
+    let make = |layout| {
+        // SAFETY: the caller's promise.
         SHADOWS.alloc(obj.expose_provenance(), id, layout, unsafe { constructor(obj, ctor, ctor_data) })
-    }))
+    };
+    answer(layout(size).and_then(make))
 }
 
 /// # Safety
