@@ -297,16 +297,16 @@ fn the_default_place_and_a_socket_left_behind() {
             .stdout(Stdio::piped())
             .spawn()
             .expect("the example runs");
-        let out = process.stdout.take().expect("it was asked for");
-        let ready = BufReader::new(out).lines().any(|line| line.is_ok_and(|line| line.starts_with("socket ")));
+        let mut out = BufReader::new(process.stdout.take().expect("it was asked for"));
+        let ready = out.by_ref().lines().any(|line| line.is_ok_and(|line| line.starts_with("socket ")));
         assert!(ready);
-        process
+        // The example would die of a closed pipe.
+        (process, out)
     };
     assert!(klp(&["list"]).0.contains("no process of yours can be patched"));
-    let mut first = start();
+    let (mut first, _out) = start();
     assert_eq!(klp(&["list"]), ("no patch is loaded\n".into(), Some(0)), "there is only one");
     assert_eq!(klp(&["--pid", &first.id().to_string(), "list"]).1, Some(0));
-    // The example dies of its closed pipe, or of this.
     first.kill().expect("it is ours");
     first.wait().expect("it ends");
     let socket = folder.0.join("klp").join(format!("{}.sock", first.id()));
