@@ -65,6 +65,7 @@ struct klp_object_ext {
 
 #define KLP_JOIN_(a, b) a##b
 #define KLP_JOIN(a, b) KLP_JOIN_(a, b)
+
 /* The objects of a patch are worked off as they stand in its source; GCC would turn them round. */
 #ifdef __has_attribute
 #if __has_attribute(no_reorder)
@@ -74,6 +75,7 @@ struct klp_object_ext {
 #ifndef KLP_IN_ORDER_
 #define KLP_IN_ORDER_
 #endif
+
 #define KLP_MODINFO_(id, text) \
 	static const char id[] __attribute__((used, aligned(1), section(".modinfo"))) = text
 
