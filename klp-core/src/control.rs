@@ -238,6 +238,21 @@ pub fn write<P: Platform>(engine: &Engine<P>, path: &str, value: &str) -> Result
     Ok(())
 }
 
+/// The patch that is disabled and would not be after [`write`](fn@write) of `value` at `path`: for a host that has something to do before a patch
+/// is enabled.
+///
+/// # Errors
+///
+/// As for [`write`](fn@write).
+pub fn enables<P: Platform>(engine: &Engine<P>, path: &str, value: &str) -> Result<Option<PatchId>, ControlError> {
+    match Node::find(engine, path)? {
+        Node::PatchAttribute(id, "enabled") if truth(value) == Some(true) => {
+            Ok(if status(engine, id)?.enabled { None } else { Some(id) })
+        }
+        _ => Ok(None),
+    }
+}
+
 fn set_enabled<P: Platform>(engine: &Engine<P>, id: PatchId, on: bool) -> Result<(), ControlError> {
     loop {
         let patch = status(engine, id)?;

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Sim, add, check, patch};
-use klp_core::control::{ControlError, Kind, list, read, write};
+use klp_core::control::{ControlError, Kind, enables, list, read, write};
 use klp_core::model::{Replace, VMLINUX};
 use klp_core::port::TaskId;
 use klp_core::sim::{SimFunc, SimOs, insmod, rmmod};
@@ -156,6 +156,28 @@ fn sysfs_test_stack_order_value() {
     assert_eq!(orders(), ["1\n", "3\n", "2\n"], "as long as its transition runs, it counts");
     tree.release();
     assert_eq!(orders(), ["1\n", "2\n", "0\n"]);
+}
+
+/// For hosts that have something to do before a patch is enabled, and for objects that come.
+#[test]
+fn what_would_be_enabled_and_patched() {
+    let tree = Tree::new();
+    let p = tree.add("p", ("f", tree.f));
+    let would = |path, value| enables(&tree.engine, path, value).map_err(|error| error.errno());
+    assert_eq!(would("livepatch/p/enabled", "1\n"), Ok(Some(p)));
+    for (path, value) in [("livepatch/p/enabled", "0"), ("livepatch/p/enabled", "maybe"), ("livepatch/p/force", "1")] {
+        assert_eq!(would(path, value), Ok(None), "{path} {value}");
+    }
+    assert_eq!(would("livepatch/q/enabled", "1"), Err(-2));
+    assert!(!tree.engine.patches_object(VMLINUX), "known, but not in force");
+    tree.engine.enable(p).expect("enables");
+    assert_eq!(would("livepatch/p/enabled", "1"), Ok(None), "it is enabled");
+    assert!(tree.engine.patches_object(VMLINUX) && !tree.engine.patches_object("m"));
+    tree.hold();
+    tree.engine.disable(p).expect("it is enabled");
+    assert!(tree.engine.patches_object(VMLINUX), "as long as its transition runs, it counts");
+    tree.release();
+    assert!(!tree.engine.patches_object(VMLINUX));
 }
 
 #[test]

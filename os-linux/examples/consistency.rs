@@ -205,7 +205,7 @@ impl Soak {
                 (second, false)
             }
         };
-        let mut poll = if enable { engine.enable(patch)? } else { engine.disable(patch)? };
+        let mut poll = if enable { self.livepatch.enable(patch)? } else { self.livepatch.disable(patch)? };
         let mut reversed = false;
         while let Poll::Waiting { .. } = poll {
             if self.broken == Some(Break::StackCheck) {
@@ -238,7 +238,7 @@ impl Soak {
 impl Soak {
     /// The patch with the older version of a state may not come on top of the one with the newer.
     fn refuse_older(&mut self, older: PatchId) -> Result<()> {
-        match self.livepatch.engine().enable(older) {
+        match self.livepatch.enable(older) {
             Err(Error::Patch(error)) if matches!(error.reason, PatchReason::IncompatibleStates { .. }) => {
                 self.refused += 1;
                 Ok(())
@@ -250,8 +250,9 @@ impl Soak {
 
 /// Loads the shared library, calls it for a while, unloads it.
 fn come_and_go(livepatch: &'static Livepatch) {
+    let mut rng = fastrand::Rng::with_seed(0);
     while !COUNTS.stop.load(Relaxed) {
-        let result = visit(livepatch);
+        let result = visit(livepatch, rng.bool());
         if let Err(error) = &result {
             eprintln!("the shared library: {error:#}");
             COUNTS.library_failed.store(true, Relaxed);
@@ -262,9 +263,12 @@ fn come_and_go(livepatch: &'static Livepatch) {
     }
 }
 
-fn visit(livepatch: &'static Livepatch) -> Result<()> {
+/// `twice`: opens it twice, and closes one of the two while it is used by way of the other.
+fn visit(livepatch: &'static Livepatch, twice: bool) -> Result<()> {
     // SAFETY: the library has no constructors.
-    let library = unsafe { livepatch.open_library(MODULE.0) }?;
+    let open = || unsafe { livepatch.open_library(MODULE.0) };
+    let mut other = if twice { Some(open()?) } else { None };
+    let library = open()?;
     let function = |name| -> Result<Outer> {
         let function = library.symbol(name).context("a function of the shared library is missing")?;
         // SAFETY: all functions of the library have this type.
@@ -273,7 +277,11 @@ fn visit(livepatch: &'static Livepatch) -> Result<()> {
     // SAFETY: only this thread calls these functions.
     unsafe { set_module(function(c"module_first")?, function(c"module_second")?) };
     let outer = function(c"module_outer")?;
-    for _ in 0..50 {
+    for round in 0..50 {
+        if let Some(other) = other.take_if(|_| round == 25) {
+            // SAFETY: it is open by `library`, too.
+            unsafe { other.close() }?;
+        }
         call(outer, 50);
         std::thread::sleep(Duration::from_micros(100));
     }

@@ -4,7 +4,9 @@ use core::alloc::Layout;
 use klp_core::engine::Poll;
 use klp_core::shadow::{nothing, zeroed};
 use klp_os_linux::process::shadows;
+use klp_os_linux_fixtures::libraries::*;
 use klp_os_linux_fixtures::*;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 #[test]
@@ -90,4 +92,45 @@ fn a_child_can_make_shadow_variables_whoever_was_making_one() {
     assert_eq!(shadows().get(0x20, ID), None, "the child's variables are its own");
     // SAFETY: nobody uses it.
     assert!(unsafe { shadows().free(0x10, ID, nothing) });
+}
+
+/// Whatever the parent's other threads are at, a child finds nothing locked.
+#[test]
+fn forks_beside_libraries_that_come_and_go() {
+    let _alone = alone();
+    let path = copy("libfork_module");
+    let patch = patch_of("libraries", "libfork_module");
+    enable(patch);
+    std::thread::scope(|scope| {
+        let forker = scope.spawn(|| {
+            for _ in 0..50 {
+                let status = in_child(|| {
+                    // SAFETY: the child dies of it should it hang.
+                    unsafe { libc::alarm(10) };
+                    // SAFETY: the library has no constructors.
+                    let opened = unsafe { livepatch().open_library(&path) };
+                    opened.is_ok() && is_mapped("libfork_module") && livepatch().wait(Duration::from_secs(5))
+                });
+                assert_eq!(status, 0);
+            }
+        });
+        static DONE: AtomicBool = AtomicBool::new(false);
+        for path in ["libfork_a", "libfork_b"].map(copy) {
+            scope.spawn(move || {
+                while !DONE.load(Ordering::Relaxed) {
+                    come_and_go(&path);
+                }
+            });
+        }
+        while !forker.is_finished() {
+            come_and_go(&path);
+        }
+        DONE.store(true, Ordering::Relaxed);
+    });
+    disable(patch);
+}
+
+fn come_and_go(path: &std::path::Path) {
+    // SAFETY: the library has no constructors, and nobody calls it.
+    unsafe { livepatch().open_library(path).and_then(|library| library.close()) }.expect("the patch fits");
 }

@@ -124,3 +124,24 @@ fn callbacks_are_called_in_pairs() {
     assert_eq!(diary.take(), ["pre_patch: vmlinux"]);
     assert_eq!(fx_value(), 1);
 }
+
+#[test]
+fn what_a_library_needs_is_adopted_with_it() {
+    let _alone = alone();
+    let gate = Func::new("gate_open", CodeAddr::new(addr_of_fn!(fx_value_new))).expect("memory");
+    let object = Object::module("libfixture_gate").and_then(|object| object.func(gate));
+    let patch = Patch::builder("gate").object(object).build().expect("well formed");
+    let patch = livepatch().engine().add(patch).expect("the name is new");
+    enable(patch);
+    // SAFETY: its constructors do nothing, since the descriptors that they look for are not open.
+    let library = unsafe { livepatch().open_library(GATED) }.expect("the patch fits");
+    let function = library.symbol(c"fxg_open").expect("the library that it needs exports it");
+    // SAFETY: it has this type.
+    let function: extern "C" fn() -> i32 = unsafe { core::mem::transmute(function) };
+    assert_eq!(function(), 2);
+    close(library);
+    assert!(!libraries::is_mapped("libfixture_gated"));
+    assert_eq!(function(), 2, "held under the patch");
+    disable(patch);
+    assert_eq!(function(), 1);
+}

@@ -45,14 +45,19 @@ impl<P: Platform> Inner<P> {
         self.transition.as_ref().is_some_and(|transition| transition.patch == self.patches[index].id)
     }
 
+    /// Whether patch number `index` is enabled, or will be, or was until its transition ends.
+    pub(super) fn in_force(&self, index: usize) -> bool {
+        self.patches[index].enabled || self.moves(index)
+    }
+
     /// The position of the object called `name` in patch number `index`.
-    fn object_of(&self, index: usize, name: &str) -> Option<usize> {
+    pub(super) fn object_of(&self, index: usize, name: &str) -> Option<usize> {
         self.patches[index].patch.objects().iter().position(|object| object.name() == name)
     }
 
     /// Applies patch number `index` to the object that is coming, if it is in force and has it.
     pub(super) fn apply(&mut self, host: &P, index: usize, name: &str) -> Result<(), Error> {
-        if !self.patches[index].enabled && !self.moves(index) {
+        if !self.in_force(index) {
             return Ok(());
         }
         let object = self.object_of(index, name);

@@ -69,6 +69,12 @@ impl<P: Platform> Engine<P> {
         Ok(look(&inner.patches[inner.index_of(id)?].patch))
     }
 
+    /// Whether a patch in force has an object called `object`: one that comes would be patched.
+    pub fn patches_object(&self, object: &str) -> bool {
+        let inner = self.inner.lock();
+        (0..inner.patches.len()).any(|index| inner.in_force(index) && inner.object_of(index, object).is_some())
+    }
+
     /// Whether the patch's functions in the object called `object` are redirected now; `None` if it has no such object
     /// (kernel: `obj->patched`).
     ///

@@ -10,12 +10,12 @@ use klp_core::port::TaskState;
 use std::path::Path;
 
 /// Does what `request` asks for.
-pub(super) fn answer(livepatch: &Livepatch, request: Request) -> Reply {
+pub(super) fn answer(livepatch: &'static Livepatch, request: Request) -> Reply {
     let engine = livepatch.engine();
     let reply = match request {
         Request::Status => status(livepatch),
         Request::EnableFile { file } => enable_file(livepatch, &file),
-        Request::Enable { patch } => with(livepatch, &patch, |id| engine.enable(id).map(|_| ())),
+        Request::Enable { patch } => with(livepatch, &patch, |id| livepatch.enable(id).map(|_| ())),
         Request::Disable { patch } => with(livepatch, &patch, |id| engine.disable(id).map(|_| ())),
         Request::Reverse { patch } => with(livepatch, &patch, |id| engine.reverse(id).map(|_| ())),
         Request::Force { patch } => with(livepatch, &patch, |id| engine.force(id).map(|_| ())),
@@ -28,9 +28,7 @@ pub(super) fn answer(livepatch: &Livepatch, request: Request) -> Reply {
             let mut value = String::new();
             control::read(engine, &path, &mut value).map(|()| Reply::Value { value }).map_err(Refusal::from)
         }
-        Request::Write { path, value } => {
-            control::write(engine, &path, &value).map(|()| Reply::Value { value }).map_err(Refusal::from)
-        }
+        Request::Write { path, value } => write(livepatch, &path, value),
     };
     reply.unwrap_or_else(|Refusal { error, errno }| Reply::Refused { error, errno })
 }
@@ -64,25 +62,29 @@ impl From<LoadError> for Refusal {
     }
 }
 
-fn find(livepatch: &Livepatch, patch: &str) -> Result<PatchId, Refusal> {
+fn find(livepatch: &'static Livepatch, patch: &str) -> Result<PatchId, Refusal> {
     let unknown = || Refusal { error: format!("there is no patch '{patch}'"), errno: -libc::ENOENT };
     livepatch.engine().find(patch).ok_or_else(unknown)
 }
 
 /// Does something with the patch called `patch`, and shows it as it is afterwards.
-fn with(livepatch: &Livepatch, patch: &str, what: impl FnOnce(PatchId) -> Result<(), Error>) -> Result<Reply, Refusal> {
+fn with(
+    livepatch: &'static Livepatch,
+    patch: &str,
+    what: impl FnOnce(PatchId) -> Result<(), Error>,
+) -> Result<Reply, Refusal> {
     let id = find(livepatch, patch)?;
     what(id)?;
     show(livepatch, id)
 }
 
-fn show(livepatch: &Livepatch, id: PatchId) -> Result<Reply, Refusal> {
+fn show(livepatch: &'static Livepatch, id: PatchId) -> Result<Reply, Refusal> {
     let all = livepatch.engine().status()?;
     let status = all.into_iter().find(|patch| patch.id == id).ok_or(Error::ApiMisuse(ApiMisuse::UnknownPatch))?;
     Ok(Reply::Patch { patch: info(livepatch, &status)? })
 }
 
-fn status(livepatch: &Livepatch) -> Result<Reply, Refusal> {
+fn status(livepatch: &'static Livepatch) -> Result<Reply, Refusal> {
     let all = livepatch.engine().status()?;
     let patches = all.iter().filter_map(|patch| match info(livepatch, patch) {
         // It was removed meanwhile.
@@ -92,7 +94,7 @@ fn status(livepatch: &Livepatch) -> Result<Reply, Refusal> {
     Ok(Reply::Status { pid: std::process::id(), patches: patches.collect::<Result<_, _>>()? })
 }
 
-fn info(livepatch: &Livepatch, status: &PatchStatus) -> Result<PatchInfo, Error> {
+fn info(livepatch: &'static Livepatch, status: &PatchStatus) -> Result<PatchInfo, Error> {
     let engine = livepatch.engine();
     let mut objects = engine.with_patch(status.id, |patch| {
         let object = |object: &klp_core::Object| ObjectInfo {
@@ -125,7 +127,7 @@ fn info(livepatch: &Livepatch, status: &PatchStatus) -> Result<PatchInfo, Error>
     })
 }
 
-fn enable_file(livepatch: &Livepatch, file: &Path) -> Result<Reply, Refusal> {
+fn enable_file(livepatch: &'static Livepatch, file: &Path) -> Result<Reply, Refusal> {
     let id = livepatch.load_file(file)?;
     if let Err(error) = livepatch.enable(id) {
         livepatch.unload(id)?;
@@ -134,12 +136,12 @@ fn enable_file(livepatch: &Livepatch, file: &Path) -> Result<Reply, Refusal> {
     show(livepatch, id)
 }
 
-fn remove(livepatch: &Livepatch, patch: String) -> Result<Reply, Refusal> {
+fn remove(livepatch: &'static Livepatch, patch: String) -> Result<Reply, Refusal> {
     livepatch.unload(find(livepatch, &patch)?)?;
     Ok(Reply::Removed { patch })
 }
 
-fn blockers(livepatch: &Livepatch, patch: &str) -> Result<Reply, Refusal> {
+fn blockers(livepatch: &'static Livepatch, patch: &str) -> Result<Reply, Refusal> {
     let blockers = livepatch.engine().blockers(find(livepatch, patch)?)?;
     let blocking = |blocker: &klp_core::transition::Blocker| Blocking {
         task: blocker.task.0,
@@ -150,11 +152,11 @@ fn blockers(livepatch: &Livepatch, patch: &str) -> Result<Reply, Refusal> {
     Ok(Reply::Blockers { blockers: blockers.iter().map(blocking).collect() })
 }
 
-fn check(livepatch: &Livepatch, file: &Path) -> Result<Reply, Refusal> {
+fn check(livepatch: &'static Livepatch, file: &Path) -> Result<Reply, Refusal> {
     let engine = livepatch.engine();
     let id = livepatch.load_file(file)?;
     let checked = engine.with_patch(id, |patch| patch.name().to_string()).and_then(|patch| {
-        let report = engine.preflight(id)?;
+        let report = livepatch.preflight(id)?;
         let texts = |names: &[klp_core::mem::Name]| names.iter().map(ToString::to_string).collect();
         Ok(Reply::Preflight {
             patch,
@@ -169,7 +171,17 @@ fn check(livepatch: &Livepatch, file: &Path) -> Result<Reply, Refusal> {
     Ok(checked?)
 }
 
-fn list(livepatch: &Livepatch, path: &str) -> Result<Reply, Refusal> {
+fn write(livepatch: &'static Livepatch, path: &str, value: String) -> Result<Reply, Refusal> {
+    let engine = livepatch.engine();
+    // The attribute tree is the engine's own, which does not know what was loaded behind its back.
+    if let Some(patch) = control::enables(engine, path, &value)? {
+        livepatch.adopt_for(patch)?;
+    }
+    control::write(engine, path, &value)?;
+    Ok(Reply::Value { value })
+}
+
+fn list(livepatch: &'static Livepatch, path: &str) -> Result<Reply, Refusal> {
     let entries = control::list(livepatch.engine(), path)?;
     let node = |entry: &control::Entry| Node {
         name: entry.name.to_string(),

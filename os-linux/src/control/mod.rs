@@ -22,7 +22,7 @@
 //!
 //! # Fork
 //!
-//! A child of `fork` has the socket's descriptor but no thread that serves it: it is the parent that is controlled. The child may call
+//! A child of `fork` has neither the socket nor the thread that serves it: it is the parent that is controlled. The child may call
 //! [`serve`](crate::process::Livepatch::serve) itself.
 
 mod answer;

@@ -3,10 +3,11 @@
 use super::answer::answer;
 use super::protocol::{Reply, Request};
 use super::{place, sys};
-use crate::process::Livepatch;
+use crate::process::{Livepatch, close_in_children};
 use klp_core::Poll;
 use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Result, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -19,13 +20,13 @@ const MAX_REQUEST: u64 = 64 * 1024;
 /// How often a transition is looked after at first, and how often at least while it lasts.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
-/// How often a look is taken whether the program itself has started a transition.
+/// How often a look is taken whether the program itself has started a transition, or loaded a library.
 const IDLE_PAUSE: Duration = Duration::from_millis(200);
 
 impl Livepatch {
     /// Serves this engine on a Unix socket, from a thread of its own, which also polls transitions until they end: the command `klp`
     /// can be used on this process. See [`control`](crate::control) for who may connect. The socket is at `path`, or at its default place
-    /// (`$XDG_RUNTIME_DIR/klp/PID.sock`). Returns where it is.
+    /// (`$XDG_RUNTIME_DIR/klp/PID.sock`). Returns where it is. The thread also [adopts](Livepatch::adopt) libraries soon after a plain `dlopen`.
     ///
     /// # Errors
     ///
@@ -36,6 +37,7 @@ impl Livepatch {
             None => place::make_folder()?.join(format!("{}.sock", std::process::id())),
         };
         let listener = bind(&path)?;
+        close_in_children(listener.as_raw_fd());
         std::thread::Builder::new().name("klp-control".into()).spawn(move || serve(self, &listener))?;
         Ok(path)
     }
@@ -61,9 +63,12 @@ fn is_abandoned(path: &Path) -> bool {
     is_socket && UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
-fn serve(livepatch: &Livepatch, listener: &UnixListener) {
+fn serve(livepatch: &'static Livepatch, listener: &UnixListener) {
     let mut pause = FIRST_PAUSE;
+    let mut counts = None;
     loop {
+        // The engine has logged what patches refused.
+        let _ = livepatch.adopt_new(&mut counts);
         let waiting = matches!(livepatch.engine().poll(), Poll::Waiting { .. });
         pause = if waiting { LONGEST_PAUSE.min(2 * pause) } else { FIRST_PAUSE };
         sys::wait(listener, if waiting { pause } else { IDLE_PAUSE });
@@ -75,7 +80,7 @@ fn serve(livepatch: &Livepatch, listener: &UnixListener) {
 }
 
 /// Reads one request and answers it.
-fn converse(livepatch: &Livepatch, mut stream: &UnixStream) -> Result<()> {
+fn converse(livepatch: &'static Livepatch, mut stream: &UnixStream) -> Result<()> {
     if sys::peer(stream)? != sys::user() {
         return Err(Error::from(ErrorKind::PermissionDenied));
     }

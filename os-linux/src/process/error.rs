@@ -58,6 +58,11 @@ pub enum Error {
         /// The signal's number.
         signal: i32,
     },
+    /// Patches cannot tell two objects apart.
+    NameTaken {
+        /// How patches would call both.
+        object: klp_core::mem::Name,
+    },
     /// An object's file is not the one that was loaded, or is not an ELF file that can be read.
     BadFile {
         /// The object, as patches name it.
@@ -107,6 +112,7 @@ impl fmt::Display for Error {
             Self::Churn => f.write_str("threads come and go too fast to be listed"),
             Self::Twice => f.write_str("the process has its livepatch engine already"),
             Self::SignalTaken { signal } => write!(f, "signal {signal} has a handler of somebody else"),
+            Self::NameTaken { object } => write!(f, "another object is called '{object}' already"),
             Self::BadFile { object, why } => write!(f, "the file of object '{object}' {why}"),
         }
     }
@@ -164,7 +170,7 @@ impl PortError for Error {
             Self::Os { errno: Errno(libc::EPERM | libc::EACCES), .. } => PortErrorKind::Denied,
             Self::NoMemoryInReach { .. } => PortErrorKind::NoMemoryInReach,
             Self::NotText { .. } => PortErrorKind::NotFound,
-            Self::TextChanged { .. } | Self::SignalTaken { .. } => PortErrorKind::Held,
+            Self::TextChanged { .. } | Self::SignalTaken { .. } | Self::NameTaken { .. } => PortErrorKind::Held,
             _ => PortErrorKind::Failed,
         }
     }

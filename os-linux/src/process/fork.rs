@@ -3,26 +3,49 @@
 //! The engine is held still while the process forks. In the child, the forking thread keeps its state under its new id, and
 //! all others are gone. A transition under way goes on in both processes: in the child, the next polls finish it.
 //!
+//! A thread that is inside of the dynamic linker when another one forks leaves it unusable in the child, and with it the engine. `fork` waits
+//! a while for threads that are there for the engine ([`Livepatch::open_library`], `adopt`), but does not know of a plain `dlopen`.
+//!
 //! This covers `fork(3)`. A child made with the bare system call must not call patched functions; one made by `vfork` or
 //! `posix_spawn` runs in the parent's memory for a moment, as the thread that made it.
 
 use super::Livepatch;
+use super::adopt::Known;
 use super::error::Error;
-use super::lock::FutexLock;
+use super::lock::{FutexLock, Mutex};
 use super::sys::{Errno, gettid, nap};
 use super::{records, shadows, stop, trap};
 use core::cell::RefCell;
+use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
-use lock_api::RawMutex;
+use lock_api::{MutexGuard, RawMutex};
+use std::os::fd::RawFd;
 
 thread_local! {
-    /// What the forking thread holds during the fork: the engine and the shadow variables, at rest.
-    static FROZEN: RefCell<Option<Box<dyn Frozen>>> = const { RefCell::new(None) };
+    /// Empty outside of forks. Without a destructor: to announce one, a thread waits for the dynamic linker.
+    static FROZEN: ManuallyDrop<RefCell<Option<Frozen>>> = const { ManuallyDrop::new(RefCell::new(None)) };
 }
 
-trait Frozen {}
-impl<T> Frozen for T {}
+/// What the forking thread holds during the fork: everything that has a lock, at rest.
+struct Frozen {
+    /// The engine, the shadow variables, and what is in memory.
+    _at_rest: Box<dyn Any>,
+    known: MutexGuard<'static, FutexLock, Known>,
+    sockets: MutexGuard<'static, FutexLock, Vec<RawFd>>,
+}
+
+trait Any {}
+impl<T> Any for T {}
+
+/// Descriptors that only threads of the parent use.
+static PARENTS: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
+
+/// Has `socket` closed in children. The calling process never closes it.
+#[cfg(feature = "control")]
+pub(crate) fn close_in_children(socket: RawFd) {
+    PARENTS.lock().push(socket);
+}
 
 /// Has the functions below called at every `fork`.
 pub(crate) fn install() -> Result<(), Error> {
@@ -37,8 +60,21 @@ pub(crate) fn install() -> Result<(), Error> {
 /// asks again and again.
 pub struct EngineLock(FutexLock);
 
-/// The thread that waits for the engine's lock in order to fork; 0 if none does.
+/// The thread that waits for the engine's locks in order to fork; 0 if none does.
 static FORKER: AtomicU32 = AtomicU32::new(0);
+
+/// Waits for a moment if another thread wants to fork.
+pub(crate) fn give_way() {
+    /// How often others wait at most.
+    const NAPS: u32 = 100;
+    for _ in 0..NAPS {
+        match FORKER.load(Ordering::Relaxed) {
+            0 => break,
+            forker if forker == gettid() => break,
+            _ => nap(Duration::from_micros(50)),
+        }
+    }
+}
 
 // SAFETY: it is the lock inside.
 unsafe impl RawMutex for EngineLock {
@@ -47,15 +83,7 @@ unsafe impl RawMutex for EngineLock {
     type GuardMarker = lock_api::GuardNoSend;
 
     fn lock(&self) {
-        /// How often others wait at most.
-        const NAPS: u32 = 100;
-        for _ in 0..NAPS {
-            match FORKER.load(Ordering::Relaxed) {
-                0 => break,
-                forker if forker == gettid() => break,
-                _ => nap(Duration::from_micros(50)),
-            }
-        }
+        give_way();
         self.0.lock();
     }
 
@@ -70,14 +98,34 @@ unsafe impl RawMutex for EngineLock {
 }
 
 extern "C" fn prepare() {
-    if let Some(livepatch) = Livepatch::get() {
+    let Some(livepatch) = Livepatch::get() else { return };
+    FROZEN.with(|slot| {
+        // In the order of `adopt.rs`.
         FORKER.store(gettid(), Ordering::Relaxed);
-        let frozen = livepatch.engine().freeze();
+        let known = known_at_rest(livepatch);
+        let engine = livepatch.engine().freeze();
         FORKER.store(0, Ordering::Relaxed);
-        // In this order: callbacks of the engine take the lock of the variables.
-        let frozen = (shadows().freeze(), frozen);
-        FROZEN.with(|slot| *slot.borrow_mut() = Some(Box::new(frozen)));
+        // Callbacks of the engine take the lock of the variables.
+        let shadows = shadows().freeze();
+        let at_rest = Box::new((livepatch.space().freeze(), shadows, engine));
+        *slot.borrow_mut() = Some(Frozen { _at_rest: at_rest, known, sockets: PARENTS.lock() });
+    });
+}
+
+/// Locks what is known of libraries, if possible at a moment when no thread is inside of the dynamic linker for the engine: `fork` leaves
+/// locks of the dynamic linker locked in the child if another thread holds them. It is not waited for constructors that take long.
+fn known_at_rest(livepatch: &'static Livepatch) -> MutexGuard<'static, FutexLock, Known> {
+    /// How often is looked, at most.
+    const LOOKS: u32 = 5000;
+    for _ in 0..LOOKS {
+        let known = livepatch.libraries.lock();
+        if known.at_rest() {
+            return known;
+        }
+        drop(known);
+        nap(Duration::from_micros(100));
     }
+    livepatch.libraries.lock()
 }
 
 extern "C" fn in_parent() {
@@ -93,5 +141,11 @@ extern "C" fn in_child() {
     // SAFETY: this is the child's only thread, and it is not in the registry; what another one was changing there was its own
     // record, or, under the engine's lock, which is held here, anything else.
     unsafe { records::reset_in_child() };
-    in_parent();
+    if let Some(mut frozen) = FROZEN.with(|slot| slot.borrow_mut().take()) {
+        frozen.known.reset_in_child();
+        for socket in frozen.sockets.drain(..) {
+            // SAFETY: the thread that owns it is not in the child.
+            unsafe { libc::close(socket) };
+        }
+    }
 }

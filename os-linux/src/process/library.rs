@@ -1,66 +1,65 @@
-//! Shared libraries that come and go while the process runs: the modules of a process.
+//! Shared libraries that are opened through the engine: the modules of a process.
 
 use super::Livepatch;
-use super::error::{Error, LoadError};
-use super::sys::Errno;
+use super::adopt::Visit;
+use super::error::LoadError;
+use super::linker::Handle;
+use super::objects::Object;
+use alloc::sync::Arc;
 use core::ffi::{CStr, c_void};
 use core::ptr::NonNull;
-use std::ffi::CString;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// A shared library that was loaded with [`Livepatch::open_library`].
+///
+/// One that is dropped without [`close`](Library::close) stays loaded until the process ends.
 #[derive(Debug)]
 pub struct Library {
     livepatch: &'static Livepatch,
-    handle: NonNull<c_void>,
-    /// The objects that came with it, as patches name them: itself and libraries that it needs.
-    objects: Vec<String>,
+    handle: Handle,
 }
 
-// SAFETY: the dynamic linker's functions may be called by any thread.
-unsafe impl Send for Library {}
-// SAFETY: as above.
-unsafe impl Sync for Library {}
+/// A library, and how many [`Library`]s it is opened by.
+pub(super) struct Opened {
+    handle: usize,
+    users: usize,
+    /// The object that is alive for as long as they are; none if it was alive before.
+    object: Option<Arc<Object>>,
+}
 
 impl Livepatch {
     /// Loads the shared library at `path` and applies the enabled patches to it, before the caller gets hold of any of its
-    /// functions. Its constructors have run by then: unlike a kernel's module loader, the dynamic linker lets nobody in between.
+    /// functions. Its constructors have run by then: unlike a kernel's module loader, the dynamic linker lets nobody in between. Libraries
+    /// that it needs and that came with it are [adopted](Livepatch::adopt).
     ///
     /// # Errors
     ///
-    /// [`LoadError::Library`] if the dynamic linker refuses; [`LoadError::Engine`] if a patch does not fit it or a callback
-    /// vetoed: the library is unloaded again then.
+    /// [`LoadError::Library`] if the dynamic linker refuses; [`LoadError::Engine`] if a patch does not fit it, or a library that came with
+    /// it, or a callback vetoed; [`Error::NameTaken`](super::Error::NameTaken) if a patch in force names it and another object
+    /// is called the same. It is unloaded again then.
     ///
     /// # Safety
     ///
     /// The library's constructors do no harm, and none of its functions is on any stack when they return.
     pub unsafe fn open_library(&'static self, path: impl AsRef<Path>) -> Result<Library, LoadError> {
         let path = path.as_ref();
-        let name = CString::new(path.as_os_str().as_bytes())
-            .map_err(|_| LoadError::Library { path: path.to_owned(), why: "its name has a NUL in it".into() })?;
-        let before = self.object_names()?;
+        let visit = Visit::begin_loading(self)?;
         // SAFETY: the caller's promise.
-        let handle = NonNull::new(unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) })
-            .ok_or_else(|| LoadError::Library { path: path.to_owned(), why: linker_error() })?;
-        let mut library = Library { livepatch: self, handle, objects: Vec::new() };
-        for object in self.object_names()? {
-            if before.contains(&object) {
-                continue;
-            }
-            if let Err(error) = self.engine().object_coming(&object) {
-                // SAFETY: nobody has had anything of it.
-                unsafe { library.close() }?;
-                return Err(LoadError::Engine(error));
-            }
-            library.objects.push(object);
+        let handle = unsafe { Handle::open(path) }.map_err(|why| LoadError::Library { path: path.to_owned(), why })?;
+        let library = Library { livepatch: self, handle };
+        if let Err(error) = library.come() {
+            // SAFETY: nobody has had anything of it.
+            unsafe { library.handle.close() }.map_err(LoadError::Process)?;
+            return Err(error);
+        }
+        let since = visit.end();
+        let came_with_it = |object: &Object| object.arrival >= since && self.engine().patches_object(&object.name);
+        if let Err(error) = self.adopt_if(came_with_it) {
+            // SAFETY: as above.
+            unsafe { library.close() }?;
+            return Err(error);
         }
         Ok(library)
-    }
-
-    fn object_names(&self) -> Result<Vec<String>, LoadError> {
-        self.space().refresh().map_err(LoadError::Process)?;
-        Ok(self.space().objects.all().iter().map(|object| object.name.clone()).collect())
     }
 }
 
@@ -68,46 +67,65 @@ impl Library {
     /// The address of an exported symbol.
     #[must_use]
     pub fn symbol(&self, name: &CStr) -> Option<NonNull<c_void>> {
-        // SAFETY: the handle is open.
-        NonNull::new(unsafe { libc::dlsym(self.handle.as_ptr(), name.as_ptr()) })
+        self.handle.symbol(name)
     }
 
-    /// Takes the patches back from the library and unloads it. If something else holds it, it stays loaded, and patched.
+    /// Takes the patches back from the library and unloads it, if it is not open as another `Library`. If something else holds it
+    /// (a plain `dlopen`, another library), it stays loaded; it is [adopted](Livepatch::adopt) then if a patch in force names it, so it is unpatched
+    /// only for a moment.
     ///
     /// # Errors
     ///
-    /// [`LoadError::Engine`] if it stays loaded and cannot be patched again.
+    /// [`LoadError::Engine`] if it stays loaded and cannot be patched again; [`LoadError::Process`] if the dynamic linker fails.
     ///
     /// # Safety
     ///
-    /// As for `dlclose`: no thread is inside of it, or of functions that replace its functions, and nobody uses its symbols any more.
+    /// As for `dlclose`: if this is the last `Library` of it, no thread is inside of it, or of functions that replace its functions, and
+    /// nobody uses its symbols any more.
     pub unsafe fn close(self) -> Result<(), LoadError> {
-        // A patch that is enabled from here on must not get into it any more, and none that is being enabled now half.
-        let objects = &self.livepatch.space().objects;
-        let frozen = self.livepatch.engine().freeze();
-        objects.hide(&self.objects);
-        drop(frozen);
-        for object in &self.objects {
-            self.livepatch.engine().object_going(object);
-        }
-        // SAFETY: the handle is open, and is not used afterwards; the caller promises the rest.
-        let closed = unsafe { libc::dlclose(self.handle.as_ptr()) };
-        objects.unhide(&self.objects);
-        if closed != 0 {
-            return Err(LoadError::Process(Error::Os { call: "dlclose", errno: Errno(libc::EINVAL) }));
-        }
-        let still_there = self.livepatch.object_names()?;
-        for object in self.objects.iter().filter(|object| still_there.contains(object)) {
-            self.livepatch.engine().object_coming(object).map_err(LoadError::Engine)?;
+        let livepatch = self.livepatch;
+        let visit = Visit::begin(livepatch);
+        let left = self.leave();
+        // SAFETY: the caller's promise.
+        let closed = unsafe { self.handle.close() };
+        drop(visit);
+        let refreshed = livepatch.space().refresh();
+        left.iter().for_each(|object| object.left());
+        closed.and(refreshed).map_err(LoadError::Process)?;
+        let Some(left) = left else { return Ok(()) };
+        livepatch.adopt_if(|object| core::ptr::eq(object, &*left) && livepatch.engine().patches_object(&object.name))
+    }
+
+    /// Makes it alive, or counts one more user.
+    fn come(&self) -> Result<(), LoadError> {
+        let livepatch = self.livepatch;
+        livepatch.space().refresh().map_err(LoadError::Process)?;
+        let object = self.handle.place().and_then(|place| livepatch.space().objects.at(place));
+        let mut known = livepatch.libraries.lock();
+        let id = self.handle.id();
+        match known.opened.iter_mut().find(|opened| opened.handle == id) {
+            Some(opened) => opened.users += 1,
+            None => {
+                let object = match object.filter(|object| !livepatch.may_stay_stranger(object)) {
+                    Some(object) => livepatch.let_in(&mut known, &object)?.then_some(object),
+                    None => None,
+                };
+                known.opened.push(Opened { handle: id, users: 1, object });
+            }
         }
         Ok(())
     }
-}
 
-fn linker_error() -> String {
-    // SAFETY: the text stays until the thread calls the dynamic linker again.
-    unsafe {
-        let error = libc::dlerror();
-        if error.is_null() { "unknown error".into() } else { CStr::from_ptr(error).to_string_lossy().into_owned() }
+    /// Counts one user less. After the last one, patches have nothing to do with it any more; it is returned then.
+    fn leave(&self) -> Option<Arc<Object>> {
+        let mut known = self.livepatch.libraries.lock();
+        let index = known.opened.iter().position(|opened| opened.handle == self.handle.id())?;
+        known.opened[index].users -= 1;
+        if known.opened[index].users > 0 {
+            return None;
+        }
+        let object = known.opened.swap_remove(index).object?;
+        self.livepatch.let_go(&mut known, &object);
+        Some(object)
     }
 }

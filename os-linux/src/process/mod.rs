@@ -21,9 +21,13 @@
 //! * The stop signal interrupts system calls; `signal(7)` lists the few that are not restarted, but fail with `EINTR`
 //!   (`nanosleep`, `poll`, `epoll_wait`, …). Programs that handle signals at all are prepared for that.
 //! * A thread has some 4 KiB of stack left wherever it is.
-//! * A shared object that patches have to do with is unloaded through [`Library`] only, and none while the engine is at work.
+//! * A library that is loaded by a plain `dlopen` is patched once [`Livepatch::enable`], [`Livepatch::adopt`] or the control socket's
+//!   server takes notice of it, and stays in memory from then on. [`Livepatch::open_library`] patches it before anybody can call it.
+//! * Callbacks of patches must not call the dynamic linker, and constructors of libraries must not wait for a thread that calls
+//!   `adopt` or `enable`, unless `open_library` loads them.
 //! * The engine's event sink must not fork, nor must callbacks, nor constructors and destructors of shadow variables.
 
+mod adopt;
 mod context;
 mod elf_file;
 mod entry;
@@ -31,6 +35,7 @@ mod error;
 mod fork;
 mod handler;
 mod library;
+mod linker;
 mod lock;
 mod memory;
 mod notrace;
@@ -50,6 +55,9 @@ mod text;
 mod trap;
 mod unwind;
 
+#[cfg(feature = "control")]
+pub(crate) use fork::close_in_children;
+
 pub use error::{Error, LoadError, Silence};
 pub use fork::EngineLock;
 pub use handler::EntryPoints;
@@ -62,13 +70,14 @@ pub use tasks::{Tasks, Ways};
 pub use text::ProcessText;
 pub use unwind::Stacks;
 
+use adopt::Known;
 use alloc::sync::Arc;
 use core::fmt;
 use core::time::Duration;
 use klp_arch_x86_64::X86_64;
 use klp_core::addr::CodeAddr;
 use klp_core::elf;
-use klp_core::engine::{Engine, PatchId, Poll};
+use klp_core::engine::{Engine, PatchId, Poll, Preflight};
 use klp_core::event::Event;
 use klp_core::port::{EntryTracer, Platform};
 use space::Space;
@@ -148,6 +157,7 @@ impl Platform for Process {
 /// The livepatch engine of this process. There is one.
 pub struct Livepatch {
     engine: Engine<Process>,
+    libraries: lock::Mutex<Known>,
 }
 
 static LIVEPATCH: OnceLock<Livepatch> = OnceLock::new();
@@ -177,7 +187,7 @@ impl Livepatch {
             space,
             events: options.events,
         };
-        Ok(LIVEPATCH.get_or_init(|| Self { engine: Engine::new(process) }))
+        Ok(LIVEPATCH.get_or_init(|| Self { engine: Engine::new(process), libraries: lock::Mutex::default() }))
     }
 
     /// The engine, once [`init`](Self::init) has made it.
@@ -244,12 +254,24 @@ impl Livepatch {
         }
     }
 
-    /// Starts to enable a patch; see [`Engine::enable`].
+    /// Checks whether a patch could be enabled; see [`Engine::preflight`]. Libraries that it names are [adopted](Self::adopt) first.
     ///
     /// # Errors
     ///
-    /// As there.
-    pub fn enable(&self, patch: PatchId) -> Result<Poll, klp_core::Error> {
+    /// As there, and if an enabled patch does not let one of the libraries in.
+    pub fn preflight(&'static self, patch: PatchId) -> Result<Preflight, klp_core::Error> {
+        self.adopt_for(patch)?;
+        self.engine.preflight(patch)
+    }
+
+    /// Starts to enable a patch; see [`Engine::enable`], which knows nothing of libraries that were loaded behind the engine's back:
+    /// this [adopts](Self::adopt) those that the patch names first.
+    ///
+    /// # Errors
+    ///
+    /// As there, and if an enabled patch does not let one of the libraries in.
+    pub fn enable(&'static self, patch: PatchId) -> Result<Poll, klp_core::Error> {
+        self.adopt_for(patch)?;
         self.engine.enable(patch)
     }
 

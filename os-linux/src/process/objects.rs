@@ -5,6 +5,7 @@ use super::error::Error;
 use super::lock::Mutex;
 use alloc::sync::Arc;
 use core::ffi::CStr;
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use klp_arch_x86_64::unwind::Table;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::model::VMLINUX;
@@ -31,6 +32,12 @@ pub(crate) struct Object {
     pub(crate) unwind: OnceLock<Option<Arc<Table>>>,
     /// Its entry sites, sorted, once read.
     pub(crate) sites: OnceLock<Vec<CodeAddr>>,
+    /// Objects are numbered in the order in which they were first seen.
+    pub(crate) arrival: u64,
+    /// Whether patches may have to do with it (kernel: `mod->klp_alive`).
+    life: AtomicU8,
+    /// A patch did not let it in when it was last tried.
+    refused: AtomicBool,
 }
 
 /// A part of an object in memory.
@@ -41,7 +48,54 @@ pub(crate) struct Segment {
     pub(crate) executable: bool,
 }
 
+/// It is mapped: that is all.
+const STRANGER: u8 = 0;
+/// It is completely loaded, and held.
+const ALIVE: u8 = 1;
+/// Who held it is about to let go of it.
+const LEAVING: u8 = 2;
+
 impl Object {
+    /// Whether patches may have to do with it. The dynamic linker shows an object as soon as it is mapped, before it is relocated.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.life.load(Ordering::Acquire) == ALIVE
+    }
+
+    /// Whether nobody holds it for patches, or is about to let go of it.
+    pub(crate) fn is_stranger(&self) -> bool {
+        self.life.load(Ordering::Acquire) == STRANGER
+    }
+
+    /// Patches may have to do with it from here on. Who says so holds it in memory.
+    pub(crate) fn set_alive(&self) {
+        self.life.store(ALIVE, Ordering::Release);
+    }
+
+    /// Patches may not have to do with it any more. Who says so is about to let go of it, and says [`left`](Self::left) then.
+    pub(crate) fn set_leaving(&self) {
+        self.life.store(LEAVING, Ordering::Release);
+    }
+
+    /// Nobody holds it for patches any more, unless it was made alive again meanwhile.
+    pub(crate) fn left(&self) {
+        let _ = self.life.compare_exchange(LEAVING, STRANGER, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    /// Whether a patch did not let it in when it was last tried.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Keeps whether a patch did not let it in.
+    pub(crate) fn set_refused(&self, refused: bool) {
+        self.refused.store(refused, Ordering::Relaxed);
+    }
+
+    /// The file that it was loaded from, as the dynamic linker calls it; none for the vdso.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
     /// The code, from the first executable byte to the last.
     pub(crate) fn text(&self) -> Option<TextRange> {
         let code = || self.segments.iter().filter(|segment| segment.executable).map(|segment| segment.range);
@@ -58,8 +112,8 @@ impl Object {
         if !segment.readable || segment.range.end() < range.end() {
             return None;
         }
-        // SAFETY: the segment is mapped and readable for as long as the object is loaded; who unloads it while the engine
-        // works on it breaks the contract of `Livepatch`.
+        // SAFETY: the segment is mapped and readable for as long as the object is loaded. Those that patches have to do with are alive, so
+        // they are held; unwind information is read when the object is first seen, while the dynamic linker keeps it from being unmapped.
         Some(unsafe {
             core::slice::from_raw_parts(range.start().get() as *const u8, usize::try_from(range.len()).ok()?)
         })
@@ -96,12 +150,10 @@ impl Object {
     }
 }
 
-/// The objects that are loaded now.
+/// The objects that are mapped now.
 #[derive(Debug, Default)]
 pub(crate) struct Objects {
     now: Mutex<Snapshot>,
-    /// Names of objects that are being unloaded: still there, but not for new patches (kernel: `mod->klp_alive`).
-    going: Mutex<Vec<String>>,
 }
 
 #[derive(Debug, Default)]
@@ -109,24 +161,35 @@ struct Snapshot {
     objects: Vec<Arc<Object>>,
     /// The dynamic linker's counts of objects that came and went.
     counts: (u64, u64),
+    /// The number of the next one that comes.
+    next: u64,
 }
 
 impl Objects {
-    /// Looks whether objects came or went. Says whether that was so.
-    pub(crate) fn refresh(&self) -> bool {
+    /// Looks whether objects came or went. Says whether that was so. `came` is shown each new one, while it cannot be unmapped.
+    pub(crate) fn refresh(&self, came: &mut dyn FnMut(&Object)) -> bool {
         let counts = dl_counts();
-        if self.now.lock().counts == counts {
+        let mut now = self.now.lock();
+        if now.counts == counts {
             return false;
         }
-        let fresh = dl_objects();
-        let mut now = self.now.lock();
-        let keep = |new: Object| match now.objects.iter().find(|old| old.is_same(&new)) {
-            Some(old) => Arc::clone(old),
-            None => Arc::new(new),
-        };
-        let objects = fresh.into_iter().map(keep).collect();
-        *now = Snapshot { objects, counts };
+        let (mut objects, mut next) = (Vec::new(), now.next);
+        dl_objects(&mut |mut fresh| {
+            let known = now.objects.iter().find(|old| old.is_same(&fresh));
+            objects.push(known.map(Arc::clone).unwrap_or_else(|| {
+                fresh.arrival = next;
+                next += 1;
+                came(&fresh);
+                Arc::new(fresh)
+            }));
+        });
+        *now = Snapshot { objects, counts, next };
         true
+    }
+
+    /// Keeps what is known of them as it is, until the guard is dropped.
+    pub(crate) fn freeze(&self) -> impl Drop + '_ {
+        self.now.lock()
     }
 
     /// All of them.
@@ -134,23 +197,20 @@ impl Objects {
         self.now.lock().objects.clone()
     }
 
-    /// From here on, the objects called `names` are not found by their names.
-    pub(crate) fn hide(&self, names: &[String]) {
-        self.going.lock().extend_from_slice(names);
+    /// The dynamic linker's counts of objects that came and went, as of the last refresh.
+    #[cfg(feature = "control")]
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        self.now.lock().counts
     }
 
-    /// Ends what [`hide`](Self::hide) began.
-    pub(crate) fn unhide(&self, names: &[String]) {
-        self.going.lock().retain(|name| !names.contains(name));
+    /// The number that the next one that comes will have.
+    pub(crate) fn next_arrival(&self) -> u64 {
+        self.now.lock().next
     }
 
-    /// The one that patches call `name`; none while it is being unloaded.
+    /// The one that patches call `name`, if it is alive.
     pub(crate) fn named(&self, name: &str) -> Option<Arc<Object>> {
-        self.refresh();
-        if self.going.lock().iter().any(|going| going == name) {
-            return None;
-        }
-        self.now.lock().objects.iter().find(|object| object.name == name).cloned()
+        self.now.lock().objects.iter().find(|object| object.name == name && object.is_alive()).cloned()
     }
 
     /// The one that `addr` lies in.
@@ -206,8 +266,9 @@ fn dl_counts() -> (u64, u64) {
     counts
 }
 
-fn dl_objects() -> Vec<Object> {
-    let mut objects = Vec::new();
+/// Shows every object that is mapped. None of them is unmapped meanwhile.
+fn dl_objects(show: &mut dyn FnMut(Object)) {
+    let mut first = true;
     dl_iterate(&mut |info| {
         // SAFETY: the dynamic linker's data is valid during the callback.
         let (path, headers) = unsafe {
@@ -215,10 +276,10 @@ fn dl_objects() -> Vec<Object> {
             (path, core::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()))
         };
         let path = Path::new(OsStr::from_bytes(path.to_bytes()));
-        objects.push(dl_object(objects.is_empty(), path, info.dlpi_addr, headers));
+        show(dl_object(first, path, info.dlpi_addr, headers));
+        first = false;
         true
     });
-    objects
 }
 
 fn dl_object(first: bool, path: &Path, bias: u64, headers: &[libc::Elf64_Phdr]) -> Object {
@@ -259,6 +320,10 @@ fn dl_object(first: bool, path: &Path, bias: u64, headers: &[libc::Elf64_Phdr]) 
         file: OnceLock::new(),
         unwind: OnceLock::new(),
         sites: OnceLock::new(),
+        arrival: 0,
+        // The executable is there from beginning to end.
+        life: AtomicU8::new(if first { ALIVE } else { STRANGER }),
+        refused: AtomicBool::new(false),
     }
 }
 
@@ -292,13 +357,18 @@ mod tests {
     #[test]
     fn this_process_has_an_executable_and_a_libc() {
         let objects = Objects::default();
-        assert!(objects.refresh());
-        assert!(!objects.refresh(), "nothing came or went");
+        let mut came = 0;
+        assert!(objects.refresh(&mut |_| came += 1));
+        assert_eq!(came, objects.all().len());
+        assert!(!objects.refresh(&mut |_| ()), "nothing came or went");
         let executable = objects.named(VMLINUX).expect("there is an executable");
         let here = CodeAddr::new(names_have_no_dots as *const () as u64);
         assert!(executable.segment(here).expect("this code is in it").executable);
         let libc_at = objects.at(CodeAddr::new(libc::getpid as *const () as u64)).expect("libc is mapped");
         assert_eq!(libc_at.name, "libc");
+        assert!(objects.named("libc").is_none(), "nobody holds it for patches yet");
+        libc_at.set_alive();
+        assert!(objects.named("libc").is_some());
         assert!(objects.named("no_such_object").is_none());
     }
 

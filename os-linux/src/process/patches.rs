@@ -44,6 +44,11 @@ impl Patches {
         Some(images.swap_remove(index).image)
     }
 
+    /// Keeps them as they are, until the guard is dropped.
+    pub(crate) fn freeze(&self) -> impl Drop + '_ {
+        self.images.lock()
+    }
+
     /// Their unwind tables.
     pub(crate) fn tables(&self) -> Vec<Arc<Table>> {
         self.images.lock().iter().filter_map(|loaded| loaded.table.clone()).collect()

@@ -11,9 +11,9 @@ const TABLES: [&str; 2] = ["__patchable_function_entries", "__mcount_loc"];
 /// Bytes that may stand between the start of a function and its pad: an `endbr64`, and room for what compilers may add.
 const BEFORE_PAD: u64 = 20;
 
-/// The address of the entry pad recorded for the function in `func`.
+/// The address of the entry pad recorded for the function in `func`, if its object is alive: before, the table is not relocated.
 pub(crate) fn recorded(objects: &Objects, func: TextRange) -> Option<CodeAddr> {
-    let object = objects.at(func.start())?;
+    let object = objects.at(func.start()).filter(|object| object.is_alive())?;
     let sites = sites_of(&object).ok()?;
     let index = sites.partition_point(|site| *site < func.start());
     let site = *sites.get(index)?;

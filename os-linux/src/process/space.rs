@@ -2,9 +2,9 @@
 
 use super::error::Error;
 use super::lock::Mutex;
-use super::objects::Objects;
+use super::objects::{Object, Objects};
 use super::patches::Patches;
-use super::unwind::Stacks;
+use super::unwind::{self, Stacks};
 use klp_core::elf::LoadedImage;
 
 /// The objects and patches in memory.
@@ -25,7 +25,15 @@ impl Space {
     /// [`Error::OutOfMemory`]; stacks in new objects cannot be trusted then.
     pub(crate) fn refresh(&self) -> Result<(), Error> {
         let _update = self.update.lock();
-        if self.objects.refresh() { self.stacks.update(&self.objects, &self.patches.tables()) } else { Ok(()) }
+        // Should this be short of memory, `update` tries again, and says so.
+        let mut came = |object: &Object| drop(unwind::table_of(object));
+        if self.objects.refresh(&mut came) { self.stacks.update(&self.objects, &self.patches.tables()) } else { Ok(()) }
+    }
+
+    /// Keeps all of it as it is, until the guards are dropped. Nobody who holds one of their locks waits for any other lock of the engine
+    /// or for the dynamic linker.
+    pub(crate) fn freeze(&self) -> (impl Drop + '_, impl Drop + '_, impl Drop + '_) {
+        (self.update.lock(), self.patches.freeze(), self.objects.freeze())
     }
 
     /// Adds a patch object.

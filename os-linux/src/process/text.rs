@@ -239,12 +239,13 @@ fn check_masks() -> Result<(), Error> {
     Ok(())
 }
 
-/// Looks several times: libc blocks every signal for moments, as when it starts a thread.
+/// Looks several times, for a second: libc blocks every signal for moments, as when it starts a thread, and where many threads want to run, such a
+/// moment may be long.
 fn blocks_trap_for_long(task: TaskId) -> Option<bool> {
-    const LOOKS: u32 = 20;
+    const LOOKS: u32 = 11;
     for look in 0..LOOKS {
-        if look > 0 {
-            sys::nap(core::time::Duration::from_millis(1));
+        if let Some(doublings) = look.checked_sub(1) {
+            sys::nap(core::time::Duration::from_millis(1 << doublings));
         }
         let status = scan::status(task)?;
         if status.dead {

@@ -136,7 +136,7 @@ impl StackMemory {
 }
 
 /// The table of `object`, compiled at the first call; `None` if it has no unwind information.
-fn table_of(object: &Object) -> Result<Option<Arc<Table>>, Error> {
+pub(crate) fn table_of(object: &Object) -> Result<Option<Arc<Table>>, Error> {
     if let Some(known) = object.unwind.get() {
         return Ok(known.clone());
     }

@@ -1,0 +1,67 @@
+//! A server takes notice of libraries that come by a plain `dlopen`. In a program of its own: the server would adopt those of other tests.
+#![cfg(feature = "control")]
+
+use klp_os_linux::control::{Reply, Request, ask};
+use klp_os_linux_fixtures::libraries::*;
+use klp_os_linux_fixtures::*;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+#[test]
+fn a_server_takes_notice_by_itself() {
+    let path = copy("libadopt_served");
+    let patch = patch_of("served", "libadopt_served");
+    enable(patch);
+    let socket = livepatch().serve(Some(&path.with_extension("sock"))).expect("there is a socket");
+    let plain = Plain::open(&path);
+    let end = Instant::now() + Duration::from_secs(10);
+    while plain.answer()() == 1 && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(plain.answer()(), 2);
+    disable(patch);
+
+    // By the attribute tree, too: it was there before the patch.
+    let plain = Plain::open(&copy("libadopt_tree"));
+    let patch = patch_of("tree", "libadopt_tree");
+    let write = Request::Write { path: "livepatch/tree/enabled".into(), value: "1".into() };
+    let reply = ask(&socket, &write).expect("it answers");
+    assert!(matches!(reply, Reply::Value { .. }), "{reply:?}");
+    settle(patch);
+    assert_eq!(plain.answer()(), 2);
+    disable(patch);
+
+    // What was refused is not tried again, whatever else comes and goes.
+    let veto = Veto::default();
+    let patch = patch_with("veto", "libadopt_veto", veto.clone());
+    enable(patch);
+    veto.0.store(100, Ordering::Relaxed);
+    let plain = Plain::open(&copy("libadopt_veto"));
+    let end = Instant::now() + Duration::from_secs(10);
+    while veto.0.load(Ordering::Relaxed) == 100 && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    for _ in 0..3 {
+        Plain::open(&copy("libadopt_other")).close();
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    assert_eq!((veto.0.load(Ordering::Relaxed), plain.answer()()), (99, 1));
+    assert!(livepatch().adopt().is_err(), "unless somebody asks for it");
+    assert_eq!(veto.0.load(Ordering::Relaxed), 98);
+    disable(patch);
+
+    // The server is the parent's.
+    let in_parent = sockets();
+    let in_child = in_child(|| sockets() < in_parent && livepatch().adopt().is_ok());
+    assert_eq!(in_child, 0, "the child does not have its socket");
+}
+
+/// How many sockets this process has.
+fn sockets() -> usize {
+    let files = std::fs::read_dir("/proc/self/fd").expect("there is a /proc");
+    let is_socket = |file: std::io::Result<std::fs::DirEntry>| {
+        let link = std::fs::read_link(file.expect("it can be listed").path());
+        link.is_ok_and(|link| link.to_string_lossy().starts_with("socket:"))
+    };
+    files.map(is_socket).filter(|socket| *socket).count()
+}
