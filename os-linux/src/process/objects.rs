@@ -82,6 +82,7 @@ impl Object {
     }
 
     /// Whether a patch did not let it in when it was last tried.
+    #[cfg(feature = "control")]
     pub(crate) fn is_refused(&self) -> bool {
         self.refused.load(Ordering::Relaxed)
     }
