@@ -4,14 +4,16 @@
 //! their relocations among all others. Here the symbols get their real name and section index, and their relocations a
 //! section of their own for each object that they wait for.
 
+use alloc::borrow::Cow;
 use alloc::collections::BTreeMap;
 use core::fmt;
+use core::mem::offset_of;
 use klp_core::elf::names::{BadName, RelaName, SYMBOL_PREFIX, SymbolName};
 use klp_core::elf::{SHF_RELA_LIVEPATCH, SHN_LIVEPATCH};
 use object::build::Id;
 use object::build::elf::{Builder, Relocation, SectionData, SectionId};
 use object::read::elf::{FileHeader, SectionHeader};
-use object::{Endianness, elf};
+use object::{Endian, Endianness, elf};
 
 /// Why an object file cannot be converted.
 #[derive(Debug)]
@@ -60,13 +62,16 @@ pub fn convert(object: &[u8]) -> Result<Vec<u8>, ConvertError> {
     if is_converted(object) {
         return Err(ConvertError::Converted);
     }
-    let mut elf = Builder::read(object)?;
+    let object = disarm_addrsig(object);
+    let mut elf = Builder::read(&*object)?;
     if elf.header.e_type != elf::ET_REL {
         return Err(ConvertError::NotRelocatable);
     }
     let objects = mark_symbols(&mut elf)?;
     move_relocations(&mut elf, &objects);
     mark_file(&mut elf);
+    drop_addrsig(&mut elf);
+    split_names(&mut elf);
     let mut bytes = Vec::new();
     elf.write(&mut bytes)?;
     Ok(bytes)
@@ -153,16 +158,56 @@ fn mark_file(elf: &mut Builder<'_>) {
     }
 }
 
+/// The name of clang's table of the symbols whose addresses matter, for linkers that merge equal functions. It counts symbols by their
+/// places in the symbol table, which change here, and nobody merges functions of a patch.
+const ADDRSIG: &[u8] = b".llvm_addrsig";
+
+/// The type of that section: unknown to the builder.
+const SHT_LLVM_ADDRSIG: u32 = 0x6fff_4c03;
+
+/// Makes clang's table a section of a type that the builder reads.
+fn disarm_addrsig(object: &[u8]) -> Cow<'_, [u8]> {
+    const TYPE: usize = offset_of!(elf::SectionHeader64<Endianness>, sh_type);
+    let mut file = Cow::Borrowed(object);
+    let Some((endian, start, sections)) = section_headers(object) else { return file };
+    for (index, _) in sections.iter().enumerate().filter(|(_, section)| section.sh_type(endian) == SHT_LLVM_ADDRSIG) {
+        let at = start + index * size_of::<elf::SectionHeader64<Endianness>>() + TYPE;
+        file.to_mut()[at..at + 4].copy_from_slice(&endian.write_u32_bytes(elf::SHT_PROGBITS));
+    }
+    file
+}
+
+fn drop_addrsig(elf: &mut Builder<'_>) {
+    for section in &mut elf.sections {
+        section.delete |= section.name.as_slice() == ADDRSIG;
+    }
+}
+
+/// Gives the names of sections a section of their own: clang keeps them among those of symbols, the builder does not.
+fn split_names(elf: &mut Builder<'_>) {
+    if elf.sections.iter().any(|section| matches!(section.data, SectionData::SectionString)) {
+        return;
+    }
+    let section = elf.sections.add();
+    section.name = b".shstrtab"[..].into();
+    section.sh_type = elf::SHT_STRTAB;
+    section.sh_addralign = 1;
+    section.data = SectionData::SectionString;
+}
+
 /// Whether there are livepatch relocations; whatever cannot be read has none.
 fn is_converted(object: &[u8]) -> bool {
-    let sections = || -> Option<_> {
-        let header = elf::FileHeader64::<Endianness>::parse(object).ok()?;
-        let endian = header.endian().ok()?;
-        Some((endian, header.section_headers(endian, object).ok()?))
-    };
-    sections().is_some_and(|(endian, sections)| {
+    section_headers(object).is_some_and(|(endian, _, sections)| {
         sections.iter().any(|section| section.sh_flags(endian) & SHF_RELA_LIVEPATCH != 0)
     })
+}
+
+/// The section headers, with their place in the file.
+fn section_headers(object: &[u8]) -> Option<(Endianness, usize, &[elf::SectionHeader64<Endianness>])> {
+    let header = elf::FileHeader64::<Endianness>::parse(object).ok()?;
+    let endian = header.endian().ok()?;
+    let start = usize::try_from(header.e_shoff(endian)).ok()?;
+    Some((endian, start, header.section_headers(endian, object).ok()?))
 }
 
 fn contains(bytes: &[u8], part: &[u8]) -> bool {

@@ -4,6 +4,7 @@ use klp_build::{ConvertError, convert, include_dir};
 use klp_core::elf::SHF_RELA_LIVEPATCH;
 use klp_core::elf::names::SymbolName;
 use klp_core::elf::view::{Home, View};
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::Command;
 
@@ -21,14 +22,38 @@ static int ready(struct klp_object *object) { return object->name == KLP_VMLINUX
 static void done(struct klp_object *object) { also_fixed(!object->name); }
 KLP_REPLACE_WITH(foo, "libfoo", KLP_CALLBACKS(.pre_patch = ready, .post_unpatch = done), KLP_FUNC(other, also_fixed));
 KLP_REPLACE_WITH(bar, "libbar", KLP_CALLBACKS(.post_patch = done));
+#define LEVEL 0x10
+KLP_STATE(LEVEL, 2);
+KLP_STATE(17, 3);
+KLP_REPLACE_SET(5);
 "#;
 
 /// Compiles `source` for this machine.
 fn compile(source: &str, flags: &[&str]) -> Vec<u8> {
+    compile_with(&std::env::var_os("CC").unwrap_or_else(|| "cc".into()), source, flags)
+}
+
+/// The same by every compiler that is here.
+fn compile_by_each(source: &str, flags: &[&str]) -> Vec<Vec<u8>> {
+    let clang = clang().map(|clang| compile_with(&clang, source, flags));
+    [compile(source, flags)].into_iter().chain(clang).collect()
+}
+
+/// A clang, if one is installed.
+fn clang() -> Option<OsString> {
+    let names = ["clang".to_owned()].into_iter().chain((11..30).rev().map(|version| format!("clang-{version}")));
+    let runs = |name: &String| Command::new(name).arg("--version").output().is_ok_and(|output| output.status.success());
+    let found = { names }.find(runs);
+    if found.is_none() {
+        eprintln!("clang is not installed: what it compiles was not tested");
+    }
+    found.map(OsString::from)
+}
+
+fn compile_with(compiler: &OsStr, source: &str, flags: &[&str]) -> Vec<u8> {
     let dir = tempfile::tempdir().expect("a folder for the object file");
     let (c, object) = (dir.path().join("patch.c"), dir.path().join("patch.o"));
     std::fs::write(&c, source).expect("written");
-    let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
     let status = Command::new(compiler)
         .args(["-O2", "-Wall", "-Werror", "-ffunction-sections", "-c", "-I"])
         .arg(include_dir())
@@ -47,8 +72,9 @@ fn machine(bytes: &[u8]) -> u16 {
 
 #[test]
 fn symbols_get_their_names_and_index() {
-    for flags in [&["-fPIC"][..], &["-fno-pic"], &["-fPIC", "-fno-plt"], &["-fPIC", "-g"]] {
-        let patch = convert(&compile(SOURCE, flags)).expect("converts");
+    let ways = [&["-fPIC"][..], &["-fno-pic"], &["-fPIC", "-fno-plt"], &["-fPIC", "-g"]];
+    for object in ways.into_iter().flat_map(|flags| compile_by_each(SOURCE, flags)) {
+        let patch = convert(&object).expect("converts");
         let view = View::parse(&patch, machine(&patch)).expect("a patch object");
         let mut names: Vec<_> =
             view.symbols().iter().filter(|symbol| symbol.home == Home::Livepatch).map(|symbol| symbol.name).collect();
@@ -57,13 +83,32 @@ fn symbols_get_their_names_and_index() {
         assert!(names.iter().all(|name| SymbolName::parse(name).is_ok()));
         assert_eq!(view.modinfo("name"), Some("fix-answer"));
         assert_eq!(view.modinfo("livepatch"), Some("Y"));
+        assert_eq!(view.modinfo_all("klp_replace").collect::<Vec<_>>(), ["set:5"]);
+        let mut states: Vec<_> = view.modinfo_all("klp_state").collect();
+        states.sort_unstable();
+        assert_eq!(states, ["0x10:2", "17:3"]);
     }
 }
 
 #[test]
-fn relocations_are_sorted_by_object_and_none_is_lost() {
-    let object = compile(SOURCE, &["-fPIC"]);
+fn clangs_table_of_symbols_is_left_out() {
+    const ADDRSIG: &str = ".llvm_addrsig";
+    let Some(clang) = clang() else { return };
+    let object = compile_with(&clang, SOURCE, &["-fPIC"]);
     let patch = convert(&object).expect("converts");
+    let [before, after] = [&object, &patch]
+        .map(|file| View::parse(file, machine(file)).expect("an object file").section(ADDRSIG).is_some());
+    assert!(before, "clang writes one");
+    assert!(!after, "it counts symbols by their old places");
+}
+
+#[test]
+fn relocations_are_sorted_by_object_and_none_is_lost() {
+    compile_by_each(SOURCE, &["-fPIC"]).iter().for_each(|object| check_relocations(object));
+}
+
+fn check_relocations(object: &[u8]) {
+    let patch = convert(object).expect("converts");
     let view = View::parse(&patch, machine(&patch)).expect("a patch object");
     let mut livepatch = 0;
     for section in view.sections() {
@@ -80,16 +125,19 @@ fn relocations_are_sorted_by_object_and_none_is_lost() {
         }
     }
     assert!(livepatch >= 4, "one load and store or more, two calls, one pointer: {livepatch}");
-    let before = View::parse(&object, machine(&object)).expect("an object file");
+    let before = View::parse(object, machine(object)).expect("an object file");
     let count = |view: &View<'_>| view.sections().iter().map(|section| section.relas().len()).sum::<usize>();
     assert_eq!(count(&before), count(&view));
 }
 
 #[test]
 fn nothing_else_changes() {
-    let object = compile(SOURCE, &["-fPIC"]);
-    let patch = convert(&object).expect("converts");
-    let before = View::parse(&object, machine(&object)).expect("an object file");
+    compile_by_each(SOURCE, &["-fPIC"]).iter().for_each(|object| check_sections(object));
+}
+
+fn check_sections(object: &[u8]) {
+    let patch = convert(object).expect("converts");
+    let before = View::parse(object, machine(object)).expect("an object file");
     let after = View::parse(&patch, machine(&patch)).expect("a patch object");
     for section in before.sections().iter().filter(|section| section.flags & 2 != 0) {
         let (_, same) = after.section(section.name).unwrap_or_else(|| panic!("{} is lost", section.name));

@@ -4,7 +4,10 @@ use crate::model::Patch;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 /// A change of the system that a patch makes with its callbacks, under a number that its successors know too.
+///
+/// In memory it is `struct klp_state` of `<klp/patch.h>`: callbacks in C get it as it is.
 #[derive(Debug)]
+#[repr(C)]
 pub struct State {
     id: u64,
     version: u32,

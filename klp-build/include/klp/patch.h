@@ -24,6 +24,13 @@
  *
  *     KLP_REPLACE_WITH(base, KLP_VMLINUX, KLP_CALLBACKS(.pre_patch = prepare, .post_unpatch = clean_up),
  *                      KLP_FUNC(answer, fixed_answer));
+ *
+ * It may take the place of the patches before it, and tell patches after it what its callbacks did to the system:
+ *
+ *     KLP_REPLACES_ALL;
+ *     KLP_STATE(1, 2);
+ *
+ * These two, and what callbacks learn of states, are for klp only: Linux's own engine does not read them from a patch object.
  */
 #ifndef KLP_PATCH_H
 #define KLP_PATCH_H
@@ -35,10 +42,35 @@ struct klp_func_ext {
 	unsigned long sympos;
 };
 
-/* What a callback is told; for the time of the call. Linux's begins like this, and its patches must not look further either. */
+/* A change of the system that a patch makes with its callbacks; see KLP_STATE. It stays where it is until the patch is removed. */
+struct klp_state {
+	const unsigned long id;
+	const unsigned int version;
+	void *data; /* the callbacks'; null at first */
+};
+
+/* What a callback is told; for the time of the call. Linux's begins with the name, too, and goes on in its own way. */
 struct klp_object {
 	const char *name; /* KLP_VMLINUX for the base image */
+	/* The engine's: call the functions below. */
+	struct klp_state *(*get_state)(struct klp_object *object, unsigned long id);
+	struct klp_state *(*get_prev_state)(struct klp_object *object, unsigned long id);
 };
+
+/* State `id` of the patch whose callback was given `object`; null if it has none. */
+static inline struct klp_state *klp_get_state(struct klp_object *object, unsigned long id)
+{
+	return object->get_state(object, id);
+}
+
+/*
+ * State `id` of the newest patch that was enabled before this one and has it, which may be about to be replaced by it; null if there is
+ * none. Its data is there for the patch to take over.
+ */
+static inline struct klp_state *klp_get_prev_state(struct klp_object *object, unsigned long id)
+{
+	return object->get_prev_state(object, id);
+}
 
 /*
  * What is called for one object, by the thread that brings the patch forward (`klp enable`, `klp disable`, a poll), where it may
@@ -76,6 +108,9 @@ struct klp_object_ext {
 #define KLP_IN_ORDER_
 #endif
 
+#define KLP_TEXT_(x) #x
+#define KLP_TEXT(x) KLP_TEXT_(x)
+
 #define KLP_MODINFO_(id, text) \
 	static const char id[] __attribute__((used, aligned(1), section(".modinfo"))) = text
 
@@ -83,6 +118,23 @@ struct klp_object_ext {
 #define KLP_PATCH(name) \
 	KLP_MODINFO_(klp_modinfo_name, "name=" name); \
 	KLP_MODINFO_(klp_modinfo_livepatch, "livepatch=Y")
+
+/* The patch takes the place of all enabled ones when it is enabled. */
+#define KLP_REPLACES_ALL KLP_MODINFO_(klp_modinfo_replace, "klp_replace=all")
+
+/*
+ * The patch belongs to replace set `number`, below 2^32, and takes the place of the enabled ones of that set. Patches of different sets must
+ * not share functions or states.
+ */
+#define KLP_REPLACE_SET(number) KLP_MODINFO_(klp_modinfo_replace, "klp_replace=set:" KLP_TEXT(number))
+
+/*
+ * The patch changes state `id` of the system, as `version` (below 2^32) does it. Both are plain numbers, or macros that are: no suffix, no
+ * enumerator. As often as there are states. A patch that knows a state only in a lower version than an enabled one, or that would
+ * replace a patch without knowing all of its states, is refused.
+ */
+#define KLP_STATE(id, version) \
+	KLP_MODINFO_(KLP_JOIN(klp_modinfo_state_, __COUNTER__), "klp_state=" KLP_TEXT(id) ":" KLP_TEXT(version))
 
 /*
  * Behind a declaration: what is declared is a symbol of the running system. klp-convert turns the `$` into the comma of

@@ -6,6 +6,7 @@ use super::layout::{Layout, PAGE, Part};
 use super::linker::{Linker, Waiting};
 use super::manifest::{self, CALLBACKS, FuncEntry, ObjectEntry, Pointee};
 use super::view::{Home, View};
+use super::whole;
 use crate::addr::{CodeAddr, TextRange};
 use crate::error::{Error, PatchReason};
 use crate::mem::{Name, try_push, try_vec};
@@ -168,7 +169,12 @@ struct Description<'a, 'v> {
 impl Description<'_, '_> {
     fn patch(&self, objects: &[ObjectEntry<'_>], mut waiting: Vec<Waiting<'_>>) -> Result<Patch, Error> {
         // Code of the patch may be on a stack without any new function, as that of a rarely executed part that was split off.
-        let mut patch = Patch::builder(self.patch).code(self.image.text);
+        let refuse = |refusal: Refusal| refusal.of(self.patch);
+        let replace = whole::replace(self.view).map_err(refuse)?;
+        let mut patch = Patch::builder(self.patch).code(self.image.text).replace(replace);
+        for state in whole::states(self.view) {
+            patch = patch.state(state.map_err(refuse)?);
+        }
         for entry in objects {
             let relocs = waiting.iter_mut().find(|waiting| waiting.object == entry.name);
             let relocs = relocs.map(|waiting| core::mem::take(&mut waiting.relocs)).unwrap_or_default();

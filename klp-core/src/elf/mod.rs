@@ -6,6 +6,7 @@
 //! | `names.rs` | the grammar of `.klp.*` names |
 //! | `view.rs` | bytes → checked sections, symbols, relocations |
 //! | `manifest.rs` | which functions the file replaces |
+//! | `whole.rs` | what the file says of the patch as a whole: states, which patches it replaces |
 //! | `layout.rs` | which section goes where in memory |
 //! | `linker.rs` | contents of the memory: sections copied, references bound |
 //! | `callbacks.rs` | callbacks in C, called by the engine |
@@ -13,7 +14,8 @@
 //!
 //! What a file must hold:
 //!
-//! * `livepatch=Y` in `.modinfo`; `name=` there is the patch's name;
+//! * `livepatch=Y` in `.modinfo`; `name=` there is the patch's name, `klp_replace=` and `klp_state=` (ours, not Linux's) say what other
+//!   patches must know of it;
 //! * `.init.klp_objects`, an array of `struct klp_object_ext`, one for each object, with its array of `struct klp_func_ext` and
 //!   its callbacks, which are functions of the file (`post_unpatch_enabled` is the engine's business: it is not read);
 //! * symbols of the patched system named `.klp.sym.OBJECT.NAME,POSITION`, with section index [`SHN_LIVEPATCH`], and the
@@ -29,6 +31,7 @@ mod loader;
 mod manifest;
 pub mod names;
 pub mod view;
+mod whole;
 
 pub use loader::{Loaded, LoadedImage, load};
 

@@ -128,11 +128,16 @@ impl<'a> View<'a> {
         hits.next().filter(|_| hits.next().is_none())
     }
 
-    /// The value of `key` in `.modinfo`.
+    /// The first value of `key` in `.modinfo`.
     #[must_use]
     pub fn modinfo(&self, key: &str) -> Option<&'a str> {
-        let (_, section) = self.section(".modinfo")?;
-        section.bytes.split(|&byte| byte == 0).find_map(|entry| {
+        self.modinfo_all(key).next()
+    }
+
+    /// Every value of `key` in `.modinfo`.
+    pub fn modinfo_all(&self, key: &str) -> impl Iterator<Item = &'a str> {
+        let bytes = self.section(".modinfo").map_or(&[][..], |(_, section)| section.bytes);
+        bytes.split(|&byte| byte == 0).filter_map(move |entry| {
             let (name, value) = core::str::from_utf8(entry).ok()?.split_once('=')?;
             (name == key).then_some(value)
         })

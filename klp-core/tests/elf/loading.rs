@@ -4,6 +4,7 @@ use crate::file::{ALLOC, DATA, File, TEXT};
 use crate::host::{ABS64, BRANCH32, Host, PC32, SLOT32};
 use klp_core::addr::CodeAddr;
 use klp_core::elf::load;
+use klp_core::model::Replace;
 
 #[test]
 fn a_patch_is_described() {
@@ -38,6 +39,24 @@ fn the_name_given_counts_if_the_file_has_none() {
     let (mut file, _) = File::replacing_victim();
     file.modinfo = b"livepatch=Y\0".to_vec();
     assert_eq!(load(&Host::new(), &file.bytes(), "by-hand").expect("loads").patch.name(), &"by-hand");
+}
+
+#[test]
+fn states_and_replaced_patches_are_those_that_the_file_says() {
+    let load_with = |entries: &[u8]| {
+        let (mut file, _) = File::replacing_victim();
+        file.modinfo.extend_from_slice(entries);
+        load(&Host::new(), &file.bytes(), "p").expect("loads").patch
+    };
+    let patch = load_with(b"");
+    assert_eq!((patch.replace(), patch.states().len()), (Replace::None, 0));
+    let patch =
+        load_with(b"klp_replace=all\0klp_state=0:0\0klp_state=18446744073709551615:4294967295\0klp_state=0x1f:3\0");
+    let states: Vec<_> = patch.states().iter().map(|state| (state.id(), state.version(), state.data())).collect();
+    assert_eq!(patch.replace(), Replace::All);
+    assert_eq!(states, [(0, 0, 0), (u64::MAX, u32::MAX, 0), (31, 3, 0)]);
+    assert_eq!(load_with(b"klp_replace=set:0\0").replace(), Replace::Set(0));
+    assert_eq!(load_with(b"klp_replace=set:0xffffffff\0").replace(), Replace::Set(u32::MAX));
 }
 
 #[test]

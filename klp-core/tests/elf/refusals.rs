@@ -48,6 +48,31 @@ fn modinfo() {
 }
 
 #[test]
+fn what_is_said_of_the_patch_as_a_whole() {
+    let said = |entries: &str| refused(|file, _| file.modinfo.extend_from_slice(entries.as_bytes()));
+    for set in ["", "any", "all ", "set:", "set:-1", "set:+1", "set:07", "set:a", "set:4294967296", "set:SET"] {
+        assert_eq!(
+            said(&format!("klp_replace={set}\0")),
+            format!("patch 'fix': neither `all` nor `set:` and a number below 2^32 (klp_replace={set})")
+        );
+    }
+    assert_eq!(
+        said("klp_replace=all\0klp_replace=set:1\0"),
+        "patch 'fix': which patches are replaced is said twice (klp_replace=set:1)"
+    );
+    for state in
+        ["", "1", ":1", "1:", "1:2:3", "1 :2", "1:-2", "0x:1", "1:4294967296", "18446744073709551616:1", "ID:1"]
+    {
+        let what = "not the number of a state, a colon, and a version below 2^32";
+        assert_eq!(
+            said(&format!("klp_state=7:7\0klp_state={state}\0")),
+            format!("patch 'fix': {what} (klp_state={state})")
+        );
+    }
+    assert_eq!(said("klp_state=0x10:1\0klp_state=16:2\0"), "patch 'fix': state 16 is listed twice");
+}
+
+#[test]
 fn sections() {
     let said = refused(|file, _| {
         file.section(".init_array", DATA, 8, &[0; 8]);

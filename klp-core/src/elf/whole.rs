@@ -1,0 +1,61 @@
+//! What a patch object says of the patch as a whole, in `.modinfo` (kernel: `replace` and `states` of `struct klp_patch`, which a
+//! module there fills in itself; these keys are ours).
+//!
+//! | entry | what it says |
+//! |---|---|
+//! | `klp_replace=all` | the patch takes the place of all enabled ones |
+//! | `klp_replace=set:N` | it takes the place of those of set N, a number below 2^32 |
+//! | `klp_state=ID:VERSION` | it changes state ID, a number below 2^64, in a version below 2^32; one entry for each state |
+//!
+//! Numbers are written as in C: decimal, or hexadecimal behind `0x`. Leading zeros, which would mean octal there, are refused.
+
+use super::Refusal;
+use super::view::View;
+use crate::model::Replace;
+use crate::state::State;
+
+const REPLACE: &str = "klp_replace";
+const STATE: &str = "klp_state";
+
+/// Which enabled patches the patch takes the place of.
+pub(super) fn replace(view: &View<'_>) -> Result<Replace, Refusal> {
+    let mut entries = view.modinfo_all(REPLACE);
+    let Some(value) = entries.next() else { return Ok(Replace::None) };
+    if let Some(second) = entries.next() {
+        return Err(malformed("which patches are replaced is said twice", REPLACE, second));
+    }
+    if value == "all" {
+        return Ok(Replace::All);
+    }
+    let set = value.strip_prefix("set:").and_then(number).and_then(|set| u32::try_from(set).ok());
+    set.map(Replace::Set).ok_or_else(|| malformed("neither `all` nor `set:` and a number below 2^32", REPLACE, value))
+}
+
+/// The states that the patch changes.
+pub(super) fn states(view: &View<'_>) -> impl Iterator<Item = Result<State, Refusal>> {
+    view.modinfo_all(STATE).map(|value| {
+        let state = || {
+            let (id, version) = value.split_once(':')?;
+            Some(State::new(number(id)?, u32::try_from(number(version)?).ok()?))
+        };
+        state().ok_or_else(|| malformed("not the number of a state, a colon, and a version below 2^32", STATE, value))
+    })
+}
+
+fn malformed(what: &'static str, key: &str, value: &str) -> Refusal {
+    Refusal::malformed(what, format_args!("{key}={value}"))
+}
+
+/// A number as C has it.
+fn number(text: &str) -> Option<u64> {
+    let (digits, radix) = match text.strip_prefix("0x") {
+        Some(digits) => (digits, 16),
+        None if text.len() > 1 && text.starts_with('0') => return None,
+        None => (text, 10),
+    };
+    // `from_str_radix` takes a sign, too.
+    if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    u64::from_str_radix(digits, radix).ok()
+}
