@@ -1,7 +1,7 @@
 //! For patch authors: from C sources to a patch object that `klp_core::elf::load` and Linux understand.
 //!
 //! 1. Write the new functions in C with the headers `klp/patch.h` and, for shadow variables, `klp/shadow.h` of [`include_dir`].
-//! 2. Compile with `-fPIC -ffunction-sections` (GCC; with clang also `-fno-addrsig`).
+//! 2. Compile with `-fPIC -ffunction-sections`, by GCC or clang.
 //! 3. [`convert()`] the object file, or run the program `klp-convert` on it: a compiler cannot write livepatch symbols itself.
 
 extern crate alloc;

@@ -3,6 +3,7 @@
 use klp_core::engine::PatchId;
 use klp_core::error::{Error, PatchReason};
 use klp_os_linux_fixtures::*;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Loads the patch that does it in `version`.
@@ -18,6 +19,18 @@ fn unload(patch: PatchId) {
 fn data(patch: PatchId) -> usize {
     let data = livepatch().engine().with_patch(patch, |patch| patch.state(1).map(|state| state.data()));
     data.expect("it is known").expect("it has the state")
+}
+
+/// A thread that sleeps in `fx_read` until somebody writes a byte.
+fn sleep_in_patch() -> (i32, JoinHandle<i32>) {
+    let (reader, writer) = pipe();
+    let (send_tid, tids) = std::sync::mpsc::channel();
+    let sleeper = std::thread::spawn(move || {
+        send_tid.send(tid()).expect("somebody listens");
+        fx_read(reader)
+    });
+    wait_asleep(tids.recv().expect("the thread says its id"));
+    (writer, sleeper)
 }
 
 #[test]
@@ -102,18 +115,36 @@ fn a_version_that_is_too_low_is_refused() {
 }
 
 #[test]
+fn a_patch_compiled_by_clang_does_the_same() {
+    let Some(file) = CLANG_LEVEL else {
+        eprintln!("clang is not installed: what it compiles was not tested");
+        return;
+    };
+    let _alone = alone();
+    let (first, second) = (livepatch().load_file(file).expect("a patch object"), load(2));
+    enable(first);
+    assert_eq!(diary(), ["make room: (base) sees 4", "lift: (base) sees 100"]);
+    assert_eq!(fx_value(), 10);
+    let (writer, sleeper) = sleep_in_patch();
+    livepatch().enable(second).expect("it fits");
+    assert!(!livepatch().wait(Duration::from_millis(50)), "the sleeper is found in code of clang's");
+    write_byte(writer);
+    assert_eq!(sleeper.join().expect("the thread only reads"), -1);
+    settle(second);
+    assert_eq!(diary(), ["room is there: (base) sees 100", "take over from: (base) sees 1"]);
+    disable(second);
+    assert_eq!(diary(), ["put back: (base) sees 4", "free room: (base) sees 4"]);
+    unload(first);
+    unload(second);
+}
+
+#[test]
 fn a_successor_that_is_given_up_leaves_all_as_it_was() {
     let _alone = alone();
     let (first, second) = (load(1), load(2));
     enable(first);
     diary();
-    let (reader, writer) = pipe();
-    let (send_tid, tids) = std::sync::mpsc::channel();
-    let sleeper = std::thread::spawn(move || {
-        send_tid.send(tid()).expect("somebody listens");
-        fx_read(reader)
-    });
-    wait_asleep(tids.recv().expect("the thread says its id"));
+    let (writer, sleeper) = sleep_in_patch();
     livepatch().enable(second).expect("it fits");
     assert!(!livepatch().wait(Duration::from_millis(50)), "the sleeper holds it back");
     livepatch().engine().reverse(second).expect("it is under way");
