@@ -54,6 +54,9 @@ fn a_successor_takes_the_change_over() {
     enable(first);
     diary();
     let kept = data(first);
+    let report = livepatch().engine().preflight(second).expect("it is known");
+    assert!(report.is_ready(), "{:?}", report.findings);
+    assert_eq!(report.replaces, ["level_1"]);
 
     enable(second);
     assert_eq!(diary(), ["room is there: (base) sees 100", "take over from: (base) sees 1"]);
