@@ -65,6 +65,8 @@ impl Layer {
 struct Active {
     replace: Replace,
     enabled: bool,
+    /// It is in transition, perhaps as one with others.
+    moves: bool,
     layers: Vec<Layer>,
 }
 
@@ -100,14 +102,12 @@ impl Audit<'_> {
             let known = &status[index];
             index += 1;
             if known.enabled || known.transition.is_some() {
-                let layers = self.layers(patch, known.transition.is_some());
-                let mut patch = Active { replace: patch.replace(), enabled: known.enabled, layers };
-                if known.transition.is_some() {
-                    self.add_nops(&active, &mut patch);
-                }
-                active.push(patch);
+                let moves = known.transition.is_some();
+                let layers = self.layers(patch, moves);
+                active.push(Active { replace: patch.replace(), enabled: known.enabled, moves, layers });
             }
         });
+        self.add_nops(&mut active);
         let stacked: Vec<&Layer> = active.iter().flat_map(|patch| &patch.layers).collect();
         let transition = status.iter().any(|patch| patch.transition.is_some());
         let mut sides = Sides::default();
@@ -132,8 +132,8 @@ impl Audit<'_> {
 
     fn status(&mut self, status: &[PatchStatus]) {
         let moving: Vec<_> = status.iter().filter(|patch| patch.transition.is_some()).collect();
-        if moving.len() > 1 {
-            self.find(format!("{} patches are in transition", moving.len()));
+        if moving.windows(2).any(|pair| pair[0].transition != pair[1].transition) {
+            self.find(format!("patches in one transition go different ways: {moving:?}"));
         }
         for patch in moving {
             if patch.transition == Some(TaskState::Idle)
@@ -168,29 +168,32 @@ impl Audit<'_> {
         layers
     }
 
-    /// Adds the functions that `new`, which is in transition, gives back to the original: those of `older` patches that give way.
-    fn add_nops(&mut self, older: &[Active], new: &mut Active) {
-        let giving_way: Vec<&Active> = older.iter().filter(|old| new.takes_the_place_of(old)).collect();
-        for layer in giving_way.into_iter().flat_map(|old| &old.layers) {
-            if new.layers.iter().any(|own| own.old == layer.old) {
+    /// Adds to the newest patch in transition what goes back to the original or to something older: functions whose newest version
+    /// belongs to a patch that gives way.
+    fn add_nops(&mut self, active: &mut [Active]) {
+        let gives_way = |at: usize| {
+            let newer = active[at + 1..].iter().filter(|new| new.moves);
+            newer.into_iter().any(|new| new.takes_the_place_of(&active[at]))
+        };
+        let goes: Vec<bool> = (0..active.len()).map(gives_way).collect();
+        let mut nops: Vec<Layer> = Vec::new();
+        for layer in (0..active.len()).filter(|at| goes[*at]).flat_map(|at| &active[at].layers) {
+            let versions =
+                (0..active.len()).rev().flat_map(|at| active[at].layers.iter().map(move |layer| (at, layer)));
+            let mut versions = versions.filter(|(_, version)| version.old == layer.old);
+            if !versions.next().is_some_and(|(at, _)| goes[at]) || nops.iter().any(|nop| nop.old == layer.old) {
                 continue;
             }
-            let has = |old: &&Active| old.layers.iter().any(|other| other.old == layer.old);
-            let stays = |old: &&Active| !new.takes_the_place_of(old);
-            if older.iter().rev().find(has).as_ref().is_some_and(stays) {
-                continue;
+            match versions.find(|(at, _)| !goes[*at]).map(|(_, below)| (below.new, below.nop)) {
+                Some((new, nop)) => nops.push(Layer { old: layer.old, new, nop, in_transition: true }),
+                None => match self.host.code_range(layer.old) {
+                    Some(new) => nops.push(Layer { old: layer.old, new, nop: true, in_transition: true }),
+                    None => self.find(format!("no function at {}", layer.old)),
+                },
             }
-            if let Some(below) = older.iter().rev().filter(has).find(stays) {
-                let below = below.layers.iter().find(|other| other.old == layer.old);
-                if let Some(Layer { old, new: code, nop, .. }) = below {
-                    new.layers.push(Layer { old: *old, new: *code, nop: *nop, in_transition: true });
-                    continue;
-                }
-            }
-            match self.host.code_range(layer.old) {
-                Some(code) => new.layers.push(Layer { old: layer.old, new: code, nop: true, in_transition: true }),
-                None => self.find(format!("no function at {}", layer.old)),
-            }
+        }
+        if let Some(newest) = active.iter_mut().rfind(|patch| patch.moves) {
+            newest.layers.append(&mut nops);
         }
     }
 
@@ -203,7 +206,8 @@ impl Audit<'_> {
         let original = site.body();
         let top = on_site.last();
         let new = top.map_or(original, |top| top.target(original));
-        let below = on_site.len().checked_sub(2).map_or(original, |index| on_site[index].target(original));
+        let below =
+            on_site.iter().rev().find(|layer| !layer.in_transition).map_or(original, |below| below.target(original));
         let moving = top.is_some_and(|top| top.in_transition);
         match site.lead {
             Lead::Handler(arg) => {
@@ -252,16 +256,17 @@ impl Audit<'_> {
 }
 
 impl Sides {
-    /// Adds what tasks may be in because of the patch in transition, if it replaces this function.
+    /// Adds what tasks may be in because of the patches in transition, if they replace this function.
     fn add(&mut self, site: &SiteView, on_site: &[&Layer]) {
-        let Some(index) = on_site.iter().position(|layer| layer.in_transition) else { return };
         let code = |layer: Option<&&Layer>| match layer {
             Some(layer) if !layer.nop => (layer.new, None),
             _ => (site.range, site.cold),
         };
-        let (new, new_cold) = code(on_site.get(index));
-        let (old, old_cold) = code(index.checked_sub(1).and_then(|below| on_site.get(below)));
-        self.patched.extend(core::iter::once(new).chain(new_cold));
-        self.unpatched.extend(core::iter::once(old).chain(old_cold));
+        for (index, layer) in on_site.iter().enumerate().filter(|(_, layer)| layer.in_transition) {
+            let (new, new_cold) = code(Some(layer));
+            let (old, old_cold) = code(on_site[..index].iter().rev().find(|below| !below.in_transition));
+            self.patched.extend(core::iter::once(new).chain(new_cold));
+            self.unpatched.extend(core::iter::once(old).chain(old_cold));
+        }
     }
 }

@@ -65,6 +65,11 @@ pub enum PatchReason {
         /// The enabled patch.
         with: Name,
     },
+    /// It takes the place of a patch that is to be enabled as one with it.
+    ReplacesCompanion {
+        /// That patch.
+        with: Name,
+    },
     /// Its pre-patch callback said no.
     Vetoed {
         /// The Linux error number that it gave, negative.
@@ -163,6 +168,8 @@ pub struct PortFault {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ApiMisuse {
+    /// No patch was named.
+    NoPatches,
     /// No patch has that id.
     UnknownPatch,
     /// A patch of that name is there already.
@@ -260,6 +267,7 @@ impl fmt::Display for Error {
             }
             Self::Busy { patch } => write!(f, "patch '{patch}' is in transition; one transition at a time"),
             Self::ApiMisuse(misuse) => f.write_str(match misuse {
+                ApiMisuse::NoPatches => "no patch was named",
                 ApiMisuse::UnknownPatch => "there is no such patch",
                 ApiMisuse::NameTaken => "a patch of that name is there already",
                 ApiMisuse::AlreadyEnabled => "the patch is enabled already",
@@ -299,6 +307,9 @@ impl fmt::Display for PatchReason {
             }
             Self::SharedWithOtherSet { with } => {
                 write!(f, "it shares a function or state with the enabled patch '{with}' of another replace set")
+            }
+            Self::ReplacesCompanion { with } => {
+                write!(f, "it takes the place of the patch '{with}', which is to be enabled as one with it")
             }
             Self::Vetoed { errno } => write!(f, "its pre-patch callback said no (error {errno})"),
             Self::SymbolNotFound => f.write_str("no symbol has that name"),

@@ -249,3 +249,61 @@ fn a_node_is_removed_from_below_another() {
         |seen| assert!([ORIGINAL, NEW[0], NEW[1]].contains(&seen.to), "{seen:?}"),
     );
 }
+
+/// Patches that are enabled together: a task that has not moved runs none of them. Weakened by `stack` and `transition`.
+#[test]
+fn none_of_several_runs_before_the_task_moves() {
+    race(
+        |host| {
+            let (mut lower, mut upper) = (nodes(NEW[0]), nodes(NEW[1]));
+            host.push(&mut lower, TaskState::Unpatched);
+            host.push(&mut upper, TaskState::Unpatched);
+        },
+        |seen| {
+            assert_eq!(seen.to, ORIGINAL, "{seen:?}");
+            assert_ne!(seen.state, Some(TaskState::Idle), "{seen:?}");
+        },
+    );
+}
+
+/// Patches that are disabled together enter the transition from below, so that a task that has moved, and a task that is seen for the first
+/// time, skips all of them. Weakened by `transition`.
+#[test]
+fn none_of_several_runs_after_the_task_has_moved_away() {
+    loom::model(|| {
+        let host = Host::new();
+        let (mut lower, mut upper) = (nodes(NEW[0]), nodes(NEW[1]));
+        host.ops.stack().push(&mut lower, 0);
+        host.ops.stack().push(&mut upper, 0);
+        let task = {
+            let host = host.clone();
+            thread::spawn(move || {
+                let seen = host.call();
+                let expected = if seen.state == Some(TaskState::Unpatched) { ORIGINAL } else { NEW[1] };
+                assert_eq!(seen.to, expected, "{seen:?}");
+                assert_ne!(seen.state, Some(TaskState::Idle), "{seen:?}");
+            })
+        };
+        host.set_state(TaskState::Patched);
+        lower.get(0).expect("one node").set_transition(true);
+        upper.get(0).expect("one node").set_transition(true);
+        host.set_state(TaskState::Unpatched);
+        task.join().expect("no call failed");
+    });
+}
+
+/// Several nodes leave the stack and memory at once, while a handler walks over them.
+#[test]
+fn several_nodes_are_removed_at_once() {
+    race(
+        |host| {
+            let (mut lower, mut upper) = (nodes(NEW[0]), nodes(NEW[1]));
+            host.push(&mut lower, TaskState::Unpatched);
+            host.push(&mut upper, TaskState::Unpatched);
+            host.ops.stack().remove(&mut lower, 0);
+            host.complete_unpatching(upper);
+            lower.free(&Synchronized::with(host));
+        },
+        |seen| assert_eq!(seen.to, ORIGINAL, "{seen:?}"),
+    );
+}

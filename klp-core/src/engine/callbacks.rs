@@ -43,6 +43,22 @@ impl<P: Platform> Inner<P> {
         });
     }
 
+    /// Calls a callback of every loaded object of the patches in transition. What was set up last is taken down first.
+    pub(super) fn callbacks(&mut self, moment: Moment) {
+        let count = self.patches.len();
+        for number in 0..count {
+            let index = if moment == Moment::PostPatch { number } else { count - 1 - number };
+            if !self.moves(index) {
+                continue;
+            }
+            for object in 0..self.patches[index].objects.len() {
+                if moment == Moment::PostUnpatch || self.patches[index].objects[object].bound.is_some() {
+                    self.callback(index, object, moment);
+                }
+            }
+        }
+    }
+
     fn with_context<R>(
         &self,
         index: usize,
@@ -57,7 +73,7 @@ impl<P: Platform> Inner<P> {
     }
 }
 
-/// The state `id` of the newest enabled patch among `older`.
+/// The state `id` of the newest patch in force among `older`.
 fn previous<P: Platform>(older: &[Record<P>], id: u64) -> Option<&State> {
-    older.iter().rev().filter(|record| record.enabled).find_map(|record| record.patch.state(id))
+    older.iter().rev().filter(|record| record.enabled || record.moves).find_map(|record| record.patch.state(id))
 }

@@ -1,5 +1,6 @@
 //! Objects that come and go (kernel: `klp_module_coming`, `klp_module_going`).
 
+use super::batch::affected;
 use super::callbacks::Moment;
 use super::objects::Bound;
 use super::{Engine, Inner};
@@ -10,7 +11,7 @@ use crate::port::Platform;
 use crate::relocs;
 
 impl<P: Platform> Engine<P> {
-    /// Applies the enabled patches, and the one in transition, to an object that has just been loaded; none of its code has run
+    /// Applies the enabled patches, and those in transition, to an object that has just been loaded; none of its code has run
     /// yet. The host's symbol tables know it already.
     ///
     /// # Errors
@@ -40,11 +41,6 @@ impl<P: Platform> Engine<P> {
 }
 
 impl<P: Platform> Inner<P> {
-    /// Whether patch number `index` is the one in transition.
-    fn moves(&self, index: usize) -> bool {
-        self.transition.as_ref().is_some_and(|transition| transition.patch == self.patches[index].id)
-    }
-
     /// Whether patch number `index` is enabled, or will be, or was until its transition ends.
     pub(super) fn in_force(&self, index: usize) -> bool {
         self.patches[index].enabled || self.moves(index)
@@ -97,8 +93,8 @@ impl<P: Platform> Inner<P> {
     fn patch_coming(&mut self, host: &P, index: usize, object: Option<usize>) -> Result<(), Error> {
         let moves = self.moves(index);
         let nops = self.patches[index].nops.len();
-        if moves {
-            self.add_nops(index)?;
+        if moves && !self.patches[index + 1..].iter().any(|newer| newer.moves) {
+            self.add_nops()?;
         }
         let record = &mut self.patches[index];
         let fresh =
@@ -113,7 +109,7 @@ impl<P: Platform> Inner<P> {
             .reroute(host.tracer(), fresh.flat_map(Bound::sites))
             .map_err(|error| error.into_error(record.patch.name()))?;
         if let Some(transition) = self.transition.as_mut().filter(|_| moves) {
-            transition.running.extend(host, record.affected()?)?;
+            transition.running.extend(host, affected(&self.patches)?)?;
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
-//! Disabling a patch, and turning a transition round (kernel: `__klp_disable_patch`, `klp_reverse_transition`).
+//! Disabling patches, and turning a transition round (kernel: `__klp_disable_patch`, `klp_reverse_transition`).
 
+use super::batch::{affected, bounds, moving};
 use super::callbacks::Moment;
 use super::objects::Bound;
 use super::{Engine, Inner, PatchId, Poll, Transition};
@@ -7,7 +8,7 @@ use crate::error::{ApiMisuse, Error};
 use crate::event::Event;
 use crate::ops::Synchronized;
 use crate::port::{Platform, TaskState};
-use crate::transition::Prepared;
+use crate::transition::{Prepared, Running};
 
 impl<P: Platform> Engine<P> {
     /// Starts to disable an enabled patch. Patches may be disabled in any order.
@@ -17,61 +18,39 @@ impl<P: Platform> Engine<P> {
     /// [`Error::Busy`] during any transition (see [`reverse`](Engine::reverse) for the patch's own), [`Error::Port`],
     /// [`Error::OutOfMemory`], [`ApiMisuse`]. Nothing has changed then.
     pub fn disable(&self, id: PatchId) -> Result<Poll, Error> {
+        self.disable_all(&[id])
+    }
+
+    /// Starts to disable several enabled patches as one, in a single transition; see [`enable_all`](Engine::enable_all). The order
+    /// of `ids` does not matter.
+    ///
+    /// # Errors
+    ///
+    /// As for [`disable`](Engine::disable); [`ApiMisuse::NoPatches`] if `ids` is empty, [`Error::Patch`] if one is named twice.
+    pub fn disable_all(&self, ids: &[PatchId]) -> Result<Poll, Error> {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
-        let index = inner.index_of(id)?;
+        inner.check_list(ids)?;
         inner.check_idle()?;
-        let record = &inner.patches[index];
-        if !record.enabled {
+        if inner.patches.iter().any(|record| !record.enabled && ids.contains(&record.id)) {
             return Err(Error::ApiMisuse(ApiMisuse::NotEnabled));
         }
-        let affected = record.affected()?;
-        let patch = record.patch.name();
-        self.host.event(&Event::Initializing { patch, target: TaskState::Unpatched });
-        let prepared = Prepared::init(&self.host, TaskState::Unpatched, affected).map_err(|error| {
-            self.host.event(&Event::FailedToDisable { patch });
-            error.into_error("initializing tasks", patch)
-        })?;
-        for bound in record.bounds() {
-            bound.set_transition(true);
-        }
-        match inner.sites.reroute(self.host.tracer(), record.bounds().flat_map(Bound::sites)) {
-            Ok(()) => {}
-            Err(error) => {
-                let error = error.into_error(patch);
-                inner.stay_enabled(&self.host, index, prepared);
-                return Err(error);
-            }
-        }
-        for object in 0..record.objects.len() {
-            if inner.patches[index].objects[object].bound.is_some() {
-                inner.callback(index, object, Moment::PreUnpatch);
-            }
-        }
-        match prepared.start(&self.host) {
+        inner.patches.iter_mut().for_each(|record| record.moves = ids.contains(&record.id));
+        match inner.start_disabling(&self.host) {
             Ok(running) => {
-                let record = &mut inner.patches[index];
-                let patch = record.patch.name();
-                self.host.event(&Event::Starting { patch, target: TaskState::Unpatched });
-                record.enabled = false;
-                inner.transition = Some(Transition { patch: id, running, pending: 0 });
+                let leader = moving(&inner.patches).next().map_or(ids[0], |record| record.id);
+                inner.begin(&self.host, Transition { leader, running, pending: 0 });
                 Ok(inner.poll(&self.host))
             }
-            Err((prepared, error)) => {
-                let error = Error::port("starting the transition", inner.patches[index].patch.name(), &error);
-                inner.stay_enabled(&self.host, index, prepared);
-                // The objects stay patched, so what `pre_unpatch` took down is set up again.
-                for object in 0..inner.patches[index].objects.len() {
-                    if inner.patches[index].objects[object].bound.is_some() {
-                        inner.callback(index, object, Moment::PostPatch);
-                    }
-                }
+            Err(error) => {
+                inner.patches.iter_mut().for_each(|record| record.moves = false);
                 Err(error)
             }
         }
     }
 
-    /// Turns the transition of `id` round: a patch that was being enabled goes away again, and the other way about.
+    /// Turns the transition of `id` round: a patch that was being enabled goes away again, and the other way about. With it turn
+    /// those that are in transition as one with it.
     ///
     /// # Errors
     ///
@@ -79,45 +58,55 @@ impl<P: Platform> Engine<P> {
     pub fn reverse(&self, id: PatchId) -> Result<Poll, Error> {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
-        let index = inner.index_of(id)?;
-        let Some(transition) = inner.transition.take_if(|transition| transition.patch == id) else {
+        inner.check_moves(id)?;
+        let Some(transition) = inner.transition.take() else {
             return Err(Error::ApiMisuse(ApiMisuse::NoTransition));
         };
-        let record = &mut inner.patches[index];
-        let patch = record.patch.name();
         let from = transition.running.target();
-        self.host.event(&Event::Reversing { patch, from });
+        inner.tell(&self.host, |patch| Event::Reversing { patch, from });
         match transition.running.reverse(&self.host) {
             Ok(running) => {
-                let target = running.target();
-                self.host.event(&Event::Starting { patch, target });
-                record.enabled = target == TaskState::Patched;
-                inner.transition = Some(Transition { running, ..transition });
+                inner.begin(&self.host, Transition { running, ..transition });
                 Ok(inner.poll(&self.host))
             }
             Err((running, error)) => {
-                let error = Error::port("reversing the transition", patch, &error);
                 inner.transition = Some(Transition { running, ..transition });
-                Err(error)
+                Err(Error::port("reversing the transition", inner.leader(), &error))
             }
         }
     }
 }
 
 impl<P: Platform> Inner<P> {
-    /// Takes back the beginning of a transition that was to disable a patch.
-    fn stay_enabled(&mut self, host: &P, index: usize, prepared: Prepared) {
-        let record = &self.patches[index];
-        let patch = record.patch.name();
-        host.event(&Event::FailedToDisable { patch });
-        for bound in record.bounds() {
-            bound.set_transition(false);
+    /// Brings the patches that move to where tasks do. On an error all of it is taken back.
+    fn start_disabling(&mut self, host: &P) -> Result<Running, Error> {
+        let affected = affected(&self.patches)?;
+        self.tell(host, |patch| Event::Initializing { patch, target: TaskState::Unpatched });
+        let prepared = Prepared::init(host, TaskState::Unpatched, affected).map_err(|error| {
+            self.tell(host, |patch| Event::FailedToDisable { patch });
+            error.into_error("initializing tasks", self.leader())
+        })?;
+        bounds(&self.patches).for_each(|bound| bound.set_transition(true));
+        if let Err(error) = self.sites.reroute(host.tracer(), bounds(&self.patches).flat_map(Bound::sites)) {
+            let error = error.into_error(self.leader());
+            self.stay_enabled(host, prepared);
+            return Err(error);
         }
-        if self.sites.reroute(host.tracer(), record.bounds().flat_map(Bound::sites)).is_err() {
-            // The handler answers as the sites would: it is only slower.
-            self.sites.leave_unsettled();
-            host.event(&Event::NotSettled { patch });
-        }
+        self.callbacks(Moment::PreUnpatch);
+        prepared.start(host).map_err(|(prepared, error)| {
+            let error = Error::port("starting the transition", self.leader(), &error);
+            self.stay_enabled(host, prepared);
+            // The objects stay patched, so what `pre_unpatch` took down is set up again.
+            self.callbacks(Moment::PostPatch);
+            error
+        })
+    }
+
+    /// Takes back the beginning of a transition that was to disable patches.
+    fn stay_enabled(&mut self, host: &P, prepared: Prepared) {
+        self.tell(host, |patch| Event::FailedToDisable { patch });
+        bounds(&self.patches).for_each(|bound| bound.set_transition(false));
+        self.settle_moving(host);
         let _: Synchronized = Synchronized::with(host.tracer());
         prepared.cancel(host);
     }

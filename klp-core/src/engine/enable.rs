@@ -1,5 +1,6 @@
-//! Enabling a patch (kernel: `klp_enable_patch`, `__klp_enable_patch`).
+//! Enabling patches (kernel: `klp_enable_patch`, `__klp_enable_patch`).
 
+use super::batch::{affected, bounds};
 use super::callbacks::Moment;
 use super::objects::Bound;
 use super::{Engine, Inner, PatchId, Poll, Transition};
@@ -8,6 +9,7 @@ use crate::event::Event;
 use crate::ops::Synchronized;
 use crate::port::{Platform, SymbolResolver, TaskState};
 use crate::transition::{Prepared, Running};
+use core::ops::Range;
 
 impl<P: Platform> Engine<P> {
     /// Starts to enable a patch: resolves what it names, routes its sites, lets tasks move. Tasks that can be switched at once
@@ -18,123 +20,136 @@ impl<P: Platform> Engine<P> {
     /// [`Error::Busy`] during any transition, [`Error::Patch`] if the patch does not fit or a callback vetoed, [`Error::Port`] if the
     /// host fails, [`Error::OutOfMemory`], [`ApiMisuse`]. Nothing has changed then.
     pub fn enable(&self, id: PatchId) -> Result<Poll, Error> {
+        self.enable_all(&[id])
+    }
+
+    /// Starts to enable several patches as one: in the order given, later ones on top, in a single transition, so that no task
+    /// ever runs with some of them and without the others. What is refused of one is refused of all. In the end it is as if they
+    /// had been enabled one after the other, and each can be disabled or replaced by itself.
+    ///
+    /// Until then they are one: [`reverse`](Engine::reverse), [`force`](Engine::force), [`kick`](Engine::kick) and
+    /// [`blockers`](Engine::blockers) of any of them are about all. The log has each line once for each patch, in their order.
+    /// Callbacks run in that order too, and in the opposite one when they undo.
+    ///
+    /// # Errors
+    ///
+    /// As for [`enable`](Engine::enable); [`ApiMisuse::NoPatches`] if `ids` is empty; [`Error::Patch`] if one is named twice, does not fit
+    /// an earlier one as if that were enabled already, or would take the place of it. Nothing has changed then.
+    pub fn enable_all(&self, ids: &[PatchId]) -> Result<Poll, Error> {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
-        let index = inner.index_of(id)?;
-        if inner.patches[index].enabled {
+        inner.check_list(ids)?;
+        if inner.patches.iter().any(|record| record.enabled && ids.contains(&record.id)) {
             return Err(Error::ApiMisuse(ApiMisuse::AlreadyEnabled));
         }
         inner.check_idle()?;
-        inner.check_states(&self.host, index)?;
-        match inner.bind(&self.host, index).and_then(|()| inner.prepare(&self.host, index)) {
-            Ok(prepared) => inner.patch_and_start(&self.host, index, prepared)?,
+        let gathered = inner.gather(ids)?;
+        match inner.start_enabling(&self.host, gathered.range()) {
+            Ok(running) => {
+                inner.begin(&self.host, Transition { leader: ids[0], running, pending: 0 });
+                Ok(inner.poll(&self.host))
+            }
             Err(error) => {
-                // Nothing was on a stack yet.
-                let record = &mut inner.patches[index];
-                record.objects.iter_mut().for_each(|object| object.bound = None);
-                record.nops.clear();
-                return Err(error);
+                inner.scatter(&gathered);
+                Err(error)
             }
         }
-        Ok(inner.poll(&self.host))
     }
 }
 
 impl<P: Platform> Inner<P> {
-    /// Binds a patch to the objects that are loaded. One of them may have come without a word yet
-    /// ([`object_coming`](Engine::object_coming)): enabled patches are applied to it first, since they belong below.
-    fn bind(&mut self, host: &P, index: usize) -> Result<(), Error> {
-        for number in 0..self.patches[index].objects.len() {
-            let object = self.patches[index].patch.objects()[number].name().try_clone()?;
-            if !host.symbols().is_loaded(&object) {
-                continue;
-            }
-            (0..index).try_for_each(|older| self.apply(host, older, &object))?;
-            let record = &mut self.patches[index];
-            let state = &mut record.objects[number];
-            state.bound = Some(Bound::new(host, &mut self.sites, &record.patch, number, &mut state.relocated)?);
+    /// Brings the patches of `batch` to where tasks move. On an error all of it is taken back.
+    fn start_enabling(&mut self, host: &P, batch: Range<usize>) -> Result<Running, Error> {
+        for index in batch.clone() {
+            self.check_companions(batch.start, index)?;
+            self.check_states(host, batch.start, index)?;
         }
-        self.check_sets(index)?;
-        Ok(self.add_nops(index)?)
-    }
-
-    fn prepare(&mut self, host: &P, index: usize) -> Result<Prepared, Error> {
-        let record = &self.patches[index];
-        let affected = record.affected()?;
-        let patch = record.patch.name();
-        host.event(&Event::Enabling { patch });
-        host.event(&Event::Initializing { patch, target: TaskState::Patched });
-        Prepared::init(host, TaskState::Patched, affected).map_err(|error| {
-            host.event(&Event::FailedToEnable { patch });
-            error.into_error("initializing tasks", patch)
-        })
-    }
-
-    /// Calls the pre-patch callbacks, puts the functions on their stacks, routes the sites, starts. On an error all of it is
-    /// taken back.
-    fn patch_and_start(&mut self, host: &P, index: usize, prepared: Prepared) -> Result<(), Error> {
-        let id = self.patches[index].id;
-        match self.patch_objects(host, index, prepared) {
-            Ok(running) => {
-                let record = &mut self.patches[index];
-                host.event(&Event::Starting { patch: record.patch.name(), target: TaskState::Patched });
-                record.enabled = true;
-                // Enabled patches come first, in the order of enabling (kernel: `klp_patches`, `stack_order`).
-                let place = self.patches.iter().take_while(|other| other.enabled && other.id != id).count();
-                self.patches[place..=index].rotate_right(1);
-                self.transition = Some(Transition { patch: id, running, pending: 0 });
-                Ok(())
-            }
-            Err((prepared, error)) => {
-                self.unpatch_objects(host, index, prepared);
+        match self.bind(host, batch.clone()).and_then(|()| self.prepare(host)) {
+            Ok(prepared) => self.patch_objects(host, batch, prepared).map_err(|(prepared, error)| {
+                self.unpatch_objects(host, prepared);
+                error
+            }),
+            Err(error) => {
+                // Nothing was on a stack yet.
+                for record in &mut self.patches[batch] {
+                    record.objects.iter_mut().for_each(|object| object.bound = None);
+                    record.nops.clear();
+                }
                 Err(error)
             }
         }
     }
 
+    /// Binds patches to the objects that are loaded. One of them may have come without a word yet
+    /// ([`object_coming`](Engine::object_coming)): enabled patches are applied to it first, since they belong below.
+    fn bind(&mut self, host: &P, batch: Range<usize>) -> Result<(), Error> {
+        for index in batch.clone() {
+            for number in 0..self.patches[index].objects.len() {
+                let object = self.patches[index].patch.objects()[number].name().try_clone()?;
+                if !host.symbols().is_loaded(&object) {
+                    continue;
+                }
+                (0..batch.start).try_for_each(|older| self.apply(host, older, &object))?;
+                let record = &mut self.patches[index];
+                let state = &mut record.objects[number];
+                state.bound = Some(Bound::new(host, &mut self.sites, &record.patch, number, &mut state.relocated)?);
+            }
+            self.check_sets(batch.start, index)?;
+        }
+        Ok(self.add_nops()?)
+    }
+
+    fn prepare(&mut self, host: &P) -> Result<Prepared, Error> {
+        let affected = affected(&self.patches)?;
+        self.tell(host, |patch| Event::Enabling { patch });
+        self.tell(host, |patch| Event::Initializing { patch, target: TaskState::Patched });
+        Prepared::init(host, TaskState::Patched, affected).map_err(|error| {
+            self.tell(host, |patch| Event::FailedToEnable { patch });
+            error.into_error("initializing tasks", self.leader())
+        })
+    }
+
+    /// Calls the pre-patch callbacks, puts the functions on their stacks, routes the sites, starts.
     #[allow(clippy::result_large_err, reason = "the stage comes back by value")]
-    fn patch_objects(&mut self, host: &P, index: usize, prepared: Prepared) -> Result<Running, (Prepared, Error)> {
-        for object in 0..self.patches[index].objects.len() {
-            if self.patches[index].objects[object].bound.is_some() {
-                if let Err(error) = self.pre_patch(host, index, object) {
-                    return Err((prepared, error));
+    fn patch_objects(
+        &mut self,
+        host: &P,
+        batch: Range<usize>,
+        prepared: Prepared,
+    ) -> Result<Running, (Prepared, Error)> {
+        for index in batch.clone() {
+            for object in 0..self.patches[index].objects.len() {
+                if self.patches[index].objects[object].bound.is_some() {
+                    if let Err(error) = self.pre_patch(host, index, object) {
+                        return Err((prepared, error));
+                    }
                 }
             }
         }
-        let record = &mut self.patches[index];
-        for bound in record.bounds_mut() {
+        for bound in self.patches[batch].iter_mut().flat_map(super::Record::bounds_mut) {
             bound.set_transition(true);
             bound.push();
         }
-        let patch = record.patch.name();
-        match self.sites.reroute(host.tracer(), record.bounds().flat_map(Bound::sites)) {
-            Err(error) => Err((prepared, error.into_error(patch))),
+        match self.sites.reroute(host.tracer(), bounds(&self.patches).flat_map(Bound::sites)) {
+            Err(error) => Err((prepared, error.into_error(self.leader()))),
             Ok(()) => prepared
                 .start(host)
-                .map_err(|(prepared, error)| (prepared, Error::port("starting the transition", patch, &error))),
+                .map_err(|(prepared, error)| (prepared, Error::port("starting the transition", self.leader(), &error))),
         }
     }
 
     /// Takes back what [`patch_objects`](Inner::patch_objects) did, as far as it came.
-    fn unpatch_objects(&mut self, host: &P, index: usize, prepared: Prepared) {
-        let record = &mut self.patches[index];
-        let patch = record.patch.name();
-        host.event(&Event::FailedToEnable { patch });
-        host.event(&Event::Canceling { patch });
-        host.event(&Event::Completing { patch, target: TaskState::Unpatched });
-        record.bounds_mut().for_each(Bound::remove);
-        let record = &self.patches[index];
-        if self.sites.reroute(host.tracer(), record.bounds().flat_map(Bound::sites)).is_err() {
-            // The handler answers as the sites would: it is only slower.
-            self.sites.leave_unsettled();
-            host.event(&Event::NotSettled { patch: record.patch.name() });
-        }
+    fn unpatch_objects(&mut self, host: &P, prepared: Prepared) {
+        self.tell(host, |patch| Event::FailedToEnable { patch });
+        self.tell(host, |patch| Event::Canceling { patch });
+        self.tell(host, |patch| Event::Completing { patch, target: TaskState::Unpatched });
+        let moving = self.patches.iter_mut().filter(|record| record.moves);
+        moving.flat_map(super::Record::bounds_mut).for_each(Bound::remove);
+        self.settle_moving(host);
         let proof = Synchronized::with(host.tracer());
         prepared.cancel(host);
-        self.patches[index].take_bounds(&proof);
-        for object in 0..self.patches[index].objects.len() {
-            self.callback(index, object, Moment::PostUnpatch);
-        }
-        host.event(&Event::Complete { patch: self.patches[index].patch.name(), target: TaskState::Unpatched });
+        self.patches.iter_mut().filter(|record| record.moves).for_each(|record| record.take_bounds(&proof));
+        self.callbacks(Moment::PostUnpatch);
+        self.tell(host, |patch| Event::Complete { patch, target: TaskState::Unpatched });
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! The host calls [`Engine::poll`] from time to time while a transition runs; the engine never sleeps and owns no thread.
 
+mod batch;
 mod callbacks;
 mod coming;
 mod disable;
@@ -18,12 +19,12 @@ pub use preflight::Preflight;
 pub use status::PatchStatus;
 
 use crate::error::{ApiMisuse, Error};
-use crate::mem::{OutOfMemory, try_vec};
+use crate::mem::try_vec;
 use crate::model::Patch;
 use crate::ops::Synchronized;
 use crate::port::Platform;
 use crate::relocs;
-use crate::transition::{Affected, Running};
+use crate::transition::Running;
 use alloc::vec::Vec;
 use lock_api::{Mutex, RawMutex};
 use objects::{Bound, ObjectState};
@@ -64,7 +65,8 @@ struct Inner<P: Platform> {
 /// The transition under way.
 #[derive(Debug)]
 struct Transition {
-    patch: PatchId,
+    /// The first of the patches that [move](Record::moves).
+    leader: PatchId,
     running: Running,
     pending: usize,
 }
@@ -76,10 +78,13 @@ struct Record<P: Platform> {
     patch: Patch,
     /// One for each object of the patch.
     objects: Vec<ObjectState<P>>,
-    /// While it takes the place of others: their functions that it does not have, going back to the original.
+    /// While it takes the place of others, or one does that is enabled as one with it and stands below: functions of these others
+    /// that nobody has any more, going back to the original.
     nops: Vec<Bound<P>>,
     /// Whether it is enabled, or will be when its transition ends (kernel: `patch->enabled`).
     enabled: bool,
+    /// It is in the transition under way, or in the one that is just being started.
+    moves: bool,
     /// A forced transition left tasks inside it (kernel: `patch->forced`).
     forced: bool,
 }
@@ -113,7 +118,15 @@ impl<P: Platform> Engine<P> {
         objects.resize_with(patch.objects().len(), ObjectState::new);
         let id = PatchId(inner.next_id);
         inner.next_id += 1;
-        inner.patches.push(Record { id, patch, objects, nops: Vec::new(), enabled: false, forced: false });
+        inner.patches.push(Record {
+            id,
+            patch,
+            objects,
+            nops: Vec::new(),
+            enabled: false,
+            moves: false,
+            forced: false,
+        });
         Ok(id)
     }
 
@@ -131,7 +144,7 @@ impl<P: Platform> Engine<P> {
         if record.forced {
             return Err(Error::ApiMisuse(ApiMisuse::Forced));
         }
-        if inner.transition.as_ref().is_some_and(|transition| transition.patch == id) {
+        if record.moves {
             return Err(Error::Busy { patch: record.patch.name().try_clone()? });
         }
         if record.enabled {
@@ -169,13 +182,6 @@ impl<P: Platform> Record<P> {
         self.objects.iter_mut().filter_map(|object| object.bound.as_mut()).chain(&mut self.nops)
     }
 
-    /// The code of both sides of a transition of this patch.
-    fn affected(&self) -> Result<Affected, OutOfMemory> {
-        let mut affected = Affected::default().with_code(self.patch.code());
-        self.bounds().try_for_each(|bound| bound.add_affected(&mut affected))?;
-        Ok(affected.sorted())
-    }
-
     /// Takes out all that was on function stacks and is not any more, to be freed.
     fn take_bounds(&mut self, proof: &Synchronized) {
         for bound in self.objects.iter_mut().filter_map(|object| object.bound.take()).chain(self.nops.drain(..)) {
@@ -194,7 +200,7 @@ impl<P: Platform> Inner<P> {
         match &self.transition {
             None => Ok(()),
             Some(transition) => {
-                let record = &self.patches[self.index_of(transition.patch)?];
+                let record = &self.patches[self.index_of(transition.leader)?];
                 Err(Error::Busy { patch: record.patch.name().try_clone()? })
             }
         }

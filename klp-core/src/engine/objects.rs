@@ -1,5 +1,6 @@
 //! Binding a patch to what is loaded: symbols, sites, sizes, nodes (kernel: `klp_init_object_loaded`, `klp_patch_object`).
 
+use super::batch::names_in;
 use super::sites::{SiteOf, Sites};
 use crate::addr::TextRange;
 use crate::error::{Error, PatchReason};
@@ -41,6 +42,7 @@ pub(super) struct Bound<P: Platform> {
 /// One function, bound: `nodes[i]` of [`Bound`] belongs to `funcs[i]`.
 #[derive(Debug)]
 struct BoundFunc<P: Platform> {
+    /// Which function of its patch; the patch has its number only in a transition.
     at: AffectedFunc,
     site: SiteOf<P>,
     ops: &'static Ops,
@@ -69,7 +71,7 @@ impl<P: Platform> Bound<P> {
             let site = finder.site(old)?;
             ranges.push(finder.replacement()?);
             #[allow(clippy::cast_possible_truncation, reason = "patches have fewer than 2^32 objects")]
-            let at = AffectedFunc { object: index as u32, func: number };
+            let at = AffectedFunc { patch: 0, object: index as u32, func: number };
             funcs.push(BoundFunc {
                 at,
                 site,
@@ -107,7 +109,7 @@ impl<P: Platform> Bound<P> {
         for func in old.flat_map(|bound| &bound.funcs).filter(|func| !new.contains(func.ops)).filter(changes) {
             let mut cold = try_vec(func.cold.len())?;
             cold.extend_from_slice(&func.cold);
-            let at = AffectedFunc::NOP;
+            let at = AffectedFunc::nop(0);
             try_push(&mut funcs, BoundFunc { at, site: func.site, ops: func.ops, old: func.old, cold })?;
         }
         funcs.sort_unstable_by_key(|func| ptr::from_ref(func.ops).addr());
@@ -128,7 +130,7 @@ impl<P: Platform> Bound<P> {
         match sorted.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             None => Ok(()),
             Some(pair) => {
-                let (object, func) = names(patch, pair[1].1);
+                let (object, func) = names_in(patch, pair[1].1);
                 Err(Error::patch(patch.name(), Some(object), Some(func), PatchReason::ListedTwice))
             }
         }
@@ -176,17 +178,14 @@ impl<P: Platform> Bound<P> {
         self.nodes.free(proof);
     }
 
-    /// Adds the code of both sides of a transition of these functions, which are on the stacks, or will be on top of them.
-    pub(super) fn add_affected(&self, affected: &mut Affected) -> Result<(), OutOfMemory> {
+    /// Adds the code of both sides of a transition of these functions, which are on the stacks, or will be on top of them. Their
+    /// patch is number `patch` of the transition.
+    pub(super) fn add_affected(&self, affected: &mut Affected, patch: u32) -> Result<(), OutOfMemory> {
+        let code = |node: &FuncNode| node.target().map(|_| node.range());
         for (func, node) in self.funcs.iter().zip(&self.nodes) {
-            let new = node.target().map(|_| node.range());
-            let previous = func.previous(node);
-            func.add_affected(affected, TaskState::Patched, new)?;
-            func.add_affected(
-                affected,
-                TaskState::Unpatched,
-                previous.and_then(|node| node.target().map(|_| node.range())),
-            )?;
+            let at = AffectedFunc { patch, ..func.at };
+            func.add_affected(affected, TaskState::Patched, at, code(node))?;
+            func.add_affected(affected, TaskState::Unpatched, at, func.previous(node).and_then(code))?;
         }
         Ok(())
     }
@@ -238,40 +237,26 @@ impl<P: Platform> BoundFunc<P> {
         &self,
         affected: &mut Affected,
         side: TaskState,
+        at: AffectedFunc,
         replacement: Option<TextRange>,
     ) -> Result<(), OutOfMemory> {
         if let Some(range) = replacement {
-            return affected.add(side, range, self.at);
+            return affected.add(side, range, at);
         }
-        affected.add(side, self.old, self.at)?;
-        self.cold.iter().try_for_each(|cold| affected.add(side, *cold, self.at))
+        affected.add(side, self.old, at)?;
+        self.cold.iter().try_for_each(|cold| affected.add(side, *cold, at))
     }
 
-    /// The replacement that runs where this one does not: the one below, or the present top if this is not on the stack yet.
+    /// The replacement that runs where this one does not: the next one below that is not in transition with it, or the present
+    /// top if this is not on the stack yet.
     fn previous<'a>(&'a self, node: &'a FuncNode) -> Option<&'a FuncNode> {
         let stack = self.ops.stack();
-        let mut at = stack.top();
-        while let Some(other) = at {
-            if ptr::eq(other, node) {
-                return stack.below(other);
-            }
-            at = stack.below(other);
+        let mut nodes = core::iter::successors(stack.top(), |node| stack.below(node));
+        match nodes.find(|other| ptr::eq(*other, node)) {
+            Some(_) => nodes.find(|other| !other.in_transition()),
+            None => stack.top(),
         }
-        stack.top()
     }
-}
-
-/// The names of a function of `patch`, by its position.
-pub(super) fn names(patch: &Patch, at: AffectedFunc) -> (&str, &str) {
-    if at == AffectedFunc::OTHER {
-        return (patch.name(), "(other code of the patch)");
-    }
-    if at == AffectedFunc::NOP {
-        return (patch.name(), "(a function that goes back to the original)");
-    }
-    let object = patch.objects().get(at.object as usize);
-    let func = object.and_then(|object| object.funcs().get(at.func as usize));
-    (object.map_or("?", |object| object.name()), func.map_or("?", |func| func.old_name()))
 }
 
 /// Looks up what one function of a patch refers to.

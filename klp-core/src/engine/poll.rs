@@ -1,8 +1,8 @@
 //! Bringing a transition on, and to its end (kernel: `klp_transition_work_fn`, `klp_complete_transition`).
 
+use super::batch::{bounds, names};
 use super::callbacks::Moment;
-use super::objects::{Bound, names};
-use super::replace::gives_way;
+use super::objects::Bound;
 use super::{Engine, Inner, PatchId, Transition};
 use crate::error::{ApiMisuse, Error};
 use crate::event::{Event, Obstacle};
@@ -17,14 +17,14 @@ pub enum Poll {
     Idle,
     /// A transition is under way.
     Waiting {
-        /// The patch.
+        /// The patch; the first of several.
         patch: PatchId,
         /// Tasks that are not switched yet; 0 if tasks appear faster than they can be listed.
         pending: usize,
     },
     /// The transition ended just now.
     Complete {
-        /// The patch.
+        /// The patch; the first of several.
         patch: PatchId,
         /// Whether it is enabled now.
         enabled: bool,
@@ -45,7 +45,9 @@ impl<P: Platform> Engine<P> {
     ///
     /// [`ApiMisuse::NoTransition`], or [`Error::Port`] if the tasks cannot be listed.
     pub fn kick(&self, id: PatchId) -> Result<(), Error> {
-        self.inner.lock().kick(&self.host, id)
+        let mut inner = self.inner.lock();
+        inner.check_moves(id)?;
+        inner.kick(&self.host)
     }
 
     /// Ends `id`'s transition now, whatever tasks are in the middle of. Whoever calls this vouches that no harm is done by
@@ -58,130 +60,121 @@ impl<P: Platform> Engine<P> {
     pub fn force(&self, id: PatchId) -> Result<Poll, Error> {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
-        let index = inner.index_of(id)?;
-        let Some(transition) = inner.transition.take_if(|transition| transition.patch == id) else {
+        inner.check_moves(id)?;
+        let Some(transition) = inner.transition.take() else {
             return Err(Error::ApiMisuse(ApiMisuse::NoTransition));
         };
         self.host.event(&Event::Forcing);
         // Tasks may stay inside the functions of a patch that goes away (kernel: `patch->forced`).
         let patching = transition.running.target() == TaskState::Patched;
-        for other in 0..inner.patches.len() {
-            let goes = if patching { gives_way(&inner.patches, other, index) } else { other == index };
-            inner.patches[other].forced |= goes;
+        for index in 0..inner.patches.len() {
+            let goes = if patching { inner.gives_way_now(index) } else { inner.moves(index) };
+            inner.patches[index].forced |= goes;
         }
         let switched = transition.running.force(&self.host);
-        Ok(inner.complete(&self.host, id, switched))
+        Ok(inner.complete(&self.host, transition.leader, switched))
     }
 }
 
 impl<P: Platform> Inner<P> {
     pub(super) fn poll(&mut self, host: &P) -> Poll {
-        let Some(Transition { patch: id, running, pending }) = self.transition.take() else {
+        let Some(Transition { leader, running, pending }) = self.transition.take() else {
             self.sites.settle(host.tracer());
             return Poll::Idle;
         };
-        let patch = self.patches.iter().find(|record| record.id == id).map(|record| &record.patch);
         let attempt = running.try_complete(host, &mut |task, straggler| {
             let obstacle = match straggler {
                 Straggler::Other(obstacle) => obstacle,
-                Straggler::InFunction(at) => Obstacle::InFunction(patch.map_or("?", |patch| names(patch, at).1)),
+                Straggler::InFunction(at) => Obstacle::InFunction(names(&self.patches, at).1),
             };
             host.event(&Event::NotSwitched { name: &host.tasks().name(task), task, obstacle });
         });
         let (running, pending) = match attempt {
-            Attempt::Switched(switched) => return self.complete(host, id, switched),
+            Attempt::Switched(switched) => return self.complete(host, leader, switched),
             Attempt::Waiting { running, pending } => (running, pending),
             // Memory or the host's list of tasks: the next poll tries again.
             Attempt::Failed { running, .. } => {
-                if let Some(patch) = patch {
-                    host.event(&Event::NotTried { patch: patch.name() });
-                }
+                self.tell(host, |patch| Event::NotTried { patch });
                 (running, pending)
             }
         };
         let kick = running.kick_is_due();
-        self.transition = Some(Transition { patch: id, running, pending });
+        self.transition = Some(Transition { leader, running, pending });
         if kick {
             // It helps or it does not; either way the next poll looks again.
-            let _ = self.kick(host, id);
+            let _ = self.kick(host);
         }
-        Poll::Waiting { patch: id, pending }
+        Poll::Waiting { patch: leader, pending }
     }
 
-    fn kick(&mut self, host: &P, id: PatchId) -> Result<(), Error> {
-        let index = self.index_of(id)?;
-        let Some(transition) = self.transition.as_mut().filter(|transition| transition.patch == id) else {
-            return Err(Error::ApiMisuse(ApiMisuse::NoTransition));
-        };
-        let patch = self.patches[index].patch.name();
-        if transition.running.kick(host).map_err(|error| error.into_error("listing tasks", patch))? {
-            host.event(&Event::Signaling);
+    fn kick(&mut self, host: &P) -> Result<(), Error> {
+        let Some(transition) = &mut self.transition else { return Err(Error::ApiMisuse(ApiMisuse::NoTransition)) };
+        match transition.running.kick(host) {
+            Ok(first) if first => host.event(&Event::Signaling),
+            Ok(_) => {}
+            Err(error) => return Err(error.into_error("listing tasks", self.leader())),
         }
         Ok(())
     }
 
+    /// Refuses if the patch is not in transition.
+    pub(super) fn check_moves(&self, id: PatchId) -> Result<(), Error> {
+        let moves = self.moves(self.index_of(id)?);
+        if moves { Ok(()) } else { Err(Error::ApiMisuse(ApiMisuse::NoTransition)) }
+    }
+
     /// Makes the outcome permanent: every task has moved.
-    fn complete(&mut self, host: &P, id: PatchId, switched: Switched) -> Poll {
+    fn complete(&mut self, host: &P, leader: PatchId, switched: Switched) -> Poll {
         let target = switched.target();
         let enabled = target == TaskState::Patched;
-        let complete = Poll::Complete { patch: id, enabled };
-        let Ok(index) = self.index_of(id) else { return complete };
-        host.event(&Event::Completing { patch: self.patches[index].patch.name(), target });
+        self.tell(host, |patch| Event::Completing { patch, target });
         if enabled {
-            self.patches[index].bounds().for_each(|bound| bound.set_transition(false));
-            for old in 0..self.patches.len() {
-                if gives_way(&self.patches, old, index) {
-                    self.patches[old].bounds_mut().for_each(Bound::remove);
-                }
+            bounds(&self.patches).for_each(|bound| bound.set_transition(false));
+        }
+        for index in 0..self.patches.len() {
+            let goes = if enabled { self.gives_way_now(index) } else { self.moves(index) };
+            if goes {
+                self.patches[index].bounds_mut().for_each(Bound::remove);
             }
-            self.patches[index].nops.iter_mut().for_each(Bound::remove);
-        } else {
-            self.patches[index].bounds_mut().for_each(Bound::remove);
         }
-        // Every function of a patch that gives way is among its own or among its nops.
-        let sites = self.patches[index].bounds().flat_map(Bound::sites);
-        if self.sites.reroute(host.tracer(), sites).is_err() {
-            // The handler chooses as the sites would: it is only slower.
-            self.sites.leave_unsettled();
-            host.event(&Event::NotSettled { patch: self.patches[index].patch.name() });
-        }
+        self.patches.iter_mut().flat_map(|record| &mut record.nops).for_each(Bound::remove);
+        // Every function of a patch that gives way is among theirs or among the nops.
+        self.settle_moving(host);
         // No handler may still believe that the func is in transition when tasks become idle, nor see a removed node when
         // its memory goes.
         let proof = Synchronized::with(host.tracer());
         switched.finish(host, &proof);
-        let moment = if enabled { Moment::PostPatch } else { Moment::PostUnpatch };
-        let loaded = |inner: &Self, object: usize| inner.patches[index].objects[object].bound.is_some();
-        for object in 0..self.patches[index].objects.len() {
-            if loaded(self, object) {
-                self.callback(index, object, moment);
-            }
+        self.callbacks(if enabled { Moment::PostPatch } else { Moment::PostUnpatch });
+        self.tell(host, |patch| Event::Complete { patch, target });
+        self.clean_up(enabled, &proof);
+        Poll::Complete { patch: leader, enabled }
+    }
+
+    /// Routes the sites of the patches in transition to where their stacks say. If that fails, calls go through the handler for now,
+    /// which answers as the sites would: it is only slower.
+    pub(super) fn settle_moving(&mut self, host: &P) {
+        if self.sites.reroute(host.tracer(), bounds(&self.patches).flat_map(Bound::sites)).is_err() {
+            self.sites.leave_unsettled();
+            self.tell(host, |patch| Event::NotSettled { patch });
         }
-        host.event(&Event::Complete { patch: self.patches[index].patch.name(), target });
-        self.clean_up(index, enabled, &proof);
-        complete
     }
 
     /// Frees what is on no stack any more, and puts patches that are not enabled any more behind those that are.
-    fn clean_up(&mut self, index: usize, enabled: bool, proof: &Synchronized) {
-        if !enabled {
-            self.patches[index].take_bounds(proof);
-            self.move_behind_enabled(index);
-            return;
-        }
-        self.patches[index].nops.drain(..).for_each(|nops| nops.free(proof));
-        let id = self.patches[index].id;
+    fn clean_up(&mut self, enabled: bool, proof: &Synchronized) {
         // From behind, so that those that move do not change the places of those that are looked at.
-        for old in (0..self.patches.len()).rev() {
-            let Ok(new) = self.index_of(id) else { return };
-            if gives_way(&self.patches, old, new) {
-                let record = &mut self.patches[old];
+        for index in (0..self.patches.len()).rev() {
+            let goes = if enabled { self.gives_way_now(index) } else { self.moves(index) };
+            let record = &mut self.patches[index];
+            record.nops.drain(..).for_each(|nops| nops.free(proof));
+            if goes {
                 record.enabled = false;
                 record.take_bounds(proof);
-                // Only the new patch's callbacks are called.
+                // Of patches that gave way no callbacks are called.
                 record.objects.iter_mut().for_each(|object| object.post_unpatch_due = false);
-                self.move_behind_enabled(old);
+                self.move_behind_enabled(index);
             }
         }
+        self.patches.iter_mut().for_each(|record| record.moves = false);
     }
 
     /// Enabled patches come first; this one is not enabled any more.

@@ -1,6 +1,7 @@
 //! Patches that take the place of others, and what may be enabled together (kernel: `klp_add_nops`, `klp_unpatch_replaced_patches`,
 //! `klp_is_patch_compatible`).
 
+use super::batch::bounds;
 use super::objects::{Bound, FuncSet};
 use super::{Inner, Record};
 use crate::error::{Error, PatchReason};
@@ -17,10 +18,35 @@ pub(super) fn gives_way<P: Platform>(patches: &[Record<P>], old: usize, new: usi
 }
 
 impl<P: Platform> Inner<P> {
-    /// Refuses a patch whose states do not fit those of the enabled ones.
-    pub(super) fn check_states(&self, host: &P, index: usize) -> Result<(), Error> {
+    /// Whether patch number `old` gives way to one of those in transition.
+    pub(super) fn gives_way_now(&self, old: usize) -> bool {
+        (old + 1..self.patches.len()).any(|new| self.moves(new) && gives_way(&self.patches, old, new))
+    }
+
+    /// The patches that patch number `index` is enabled on top of, if those from `batch` on are enabled as one: the enabled ones
+    /// but for those that give way to one of the batch before it, and these.
+    fn beside(&self, batch: usize, index: usize) -> impl Iterator<Item = (usize, &Record<P>)> {
+        let stays = move |old: usize| !(batch..index).any(|new| gives_way(&self.patches, old, new));
+        let below = self.patches[..index].iter().enumerate();
+        below.filter(move |(old, _)| *old >= batch || self.patches[*old].enabled && stays(*old))
+    }
+
+    /// Refuses a patch that takes the place of one that is enabled as one with it, and stands below. Those are numbered from `batch` on.
+    pub(super) fn check_companions(&self, batch: usize, index: usize) -> Result<(), Error> {
         let patch = &self.patches[index].patch;
-        for (other, record) in self.patches.iter().enumerate().filter(|(_, record)| record.enabled) {
+        match self.patches[batch..index].iter().find(|record| patch.replaces(&record.patch)) {
+            None => Ok(()),
+            Some(record) => {
+                let with = record.patch.name().try_clone()?;
+                Err(Error::patch(patch.name(), None, None, PatchReason::ReplacesCompanion { with }))
+            }
+        }
+    }
+
+    /// Refuses a patch whose states do not fit those of the ones that it is enabled on top of.
+    pub(super) fn check_states(&self, host: &P, batch: usize, index: usize) -> Result<(), Error> {
+        let patch = &self.patches[index].patch;
+        for (other, record) in self.beside(batch, index) {
             if !state::compatible(patch, &record.patch, gives_way(&self.patches, other, index)) {
                 host.event(&Event::Incompatible { patch: patch.name() });
                 let with = record.patch.name().try_clone()?;
@@ -30,16 +56,16 @@ impl<P: Platform> Inner<P> {
         Ok(())
     }
 
-    /// Refuses a patch that shares functions or states with an enabled one of another set. Its functions are bound.
-    pub(super) fn check_sets(&self, index: usize) -> Result<(), Error> {
+    /// Refuses a patch that shares functions or states with one of another set that it is enabled on top of. Its functions are bound.
+    pub(super) fn check_sets(&self, batch: usize, index: usize) -> Result<(), Error> {
         let patch = &self.patches[index].patch;
         let Replace::Set(own) = patch.replace() else { return Ok(()) };
         let funcs = FuncSet::new(self.patches[index].bounds())?;
         let foreign = |record: &&Record<P>| match record.patch.replace() {
-            Replace::Set(set) => record.enabled && set != own,
+            Replace::Set(set) => set != own,
             Replace::None | Replace::All => false,
         };
-        for record in self.patches.iter().filter(foreign) {
+        for record in self.beside(batch, index).map(|(_, record)| record).filter(foreign) {
             let shares_state = patch.states().iter().any(|state| record.patch.state(state.id()).is_some());
             if shares_state || record.bounds().any(|bound| bound.shares_function_with(&funcs)) {
                 let with = record.patch.name().try_clone()?;
@@ -49,13 +75,15 @@ impl<P: Platform> Inner<P> {
         Ok(())
     }
 
-    /// Adds to patch number `index` what those that give way to it have and it has not: these functions go back to the original.
-    pub(super) fn add_nops(&mut self, index: usize) -> Result<(), OutOfMemory> {
-        let own = FuncSet::new(self.patches[index].bounds())?;
-        let old = (0..self.patches.len()).filter(|old| gives_way(&self.patches, *old, index));
+    /// Adds to the newest of the patches in transition what those that give way have and none of the former has: these functions
+    /// go back to the original.
+    pub(super) fn add_nops(&mut self) -> Result<(), OutOfMemory> {
+        let own = FuncSet::new(bounds(&self.patches))?;
+        let old = (0..self.patches.len()).filter(|old| self.gives_way_now(*old));
         let nops = Bound::nops(old.flat_map(|old| self.patches[old].bounds()), &own)?;
-        if !nops.is_empty() {
-            try_push(&mut self.patches[index].nops, nops)?;
+        let newest = self.patches.iter_mut().rfind(|record| record.moves);
+        if let Some(newest) = newest.filter(|_| !nops.is_empty()) {
+            try_push(&mut newest.nops, nops)?;
         }
         Ok(())
     }

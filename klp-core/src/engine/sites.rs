@@ -18,6 +18,8 @@ pub(super) type TracerErrorOf<P> = <<P as Platform>::Tracer as Tracer>::Error;
 struct Routed {
     ops: &'static Ops,
     route: Route,
+    /// The last call of [`Sites::reroute`] that looked at it.
+    round: u64,
     /// The object that the site is in; `None`: the base image, which never goes.
     object: Option<Name>,
 }
@@ -26,13 +28,15 @@ struct Routed {
 #[derive(Debug)]
 pub(super) struct Sites<P: Platform> {
     by_site: HashMap<SiteOf<P>, Routed>,
+    /// Calls of [`reroute`](Sites::reroute).
+    rounds: u64,
     /// Whether some site goes through the handler though it need not.
     unsettled: bool,
 }
 
 impl<P: Platform> Sites<P> {
     pub(super) fn new() -> Self {
-        Self { by_site: HashMap::new(), unsettled: false }
+        Self { by_site: HashMap::new(), rounds: 0, unsettled: false }
     }
 
     /// The ops of `site`, which is in `object`, made if it is new.
@@ -48,7 +52,7 @@ impl<P: Platform> Sites<P> {
         self.by_site.try_reserve(1)?;
         let object = if object == VMLINUX { None } else { Some(Name::new(object)?) };
         let ops = Ops::leak(try_box(Ops::new(tracer.original(site)))?);
-        self.by_site.insert(site, Routed { ops, route: Route::Original, object });
+        self.by_site.insert(site, Routed { ops, route: Route::Original, round: 0, object });
         Ok(ops)
     }
 
@@ -65,10 +69,13 @@ impl<P: Platform> Sites<P> {
         sites: impl Iterator<Item = SiteOf<P>>,
     ) -> Result<(), RerouteError<P>> {
         let mut batch = try_vec::<Routing<SiteOf<P>>>(sites.size_hint().0)?;
+        self.rounds += 1;
         for site in sites {
-            let Some(routed) = self.by_site.get(&site) else { continue };
+            let Some(routed) = self.by_site.get_mut(&site) else { continue };
             let to = wanted(routed.ops);
-            if to != routed.route {
+            // Several patches may have the same function.
+            let seen = core::mem::replace(&mut routed.round, self.rounds) == self.rounds;
+            if !seen && to != routed.route {
                 batch.try_reserve(1).map_err(OutOfMemory::from)?;
                 batch.push(Routing { site, to });
             }

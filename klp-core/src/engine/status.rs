@@ -1,7 +1,7 @@
 //! What the engine tells about itself.
 
-use super::objects::names;
-use super::{Engine, PatchId};
+use super::batch::names;
+use super::{Engine, Inner, PatchId};
 use crate::error::{ApiMisuse, Error};
 use crate::mem::{Name, OutOfMemory, try_push, try_vec};
 use crate::model::{Patch, Replace};
@@ -42,7 +42,7 @@ impl<P: Platform> Engine<P> {
         let mut all = try_vec(inner.patches.len())?;
         let mut in_force = 0;
         for record in &inner.patches {
-            let transition = inner.transition.as_ref().filter(|transition| transition.patch == record.id);
+            let transition = inner.transition.as_ref().filter(|_| record.moves);
             let counts = record.enabled || transition.is_some();
             in_force += usize::from(counts);
             all.push(PatchStatus {
@@ -129,7 +129,7 @@ impl<P: Platform> Engine<P> {
         self.inner.lock().patches.iter().for_each(|record| show(&record.patch));
     }
 
-    /// Names each task that holds `id`'s transition back, and why, with its stack. Stops each of them for a moment.
+    /// Names each task that holds `id`'s transition back, and why, with its stack; `id` is any of the patches in it. Stops each of them for a moment.
     ///
     /// # Errors
     ///
@@ -138,26 +138,24 @@ impl<P: Platform> Engine<P> {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
         let index = inner.index_of(id)?;
-        let patch = &inner.patches[index].patch;
-        let Some(transition) = inner.transition.as_mut().filter(|transition| transition.patch == id) else {
+        let Inner { patches, transition, .. } = inner;
+        let Some(transition) = transition.as_mut().filter(|_| patches[index].moves) else {
             return Err(Error::ApiMisuse(ApiMisuse::NoTransition));
         };
         transition
             .running
             .blockers(&self.host, &mut |at| {
-                let (object, func) = names(patch, at);
+                let (object, func) = names(patches, at);
                 Ok((Name::new(object)?, Name::new(func)?))
             })
-            .map_err(|error| error.into_error("listing tasks", patch.name()))
+            .map_err(|error| error.into_error("listing tasks", patches[index].patch.name()))
     }
 }
 
-impl<P: Platform> super::Inner<P> {
+impl<P: Platform> Inner<P> {
     fn each_pending(&self, host: &P, each: &mut dyn FnMut(TaskId)) -> Result<(), Error> {
         let Some(transition) = &self.transition else { return Ok(()) };
-        host.tasks().pending(transition.running.target(), each).map_err(|error| {
-            let patch = self.index_of(transition.patch).map_or("?", |index| self.patches[index].patch.name());
-            Error::port("listing tasks", patch, &error)
-        })
+        let listed = host.tasks().pending(transition.running.target(), each);
+        listed.map_err(|error| Error::port("listing tasks", self.leader(), &error))
     }
 }

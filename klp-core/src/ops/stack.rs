@@ -58,13 +58,14 @@ impl FuncNode {
         (!code.original).then_some(code.range.start())
     }
 
-    /// Whether the state of the calling task decides between this node and the one below (kernel: `func->transition`).
+    /// Whether the state of the calling task decides between this node and what stands below (kernel: `func->transition`).
     #[must_use]
     pub fn in_transition(&self) -> bool {
         self.transition.load(Ordering::Relaxed)
     }
 
-    /// Sets [`in_transition`](FuncNode::in_transition).
+    /// Sets [`in_transition`](FuncNode::in_transition). Where several nodes of a stack enter a transition together, the lower ones
+    /// do so first: who sees that the upper one has sees that all have.
     pub fn set_transition(&self, on: bool) {
         self.transition.store(on, TRANSITION_WRITE);
     }
@@ -234,12 +235,18 @@ impl FuncStack {
     #[inline]
     pub fn select(&self, state: impl FnOnce() -> TaskState) -> Option<CodeAddr> {
         // ORDER(stack): acquire; the partners are the writes in `push` and `remove`.
-        let top = follow(&self.head, STACK_READ)?;
+        let mut node = follow(&self.head, STACK_READ)?;
         // ORDER(transition): acquire; the partner is the write in `set_transition`. The task's state is read after it.
-        if top.transition.load(TRANSITION_READ) && state() == TaskState::Unpatched {
-            return follow(&top.next, STACK_READ)?.target();
+        if node.transition.load(TRANSITION_READ) && state() == TaskState::Unpatched {
+            // For this task none of the patches in transition is there yet, or any more.
+            loop {
+                node = follow(&node.next, STACK_READ)?;
+                if !node.transition.load(TRANSITION_READ) {
+                    break;
+                }
+            }
         }
-        top.target()
+        node.target()
     }
 }
 

@@ -7,10 +7,12 @@ use crate::mem::{OutOfMemory, try_push};
 use crate::port::{Frame, TaskState};
 use alloc::vec::Vec;
 
-/// A function of the patch in transition: its object's and its own position in the patch.
+/// A function of a patch in transition, by positions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AffectedFunc {
-    /// Position of the object.
+    /// Position of the patch among those that are in transition together.
+    pub patch: u32,
+    /// Position of the object in the patch.
     pub object: u32,
     /// Position of the function in the object.
     pub func: u32,
@@ -18,10 +20,16 @@ pub struct AffectedFunc {
 
 impl AffectedFunc {
     /// Code of the patch that is none of its new functions.
-    pub const OTHER: Self = Self { object: u32::MAX, func: u32::MAX };
+    #[must_use]
+    pub const fn other(patch: u32) -> Self {
+        Self { patch, object: u32::MAX, func: u32::MAX }
+    }
 
     /// A function of a replaced patch that goes back to the original.
-    pub const NOP: Self = Self { object: u32::MAX, func: u32::MAX - 1 };
+    #[must_use]
+    pub const fn nop(patch: u32) -> Self {
+        Self { patch, object: u32::MAX, func: u32::MAX - 1 }
+    }
 }
 
 /// The code of both sides of a transition.
@@ -29,7 +37,7 @@ impl AffectedFunc {
 pub struct Affected {
     unpatched: Ranges,
     patched: Ranges,
-    code: Option<TextRange>,
+    code: Ranges,
 }
 
 impl Affected {
@@ -46,10 +54,13 @@ impl Affected {
         try_push(&mut ranges.0, (range, func))
     }
 
-    /// Adds all code of the patch to the patched side.
-    #[must_use]
-    pub fn with_code(self, code: Option<TextRange>) -> Self {
-        Self { code, ..self }
+    /// Adds all code of a patch to the patched side.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`].
+    pub fn add_code(&mut self, patch: u32, code: TextRange) -> Result<(), OutOfMemory> {
+        try_push(&mut self.code.0, (code, AffectedFunc::other(patch)))
     }
 
     /// Sorts what was added.
@@ -57,6 +68,7 @@ impl Affected {
     pub fn sorted(mut self) -> Self {
         self.unpatched.sort();
         self.patched.sort();
+        self.code.sort();
         self
     }
 
@@ -66,8 +78,7 @@ impl Affected {
         match target {
             TaskState::Patched => self.unpatched.find(frame.lookup()),
             TaskState::Unpatched | TaskState::Idle => {
-                let other = || self.code.filter(|code| code.contains(frame.lookup())).map(|_| AffectedFunc::OTHER);
-                self.patched.find(frame.lookup()).or_else(other)
+                self.patched.find(frame.lookup()).or_else(|| self.code.find(frame.lookup()))
             }
         }
     }
@@ -110,7 +121,7 @@ mod tests {
     }
 
     fn func(func: u32) -> AffectedFunc {
-        AffectedFunc { object: 0, func }
+        AffectedFunc { patch: 0, object: 0, func }
     }
 
     fn call(pc: u64) -> Frame {

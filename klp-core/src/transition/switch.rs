@@ -5,7 +5,7 @@
 use super::stack_check::{Affected, AffectedFunc};
 use crate::port::{Doubt, Reason, TaskState, Unreliable, Unwinder, Visitor};
 use core::ops::ControlFlow;
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// What came of the attempt to switch a task.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,7 +26,7 @@ pub(crate) enum Outcome {
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
     tag: AtomicU8,
-    small: AtomicU8,
+    small: AtomicU32,
     large: AtomicU64,
 }
 
@@ -35,9 +35,9 @@ impl Slot {
         let (tag, small, large) = match outcome {
             Outcome::NotSeen => (0, 0, 0),
             Outcome::Switched => (1, 0, 0),
-            Outcome::InFunction(at) => (2, 0, u64::from(at.object) << 32 | u64::from(at.func)),
-            Outcome::Unreliable(doubt) => (3, doubt.why as u8, doubt.at.get()),
-            Outcome::Missed(reason) => (4, reason as u8, 0),
+            Outcome::InFunction(at) => (2, at.patch, u64::from(at.object) << 32 | u64::from(at.func)),
+            Outcome::Unreliable(doubt) => (3, doubt.why as u32, doubt.at.get()),
+            Outcome::Missed(reason) => (4, reason as u32, 0),
         };
         self.small.store(small, Ordering::Relaxed);
         self.large.store(large, Ordering::Relaxed);
@@ -49,15 +49,15 @@ impl Slot {
         // ORDER(slot): acquire; the partner is the store in `set`.
         let tag = self.tag.load(Ordering::Acquire);
         let (small, large) = (self.small.load(Ordering::Relaxed), self.large.load(Ordering::Relaxed));
-        #[allow(clippy::cast_possible_truncation, reason = "the two halves of the word")]
+        #[allow(clippy::cast_possible_truncation, reason = "the halves of the word, and numbers of enums")]
         match tag {
             1 => Outcome::Switched,
-            2 => Outcome::InFunction(AffectedFunc { object: (large >> 32) as u32, func: large as u32 }),
+            2 => Outcome::InFunction(AffectedFunc { patch: small, object: (large >> 32) as u32, func: large as u32 }),
             3 => Outcome::Unreliable(Unreliable {
                 at: crate::addr::CodeAddr::new(large),
-                why: Doubt::from_u8(small).unwrap_or(Doubt::Corrupt),
+                why: Doubt::from_u8(small as u8).unwrap_or(Doubt::Corrupt),
             }),
-            4 => Outcome::Missed(if small == Reason::Blocked as u8 { Reason::Blocked } else { Reason::Running }),
+            4 => Outcome::Missed(if small == Reason::Blocked as u32 { Reason::Blocked } else { Reason::Running }),
             _ => Outcome::NotSeen,
         }
     }

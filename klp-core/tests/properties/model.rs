@@ -25,7 +25,8 @@ pub(crate) struct Model {
     waiting: [Option<Patch>; PATCHES],
     /// Patches that are on function stacks, in the order of enabling.
     order: Vec<usize>,
-    transition: Option<(usize, TaskState)>,
+    /// The patches in transition, in the order of enabling.
+    transition: Option<(Vec<usize>, TaskState)>,
     forced: [bool; PATCHES],
     /// A fault or noise may spoil the next operation of the engine.
     disturbed: bool,
@@ -65,17 +66,67 @@ impl Model {
     }
 
     fn is_enabled(&self, patch: usize) -> bool {
-        self.order.contains(&patch) && self.transition != Some((patch, TaskState::Unpatched))
+        let leaves = matches!(&self.transition, Some((moving, TaskState::Unpatched)) if moving.contains(&patch));
+        self.order.contains(&patch) && !leaves
     }
 
-    fn misuse(misuse: ApiMisuse) -> Result<Poll, Error> {
-        Err(Error::ApiMisuse(misuse))
+    fn moves(&self, patch: usize) -> bool {
+        self.transition.as_ref().is_some_and(|(moving, _)| moving.contains(&patch))
     }
 
-    /// The enabled patches that give way when `patch` is enabled.
-    fn giving_way(&self, patch: usize) -> Vec<usize> {
-        let older = self.order.iter().take_while(|other| **other != patch);
-        older.copied().filter(|old| SPECS[patch].replaces(&SPECS[*old])).collect()
+    /// The enabled patches that give way when `new` are enabled as one.
+    fn giving_way(&self, new: &[usize]) -> Vec<usize> {
+        let older = self.order.iter().take_while(|other| !new.contains(other));
+        older.copied().filter(|old| new.iter().any(|new| SPECS[*new].replaces(&SPECS[*old]))).collect()
+    }
+
+    /// What the engine must say of enabling `patches` as one, or, with `None`, that it must try; the state of things decides then.
+    fn refusal(&self, op: &Op, patches: &[usize]) -> Option<Refusal> {
+        let on = |patch: &usize| self.is_enabled(*patch);
+        let twice = (0..patches.len()).any(|at| patches[..at].contains(&patches[at]));
+        let misuse = |misuse| Some(Refusal::Misuse(misuse));
+        match op {
+            Op::Enable(_) | Op::EnableAll(_) | Op::Disable(_) | Op::DisableAll(_) => {
+                let enable = matches!(op, Op::Enable(_) | Op::EnableAll(_));
+                match () {
+                    () if patches.is_empty() => misuse(ApiMisuse::NoPatches),
+                    () if twice => Some(Refusal::Patch(|reason| matches!(reason, PatchReason::ListedTwice))),
+                    () if enable && patches.iter().any(on) => misuse(ApiMisuse::AlreadyEnabled),
+                    () if self.transition.is_some() => Some(Refusal::Busy),
+                    () if !enable && !patches.iter().all(on) => misuse(ApiMisuse::NotEnabled),
+                    () if enable => self.misfit(patches),
+                    () => None,
+                }
+            }
+            _ => {
+                if self.moves(patches[0]) {
+                    None
+                } else {
+                    misuse(ApiMisuse::NoTransition)
+                }
+            }
+        }
+    }
+
+    /// Why `patches` do not fit each other and those that are enabled.
+    fn misfit(&self, patches: &[usize]) -> Option<Refusal> {
+        let mut conflict = None;
+        for (at, new) in patches.iter().enumerate() {
+            let (companions, new) = (&patches[..at], &SPECS[*new]);
+            if companions.iter().any(|other| new.replaces(&SPECS[*other])) {
+                return Some(Refusal::Patch(|reason| matches!(reason, PatchReason::ReplacesCompanion { .. })));
+            }
+            let gone = self.giving_way(companions);
+            let below =
+                || self.order.iter().filter(|old| !gone.contains(old)).chain(companions).map(|old| &SPECS[*old]);
+            if below().any(|old| !new.fits(old)) {
+                return Some(Refusal::Patch(|reason| matches!(reason, PatchReason::IncompatibleStates { .. })));
+            }
+            if below().any(|old| new.conflicts(old)) {
+                conflict = Some(Refusal::Late(|reason| matches!(reason, PatchReason::SharedWithOtherSet { .. })));
+            }
+        }
+        conflict
     }
 
     /// One operation, and what must hold behind it.
@@ -119,7 +170,8 @@ impl Model {
             Op::Insmod => self.insmod(),
             Op::Rmmod => self.rmmod(),
             Op::AddOrRemove(patch) => self.add_or_remove(patch),
-            Op::Enable(patch) | Op::Disable(patch) | Op::Reverse(patch) | Op::Force(patch) => self.change(op, patch),
+            Op::Enable(patch) | Op::Disable(patch) | Op::Reverse(patch) | Op::Force(patch) => self.change(op, &[patch]),
+            Op::EnableAll(ref patches) | Op::DisableAll(ref patches) => self.change(op, patches),
             Op::Kick(patch) | Op::Blockers(patch) => self.ask(op, patch),
         }
         if !matches!(op, Op::Task(..) | Op::Spawn) {
@@ -136,48 +188,31 @@ impl Model {
         self.disturbed = false;
     }
 
-    fn change(&mut self, op: &Op, patch: usize) {
-        let Some(id) = self.ids[patch] else { return };
-        let moving = self.transition.is_some_and(|(moving, _)| moving == patch);
-        let (result, refusal) = match op {
-            Op::Enable(_) => {
-                let refusal = if self.is_enabled(patch) { Some(ApiMisuse::AlreadyEnabled) } else { None };
-                (self.engine.enable(id), refusal)
-            }
-            Op::Disable(_) => {
-                let off = self.transition.is_none() && !self.is_enabled(patch);
-                (self.engine.disable(id), off.then_some(ApiMisuse::NotEnabled))
-            }
-            Op::Reverse(_) => (self.engine.reverse(id), (!moving).then_some(ApiMisuse::NoTransition)),
-            _ => (self.engine.force(id), (!moving).then_some(ApiMisuse::NoTransition)),
+    fn change(&mut self, op: &Op, patches: &[usize]) {
+        let ids: Option<Vec<PatchId>> = patches.iter().map(|patch| self.ids[*patch]).collect();
+        let Some(ids) = ids else { return };
+        let result = match op {
+            Op::Enable(_) => self.engine.enable(ids[0]),
+            Op::EnableAll(_) => self.engine.enable_all(&ids),
+            Op::Disable(_) => self.engine.disable(ids[0]),
+            Op::DisableAll(_) => self.engine.disable_all(&ids),
+            Op::Reverse(_) => self.engine.reverse(ids[0]),
+            _ => self.engine.force(ids[0]),
         };
-        if let Some(refusal) = refusal {
-            assert_eq!(result, Self::misuse(refusal), "{op:?}");
-            return;
-        }
-        if let (Op::Enable(_) | Op::Disable(_), Some(_)) = (op, self.transition) {
-            assert!(matches!(result, Err(Error::Busy { .. })), "{op:?}: {result:?}");
-            return;
-        }
-        if let Op::Enable(_) = op {
-            let on = || self.order.iter().filter(|other| **other != patch).map(|other| &SPECS[*other]);
-            let reason = match &result {
-                Err(Error::Patch(error)) => Some(&error.reason),
-                _ => None,
+        if let Some(refusal) = self.refusal(op, patches) {
+            let right = match (&refusal, &result) {
+                (Refusal::Misuse(misuse), Err(Error::ApiMisuse(said))) => misuse == said,
+                (Refusal::Busy, Err(Error::Busy { .. })) => true,
+                (Refusal::Patch(is) | Refusal::Late(is), Err(Error::Patch(error))) if is(&error.reason) => true,
+                (Refusal::Late(_), Err(_)) => self.disturbed,
+                _ => false,
             };
-            if on().any(|other| !SPECS[patch].fits(other)) {
-                assert!(matches!(reason, Some(PatchReason::IncompatibleStates { .. })), "{result:?}");
-                return;
-            }
-            if on().any(|other| SPECS[patch].conflicts(other)) {
-                let refused = matches!(reason, Some(PatchReason::SharedWithOtherSet { .. }));
-                assert!(refused || self.disturbed && result.is_err(), "{result:?}");
-                return;
-            }
+            assert!(right, "{op:?}: {result:?}");
+            return;
         }
         match result {
             Ok(poll) => {
-                self.started(op, patch);
+                self.started(op, patches);
                 self.polled(poll);
             }
             Err(error) => {
@@ -188,31 +223,37 @@ impl Model {
     }
 
     /// `op` was accepted.
-    fn started(&mut self, op: &Op, patch: usize) {
-        match (op, self.transition) {
-            (Op::Enable(_), _) => {
-                self.order.push(patch);
-                self.transition = Some((patch, TaskState::Patched));
+    fn started(&mut self, op: &Op, patches: &[usize]) {
+        match (op, self.transition.take()) {
+            (Op::Enable(_) | Op::EnableAll(_), _) => {
+                self.order.extend(patches);
+                self.transition = Some((patches.to_vec(), TaskState::Patched));
             }
-            (Op::Disable(_), _) => self.transition = Some((patch, TaskState::Unpatched)),
-            (Op::Reverse(_), Some((_, target))) => self.transition = Some((patch, target.opposite())),
-            (_, Some((_, TaskState::Patched))) => {
-                self.giving_way(patch).into_iter().for_each(|old| self.forced[old] = true);
+            (Op::Disable(_) | Op::DisableAll(_), _) => {
+                let moving = self.order.iter().copied().filter(|patch| patches.contains(patch));
+                self.transition = Some((moving.collect(), TaskState::Unpatched));
             }
-            (_, Some(_)) => self.forced[patch] = true,
+            (Op::Reverse(_), Some((moving, target))) => self.transition = Some((moving, target.opposite())),
+            (_, Some((moving, target))) => {
+                let goes = if target == TaskState::Patched { self.giving_way(&moving) } else { moving.clone() };
+                goes.into_iter().for_each(|patch| self.forced[patch] = true);
+                self.transition = Some((moving, target));
+            }
             (_, None) => panic!("{op:?} without a transition"),
         }
     }
 
     /// What a poll says fits what is under way.
     fn polled(&mut self, poll: Poll) {
-        match (poll, self.transition) {
+        match (poll, self.transition.take()) {
             (Poll::Idle, None) => {}
-            (Poll::Waiting { patch, .. }, Some((moving, _))) => assert_eq!(Some(patch), self.ids[moving]),
+            (Poll::Waiting { patch, .. }, Some((moving, target))) => {
+                assert_eq!(Some(patch), self.ids[moving[0]]);
+                self.transition = Some((moving, target));
+            }
             (Poll::Complete { patch, enabled }, Some((moving, target))) => {
-                assert_eq!((Some(patch), enabled), (self.ids[moving], target == TaskState::Patched));
-                self.transition = None;
-                let gone = if enabled { self.giving_way(moving) } else { vec![moving] };
+                assert_eq!((Some(patch), enabled), (self.ids[moving[0]], target == TaskState::Patched));
+                let gone = if enabled { self.giving_way(&moving) } else { moving };
                 self.order.retain(|other| !gone.contains(other));
                 if enabled {
                     gone.iter().for_each(|old| self.ledger.replaced(SPECS[*old].name));
@@ -229,10 +270,8 @@ impl Model {
             _ => self.engine.blockers(id).map(|_| ()),
         };
         match result {
-            Ok(()) => assert!(self.transition.is_some_and(|(moving, _)| moving == patch)),
-            Err(Error::ApiMisuse(ApiMisuse::NoTransition)) => {
-                assert!(self.transition.is_none_or(|(moving, _)| moving != patch));
-            }
+            Ok(()) => assert!(self.moves(patch)),
+            Err(Error::ApiMisuse(ApiMisuse::NoTransition)) => assert!(!self.moves(patch)),
             Err(error) => assert!(self.disturbed, "{error}"),
         }
     }
@@ -315,12 +354,13 @@ impl Model {
         let on: Vec<_> = status.iter().filter(|patch| patch.enabled || patch.transition.is_some()).collect();
         let expected: Vec<_> = self.order.iter().map(|patch| self.ids[*patch]).collect();
         assert_eq!(on.iter().map(|patch| Some(patch.id)).collect::<Vec<_>>(), expected);
-        let moving = on.iter().find_map(|patch| patch.transition.map(|target| (Some(patch.id), target)));
+        let moving: Vec<_> = on.iter().filter_map(|patch| Some((Some(patch.id), patch.transition?))).collect();
         for (id, forced) in self.ids.iter().zip(self.forced) {
             let known = status.iter().find(|patch| Some(patch.id) == *id);
             assert!(known.is_none_or(|patch| patch.forced == forced), "{known:?}, forced: {forced}");
         }
-        assert_eq!(moving, self.transition.map(|(patch, target)| (self.ids[patch], target)));
+        let (patches, target) = self.transition.as_ref().map_or((&[][..], TaskState::Idle), |(all, to)| (all, *to));
+        assert_eq!(moving, patches.iter().map(|patch| (self.ids[*patch], target)).collect::<Vec<_>>());
         self.check_callbacks();
     }
 
@@ -331,7 +371,7 @@ impl Model {
         for (patch, spec) in SPECS.iter().enumerate() {
             for object in [VMLINUX, MOD] {
                 let there = self.order.contains(&patch) && (object == VMLINUX || self.loaded);
-                let moves = self.transition.is_some_and(|(moving, _)| moving == patch);
+                let moves = self.moves(patch);
                 let stage = self.ledger.stage(spec.name, object);
                 let right = match stage {
                     Stage::Off => !there,
@@ -359,6 +399,16 @@ impl Model {
         let now = self.host().snapshot().without_images().without_tasks();
         assert_eq!(now, self.built, "the text is what it was built as");
     }
+}
+
+/// What the engine must refuse.
+enum Refusal {
+    Misuse(ApiMisuse),
+    Busy,
+    /// Before it asks any port.
+    Patch(fn(&PatchReason) -> bool),
+    /// After it has asked ports, which may have failed.
+    Late(fn(&PatchReason) -> bool),
 }
 
 trait BlockersOf {

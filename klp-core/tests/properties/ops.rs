@@ -9,6 +9,9 @@ use proptest::prelude::*;
 pub(crate) enum Op {
     Enable(usize),
     Disable(usize),
+    /// Several as one, in this order.
+    EnableAll(Vec<usize>),
+    DisableAll(Vec<usize>),
     Reverse(usize),
     Force(usize),
     Kick(usize),
@@ -65,9 +68,13 @@ fn task_op() -> impl Strategy<Value = TaskOp> {
 
 pub(crate) fn op() -> impl Strategy<Value = Op> {
     let patch = || 0..PATCHES;
+    // Often of few, so that some are accepted; and a patch may be there twice.
+    let several = || proptest::collection::vec(patch(), 0..4);
     prop_oneof![
         10 => patch().prop_map(Op::Enable),
         6 => patch().prop_map(Op::Disable),
+        8 => several().prop_map(Op::EnableAll),
+        4 => several().prop_map(Op::DisableAll),
         4 => patch().prop_map(Op::Reverse),
         1 => patch().prop_map(Op::Force),
         1 => patch().prop_map(Op::Kick),

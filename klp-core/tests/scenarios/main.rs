@@ -9,6 +9,7 @@ mod linux;
 mod refused;
 mod replace;
 mod selftests;
+mod several;
 
 use common::{Sim, add, check, patch, patch_at};
 use klp_core::addr::CodeAddr;

@@ -9,18 +9,18 @@ use klp_core::sim::{SimFunc, SimOs, rmmod};
 use klp_core::{PatchId, Poll};
 
 /// Two functions of the base image, two of a module.
-struct Old {
-    linux: Linux,
-    funcs: [(&'static str, &'static str, SimFunc); 4],
+pub(super) struct Old {
+    pub(super) linux: Linux,
+    pub(super) funcs: [(&'static str, &'static str, SimFunc); 4],
 }
 
-const F: usize = 0;
-const G: usize = 1;
-const M: usize = 2;
-const N: usize = 3;
+pub(super) const F: usize = 0;
+pub(super) const G: usize = 1;
+pub(super) const M: usize = 2;
+pub(super) const N: usize = 3;
 
 impl Old {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let host = SimOs::new();
         let func = |object, name| (object, name, host.function(object, name));
         let funcs = [func(VMLINUX, "f"), func(VMLINUX, "g"), func("mod", "m"), func("mod", "n")];
@@ -28,52 +28,52 @@ impl Old {
     }
 
     /// Adds a patch for some of the functions.
-    fn add(&mut self, name: &str, funcs: &[usize], replace: Replace, states: &[(u64, u32)]) -> PatchId {
+    pub(super) fn add(&mut self, name: &str, funcs: &[usize], replace: Replace, states: &[(u64, u32)]) -> PatchId {
         let funcs: Vec<_> = funcs.iter().map(|func| self.funcs[*func]).collect();
         let patch = self.linux.build(&Wanted { name, funcs: &funcs, replace, states, ..Wanted::default() });
         self.linux.host().know(&patch);
         self.linux.engine.add(patch).expect("it is new")
     }
 
-    fn enabled(&mut self, name: &str, funcs: &[usize], replace: Replace) -> PatchId {
+    pub(super) fn enabled(&mut self, name: &str, funcs: &[usize], replace: Replace) -> PatchId {
         let id = self.add(name, funcs, replace, &[]);
         assert_eq!(self.enable(id), Ok(Poll::Complete { patch: id, enabled: true }));
         id
     }
 
-    fn enable(&self, id: PatchId) -> Result<Poll, Error> {
+    pub(super) fn enable(&self, id: PatchId) -> Result<Poll, Error> {
         let poll = self.linux.engine.enable(id);
         check(&self.linux.engine);
         poll
     }
 
     #[track_caller]
-    fn runs(&self, expected: [&str; 4]) {
+    pub(super) fn runs(&self, expected: [&str; 4]) {
         let version = |(_, _, func): (&str, &str, SimFunc)| self.linux.host().version(self.linux.shell, func);
         assert_eq!(self.funcs.map(version), expected);
     }
 
     /// Names of the enabled patches.
-    fn on(&self) -> Vec<String> {
+    pub(super) fn on(&self) -> Vec<String> {
         let status = self.linux.engine.status().expect("memory");
         status.iter().filter(|patch| patch.enabled).map(|patch| patch.name.to_string()).collect()
     }
 
     /// Somebody is inside a function, so that a transition that changes it waits.
-    fn hold(&self, func: usize) -> klp_core::port::TaskId {
+    pub(super) fn hold(&self, func: usize) -> klp_core::port::TaskId {
         let holder = self.linux.host().spawn("holder");
         assert!(self.linux.host().call(holder, self.funcs[func].2));
         holder
     }
 
-    fn poll(&self) -> Poll {
+    pub(super) fn poll(&self) -> Poll {
         let poll = self.linux.engine.poll();
         check(&self.linux.engine);
         poll
     }
 }
 
-const BUILT: [&str; 4] = ["f", "g", "m", "n"];
+pub(super) const BUILT: [&str; 4] = ["f", "g", "m", "n"];
 
 #[test]
 fn what_the_new_patch_does_not_have_goes_back_to_the_original() {
