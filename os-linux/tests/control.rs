@@ -193,10 +193,45 @@ fn a_transition_that_is_held_back() {
     assert_eq!((said.as_str(), code), ("'greeter_fix': enabled\n", 0));
 }
 
+/// The same patch under another name, on top of the first.
+#[test]
+fn two_patches_as_one() {
+    let server = Server::start(600);
+    let mut file = std::fs::read(&server.patch).expect("it was built");
+    let (name, other) = (b"greeter_fix", b"greeter_two");
+    while let Some(at) = file.windows(name.len()).position(|bytes| bytes == name) {
+        file[at..at + name.len()].copy_from_slice(other);
+    }
+    let second = server.folder.0.join("two.ko");
+    std::fs::write(&second, file).expect("there is room");
+    let second = second.to_string_lossy();
+
+    let both = [&*server.patch, &second];
+    let (said, code) = server.plain(&["enable", both[0], both[0]]);
+    assert_eq!((said.as_str(), code), ("klp: a patch of that name is there already\n", 1));
+    assert_eq!(server.plain(&["list"]), ("no patch is loaded\n".into(), 0), "the first is unloaded again");
+
+    let (said, code) = server.plain(&["enable", both[0], both[1], "--no-wait"]);
+    assert_eq!(code, 0, "{said}");
+    let moving = |name: &str, said: &str| said.contains(&format!("'{name}': being enabled, "));
+    assert!(moving("greeter_fix", &said) && moving("greeter_two", &said), "{said}");
+    let (said, code) = server.plain(&["reverse", "greeter_two"]);
+    assert_eq!((code, said.contains("'greeter_two': disabled")), (0, true), "{said}");
+    let (said, code) = server.plain(&["enable", "greeter_fix", "greeter_two"]);
+    assert!(code == 0 && said.ends_with("'greeter_fix': enabled\n'greeter_two': enabled\n"), "{said}");
+    let (said, _) = server.plain(&["status", "greeter_two"]);
+    assert!(said.contains("number 2 in force"), "{said}");
+    let (said, code) = server.plain(&["disable", "greeter_two", "greeter_fix"]);
+    assert!(code == 0 && said.ends_with("'greeter_two': disabled\n'greeter_fix': disabled\n"), "{said}");
+    let (said, code) = server.plain(&["enable", "greeter_two", "greeter_two"]);
+    assert_eq!((said.as_str(), code), ("klp: patch 'greeter_two': it is listed twice\n", 1));
+}
+
 #[test]
 fn refusals_and_exit_codes() {
     let server = Server::start(10);
-    for args in [&["nonsense"][..], &["enable"], &["list", "--timeout", "soon"], &["list", "--pid", "1"]] {
+    for args in [&["nonsense"][..], &["enable"], &["disable"], &["list", "--timeout", "soon"], &["list", "--pid", "1"]]
+    {
         assert_eq!(server.plain(args).1, 2, "{args:?}");
     }
     for args in [&["disable", "unknown"][..], &["status", "unknown"], &["blockers"], &["enable", "unknown"]] {

@@ -1,6 +1,6 @@
 //! From a request to the engine, and from what it says to a reply.
 
-use super::protocol::{Blocking, Direction, Node, ObjectInfo, PatchInfo, Reply, Request};
+use super::protocol::{Blocking, Direction, Node, ObjectInfo, PatchInfo, Reply, Request, Source};
 use crate::process::{Livepatch, LoadError};
 use klp_core::control::{self, ControlError, Kind};
 use klp_core::engine::{PatchId, PatchStatus};
@@ -14,9 +14,8 @@ pub(super) fn answer(livepatch: &'static Livepatch, request: Request) -> Reply {
     let engine = livepatch.engine();
     let reply = match request {
         Request::Status => status(livepatch),
-        Request::EnableFile { file } => enable_file(livepatch, &file),
-        Request::Enable { patch } => with(livepatch, &patch, |id| livepatch.enable(id).map(|_| ())),
-        Request::Disable { patch } => with(livepatch, &patch, |id| engine.disable(id).map(|_| ())),
+        Request::Enable { patches } => enable(livepatch, &patches),
+        Request::Disable { patches } => disable(livepatch, &patches),
         Request::Reverse { patch } => with(livepatch, &patch, |id| engine.reverse(id).map(|_| ())),
         Request::Force { patch } => with(livepatch, &patch, |id| engine.force(id).map(|_| ())),
         Request::Signal { patch } => with(livepatch, &patch, |id| engine.kick(id)),
@@ -80,8 +79,18 @@ fn with(
 
 fn show(livepatch: &'static Livepatch, id: PatchId) -> Result<Reply, Refusal> {
     let all = livepatch.engine().status()?;
-    let status = all.into_iter().find(|patch| patch.id == id).ok_or(Error::ApiMisuse(ApiMisuse::UnknownPatch))?;
-    Ok(Reply::Patch { patch: info(livepatch, &status)? })
+    Ok(Reply::Patch { patch: info_of(livepatch, &all, id)? })
+}
+
+fn show_all(livepatch: &'static Livepatch, ids: &[PatchId]) -> Result<Reply, Refusal> {
+    let all = livepatch.engine().status()?;
+    let patches = ids.iter().map(|id| info_of(livepatch, &all, *id));
+    Ok(Reply::Patches { patches: patches.collect::<Result<_, _>>()? })
+}
+
+fn info_of(livepatch: &'static Livepatch, all: &[PatchStatus], id: PatchId) -> Result<PatchInfo, Error> {
+    let status = all.iter().find(|patch| patch.id == id).ok_or(Error::ApiMisuse(ApiMisuse::UnknownPatch))?;
+    info(livepatch, status)
 }
 
 fn status(livepatch: &'static Livepatch) -> Result<Reply, Refusal> {
@@ -127,13 +136,32 @@ fn info(livepatch: &'static Livepatch, status: &PatchStatus) -> Result<PatchInfo
     })
 }
 
-fn enable_file(livepatch: &'static Livepatch, file: &Path) -> Result<Reply, Refusal> {
-    let id = livepatch.load_file(file)?;
-    if let Err(error) = livepatch.enable(id) {
-        livepatch.unload(id)?;
-        return Err(error.into());
+/// Enables patches as one. What was loaded for it is unloaded if they are refused.
+fn enable(livepatch: &'static Livepatch, patches: &[Source]) -> Result<Reply, Refusal> {
+    let (mut ids, mut loaded) = (Vec::new(), Vec::new());
+    let enabled = patches.iter().try_for_each(|source| {
+        let id = match source {
+            Source::Loaded(name) => find(livepatch, name)?,
+            Source::File(file) => {
+                let id = livepatch.load_file(file)?;
+                loaded.push(id);
+                id
+            }
+        };
+        ids.push(id);
+        Ok(())
+    });
+    if let Err(refusal) = enabled.and_then(|()| Ok(livepatch.enable_all(&ids).map(|_| ())?)) {
+        loaded.into_iter().try_for_each(|id| livepatch.unload(id))?;
+        return Err(refusal);
     }
-    show(livepatch, id)
+    show_all(livepatch, &ids)
+}
+
+fn disable(livepatch: &'static Livepatch, patches: &[String]) -> Result<Reply, Refusal> {
+    let ids: Vec<PatchId> = patches.iter().map(|name| find(livepatch, name)).collect::<Result<_, _>>()?;
+    livepatch.disable_all(&ids)?;
+    show_all(livepatch, &ids)
 }
 
 fn remove(livepatch: &'static Livepatch, patch: String) -> Result<Reply, Refusal> {

@@ -34,4 +34,4 @@ mod sys;
 
 pub use client::{AskError, ask};
 pub use place::{folder, socket_of, sockets};
-pub use protocol::{Blocking, Direction, Node, ObjectInfo, PatchInfo, Reply, Request};
+pub use protocol::{Blocking, Direction, Node, ObjectInfo, PatchInfo, Reply, Request, Source};

@@ -9,20 +9,15 @@ use std::path::PathBuf;
 pub enum Request {
     /// Every patch as it stands. Answered by [`Reply::Status`].
     Status,
-    /// Load the patch object in a file, which the serving process reads, and start to enable it. Answered by [`Reply::Patch`].
-    EnableFile {
-        /// The file; relative paths are those of the serving process.
-        file: PathBuf,
-    },
-    /// Start to enable a patch that is loaded. Answered by [`Reply::Patch`].
+    /// Start to enable patches, several as one: later ones stand on top. Answered by [`Reply::Patches`].
     Enable {
-        /// The patch's name.
-        patch: String,
+        /// The patches.
+        patches: Vec<Source>,
     },
-    /// Start to disable a patch. Answered by [`Reply::Patch`].
+    /// Start to disable patches, several as one. Answered by [`Reply::Patches`].
     Disable {
-        /// The patch's name.
-        patch: String,
+        /// Their names.
+        patches: Vec<String>,
     },
     /// Turn a transition round. Answered by [`Reply::Patch`].
     Reverse {
@@ -73,6 +68,16 @@ pub enum Request {
     },
 }
 
+/// Where a patch comes from.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// A patch object, which the serving process loads; relative paths are those of that process.
+    File(PathBuf),
+    /// A patch that is loaded, by its name.
+    Loaded(String),
+}
+
 /// What the serving process answers.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
@@ -95,6 +100,11 @@ pub enum Reply {
     Patch {
         /// The patch.
         patch: PatchInfo,
+    },
+    /// The patches that were asked for, in that order, as they stand now. Their transition may go on.
+    Patches {
+        /// The patches.
+        patches: Vec<PatchInfo>,
     },
     /// The patch is not known any more.
     Removed {

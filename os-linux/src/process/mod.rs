@@ -271,8 +271,7 @@ impl Livepatch {
     ///
     /// As there, and if an enabled patch does not let one of the libraries in.
     pub fn enable(&'static self, patch: PatchId) -> Result<Poll, klp_core::Error> {
-        self.adopt_for(patch)?;
-        self.engine.enable(patch)
+        self.enable_all(&[patch])
     }
 
     /// Starts to disable a patch; see [`Engine::disable`].
@@ -282,6 +281,25 @@ impl Livepatch {
     /// As there.
     pub fn disable(&self, patch: PatchId) -> Result<Poll, klp_core::Error> {
         self.engine.disable(patch)
+    }
+
+    /// Starts to enable several patches as one; see [`Engine::enable_all`] and [`enable`](Self::enable).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn enable_all(&'static self, patches: &[PatchId]) -> Result<Poll, klp_core::Error> {
+        patches.iter().try_for_each(|patch| self.adopt_for(*patch))?;
+        self.engine.enable_all(patches)
+    }
+
+    /// Starts to disable several patches as one; see [`Engine::disable_all`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn disable_all(&self, patches: &[PatchId]) -> Result<Poll, klp_core::Error> {
+        self.engine.disable_all(patches)
     }
 
     /// Polls until no transition is under way, or until `timeout` is over. Says whether none is.

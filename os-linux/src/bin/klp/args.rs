@@ -11,6 +11,7 @@ Examples:
   klp status                    what is in force
   klp disable fix               back to the original functions
   klp enable fix                and forth again: a disabled patch stays loaded
+  klp enable a.ko b.ko          two as one: no thread ever has one without the other
   klp remove fix                forget it and free its memory
 
 When a transition does not finish (exit code 3), it goes on by itself:
@@ -83,16 +84,17 @@ pub(crate) enum Command {
         /// The patch object
         file: PathBuf,
     },
-    /// Enable a patch
+    /// Enable a patch, or several as one: no thread ever has some of them without the others
     Enable {
-        /// A patch object to load, or the name of a patch that is loaded
-        #[arg(value_name = "FILE|PATCH")]
-        patch: PathBuf,
+        /// A patch object to load, or the name of a patch that is loaded; later ones stand on top
+        #[arg(value_name = "FILE|PATCH", required = true)]
+        patches: Vec<PathBuf>,
     },
-    /// Disable a patch; it stays loaded
+    /// Disable a patch, or several as one; they stay loaded
     Disable {
         /// The patch's name
-        patch: String,
+        #[arg(value_name = "PATCH", required = true)]
+        patches: Vec<String>,
     },
     /// Turn a transition round: a patch that was being enabled goes away again, and the other way about
     Reverse {

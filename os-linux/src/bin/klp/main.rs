@@ -7,9 +7,9 @@ mod transition;
 
 use anyhow::{Context, Result};
 use args::{Args, Command};
-use klp_os_linux::control::{Reply, Request};
+use klp_os_linux::control::{Reply, Request, Source};
 use show::Show;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use target::Target;
 use transition::Outcome;
@@ -39,15 +39,14 @@ fn run(args: &Args, show: &Show) -> Result<Outcome> {
         Command::List | Command::Status { patch: None } => Request::Status,
         Command::Status { patch: Some(patch) } => return status_of(&target, show, patch),
         Command::Watch { patch } => return transition::watch(&target, show, patch.as_deref(), args.timeout()),
-        Command::Enable { patch } => match file(patch)? {
-            Some(file) => Request::EnableFile { file },
-            None => Request::Enable { patch: patch.to_string_lossy().into_owned() },
-        },
+        Command::Enable { patches } => {
+            Request::Enable { patches: patches.iter().map(|patch| source(patch)).collect::<Result<_>>()? }
+        }
         Command::Check { file } => {
             let file = file.canonicalize().with_context(|| file.display().to_string())?;
             Request::Check { file }
         }
-        Command::Disable { patch } => Request::Disable { patch: patch.clone() },
+        Command::Disable { patches } => Request::Disable { patches: patches.clone() },
         Command::Reverse { patch } => Request::Reverse { patch: patch.clone() },
         Command::Force { patch, .. } => Request::Force { patch: patch.clone() },
         Command::Signal { patch } => Request::Signal { patch: patch.clone() },
@@ -63,10 +62,11 @@ fn run(args: &Args, show: &Show) -> Result<Outcome> {
             show.error(error, Some(*errno));
             Ok(Outcome::Failed)
         }
-        (Reply::Patch { patch }, Command::Enable { .. } | Command::Disable { .. } | Command::Reverse { .. })
-            if !args.no_wait =>
-        {
-            transition::bring_on(&target, show, patch, args.timeout())
+        (Reply::Patch { patch }, Command::Reverse { .. }) if !args.no_wait => {
+            transition::bring_on(&target, show, std::slice::from_ref(patch), args.timeout())
+        }
+        (Reply::Patches { patches }, _) if !args.no_wait => {
+            transition::bring_on(&target, show, patches, args.timeout())
         }
         (Reply::Preflight { ready: false, .. }, _) => {
             show.reply(&reply, &args.command);
@@ -79,13 +79,13 @@ fn run(args: &Args, show: &Show) -> Result<Outcome> {
     }
 }
 
-/// The file that the argument of `enable` names; `None`: it is the name of a patch.
-fn file(patch: &Path) -> Result<Option<PathBuf>> {
+/// What an argument of `enable` names.
+fn source(patch: &Path) -> Result<Source> {
     let is_path = patch.components().count() > 1 || patch.extension().is_some();
     if is_path || patch.is_file() {
-        return Ok(Some(patch.canonicalize().with_context(|| patch.display().to_string())?));
+        return Ok(Source::File(patch.canonicalize().with_context(|| patch.display().to_string())?));
     }
-    Ok(None)
+    Ok(Source::Loaded(patch.to_string_lossy().into_owned()))
 }
 
 fn status_of(target: &Target, show: &Show, name: &str) -> Result<Outcome> {

@@ -56,6 +56,7 @@ impl Show {
                     details(patch);
                 }
             }
+            Reply::Patches { patches } => patches.iter().for_each(|patch| println!("{}", summary(patch))),
             Reply::Removed { patch } => println!("'{patch}': removed"),
             Reply::Blockers { blockers } if blockers.is_empty() => println!("nobody holds it back any more"),
             Reply::Blockers { blockers } => blockers.iter().for_each(|blocker| println!("{}", text(blocker))),

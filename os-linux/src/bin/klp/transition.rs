@@ -20,20 +20,23 @@ pub(crate) enum Outcome {
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
-/// Follows a transition that was just started, as `patch` shows, to its end.
-pub(crate) fn bring_on(target: &Target, show: &Show, patch: &PatchInfo, timeout: Duration) -> Result<Outcome> {
-    let wanted = patch.enabled;
-    match follow(target, show, patch.clone(), timeout)? {
-        None => Ok(Outcome::Unfinished),
-        Some(patch) => {
-            show.finished(&patch);
-            if patch.enabled == wanted {
-                return Ok(Outcome::Done);
-            }
-            show.error("somebody turned the transition round", None);
-            Ok(Outcome::Failed)
-        }
+/// Follows the one transition of `patches` that was just started, as they show, to its end.
+pub(crate) fn bring_on(target: &Target, show: &Show, patches: &[PatchInfo], timeout: Duration) -> Result<Outcome> {
+    let first = patches.first().context("the process named no patch")?;
+    let Some(done) = follow(target, show, first.clone(), timeout)? else { return Ok(Outcome::Unfinished) };
+    show.finished(&done);
+    if let others @ [_, ..] = &patches[1..] {
+        let now = target.status()?;
+        others
+            .iter()
+            .filter_map(|other| now.iter().find(|patch| patch.name == other.name))
+            .for_each(|patch| show.finished(patch));
     }
+    if done.enabled == first.enabled {
+        return Ok(Outcome::Done);
+    }
+    show.error("somebody turned the transition round", None);
+    Ok(Outcome::Failed)
 }
 
 /// Follows the transition of the patch called `name`, or whichever there is.
