@@ -6,8 +6,9 @@
 //! ```
 //!
 //! Each thread calls an outer function that calls both functions of the pair, computes, sleeps, waits in system calls or takes a
-//! signal in between, and returns which versions it saw. Seeing two is a mix. There are two patches: the second takes the
-//! place of the first, and the first must not come on top of it, since it knows an older version of the same state.
+//! signal in between, and returns which versions it saw. Seeing two is a mix. Version 1 is in two patches, each with half of the functions,
+//! that are enabled and disabled as one. The patch with version 2 takes their place, and they must not come on top of it, since they
+//! know an older version of the same state.
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
@@ -28,7 +29,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Soak: enables, reverses and disables a patch without end while threads run what it changes.
+/// Soak: enables, reverses and disables patches without end while threads run what it changes.
 #[derive(Parser)]
 struct Args {
     /// Threads that call the patched functions
@@ -119,8 +120,10 @@ fn main() -> Result<ExitCode> {
 /// Drives the transitions.
 struct Soak {
     livepatch: &'static Livepatch,
-    /// The patch with version 1, and the one with version 2, which takes its place.
-    patches: [PatchId; 2],
+    /// The patches with the halves of version 1.
+    first: [PatchId; 2],
+    /// The one with version 2, which takes their place.
+    second: PatchId,
     rng: fastrand::Rng,
     broken: Option<Break>,
     completed: u64,
@@ -133,28 +136,32 @@ struct Soak {
 
 impl Soak {
     fn new(livepatch: &'static Livepatch, args: &Args) -> Result<Self> {
-        let object = |name: &str, funcs: &[Replaced]| -> Result<Object, Error> {
+        let object = |name: &str, funcs: &mut dyn Iterator<Item = &Replaced>| -> Result<Object, Error> {
             let mut object = Object::module(name)?;
             for (old, new) in funcs {
                 object = object.func(Func::new(old, CodeAddr::new(*new as usize as u64))?)?;
             }
             Ok(object)
         };
-        let first = Patch::builder("pairs-1")
-            .object(object("vmlinux", &FUNCS_1))
-            .object(object(MODULE.1, &MODULE_FUNCS_1))
-            .state(State::new(1, 1))
-            .build()?;
+        // Every other function: `first` is in one half, `second` in the other.
+        let half = |number: usize| {
+            Patch::builder(["pairs-1a", "pairs-1b"][number])
+                .object(object("vmlinux", &mut FUNCS_1.iter().skip(number).step_by(2)))
+                .object(object(MODULE.1, &mut MODULE_FUNCS_1.iter().skip(number).step_by(2)))
+                .state(State::new(1, 1))
+                .build()
+        };
         let second = Patch::builder("pairs-2")
-            .object(object("vmlinux", &FUNCS_2))
-            .object(object(MODULE.1, &MODULE_FUNCS_2))
+            .object(object("vmlinux", &mut FUNCS_2.iter()))
+            .object(object(MODULE.1, &mut MODULE_FUNCS_2.iter()))
             .state(State::new(1, 2))
             .replace(Replace::All)
             .build()?;
         let add = |patch| livepatch.engine().add(patch).map_err(|refused| refused.error);
         Ok(Self {
             livepatch,
-            patches: [add(first)?, add(second)?],
+            first: [add(half(0)?)?, add(half(1)?)?],
+            second: add(second)?,
             rng: fastrand::Rng::with_seed(args.seed),
             broken: args.broken,
             completed: 0,
@@ -191,21 +198,27 @@ impl Soak {
     fn transition(&mut self) -> Result<()> {
         let engine = self.livepatch.engine();
         let begin = Instant::now();
-        let [first, second] = self.patches;
+        let (first, second) = (self.first, [self.second]);
         let status = engine.status()?;
         let enabled = |patch| status.iter().any(|status| status.id == patch && status.enabled);
-        let replaces = enabled(first) && self.rng.bool();
-        let (patch, enable) = match (enabled(first), enabled(second)) {
-            (false, false) if self.rng.bool() => (first, true),
-            (false, false) => (second, true),
-            (true, _) if replaces => (second, true),
-            (true, _) => (first, false),
+        if enabled(first[0]) != enabled(first[1]) {
+            bail!("one half of version 1 is enabled without the other");
+        }
+        let replaces = enabled(first[0]) && self.rng.bool();
+        let (patches, enable): (&[PatchId], bool) = match (enabled(first[0]), enabled(self.second)) {
+            (false, false) if self.rng.bool() => (&first, true),
+            (false, false) => (&second, true),
+            (true, _) if replaces => (&second, true),
+            (true, _) => (&first, false),
             (false, true) => {
-                self.refuse_older(first)?;
-                (second, false)
+                self.refuse_older()?;
+                (&second, false)
             }
         };
-        let mut poll = if enable { self.livepatch.enable(patch)? } else { self.livepatch.disable(patch)? };
+        let livepatch = self.livepatch;
+        let mut poll = if enable { livepatch.enable_all(patches)? } else { livepatch.disable_all(patches)? };
+        // Any of them stands for all.
+        let patch = *self.rng.choice(patches).context("no patch")?;
         let mut reversed = false;
         while let Poll::Waiting { .. } = poll {
             if self.broken == Some(Break::StackCheck) {
@@ -229,16 +242,16 @@ impl Soak {
         }
         self.completed += 1;
         self.reversed += u64::from(reversed);
-        self.replaced += u64::from(replaces && poll == Poll::Complete { patch, enabled: true });
+        self.replaced += u64::from(replaces && matches!(poll, Poll::Complete { enabled: true, .. }));
         self.longest = self.longest.max(begin.elapsed());
         Ok(())
     }
 }
 
 impl Soak {
-    /// The patch with the older version of a state may not come on top of the one with the newer.
-    fn refuse_older(&mut self, older: PatchId) -> Result<()> {
-        match self.livepatch.enable(older) {
+    /// The patches with the older version of a state may not come on top of the one with the newer.
+    fn refuse_older(&mut self) -> Result<()> {
+        match self.livepatch.enable_all(&self.first) {
             Err(Error::Patch(error)) if matches!(error.reason, PatchReason::IncompatibleStates { .. }) => {
                 self.refused += 1;
                 Ok(())
