@@ -23,6 +23,8 @@
 //! | enabled | `EINVAL` | it is disabled, or `EBUSY` during the transition of another |
 //! | disabled | `EINVAL` | it is enabled again, or `EBUSY` during the transition of another |
 //!
+//! Patches that are enabled or disabled as one are in transition together: what is written to one of them is about all.
+//!
 //! `force` and `signal` ignore 0, and refuse 1 with `EINVAL` outside of the patch's transition. `blockers`, `signal` and enabling again are
 //! beyond today's Linux, where a disabled patch is gone. `tasks` lists the tasks that the transition waits for; `patch_state` can be read for every task.
 
