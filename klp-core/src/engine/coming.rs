@@ -63,7 +63,9 @@ impl<P: Platform> Inner<P> {
                 return Ok(());
             }
             let relocated = &mut record.objects[object].relocated;
-            let bound = Bound::new(host, &mut self.sites, &record.patch, object, relocated);
+            let bound = Bound::new(host, &mut self.sites, &record.patch, object, relocated)
+                .and_then(|bound| self.check_sets_again(index, &bound).map(|()| bound));
+            let record = &mut self.patches[index];
             let patch = record.patch.name();
             record.objects[object].bound = Some(bound.inspect_err(|error| {
                 host.event(&Event::FailedToInit { patch, object: name, errno: error.errno() });

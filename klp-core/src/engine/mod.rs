@@ -11,6 +11,7 @@ mod objects;
 mod poll;
 mod preflight;
 mod replace;
+mod sets;
 mod sites;
 mod status;
 

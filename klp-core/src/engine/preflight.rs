@@ -2,11 +2,12 @@
 
 use super::objects::{Finder, FuncSet};
 use super::replace::gives_way;
+use super::sets::Claims;
 use super::sites::SiteOf;
 use super::{Engine, Inner, PatchId};
 use crate::error::{ApiMisuse, Error, PatchReason};
 use crate::mem::{Name, OutOfMemory, try_push};
-use crate::model::{Object, Replace};
+use crate::model::Object;
 use crate::port::{Platform, SymbolResolver};
 use crate::relocs;
 use crate::state;
@@ -154,18 +155,10 @@ impl<P: Platform> Inner<P> {
         sites: &HashSet<SiteOf<P>>,
         report: &mut Preflight,
     ) -> Result<(), OutOfMemory> {
-        let patch = &self.patches[index].patch;
-        let Replace::Set(own) = patch.replace() else { return Ok(()) };
-        let funcs = FuncSet::of_ops(sites.iter().filter_map(|site| self.sites.known(*site)))?;
-        for record in self.patches.iter().filter(|record| record.enabled) {
-            let foreign = matches!(record.patch.replace(), Replace::Set(set) if set != own);
-            let shares_state = || patch.states().iter().any(|state| record.patch.state(state.id()).is_some());
-            let shares_function = || record.bounds().any(|bound| bound.shares_function_with(&funcs));
-            if foreign && (shares_state() || shares_function()) {
-                let with = record.patch.name().try_clone()?;
-                let refused = Error::patch(patch.name(), None, None, PatchReason::SharedWithOtherSet { with });
-                try_push(&mut report.findings, refused)?;
-            }
+        let sites = FuncSet::of_ops(sites.iter().filter_map(|site| self.sites.known(*site)))?;
+        let Some(claims) = Claims::new(&self.patches[index].patch, sites)? else { return Ok(()) };
+        for (_, other) in self.beside(index, index).filter(|(_, other)| claims.collide_with(other)) {
+            try_push(&mut report.findings, claims.refuse(other)?)?;
         }
         Ok(())
     }

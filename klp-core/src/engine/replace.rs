@@ -7,7 +7,6 @@ use super::{Inner, Record};
 use crate::error::{Error, PatchReason};
 use crate::event::Event;
 use crate::mem::{OutOfMemory, try_push};
-use crate::model::Replace;
 use crate::port::Platform;
 use crate::state;
 
@@ -25,7 +24,7 @@ impl<P: Platform> Inner<P> {
 
     /// The patches that patch number `index` is enabled on top of, if those from `batch` on are enabled as one: the enabled ones
     /// but for those that give way to one of the batch before it, and these.
-    fn beside(&self, batch: usize, index: usize) -> impl Iterator<Item = (usize, &Record<P>)> {
+    pub(super) fn beside(&self, batch: usize, index: usize) -> impl Iterator<Item = (usize, &Record<P>)> {
         let stays = move |old: usize| !(batch..index).any(|new| gives_way(&self.patches, old, new));
         let below = self.patches[..index].iter().enumerate();
         below.filter(move |(old, _)| *old >= batch || self.patches[*old].enabled && stays(*old))
@@ -51,25 +50,6 @@ impl<P: Platform> Inner<P> {
                 host.event(&Event::Incompatible { patch: patch.name() });
                 let with = record.patch.name().try_clone()?;
                 return Err(Error::patch(patch.name(), None, None, PatchReason::IncompatibleStates { with }));
-            }
-        }
-        Ok(())
-    }
-
-    /// Refuses a patch that shares functions or states with one of another set that it is enabled on top of. Its functions are bound.
-    pub(super) fn check_sets(&self, batch: usize, index: usize) -> Result<(), Error> {
-        let patch = &self.patches[index].patch;
-        let Replace::Set(own) = patch.replace() else { return Ok(()) };
-        let funcs = FuncSet::new(self.patches[index].bounds())?;
-        let foreign = |record: &&Record<P>| match record.patch.replace() {
-            Replace::Set(set) => set != own,
-            Replace::None | Replace::All => false,
-        };
-        for record in self.beside(batch, index).map(|(_, record)| record).filter(foreign) {
-            let shares_state = patch.states().iter().any(|state| record.patch.state(state.id()).is_some());
-            if shares_state || record.bounds().any(|bound| bound.shares_function_with(&funcs)) {
-                let with = record.patch.name().try_clone()?;
-                return Err(Error::patch(patch.name(), None, None, PatchReason::SharedWithOtherSet { with }));
             }
         }
         Ok(())

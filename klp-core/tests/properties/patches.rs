@@ -25,7 +25,7 @@ const NEAR: Place = Place::Near;
 const FAR: Place = Place::Far;
 
 /// How many there are.
-pub(crate) const PATCHES: usize = 9;
+pub(crate) const PATCHES: usize = 10;
 
 /// Patches that share functions, replace each other, belong to sets, and know states in several versions.
 pub(crate) const SPECS: [Spec; PATCHES] = [
@@ -38,6 +38,7 @@ pub(crate) const SPECS: [Spec; PATCHES] = [
     Spec { name: "set1", place: NEAR, replace: Replace::Set(1), states: &[], base: &["p"], module: &["q"] },
     Spec { name: "set1_later", place: FAR, replace: Replace::Set(1), states: &[], base: &["r"], module: &["q"] },
     Spec { name: "set2", place: NEAR, replace: Replace::Set(2), states: &[], base: &["r"], module: &["o"] },
+    Spec { name: "set3", place: NEAR, replace: Replace::Set(3), states: &[], base: &[], module: &["o"] },
 ];
 
 impl Spec {
@@ -58,11 +59,11 @@ impl Spec {
         })
     }
 
-    /// Whether both are in sets, in different ones, and have a function in common. (The module has none that would show only
-    /// when it is there.)
+    /// Whether both are in sets, in different ones, and have a function in common, be it in a module that is not there.
     pub(crate) fn conflicts(&self, other: &Self) -> bool {
         let sets = matches!((self.replace, other.replace), (Replace::Set(one), Replace::Set(two)) if one != two);
-        sets && self.base.iter().any(|func| other.base.contains(func))
+        let both = |own: &[&str], others: &[&str]| own.iter().any(|func| others.contains(func));
+        sets && (both(self.base, other.base) || both(self.module, other.module))
     }
 
     fn build(&self, host: &SimOs, funcs: &[(&str, SimFunc)], ledger: &Ledger) -> Patch {

@@ -216,6 +216,44 @@ fn a_set_replaces_its_own_patches_only() {
     old.runs(["all_f", "g", "m", "n"]);
 }
 
+/// A function of a module that is not loaded has one owner, too.
+#[test]
+fn sets_and_a_module_that_is_not_there() {
+    let mut old = Old::new();
+    let m = old.funcs[M].2;
+    old.linux.host().alias(m, "alias_of_m");
+    assert!(rmmod(&old.linux.engine, "mod"));
+    let one = old.enabled("one", &[M], Replace::Set(1));
+    let thief = old.add("thief", &[F, M], Replace::Set(2), &[]);
+    let report = old.linux.engine.preflight(thief).expect("it is known");
+    let error = old.enable(thief).expect_err("it shares 'm' with 'one'");
+    assert_eq!(
+        error.to_string(),
+        "patch 'thief': it shares a function or state with the enabled patch 'one' of another replace set"
+    );
+    assert_eq!(report.findings, [error]);
+    // By another name it shows only when the module comes.
+    let funcs = &[("mod", "alias_of_m", m)];
+    let hidden = old.linux.build(&Wanted { name: "hidden", funcs, replace: Replace::Set(2), ..Wanted::default() });
+    let hidden = old.linux.engine.add(hidden).expect("it is new");
+    assert!(matches!(old.enable(hidden), Ok(Poll::Complete { .. })));
+    old.linux.host().take_transcript();
+    old.linux.insmod("mod", "", &[]);
+    old.linux.log(
+        "
+        % insmod test_modules/mod.ko
+        livepatch: applying patch 'one' to loading module 'mod'
+        livepatch: failed to initialize patch 'hidden' for module 'mod' (-22)
+        livepatch: patch 'hidden' failed for module 'mod', refusing to load module 'mod'
+        livepatch: reverting patch 'one' on unloading module 'mod'
+        insmod: ERROR: could not insert module test_modules/mod.ko: Invalid parameters
+        ",
+    );
+    assert!(matches!(old.linux.engine.disable(one), Ok(Poll::Complete { .. })));
+    old.linux.insmod("mod", "", &[]);
+    old.runs(["f", "g", "hidden_m", "n"]);
+}
+
 /// What a set gives back is what stands below it, which need not be the original.
 #[test]
 fn a_set_on_top_of_another_patch() {
