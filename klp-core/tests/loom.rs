@@ -128,7 +128,7 @@ unsafe impl Tracer for Host {
         Ok(())
     }
 
-    fn forget(&self, _: Self::Site) {}
+    unsafe fn forget(&self, _: Self::Site) {}
 
     fn synchronize(&self) {
         drop(self.running.write().expect("nobody panics while holding it"));

@@ -2,7 +2,7 @@
 
 use super::batch::affected;
 use super::callbacks::Moment;
-use super::objects::Bound;
+use super::objects::{Bound, Relocated};
 use super::{Engine, Inner};
 use crate::error::Error;
 use crate::event::Event;
@@ -32,7 +32,12 @@ impl<P: Platform> Engine<P> {
         Ok(())
     }
 
-    /// Takes the patches back from an object that is about to be unloaded: no task runs code of it any more, old or new.
+    /// Takes the patches back from an object that is about to be unloaded. No call of its functions is under way any more: no task
+    /// runs code of it, old or new, or is on its way there; and none begins before the object is gone, or has
+    /// [come](Engine::object_coming) again. What the engine keeps for each function of it serves others from here on.
+    ///
+    /// What fails here, for want of memory or because the host does, is made up for when the object comes again, or costs a little
+    /// memory for good.
     pub fn object_going(&self, object: &str) {
         let mut inner = self.inner.lock();
         (0..inner.patches.len()).for_each(|index| inner.revert(&self.host, index, object));
@@ -129,12 +134,11 @@ impl<P: Platform> Inner<P> {
             self.callback(index, object, Moment::PostUnpatch);
         }
         let record = &mut self.patches[index];
-        if record.objects[object].relocated {
+        if record.objects[object].relocated != Relocated::No {
             // SAFETY: the caller promises that no task runs code of the object; code of the patch that refers to it is run from there only.
             let cleared = unsafe { relocs::clear(host, record.patch.name(), &record.patch.objects()[object]) };
-            // If that failed, `apply` will say so when the object comes again.
-            record.objects[object].relocated = false;
-            let _ = cleared;
+            // If it failed, it is done when the object comes again.
+            record.objects[object].relocated = cleared.map_or(Relocated::Stale, |()| Relocated::No);
         }
     }
 
@@ -143,7 +147,7 @@ impl<P: Platform> Inner<P> {
         let Some(mut bound) = self.patches[index].objects[object].bound.take() else { return };
         bound.remove();
         for nops in self.patches.iter_mut().flat_map(|record| &mut record.nops) {
-            nops.remove_those_of(&bound);
+            nops.forget_those_of(&mut bound);
         }
         let patch = self.patches[index].patch.name();
         if self.sites.reroute(host.tracer(), bound.sites()).is_err() {

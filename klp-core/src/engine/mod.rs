@@ -28,7 +28,7 @@ use crate::relocs;
 use crate::transition::Running;
 use alloc::vec::Vec;
 use lock_api::{Mutex, RawMutex};
-use objects::{Bound, ObjectState};
+use objects::{Bound, ObjectState, Relocated};
 use sites::Sites;
 
 /// A patch that the engine knows.
@@ -152,10 +152,11 @@ impl<P: Platform> Engine<P> {
             return Err(Error::ApiMisuse(ApiMisuse::AlreadyEnabled));
         }
         let Record { patch, objects, .. } = &mut inner.patches[index];
-        for (object, state) in patch.objects().iter().zip(objects).filter(|(_, state)| state.relocated) {
+        for (object, state) in patch.objects().iter().zip(objects).filter(|(_, state)| state.relocated != Relocated::No)
+        {
             // SAFETY: the patch is disabled and was not forced: no task executes its code.
             unsafe { relocs::clear(&self.host, patch.name(), object) }?;
-            state.relocated = false;
+            state.relocated = Relocated::No;
         }
         Ok(inner.patches.remove(index).patch)
     }

@@ -20,15 +20,24 @@ use core::ptr;
 pub(super) struct ObjectState<P: Platform> {
     /// Set while its functions are on stacks (kernel: `obj->patched`).
     pub(super) bound: Option<Bound<P>>,
-    /// Its livepatch relocations are applied.
-    pub(super) relocated: bool,
+    /// Its livepatch relocations.
+    pub(super) relocated: Relocated,
     /// `pre_patch` ran, so `post_unpatch` is due (kernel: `post_unpatch_enabled`).
     pub(super) post_unpatch_due: bool,
 }
 
+/// Whether the livepatch relocations of an object are applied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Relocated {
+    No,
+    Yes,
+    /// They are, for the object as it was: it went, and they could not be cleared.
+    Stale,
+}
+
 impl<P: Platform> ObjectState<P> {
     pub(super) fn new() -> Self {
-        Self { bound: None, relocated: false, post_unpatch_due: false }
+        Self { bound: None, relocated: Relocated::No, post_unpatch_due: false }
     }
 }
 
@@ -39,9 +48,11 @@ pub(super) struct Bound<P: Platform> {
     nodes: Nodes,
 }
 
-/// One function, bound: `nodes[i]` of [`Bound`] belongs to `funcs[i]`.
+/// One function, bound.
 #[derive(Debug)]
 struct BoundFunc<P: Platform> {
+    /// Which of the [nodes](Bound::nodes) is its own.
+    node: usize,
     /// Which function of its patch; the patch has its number only in a transition.
     at: AffectedFunc,
     site: SiteOf<P>,
@@ -53,14 +64,14 @@ struct BoundFunc<P: Platform> {
 
 impl<P: Platform> Bound<P> {
     /// Finds everything that object number `index` of `patch` names, and completes the patch's code for it unless `relocated` says
-    /// that this was done. Nothing outside the patch is changed.
+    /// that this is done. Nothing outside the patch is changed.
     #[allow(unsafe_code, reason = "relocations of the patch's own code")]
     pub(super) fn new(
         host: &P,
         sites: &mut Sites<P>,
         patch: &Patch,
         index: usize,
-        relocated: &mut bool,
+        relocated: &mut Relocated,
     ) -> Result<Self, Error> {
         let object = patch.objects().get(index).ok_or(Error::Bug("an object that the patch does not have"))?;
         let mut funcs = try_vec(object.funcs().len())?;
@@ -73,6 +84,7 @@ impl<P: Platform> Bound<P> {
             #[allow(clippy::cast_possible_truncation, reason = "patches have fewer than 2^32 objects")]
             let at = AffectedFunc { patch: 0, object: index as u32, func: number };
             funcs.push(BoundFunc {
+                node: funcs.len(),
                 at,
                 site,
                 ops: sites.ops(host.tracer(), site, object.name())?,
@@ -82,11 +94,17 @@ impl<P: Platform> Bound<P> {
         }
         Self::check_distinct(patch, &funcs)?;
         let nodes = Nodes::new(ranges.into_iter())?;
-        if !*relocated {
-            // SAFETY: no function of the patch for this object is on a stack of functions, so no task executes code of it that
-            // refers to the object; `relocated` says that this is the first time.
+        // No function of the patch for this object is on a stack of functions, so no task executes code of it that
+        // refers to the object; `relocated` says that they are, or are not, applied.
+        if *relocated == Relocated::Stale {
+            // SAFETY: as above.
+            unsafe { relocs::clear(host, patch.name(), object) }?;
+            *relocated = Relocated::No;
+        }
+        if *relocated == Relocated::No {
+            // SAFETY: as above.
             unsafe { relocs::apply(host, patch.name(), object) }?;
-            *relocated = true;
+            *relocated = Relocated::Yes;
         }
         Ok(Self { funcs, nodes })
     }
@@ -110,10 +128,11 @@ impl<P: Platform> Bound<P> {
             let mut cold = try_vec(func.cold.len())?;
             cold.extend_from_slice(&func.cold);
             let at = AffectedFunc::nop(0);
-            try_push(&mut funcs, BoundFunc { at, site: func.site, ops: func.ops, old: func.old, cold })?;
+            try_push(&mut funcs, BoundFunc { node: 0, at, site: func.site, ops: func.ops, old: func.old, cold })?;
         }
         funcs.sort_unstable_by_key(|func| ptr::from_ref(func.ops).addr());
         funcs.dedup_by_key(|func| ptr::from_ref(func.ops).addr());
+        funcs.iter_mut().enumerate().for_each(|(node, func)| func.node = node);
         let nodes = Nodes::back(funcs.iter().map(|func| {
             let stack = func.ops.stack();
             let stays = core::iter::successors(stack.top(), |node| stack.below(node)).find(|node| !goes(node));
@@ -143,27 +162,30 @@ impl<P: Platform> Bound<P> {
 
     /// Puts every function on its stack (kernel: `klp_patch_func`).
     pub(super) fn push(&mut self) {
-        for (index, func) in self.funcs.iter().enumerate() {
-            func.ops.stack().push(&mut self.nodes, index);
+        for func in &self.funcs {
+            func.ops.stack().push(&mut self.nodes, func.node);
         }
     }
 
     /// Takes every function off its stack (kernel: `klp_unpatch_func`).
     pub(super) fn remove(&mut self) {
-        for (index, func) in self.funcs.iter().enumerate() {
-            func.ops.stack().remove(&mut self.nodes, index);
+        for func in &self.funcs {
+            func.ops.stack().remove(&mut self.nodes, func.node);
         }
     }
 
-    /// Takes those functions off their stacks that `other` has too. The functions of this one are sorted, as
-    /// [`nops`](Bound::nops) leaves them.
-    pub(super) fn remove_those_of(&mut self, other: &Self) {
+    /// Takes those functions off their stacks that `other` has too, and forgets them: their object goes.
+    pub(super) fn forget_those_of(&mut self, other: &mut Self) {
         let key = |func: &BoundFunc<P>| ptr::from_ref(func.ops).addr();
-        for func in &other.funcs {
-            if let Ok(index) = self.funcs.binary_search_by_key(&key(func), key) {
-                func.ops.stack().remove(&mut self.nodes, index);
+        other.funcs.sort_unstable_by_key(key);
+        let Self { funcs, nodes } = self;
+        funcs.retain(|func| {
+            let stays = other.funcs.binary_search_by_key(&key(func), key).is_err();
+            if !stays {
+                func.ops.stack().remove(nodes, func.node);
             }
-        }
+            stays
+        });
     }
 
     /// Makes the state of tasks decide, or not.
@@ -182,7 +204,8 @@ impl<P: Platform> Bound<P> {
     /// patch is number `patch` of the transition.
     pub(super) fn add_affected(&self, affected: &mut Affected, patch: u32) -> Result<(), OutOfMemory> {
         let code = |node: &FuncNode| node.target().map(|_| node.range());
-        for (func, node) in self.funcs.iter().zip(&self.nodes) {
+        for func in &self.funcs {
+            let Some(node) = self.nodes.get(func.node) else { continue };
             let at = AffectedFunc { patch, ..func.at };
             func.add_affected(affected, TaskState::Patched, at, code(node))?;
             func.add_affected(affected, TaskState::Unpatched, at, func.previous(node).and_then(code))?;

@@ -1,6 +1,6 @@
 //! Preflight: everything that enabling a patch would check, with all findings at once. Linux does not have this.
 
-use super::objects::{Finder, FuncSet};
+use super::objects::{Finder, FuncSet, Relocated};
 use super::replace::gives_way;
 use super::sets::Claims;
 use super::sites::SiteOf;
@@ -109,7 +109,7 @@ impl<P: Platform> Inner<P> {
                 continue;
             }
             self.preflight_funcs(host, index, object, &mut sites, report)?;
-            if !state.relocated {
+            if state.relocated == Relocated::No {
                 let mut full = Ok(());
                 relocs::check(host, record.patch.name(), object, &mut |refused| {
                     if full.is_ok() {

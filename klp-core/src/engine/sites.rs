@@ -24,10 +24,13 @@ struct Routed {
     object: Option<Name>,
 }
 
-/// Every site that was ever patched. An ops stays for ever, so a site keeps its own.
+/// Every site that was ever patched in what is loaded. An ops stays for ever, so a site keeps its own, and when it goes, another
+/// site gets it.
 #[derive(Debug)]
 pub(super) struct Sites<P: Platform> {
     by_site: HashMap<SiteOf<P>, Routed>,
+    /// Ops of sites that are gone.
+    spare: Vec<&'static Ops>,
     /// Calls of [`reroute`](Sites::reroute).
     rounds: u64,
     /// Whether some site goes through the handler though it need not.
@@ -36,7 +39,7 @@ pub(super) struct Sites<P: Platform> {
 
 impl<P: Platform> Sites<P> {
     pub(super) fn new() -> Self {
-        Self { by_site: HashMap::new(), rounds: 0, unsettled: false }
+        Self { by_site: HashMap::new(), spare: Vec::new(), rounds: 0, unsettled: false }
     }
 
     /// The ops of `site`, which is in `object`, made if it is new.
@@ -51,7 +54,11 @@ impl<P: Platform> Sites<P> {
         }
         self.by_site.try_reserve(1)?;
         let object = if object == VMLINUX { None } else { Some(Name::new(object)?) };
-        let ops = Ops::leak(try_box(Ops::new(tracer.original(site)))?);
+        let original = tracer.original(site);
+        let ops = match self.spare.pop() {
+            Some(spare) => spare.serve(original),
+            None => Ops::leak(try_box(Ops::new(original))?),
+        };
         self.by_site.insert(site, Routed { ops, route: Route::Original, round: 0, object });
         Ok(ops)
     }
@@ -92,8 +99,10 @@ impl<P: Platform> Sites<P> {
         Ok(())
     }
 
-    /// Forgets the sites of an object that goes away, on which no patch is any more. Those that were left to be settled are routed
+    /// Forgets the sites of an object that goes away, or may not come: no patch is on them any more, no call of its functions is under way,
+    /// and none begins. Those that were left to be settled are routed
     /// back first, if that works: their code may be there for a while.
+    #[allow(unsafe_code, reason = "a promise of the host is passed on")]
     pub(super) fn forget_object(&mut self, tracer: &P::Tracer, object: &str) {
         let gone = |routed: &Routed| routed.object.as_deref() == Some(object) && routed.ops.stack().top().is_none();
         let unsettled =
@@ -102,12 +111,23 @@ impl<P: Platform> Sites<P> {
             sites.extend(self.by_site.iter().filter_map(unsettled));
             let _ = self.reroute(tracer, sites.into_iter());
         }
-        self.by_site.retain(|site, routed| {
-            let gone = gone(routed);
-            if gone {
-                tracer.forget(*site);
+        if !self.by_site.values().any(gone) {
+            return;
+        }
+        // Nobody should be in the handler because of the object. Those that were have left it for certain now.
+        tracer.synchronize();
+        let Self { by_site, spare, .. } = self;
+        by_site.retain(|site, routed| {
+            if !gone(routed) {
+                return true;
             }
-            !gone
+            // SAFETY: who unloads an object, or refuses to load it, promises that nobody calls into it; the site is not known any more when this returns.
+            unsafe { tracer.forget(*site) };
+            // One that still leads to the handler keeps its ops.
+            if routed.route == Route::Original && spare.try_reserve(1).is_ok() {
+                spare.push(routed.ops);
+            }
+            false
         });
     }
 

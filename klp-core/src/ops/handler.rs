@@ -6,14 +6,16 @@ use super::stack::FuncStack;
 use crate::addr::CodeAddr;
 use crate::port::{HandlerArg, TaskState};
 use alloc::boxed::Box;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// What the handler needs to know about one entry site.
 ///
-/// Once made it lives for ever: a task may be on its way from the site to the handler at any time.
+/// Once made it lives for ever: a task may be on its way from the site to the handler at any time. When the site itself is gone, it
+/// may [serve](Ops::serve) another.
 #[derive(Debug)]
 pub struct Ops {
     stack: FuncStack,
-    original: CodeAddr,
+    original: AtomicU64,
 }
 
 impl Ops {
@@ -26,7 +28,15 @@ impl Ops {
     /// Ops of a site behind which the function goes on at `original`.
     #[must_use]
     pub fn new(original: CodeAddr) -> Self {
-        Self { stack: FuncStack::new(), original }
+        Self { stack: FuncStack::new(), original: AtomicU64::new(original.get()) }
+    }
+
+    /// Gives it to another site, behind which the function goes on at `original`. Nothing is on the stack, and no task is on its
+    /// way from the old site, or it goes to the new one's function.
+    #[must_use]
+    pub fn serve(&'static self, original: CodeAddr) -> &'static Self {
+        self.original.store(original.get(), Ordering::Relaxed);
+        self
     }
 
     /// The replacements, newest first.
@@ -38,7 +48,8 @@ impl Ops {
     /// Where the original function goes on behind its site.
     #[must_use]
     pub fn original(&self) -> CodeAddr {
-        self.original
+        // What `new` or `serve` wrote was there before the site led to the handler.
+        CodeAddr::new(self.original.load(Ordering::Relaxed))
     }
 
     /// What to bring to the handler so that it finds this.
@@ -49,7 +60,7 @@ impl Ops {
 
     /// Where a call by a task in `state` goes. The state is asked for only if it matters.
     pub fn select(&self, state: impl FnOnce() -> TaskState) -> CodeAddr {
-        self.stack.select(state).unwrap_or(self.original)
+        self.stack.select(state).unwrap_or_else(|| self.original())
     }
 }
 

@@ -81,6 +81,8 @@ pub struct EntryTracer<A, T, H> {
 #[derive(Debug, Default)]
 struct State {
     sites: Vec<Site>,
+    /// Sites that were forgotten: their numbers are for others.
+    vacant: Vec<EntrySite>,
     by_addr: HashMap<CodeAddr, EntrySite>,
     arenas: Vec<Arena>,
 }
@@ -107,7 +109,7 @@ impl Site {
     }
 }
 
-/// A thunk or a veneer. Once filled it stays as it is: a task may be on its way through it at any time.
+/// A thunk or a veneer. Once filled it stays as it is until its site is forgotten: a task may be on its way through it at any time.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     at: CodeAddr,
@@ -127,7 +129,35 @@ enum Onward {
 #[derive(Debug)]
 struct Arena {
     image: Image,
-    used: u64,
+    /// Slots that lead nowhere yet. There is room for all of the arena's.
+    free: Vec<CodeAddr>,
+    /// How many of them, from behind, the routing under way has taken. If it fails they are free again.
+    taken: usize,
+}
+
+impl Arena {
+    fn new(image: Image) -> Result<Self, (Image, OutOfMemory)> {
+        let (start, len) = (image.text.start(), image.text.len() / SLOT);
+        match try_vec(usize::try_from(len).unwrap_or(usize::MAX)) {
+            Ok(mut free) => {
+                // The first one is taken first.
+                free.extend((0..len).rev().map(|index| start.wrapping_add(index * SLOT)));
+                Ok(Self { image, free, taken: 0 })
+            }
+            Err(error) => Err((image, error)),
+        }
+    }
+
+    fn take(&mut self) -> Option<CodeAddr> {
+        let slot = *self.free.iter().rev().nth(self.taken)?;
+        self.taken += 1;
+        Some(slot)
+    }
+
+    /// What was taken is in use from here on.
+    fn keep_taken(&mut self) {
+        self.free.truncate(self.free.len() - core::mem::take(&mut self.taken));
+    }
 }
 
 /// What one site will be, once nothing can fail any more.
@@ -175,7 +205,7 @@ impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
         if !codes.is_empty() {
             let mut fills = try_vec(codes.len())?;
             fills.extend(codes.iter().map(|(at, code)| Fill { at: *at, bytes: code }));
-            // SAFETY: the slots are in arenas of ours, and nothing has ever led to them.
+            // SAFETY: the slots are in arenas of ours, and nothing leads to them: nothing ever did, or it was forgotten with its site.
             unsafe { self.text.fill(&fills) }.map_err(TracerError::Text)?;
         }
         Ok(plans)
@@ -266,23 +296,22 @@ impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
             let (low, high) = (arena.image.text.start(), arena.image.text.end());
             [low, high].iter().all(|end| site.at.distance_to(*end).unsigned_abs() < A::REACH)
         };
-        // The newest arena is the one with room; search backwards.
-        let free = |arena: &Arena| arena.used + SLOT <= arena.image.text.len();
-        let index = match arenas.iter().rposition(|arena| free(arena) && in_reach(arena)) {
-            Some(index) => index,
-            None => {
-                let near = TextRange::new(site.at, site.entry.len.into()).ok_or(TracerError::NoSite)?;
-                let layout = ImageLayout { text: SLOT * hint.max(ARENA_SLOTS), ..ImageLayout::default() };
-                arenas.try_reserve(1).map_err(|_| TracerError::OutOfMemory)?;
-                let image = self.text.alloc(near, A::REACH, layout).map_err(TracerError::Text)?;
-                arenas.push(Arena { image, used: 0 });
-                arenas.len() - 1
-            }
-        };
-        let arena = &mut arenas[index];
-        let at = arena.image.text.start().wrapping_add(arena.used);
-        arena.used += SLOT;
-        Ok(at)
+        // The newest arena is likely to have room; search backwards.
+        if let Some(slot) = arenas.iter_mut().rev().filter(|arena| in_reach(arena)).find_map(Arena::take) {
+            return Ok(slot);
+        }
+        let near = TextRange::new(site.at, site.entry.len.into()).ok_or(TracerError::NoSite)?;
+        let layout = ImageLayout { text: SLOT * hint.max(ARENA_SLOTS), ..ImageLayout::default() };
+        arenas.try_reserve(1).map_err(|_| TracerError::OutOfMemory)?;
+        let image = self.text.alloc(near, A::REACH, layout).map_err(TracerError::Text)?;
+        let mut arena = Arena::new(image).map_err(|(image, error)| {
+            // SAFETY: it was just made, and nothing leads into it.
+            unsafe { self.text.free(image) };
+            error
+        })?;
+        let slot = arena.take().ok_or(TracerError::OutOfMemory)?;
+        arenas.push(arena);
+        Ok(slot)
     }
 }
 
@@ -319,11 +348,20 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
             .and_then(|built| Code::from_slice(built).ok())
             .ok_or(TracerError::NoSite)?;
 
-        let token = EntrySite(u32::try_from(state.sites.len()).map_err(|_| TracerError::OutOfMemory)?);
         state.by_addr.try_reserve(1).map_err(|_| TracerError::OutOfMemory)?;
         let site =
             Site { at: recorded.wrapping_add(entry.skip.into()), entry, now: built.clone(), built, slots: Vec::new() };
-        try_push(&mut state.sites, site)?;
+        let token = match state.vacant.pop() {
+            Some(token) => {
+                state.sites[token.0 as usize] = site;
+                token
+            }
+            None => {
+                let token = EntrySite(u32::try_from(state.sites.len()).map_err(|_| TracerError::OutOfMemory)?);
+                try_push(&mut state.sites, site)?;
+                token
+            }
+        };
         state.by_addr.insert(recorded, token);
         Ok(token)
     }
@@ -335,17 +373,15 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
     fn route(&self, batch: &[Routing<EntrySite>]) -> Result<(), Self::Error> {
         let mut state = self.state.lock();
         let arenas = state.arenas.len();
-        let used = state.arenas.last().map(|arena| arena.used);
         let plans = self.plan(&mut state, batch).inspect_err(|_| {
             for arena in state.arenas.drain(arenas..) {
                 // SAFETY: this call made the arena, and nothing leads into it.
                 unsafe { self.text.free(arena.image) };
             }
-            if let (Some(arena), Some(used)) = (state.arenas.last_mut(), used) {
-                arena.used = used;
-            }
+            state.arenas.iter_mut().for_each(|arena| arena.taken = 0);
         })?;
         // From here on the slots stay, whatever happens: tasks may be sent through them while sites are rewritten.
+        state.arenas.iter_mut().for_each(Arena::keep_taken);
         for plan in &plans {
             // `plan_one` made room for it.
             state.sites[plan.site.0 as usize].slots.extend(plan.fill);
@@ -353,15 +389,25 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
         self.rewrite(&mut state, plans)
     }
 
-    fn forget(&self, site: EntrySite) {
-        // The token stays taken: the thunk of an old site may be on a task's way until the end.
+    unsafe fn forget(&self, site: EntrySite) {
         let mut state = self.state.lock();
-        let State { sites, by_addr, .. } = &mut *state;
-        let known = &sites[site.0 as usize];
+        let State { sites, vacant, by_addr, arenas } = &mut *state;
+        let known = &mut sites[site.0 as usize];
         let recorded = known.at.wrapping_sub(known.entry.skip.into());
-        if by_addr.get(&recorded) == Some(&site) {
-            by_addr.remove(&recorded);
+        if by_addr.get(&recorded) != Some(&site) {
+            return;
         }
+        by_addr.remove(&recorded);
+        // A site that could not be routed back leads somewhere, and keeps what it leads through. So it does without memory for the list.
+        if known.now != known.built || vacant.try_reserve(1).is_err() {
+            return;
+        }
+        for slot in core::mem::take(&mut known.slots) {
+            if let Some(arena) = arenas.iter_mut().find(|arena| arena.image.text.contains(slot.at)) {
+                arena.free.push(slot.at);
+            }
+        }
+        vacant.push(site);
     }
 
     fn synchronize(&self) {

@@ -78,8 +78,13 @@ pub unsafe trait Tracer: Sync {
     fn route(&self, batch: &[Routing<Self::Site>]) -> Result<(), Self::Error>;
 
     /// Forgets a site: the code around it goes away, and other code may come to the same place. The site was routed to
-    /// [`Route::Original`], unless that failed.
-    fn forget(&self, site: Self::Site);
+    /// [`Route::Original`]; then what belonged to it may serve other sites from here on. If that had failed, the site keeps it.
+    ///
+    /// # Safety
+    ///
+    /// No call that began at the site is on its way any more, neither to the handler nor from it, and none will begin. `site` is not
+    /// used any more.
+    unsafe fn forget(&self, site: Self::Site);
 
     /// Waits until every run of the handler that began before this call has ended (kernel: `klp_synchronize_transition`).
     fn synchronize(&self);
