@@ -156,5 +156,10 @@ impl<P: Platform> Inner<P> {
         }
         let proof = Synchronized::with(host.tracer());
         bound.free(&proof);
+        for nops in self.patches.iter_mut().map(|record| &mut record.nops) {
+            while let Some(index) = nops.iter().position(Bound::is_empty) {
+                nops.swap_remove(index).free(&proof);
+            }
+        }
     }
 }

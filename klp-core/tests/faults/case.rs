@@ -182,6 +182,23 @@ impl Case {
 
 /// A patch whose code is in an image of its own, far away, with relocations of every kind.
 pub(crate) fn relocated(host: &SimOs, f: SimFunc) -> Patch {
+    let (code, relocs) = relocs(host, f, "p", (VMLINUX, "g"));
+    let object = Object::vmlinux().and_then(|object| object.func(Func::with_range("f", code)?));
+    Patch::builder("p").object(object.map(|object| object.with_relocs(relocs))).build().expect("well formed")
+}
+
+/// The same, but the relocations refer to a function of the module, and wait for that. The second result is where its address is
+/// written.
+pub(crate) fn waiting(host: &SimOs, f: SimFunc) -> (Patch, CodeAddr) {
+    let (code, relocs) = relocs(host, f, "waits", ("mod", "m"));
+    let at = relocs[0].fields()[0].at;
+    let object = Object::vmlinux().and_then(|object| object.func(Func::with_range("f", code)?));
+    let module = Object::module("mod").map(|object| object.with_callbacks(Box::new(Counting)).with_relocs(relocs));
+    (Patch::builder("waits").object(object).object(module).build().expect("well formed"), at)
+}
+
+/// New code for `f` of the patch called `patch`, and references from it to the symbol `to`.
+fn relocs(host: &SimOs, f: SimFunc, patch: &str, to: (&str, &str)) -> (TextRange, Vec<Reloc>) {
     let name = |text| Name::new(text).expect("memory");
     let far = TextRange::new(CodeAddr::new(0x50_0000_0000), 8).expect("fits");
     let layout = ImageLayout { text: 0x100, rodata: 0x40, data: 0x40 };
@@ -189,16 +206,15 @@ pub(crate) fn relocated(host: &SimOs, f: SimFunc) -> Patch {
     let code = TextRange::new(image.text.start(), 8).expect("fits");
     // SAFETY: the image was just made, and nothing runs in it.
     unsafe { host.text().fill(&[Fill { at: code.start(), bytes: &Insn::Body.encode() }]) }.expect("it is writable");
-    host.adopt("p", f, code);
+    host.adopt(patch, f, code);
     let data = |offset| image.data.start().wrapping_add(offset);
     let detours = Detours { slot: Some(data(0x20)), veneer: Some(image.text.start().wrapping_add(0x80)) };
     let field = |offset, kind, room| Field { at: data(offset), kind, addend: 0, room };
     let fields = vec![field(0, ABS64, 8), field(8, NEAR32, 8), field(16, SLOT32, 4)];
-    let symbol = KlpSymbol { object: name(VMLINUX), name: name("g"), pos: 0 };
+    let symbol = KlpSymbol { object: name(to.0), name: name(to.1), pos: 0 };
     // SAFETY: fields and detours are in the image, which is never freed.
     let reloc = unsafe { Reloc::new(name(".data"), symbol, detours, fields) };
-    let object = Object::vmlinux().and_then(|object| object.func(Func::with_range("f", code)?));
-    Patch::builder("p").object(object.map(|object| object.with_relocs(vec![reloc]))).build().expect("well formed")
+    (code, vec![reloc])
 }
 
 /// A patch that has only `f`, and takes the place of all others.

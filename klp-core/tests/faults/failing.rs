@@ -14,6 +14,8 @@ thread_local! {
     /// More than 0 while the simulated OS, or the test, runs.
     static NOT_ENGINE: Cell<u32> = const { Cell::new(1) };
     pub(crate) static LIVE: Cell<i64> = const { Cell::new(0) };
+    /// Bytes of these.
+    pub(crate) static BYTES: Cell<i64> = const { Cell::new(0) };
 }
 
 impl Failing {
@@ -34,9 +36,11 @@ impl Failing {
         left == 1
     }
 
-    fn live(by: i64) {
+    /// Notes `by` allocations more, which hold `bytes` more.
+    fn live(by: i64, bytes: i64) {
         if Self::engine() {
             LIVE.set(LIVE.get() + by);
+            BYTES.set(BYTES.get() + bytes);
         }
     }
 }
@@ -47,13 +51,13 @@ unsafe impl GlobalAlloc for Failing {
         if Self::strikes() {
             return core::ptr::null_mut();
         }
-        Self::live(1);
+        Self::live(1, layout.size() as i64);
         // SAFETY: the caller's promise.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        Self::live(-1);
+        Self::live(-1, -(layout.size() as i64));
         // SAFETY: the caller's promise.
         unsafe { System.dealloc(at, layout) }
     }
@@ -62,6 +66,7 @@ unsafe impl GlobalAlloc for Failing {
         if Self::strikes() {
             return core::ptr::null_mut();
         }
+        Self::live(0, new_size as i64 - layout.size() as i64);
         // SAFETY: the caller's promise.
         unsafe { System.realloc(at, layout, new_size) }
     }
