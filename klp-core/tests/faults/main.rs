@@ -222,3 +222,24 @@ fn a_veneer_is_filled_in_vain() {
     assert!(matches!(case.engine.disable(case.id), Ok(Poll::Complete { enabled: false, .. })));
     check(&case.engine);
 }
+
+/// Slots for thunks that a failed routing took are free again, however often it fails.
+#[test]
+fn a_routing_that_fails_often_costs_nothing() {
+    let host = SimOs::new();
+    let [first, second] = ["f", "g"].map(|name| {
+        let func = host.function(VMLINUX, name);
+        patch_at(&host, &format!("for_{name}"), Place::Far, &[(VMLINUX, name, func)])
+    });
+    let engine = Engine::new(host);
+    let [first, second] = [first, second].map(|patch| add(&engine, patch));
+    assert!(matches!(engine.enable(first), Ok(Poll::Complete { .. })));
+    let images = engine.host().images();
+    for _ in 0..200 {
+        engine.host().fail_calls(&[("Text::fill", 1)]);
+        engine.enable(second).expect_err("its thunk cannot be written");
+    }
+    engine.host().disarm();
+    assert!(matches!(engine.enable(second), Ok(Poll::Complete { .. })));
+    assert_eq!(engine.host().images(), images);
+}
