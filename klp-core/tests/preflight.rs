@@ -5,6 +5,7 @@ mod common;
 use common::{add, patch};
 use klp_core::error::{ApiMisuse, Error, PatchReason};
 use klp_core::model::{Func, Object, Patch, Replace, VMLINUX};
+use klp_core::sim::machine::Insn;
 use klp_core::sim::{Pad, Place, SimOs};
 use klp_core::state::State;
 use klp_core::{Engine, PatchId, Poll};
@@ -135,4 +136,18 @@ fn states_sets_and_a_transition_of_another() {
     );
     assert!(!report.is_ready());
     assert_eq!(report.findings[1].errno(), -22);
+}
+
+/// A look leaves nothing behind: nobody would tell of it when the code goes and other code comes to the same place.
+#[test]
+fn what_was_looked_at_is_looked_at_anew() {
+    let host = SimOs::new();
+    let f = host.function(VMLINUX, "f");
+    let p = patch(&host, "p", &[(VMLINUX, "f", f)]);
+    let engine = Engine::new(host);
+    let p = add(&engine, p);
+    assert!(preflight(&engine, p).is_ready());
+    engine.host().overwrite(engine.host().range(f).start(), &Insn::ShortNop.encode());
+    let report = preflight(&engine, p);
+    assert!(report.is_ready(), "another kind of entry: {report}");
 }

@@ -79,8 +79,9 @@ impl<P: Platform> Bound<P> {
         for (number, func) in (0u32..).zip(object.funcs()) {
             let finder = Finder { host, patch, object, func, quiet: false };
             let old = finder.old()?;
-            let site = finder.site(old)?;
             ranges.push(finder.replacement()?);
+            let cold = finder.cold()?;
+            let site = finder.site(old)?;
             #[allow(clippy::cast_possible_truncation, reason = "patches have fewer than 2^32 objects")]
             let at = AffectedFunc { patch: 0, object: index as u32, func: number };
             funcs.push(BoundFunc {
@@ -89,7 +90,7 @@ impl<P: Platform> Bound<P> {
                 site,
                 ops: sites.ops(host.tracer(), site, object.name())?,
                 old,
-                cold: finder.cold()?,
+                cold,
             });
         }
         Self::check_distinct(patch, &funcs)?;

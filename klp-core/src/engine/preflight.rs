@@ -56,6 +56,9 @@ impl<P: Platform> Engine<P> {
     /// Checks what [`enable`](Engine::enable) would check, and reports everything that it would refuse, not only the first. Nothing is
     /// changed, no task is stopped, nothing is logged.
     ///
+    /// Two things cannot be foreseen: what `pre_patch` callbacks will say, for calling them is not for nothing, and whether there will be
+    /// memory, and a host that does what it is asked. Objects that are not loaded are checked when they come.
+    ///
     /// # Errors
     ///
     /// [`ApiMisuse`] (no such patch, or enabled already), or [`Error::OutOfMemory`].
@@ -70,9 +73,12 @@ impl<P: Platform> Engine<P> {
             try_push(&mut report.findings, busy)?;
         }
         inner.preflight_others(index, &mut report)?;
-        let sites = inner.preflight_objects(&self.host, index, &mut report)?;
-        inner.preflight_sets(index, &sites, &mut report)?;
-        Ok(report)
+        let mut sites = HashSet::new();
+        let done = inner
+            .preflight_objects(&self.host, index, &mut sites, &mut report)
+            .and_then(|()| inner.preflight_sets(index, &sites, &mut report));
+        sites.into_iter().for_each(|site| inner.sites.overlook(self.host.tracer(), site));
+        Ok(done.map(|()| report)?)
     }
 }
 
@@ -94,21 +100,21 @@ impl<P: Platform> Inner<P> {
         Ok(())
     }
 
-    /// Looks at every function and every reference to the objects that are loaded. Returns the sites.
+    /// Looks at every function and every reference to the objects that are loaded. Collects the sites.
     fn preflight_objects(
         &self,
         host: &P,
         index: usize,
+        sites: &mut HashSet<SiteOf<P>>,
         report: &mut Preflight,
-    ) -> Result<HashSet<SiteOf<P>>, OutOfMemory> {
+    ) -> Result<(), OutOfMemory> {
         let record = &self.patches[index];
-        let mut sites = HashSet::new();
         for (object, state) in record.patch.objects().iter().zip(&record.objects) {
             if !host.symbols().is_loaded(object.name()) {
                 try_push(&mut report.waiting, object.name().try_clone()?)?;
                 continue;
             }
-            self.preflight_funcs(host, index, object, &mut sites, report)?;
+            self.preflight_funcs(host, index, object, sites, report)?;
             if state.relocated == Relocated::No {
                 let mut full = Ok(());
                 relocs::check(host, record.patch.name(), object, &mut |refused| {
@@ -119,7 +125,7 @@ impl<P: Platform> Inner<P> {
                 full?;
             }
         }
-        Ok(sites)
+        Ok(())
     }
 
     fn preflight_funcs(

@@ -52,6 +52,10 @@ impl<P: Platform> Sites<P> {
         if let Some(routed) = self.by_site.get(&site) {
             return Ok(routed.ops);
         }
+        self.add(tracer, site, object).inspect_err(|_| self.overlook(tracer, site))
+    }
+
+    fn add(&mut self, tracer: &P::Tracer, site: SiteOf<P>, object: &str) -> Result<&'static Ops, OutOfMemory> {
         self.by_site.try_reserve(1)?;
         let object = if object == VMLINUX { None } else { Some(Name::new(object)?) };
         let original = tracer.original(site);
@@ -61,6 +65,15 @@ impl<P: Platform> Sites<P> {
         };
         self.by_site.insert(site, Routed { ops, route: Route::Original, round: 0, object });
         Ok(ops)
+    }
+
+    /// Has the tracer forget a site that was only looked at: nobody would when its object goes.
+    #[allow(unsafe_code, reason = "a site that was never routed")]
+    pub(super) fn overlook(&self, tracer: &P::Tracer, site: SiteOf<P>) {
+        if !self.by_site.contains_key(&site) {
+            // SAFETY: it was never routed, so no call has come from it, and nobody remembers it.
+            unsafe { tracer.forget(site) };
+        }
     }
 
     /// The ops of `site`, if it was ever patched.
