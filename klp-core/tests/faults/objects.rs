@@ -10,7 +10,8 @@ use klp_core::sim::{Place, SimFunc, SimOs, insmod, rmmod};
 use klp_core::{Engine, Poll};
 
 /// How something fails: what arms it for the n-th time, and what disarms it and says whether it failed.
-const WAYS: [(fn(&Case, u64), fn(&Case) -> bool); 2] = [(arm_port, disarm_port), (arm_alloc, disarm_alloc)];
+type Way = (fn(&Case, u64), fn(&Case) -> bool);
+const WAYS: [Way; 2] = [(arm_port, disarm_port), (arm_alloc, disarm_alloc)];
 
 /// A module that three patches have to do with: two replace its function, the third refers to it. A fourth one, in transition, takes
 /// their place and gives the function back.
