@@ -250,7 +250,7 @@ fn a_node_is_removed_from_below_another() {
     );
 }
 
-/// Patches that are enabled together: a task that has not moved runs none of them. Weakened by `stack` and `transition`.
+/// Patches that are enabled together: a task that has not moved runs none of them. Weakened by `stack`.
 #[test]
 fn none_of_several_runs_before_the_task_moves() {
     race(
