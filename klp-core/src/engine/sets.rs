@@ -73,7 +73,7 @@ impl<P: Platform> Inner<P> {
     pub(super) fn check_sets_again(&self, index: usize, bound: &Bound<P>) -> Result<(), Error> {
         let record = &self.patches[index];
         let Some(claims) = Claims::new(&record.patch, FuncSet::new(core::iter::once(bound))?)? else { return Ok(()) };
-        let in_force = |old: &usize| (self.patches[*old].enabled || self.moves(*old)) && !self.gives_way_now(*old);
+        let in_force = |old: &usize| self.in_force(*old) && !self.gives_way_now(*old);
         match (0..index).filter(in_force).map(|old| &self.patches[old]).find(|other| claims.collide_with(other)) {
             None => Ok(()),
             Some(other) => Err(claims.refuse(other)?),
