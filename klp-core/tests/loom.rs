@@ -128,7 +128,7 @@ unsafe impl Tracer for Host {
         Ok(())
     }
 
-    unsafe fn forget(&self, _: Self::Site) {}
+    fn forget(&self, _: Self::Site) {}
 
     fn synchronize(&self) {
         drop(self.running.write().expect("nobody panics while holding it"));

@@ -190,8 +190,12 @@ impl<'a, T: Tracer> Run<'a, T> {
         let tracer = self.bench.tracer;
         for round in 0..3 {
             for site in &self.sites {
+                if round == 0 {
+                    tracer.forget(*site);
+                    continue;
+                }
                 // SAFETY: nobody but this suite calls the functions, no call of it is under way, and it finds the sites anew.
-                unsafe { tracer.forget(*site) };
+                unsafe { tracer.reclaim(*site) };
             }
             // In another order each time, so that what is used again is used for another site.
             let count = self.sites.len();

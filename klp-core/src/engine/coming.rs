@@ -25,7 +25,8 @@ impl<P: Platform> Engine<P> {
                 self.host.event(&Event::RefusingObject { patch, object });
                 // That of `index` too: its relocations were applied perhaps.
                 (0..=index).for_each(|index| inner.revert(&self.host, index, object));
-                inner.sites.forget_object(self.host.tracer(), object);
+                // Not all hosts can keep tasks out of it while it comes.
+                inner.sites.forget_object(self.host.tracer(), object, false);
                 return Err(error);
             }
         }
@@ -41,7 +42,7 @@ impl<P: Platform> Engine<P> {
     pub fn object_going(&self, object: &str) {
         let mut inner = self.inner.lock();
         (0..inner.patches.len()).for_each(|index| inner.revert(&self.host, index, object));
-        inner.sites.forget_object(self.host.tracer(), object);
+        inner.sites.forget_object(self.host.tracer(), object, true);
     }
 }
 

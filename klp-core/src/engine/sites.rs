@@ -72,7 +72,7 @@ impl<P: Platform> Sites<P> {
     pub(super) fn overlook(&self, tracer: &P::Tracer, site: SiteOf<P>) {
         if !self.by_site.contains_key(&site) {
             // SAFETY: it was never routed, so no call has come from it, and nobody remembers it.
-            unsafe { tracer.forget(site) };
+            unsafe { tracer.reclaim(site) };
         }
     }
 
@@ -112,30 +112,34 @@ impl<P: Platform> Sites<P> {
         Ok(())
     }
 
-    /// Forgets the sites of an object that goes away, or may not come: no patch is on them any more, no call of its functions is under way,
-    /// and none begins. Those that were left to be settled are routed
+    /// Forgets the sites of an object that goes away, or may not come: no patch is on them any more. If it is `gone`, no call of its
+    /// functions is under way, and none begins: what belongs to the sites may serve others. Those that were left to be settled are routed
     /// back first, if that works: their code may be there for a while.
     #[allow(unsafe_code, reason = "a promise of the host is passed on")]
-    pub(super) fn forget_object(&mut self, tracer: &P::Tracer, object: &str) {
-        let gone = |routed: &Routed| routed.object.as_deref() == Some(object) && routed.ops.stack().top().is_none();
+    pub(super) fn forget_object(&mut self, tracer: &P::Tracer, object: &str, gone: bool) {
+        let its = |routed: &Routed| routed.object.as_deref() == Some(object) && routed.ops.stack().top().is_none();
         let unsettled =
-            |(site, routed): (&SiteOf<P>, &Routed)| (gone(routed) && routed.route != Route::Original).then_some(*site);
+            |(site, routed): (&SiteOf<P>, &Routed)| (its(routed) && routed.route != Route::Original).then_some(*site);
         if let Ok(mut sites) = try_vec(self.by_site.len()) {
             sites.extend(self.by_site.iter().filter_map(unsettled));
             let _ = self.reroute(tracer, sites.into_iter());
         }
-        if !self.by_site.values().any(gone) {
+        if !self.by_site.values().any(its) {
             return;
         }
         // Nobody should be in the handler because of the object. Those that were have left it for certain now.
         tracer.synchronize();
         let Self { by_site, spare, .. } = self;
         by_site.retain(|site, routed| {
-            if !gone(routed) {
+            if !its(routed) {
                 return true;
             }
-            // SAFETY: who unloads an object, or refuses to load it, promises that nobody calls into it; the site is not known any more when this returns.
-            unsafe { tracer.forget(*site) };
+            if !gone {
+                tracer.forget(*site);
+                return false;
+            }
+            // SAFETY: who unloads an object promises that nobody calls into it; the site is not known any more when this returns.
+            unsafe { tracer.reclaim(*site) };
             // One that still leads to the handler keeps its ops.
             if routed.route == Route::Original && spare.try_reserve(1).is_ok() {
                 spare.push(routed.ops);

@@ -87,6 +87,15 @@ struct State {
     arenas: Vec<Arena>,
 }
 
+impl State {
+    /// Says whether the site was known.
+    fn forget(&mut self, site: EntrySite) -> bool {
+        let known = &self.sites[site.0 as usize];
+        let recorded = known.at.wrapping_sub(known.entry.skip.into());
+        self.by_addr.get(&recorded) == Some(&site) && self.by_addr.remove(&recorded).is_some()
+    }
+}
+
 #[derive(Debug)]
 struct Site {
     at: CodeAddr,
@@ -389,15 +398,17 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
         self.rewrite(&mut state, plans)
     }
 
-    unsafe fn forget(&self, site: EntrySite) {
+    fn forget(&self, site: EntrySite) {
+        self.state.lock().forget(site);
+    }
+
+    unsafe fn reclaim(&self, site: EntrySite) {
         let mut state = self.state.lock();
-        let State { sites, vacant, by_addr, arenas } = &mut *state;
-        let known = &mut sites[site.0 as usize];
-        let recorded = known.at.wrapping_sub(known.entry.skip.into());
-        if by_addr.get(&recorded) != Some(&site) {
+        if !state.forget(site) {
             return;
         }
-        by_addr.remove(&recorded);
+        let State { sites, vacant, arenas, .. } = &mut *state;
+        let known = &mut sites[site.0 as usize];
         // A site that could not be routed back leads somewhere, and keeps what it leads through. So it does without memory for the list.
         if known.now != known.built || vacant.try_reserve(1).is_err() {
             return;

@@ -78,13 +78,18 @@ pub unsafe trait Tracer: Sync {
     fn route(&self, batch: &[Routing<Self::Site>]) -> Result<(), Self::Error>;
 
     /// Forgets a site: the code around it goes away, and other code may come to the same place. The site was routed to
-    /// [`Route::Original`]; then what belonged to it may serve other sites from here on. If that had failed, the site keeps it.
+    /// [`Route::Original`], unless that failed. What belongs to it stays: tasks may still be on their way.
+    fn forget(&self, site: Self::Site);
+
+    /// The same, and what belonged to the site may serve others from here on, if it was routed to [`Route::Original`].
     ///
     /// # Safety
     ///
     /// No call that began at the site is on its way any more, neither to the handler nor from it, and none will begin. `site` is not
     /// used any more.
-    unsafe fn forget(&self, site: Self::Site);
+    unsafe fn reclaim(&self, site: Self::Site) {
+        self.forget(site);
+    }
 
     /// Waits until every run of the handler that began before this call has ended (kernel: `klp_synchronize_transition`).
     fn synchronize(&self);

@@ -363,7 +363,7 @@ unsafe impl<const CALLS: bool> Tracer for Host<CALLS> {
     fn route(&self, batch: &[Routing<u64>]) -> Result<(), ToyError> {
         if batch.is_empty() { Ok(()) } else { Err(ToyError) }
     }
-    unsafe fn forget(&self, _: Self::Site) {}
+    fn forget(&self, _: Self::Site) {}
 
     fn synchronize(&self) {}
 }
