@@ -127,7 +127,8 @@ pub unsafe fn apply<P: Platform>(platform: &P, patch: &str, object: &Object) -> 
         plan(platform, patch, object, reloc, &mut writes)?;
     }
     // SAFETY: the caller promises that nobody executes there; `Reloc::new`'s that the memory is the patch's own.
-    unsafe { commit(platform, patch, &writes) }
+    unsafe { commit(platform, patch, &writes) }?;
+    platform.apply_relocs(patch, object.name())
 }
 
 /// Finds what [`apply`] would refuse, and shows each to `found`; writes nothing.
@@ -185,7 +186,9 @@ pub unsafe fn clear<P: Platform>(platform: &P, patch: &str, object: &Object) -> 
         }
     }
     // SAFETY: as in `apply`.
-    unsafe { commit(platform, patch, &writes) }
+    unsafe { commit(platform, patch, &writes) }?;
+    platform.clear_relocs(patch, object.name());
+    Ok(())
 }
 
 /// The address of a symbol of the patched system.

@@ -35,6 +35,7 @@ pub use text::{Fill, Image, ImageLayout, Poke, Text};
 pub use tracer::{HandlerArg, Route, Routing, Tracer};
 pub use unwinder::{Doubt, Frame, FrameKind, Unreliable, Unwinder};
 
+use crate::error::Error;
 use crate::event::Event;
 
 /// A host: every port, and the lock that the engine sleeps on.
@@ -72,6 +73,22 @@ pub trait Platform: Sync + Sized + 'static {
     fn symbols(&self) -> &Self::Symbols;
     /// The text.
     fn text(&self) -> &Self::Text;
+
+    /// Completes the code of `patch` for `object`, which is there now, on a host whose own loader keeps the relocations of patches
+    /// (kernel: `klp_apply_object_relocs`). No task executes that code.
+    ///
+    /// # Errors
+    ///
+    /// The code is as before then, and the object is not patched.
+    fn apply_relocs(&self, patch: &str, object: &str) -> Result<(), Error> {
+        let _ = (patch, object);
+        Ok(())
+    }
+
+    /// Undoes [`apply_relocs`](Platform::apply_relocs). No task executes that code any more.
+    fn clear_relocs(&self, patch: &str, object: &str) {
+        let _ = (patch, object);
+    }
 
     /// Takes one line of the engine's log. Called with the engine's lock held: must not call the engine.
     fn event(&self, event: &Event<'_>) {

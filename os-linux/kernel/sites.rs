@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
+//! The table that says where calls at entry sites go: written by the tracer, read by `entry.S` and by [`klp_engine_select`] at
+//! any time, without a lock.
+//!
+//! Open addressing, keyed by the address behind the call of the site. A key stays in its place until its module goes. A task can
+//! be preempted while it reads, for as long as it likes, so tables that were grown out of stay for ever: all of them together
+//! are smaller than the one in use.
+
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use klp_core::mem::{OutOfMemory, try_vec};
+
+/// Where calls at a site go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Way {
+    /// On with the old function, which is at the key.
+    Original,
+    /// Where the engine's handler says, by the number of its [`HandlerArg`](klp_core::port::HandlerArg).
+    Ask(u64),
+    /// There.
+    To(u64),
+}
+
+/// A place in the table. `entry.S` knows its layout.
+#[repr(C)]
+struct Entry {
+    /// The address behind the call; [`FREE`] or [`GONE`].
+    key: AtomicU64,
+    /// Where the call goes; [`ASK`]: as `arg` says.
+    target: AtomicU64,
+    /// For the handler.
+    arg: AtomicU64,
+    /// So that the size is a power of two.
+    _pad: u64,
+}
+
+/// No key is there, nor behind it.
+const FREE: u64 = 0;
+/// No key is there, but perhaps behind it.
+const GONE: u64 = 1;
+/// The target of sites where the handler decides.
+const ASK: u64 = 0;
+
+/// What `klp_sites` leads to. `entry.S` knows its layout.
+#[repr(C)]
+struct Header {
+    /// Bytes of all entries, less one entry: cuts an offset in bytes, and rounds it down to an entry.
+    mask: u64,
+    _pad: [u64; 3],
+}
+
+const ENTRY: usize = size_of::<Entry>();
+const _: () = assert!(ENTRY == 32 && size_of::<Header>() == ENTRY);
+
+/// Entries of the first table.
+const FIRST: usize = 64;
+
+/// The table in use: a header, and entries behind it.
+#[unsafe(no_mangle)]
+static klp_sites: AtomicPtr<Header> = AtomicPtr::new(core::ptr::null_mut());
+
+/// The writer's view of the table. There is one.
+pub(crate) struct Sites {
+    entries: &'static [Entry],
+    /// Places that are not [`FREE`].
+    used: usize,
+}
+
+impl Sites {
+    pub(crate) fn new() -> Result<Self, OutOfMemory> {
+        let sites = Self { entries: new_table(FIRST)?, used: 0 };
+        sites.publish();
+        Ok(sites)
+    }
+
+    /// Makes sure that `additional` keys find room.
+    pub(crate) fn reserve(&mut self, additional: usize) -> Result<(), OutOfMemory> {
+        let wanted = self.used.checked_add(additional).ok_or(OutOfMemory)?;
+        if wanted <= self.entries.len() / 2 {
+            return Ok(());
+        }
+        let mut bigger = Self { entries: new_table((wanted * 2).next_power_of_two())?, used: 0 };
+        for entry in self.entries {
+            let key = entry.key.load(Ordering::Relaxed);
+            if key != FREE && key != GONE {
+                let (place, _) = bigger.place(key);
+                place.arg.store(entry.arg.load(Ordering::Relaxed), Ordering::Relaxed);
+                place.target.store(entry.target.load(Ordering::Relaxed), Ordering::Relaxed);
+                place.key.store(key, Ordering::Relaxed);
+                bigger.used += 1;
+            }
+        }
+        *self = bigger;
+        self.publish();
+        Ok(())
+    }
+
+    /// Where calls with `key` go.
+    pub(crate) fn get(&self, key: u64) -> Way {
+        let (entry, found) = self.place(key);
+        match (found, entry.target.load(Ordering::Relaxed)) {
+            (false, _) => Way::Original,
+            (true, ASK) => Way::Ask(entry.arg.load(Ordering::Relaxed)),
+            (true, target) if target == key => Way::Original,
+            (true, target) => Way::To(target),
+        }
+    }
+
+    /// Sends calls with `key` `way`. Room was reserved.
+    pub(crate) fn set(&mut self, key: u64, way: Way) {
+        let (entry, found) = self.place(key);
+        let target = match way {
+            Way::Original => key,
+            Way::To(target) => target,
+            Way::Ask(arg) => {
+                entry.arg.store(arg, Ordering::Relaxed);
+                ASK
+            }
+        };
+        // ORDER(sites): release; the partner is the reader's load of the target.
+        entry.target.store(target, Ordering::Release);
+        if !found {
+            self.used += usize::from(entry.key.load(Ordering::Relaxed) == FREE);
+            // ORDER(sites): release; the partner is the reader's load of the key.
+            entry.key.store(key, Ordering::Release);
+        }
+    }
+
+    /// Forgets `key`: no task can come with it any more.
+    pub(crate) fn forget(&mut self, key: u64) {
+        let (entry, found) = self.place(key);
+        if found {
+            entry.key.store(GONE, Ordering::Relaxed);
+        }
+    }
+
+    /// Where `key` is (`true`), or would be put.
+    fn place(&self, key: u64) -> (&'static Entry, bool) {
+        let mut gone = None;
+        for entry in probe(self.entries, key) {
+            match entry.key.load(Ordering::Relaxed) {
+                FREE => return (gone.unwrap_or(entry), false),
+                GONE => gone = gone.or(Some(entry)),
+                other if other == key => return (entry, true),
+                _ => {}
+            }
+        }
+        // At least half of the table is free: this is never reached.
+        (&self.entries[0], false)
+    }
+
+    fn publish(&self) {
+        let header = core::ptr::from_ref(&self.entries[0]).cast::<Header>().wrapping_sub(1);
+        // ORDER(sites): release; the partner is the reader's load of the table.
+        klp_sites.store(header.cast_mut(), Ordering::Release);
+    }
+}
+
+/// A table of `len` free entries, a power of two; it stays for ever.
+fn new_table(len: usize) -> Result<&'static [Entry], OutOfMemory> {
+    let mut words: Vec<[u64; 4]> = try_vec(len + 1)?;
+    words.push([((len - 1) * ENTRY) as u64, 0, 0, 0]);
+    words.resize(len + 1, [0; 4]);
+    let table = words.leak();
+    // SAFETY: entries are of the size and alignment of four words, and any words make one; the memory is leaked and nobody
+    // else's, apart from the header before them.
+    Ok(unsafe { core::slice::from_raw_parts(table.as_ptr().add(1).cast::<Entry>(), len) })
+}
+
+/// All entries, in the order in which `key` is looked for. `entry.S` does the same.
+fn probe(entries: &'static [Entry], key: u64) -> impl Iterator<Item = &'static Entry> {
+    let first = key.wrapping_mul(2) as usize / ENTRY;
+    (0..entries.len()).map(move |step| &entries[first.wrapping_add(step) & (entries.len() - 1)])
+}
+
+/// Where a call goes that has to ask.
+///
+/// Called with preemption off; [`klp_host_synchronize`](crate::host::klp_host_synchronize) waits for its end. Takes no lock, cannot panic.
+#[unsafe(no_mangle)]
+extern "C" fn klp_engine_select(behind: u64) -> u64 {
+    // ORDER(sites): acquire; the partner is in `publish`.
+    let header = klp_sites.load(Ordering::Acquire);
+    // SAFETY: a site leads here only after the first table was published; tables stay for ever, with their entries behind the
+    // header, the offset of the last of which is in the header.
+    let entries = unsafe {
+        core::slice::from_raw_parts(header.add(1).cast::<Entry>().cast_const(), (*header).mask as usize / ENTRY + 1)
+    };
+    for entry in probe(entries, behind) {
+        // ORDER(sites): acquire; the partner is in `set`.
+        match entry.key.load(Ordering::Acquire) {
+            FREE => break,
+            key if key == behind => {
+                // ORDER(sites): acquire; the partner is in `set`.
+                return match entry.target.load(Ordering::Acquire) {
+                    // SAFETY: the engine made the argument, which is set before the target says to ask; this run counts
+                    // as one of the handler's.
+                    ASK => unsafe {
+                        klp_core::ops::handler(entry.arg.load(Ordering::Relaxed), crate::tasks::current_state).get()
+                    },
+                    target => target,
+                };
+            }
+            _ => {}
+        }
+    }
+    behind
+}

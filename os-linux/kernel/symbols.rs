@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
+//! Names to addresses, by kallsyms (kernel: `klp_find_object_symbol`).
+
+use crate::host;
+use crate::log::Errno;
+use core::ffi::{CStr, c_char, c_int, c_void};
+use klp_core::addr::{CodeAddr, TextRange};
+use klp_core::model::VMLINUX;
+use klp_core::port::{Symbol, SymbolResolver};
+
+/// kallsyms.
+pub(crate) struct KernelSymbols;
+
+impl KernelSymbols {
+    pub(crate) fn new() -> Self {
+        Self
+    }
+}
+
+impl SymbolResolver for KernelSymbols {
+    type Error = Errno;
+
+    fn is_loaded(&self, object: &str) -> bool {
+        // SAFETY: a C string.
+        let live = |name| unsafe { !host::klp_host_live_module(name).is_null() };
+        object == VMLINUX || host::with_c_str(object, live).unwrap_or(false)
+    }
+
+    fn symbols(&self, object: &str, name: &str, found: &mut dyn FnMut(Symbol)) -> Result<(), Errno> {
+        let mut search = Search { name: name.as_bytes(), found };
+        let arg = (&raw mut search).cast::<c_void>();
+        if object == VMLINUX {
+            // SAFETY: the callback gets `arg`, a `Search` that is there until the function has returned.
+            host::with_c_str(name, |name| unsafe {
+                host::kallsyms_on_each_match_symbol(Some(matched), name.cast(), arg)
+            });
+        } else {
+            // SAFETY: as above.
+            host::with_c_str(object, |object| unsafe {
+                host::module_kallsyms_on_each_symbol(object.cast(), Some(seen), arg)
+            });
+        }
+        Ok(())
+    }
+
+    /// Nothing asks: the module loader binds exported symbols.
+    fn exported(&self, _name: &str) -> Option<CodeAddr> {
+        None
+    }
+
+    fn function_at(&self, addr: CodeAddr) -> Option<TextRange> {
+        let (len, offset) = size_and_offset(addr.get())?;
+        TextRange::new(addr.wrapping_sub(offset), len)
+    }
+
+    fn describe(&self, addr: CodeAddr, out: &mut dyn core::fmt::Write) -> core::fmt::Result {
+        let mut text = [0_u8; host::KSYM_SYMBOL_LEN];
+        // SAFETY: the buffer has the length that the kernel asks for.
+        unsafe { host::sprint_symbol(text.as_mut_ptr().cast(), addr.get() as usize) };
+        let text = CStr::from_bytes_until_nul(&text).ok().and_then(|text| text.to_str().ok());
+        out.write_str(text.unwrap_or("?"))
+    }
+}
+
+/// What a walk over symbols looks for.
+struct Search<'a> {
+    name: &'a [u8],
+    found: &'a mut dyn FnMut(Symbol),
+}
+
+impl Search<'_> {
+    fn hit(&mut self, addr: usize) {
+        let addr = addr as u64;
+        let len = size_and_offset(addr).map_or(0, |(len, offset)| len - offset.min(len));
+        (self.found)(Symbol { addr: CodeAddr::new(addr), len });
+    }
+}
+
+/// A symbol of the kernel that has the name.
+unsafe extern "C" fn matched(arg: *mut c_void, addr: usize) -> c_int {
+    // SAFETY: `symbols` passes a `Search`, and does not use it meanwhile.
+    unsafe { &mut *arg.cast::<Search<'_>>() }.hit(addr);
+    0
+}
+
+/// A symbol of the module.
+unsafe extern "C" fn seen(arg: *mut c_void, name: *const u8, addr: usize) -> c_int {
+    // SAFETY: as in `matched`.
+    let search = unsafe { &mut *arg.cast::<Search<'_>>() };
+    // SAFETY: kallsyms passes a C string.
+    if unsafe { CStr::from_ptr(name.cast::<c_char>()) }.to_bytes() == search.name {
+        search.hit(addr);
+    }
+    0
+}
+
+/// The size of the symbol that `addr` is in, and how far in.
+fn size_and_offset(addr: u64) -> Option<(u64, u64)> {
+    let (mut size, mut offset) = (0_usize, 0_usize);
+    // SAFETY: it looks the address up, and writes two numbers.
+    let known = unsafe { host::kallsyms_lookup_size_offset(addr as usize, &raw mut size, &raw mut offset) };
+    (known != 0).then_some((size as u64, offset as u64))
+}
+
+/// Shows the name of the function at `addr` to `look`.
+pub(crate) fn with_name_at(addr: usize, look: impl FnOnce(&str)) {
+    let mut name = [0_u8; host::KSYM_SYMBOL_LEN];
+    // SAFETY: the buffer is longer than any symbol's name.
+    let errno = unsafe { host::lookup_symbol_name(addr, name.as_mut_ptr().cast()) };
+    let known = CStr::from_bytes_until_nul(&name).ok().and_then(|name| name.to_str().ok());
+    look(known.filter(|_| errno == 0).unwrap_or("?"));
+}
