@@ -2,7 +2,7 @@
 //! What C and Rust know of each other: kernel types, and the functions of `shims.c` and `sysfs.c` (declared in `shims.h`).
 
 pub(crate) use kernel::bindings::{
-    Elf64_Rela, Elf64_Shdr, Elf64_Sym, klp_callbacks, klp_func, klp_modinfo, klp_object, klp_patch, klp_state, module,
+    Elf64_Rela, Elf64_Shdr, Elf64_Sym, klp_callbacks, klp_func, klp_object, klp_patch, klp_state, module,
     task_struct,
 };
 pub(crate) use kernel::bindings::{
@@ -32,6 +32,7 @@ pub(crate) type Call = unsafe extern "C" fn(*mut task_struct, *mut c_void) -> c_
 #[allow(improper_ctypes, reason = "only pointers to kernel types are passed, some of which have no fields in this configuration")]
 unsafe extern "C" {
     pub(crate) fn klp_host_log(level: c_int, args: *const c_void);
+    pub(crate) fn klp_try_switch_task(args: *const c_void);
     pub(crate) fn klp_host_shadow_refused(obj: *mut c_void, id: c_ulong, err: c_int);
 
     pub(crate) safe fn klp_host_mutex_lock(which: c_uint);

@@ -4,7 +4,7 @@
 use crate::host::{self, errno};
 use crate::tasks::shown_id;
 use core::ffi::c_void;
-use core::fmt;
+use core::{fmt, ptr};
 use klp_core::event::{Event, Level};
 
 /// Writes one line.
@@ -19,7 +19,8 @@ pub(crate) fn event(event: &Event<'_>) {
         // Idle tasks go by the number 0.
         Event::NotSwitched { name, task, obstacle } => {
             let event = Event::NotSwitched { name, task: shown_id(task), obstacle };
-            write(event.level(), format_args!("{event}"));
+            // SAFETY: as in `write`.
+            unsafe { host::klp_try_switch_task(ptr::from_ref(&format_args!("{event}")).cast::<c_void>()) }
         }
         _ => write(event.level(), format_args!("{event}")),
     }
@@ -30,12 +31,6 @@ macro_rules! error {
     ($($arg:tt)*) => { $crate::log::write(klp_core::event::Level::Error, format_args!($($arg)*)) };
 }
 pub(crate) use error;
-
-/// Writes a line of level [`Level::Warning`].
-macro_rules! warning {
-    ($($arg:tt)*) => { $crate::log::write(klp_core::event::Level::Warning, format_args!($($arg)*)) };
-}
-pub(crate) use warning;
 
 /// An error number of the kernel, as the error of a port.
 #[derive(Debug)]

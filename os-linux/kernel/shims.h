@@ -11,6 +11,7 @@
 
 /* log.rs: levels are those of klp_core's `event::Level`; `args` is a core::fmt::Arguments. */
 void klp_host_log(int level, const void *args);
+void klp_try_switch_task(const void *args);
 void klp_host_shadow_refused(void *obj, unsigned long id, int err);
 
 /* lock.rs */

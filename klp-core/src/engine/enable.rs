@@ -131,7 +131,17 @@ impl<P: Platform> Inner<P> {
             bound.push();
         }
         match self.sites.reroute(host.tracer(), bounds(&self.patches).flat_map(Bound::sites)) {
-            Err(error) => Err((prepared, error.into_error(self.leader()))),
+            Err(error) => {
+                // A batch is refused as a whole: its first object stands for all.
+                let object = self.patches.iter().filter(|record| record.moves).find_map(|record| {
+                    let bound = record.objects.iter().position(|object| object.bound.is_some())?;
+                    record.patch.objects().get(bound)
+                });
+                if let Some(object) = object {
+                    host.event(&Event::FailedToPatch { object: object.name() });
+                }
+                Err((prepared, error.into_error(self.leader())))
+            }
             Ok(()) => prepared
                 .start(host)
                 .map_err(|(prepared, error)| (prepared, Error::port("starting the transition", self.leader(), &error))),

@@ -261,6 +261,7 @@ fn no_memory_in_reach() {
         &[
             "enabling patch 'p'",
             "'p': initializing patching transition",
+            "failed to patch object 'vmlinux'",
             "failed to enable patch 'p'",
             "'p': canceling patching transition, going to unpatch",
             "'p': completing unpatching transition",
