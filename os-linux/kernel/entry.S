@@ -28,6 +28,7 @@
 SYM_CODE_START(klp_entry_stub)
 	UNWIND_HINT_UNDEFINED
 	ANNOTATE_NOENDBR
+	CALL_DEPTH_ACCOUNT
 
 	movq	klp_sites(%rip), %r10
 	movq	(%rsp), %r11

@@ -2,8 +2,7 @@
 //! What C and Rust know of each other: kernel types, and the functions of `shims.c` and `sysfs.c` (declared in `shims.h`).
 
 pub(crate) use kernel::bindings::{
-    Elf64_Rela, Elf64_Shdr, Elf64_Sym, klp_callbacks, klp_func, klp_object, klp_patch, klp_state, module,
-    task_struct,
+    Elf64_Rela, Elf64_Shdr, Elf64_Sym, klp_callbacks, klp_func, klp_object, klp_patch, klp_state, module, task_struct,
 };
 pub(crate) use kernel::bindings::{
     apply_relocate_add, clear_relocate_add, ftrace_location, kallsyms_lookup_size_offset,
@@ -29,7 +28,10 @@ pub(crate) const KSYM_SYMBOL_LEN: usize = 768;
 
 pub(crate) type Call = unsafe extern "C" fn(*mut task_struct, *mut c_void) -> c_int;
 
-#[allow(improper_ctypes, reason = "only pointers to kernel types are passed, some of which have no fields in this configuration")]
+#[allow(
+    improper_ctypes,
+    reason = "only pointers to kernel types are passed, some of which have no fields in this configuration"
+)]
 unsafe extern "C" {
     pub(crate) fn klp_host_log(level: c_int, args: *const c_void);
     pub(crate) fn klp_try_switch_task(args: *const c_void);
@@ -50,7 +52,7 @@ unsafe extern "C" {
 
     pub(crate) fn klp_host_each_task(visit: unsafe extern "C" fn(*mut task_struct, *mut c_void), arg: *mut c_void);
     pub(crate) fn klp_host_each_idle(
-        visit: unsafe extern "C" fn(*mut task_struct, c_int, bool, *mut c_void),
+        visit: unsafe extern "C" fn(*mut task_struct, bool, *mut c_void),
         arg: *mut c_void,
     );
     pub(crate) safe fn klp_host_find_task(id: u64) -> *mut task_struct;
@@ -68,6 +70,7 @@ unsafe extern "C" {
     pub(crate) fn klp_host_preempt_enable();
     pub(crate) safe fn klp_host_watch_resched(on: bool);
 
+    pub(crate) safe fn klp_host_reliable_stacks() -> bool;
     pub(crate) fn klp_host_walk(task: *mut task_struct, frames: *mut *const c_ulong) -> c_int;
 
     pub(crate) fn klp_host_route(sites: *mut c_ulong, count: c_uint, remove: bool) -> c_int;

@@ -23,10 +23,10 @@
 
 extern crate alloc;
 
-mod memory;
 mod host;
 mod lock;
 mod log;
+mod memory;
 mod modules;
 mod patches;
 mod platform;

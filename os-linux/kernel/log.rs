@@ -32,6 +32,12 @@ macro_rules! error {
 }
 pub(crate) use error;
 
+/// Writes a line of level [`Level::Warning`].
+macro_rules! warning {
+    ($($arg:tt)*) => { $crate::log::write(klp_core::event::Level::Warning, format_args!($($arg)*)) };
+}
+pub(crate) use warning;
+
 /// An error number of the kernel, as the error of a port.
 #[derive(Debug)]
 pub(crate) struct Errno {

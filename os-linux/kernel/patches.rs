@@ -73,6 +73,13 @@ unsafe fn enable(patch: *mut klp_patch) -> Result<(), c_int> {
         read::patch(&*patch)?
     };
     let engine = engine().ok_or(-errno::ENODEV)?;
+    if !host::klp_host_reliable_stacks() {
+        log::warning!("This architecture doesn't have support for the livepatch consistency model.");
+        log::warning!("The livepatch transition may never complete.");
+    }
+    if PATCHES.lock().known.iter().any(|known| known.patch == patch) {
+        return Err(-errno::EINVAL);
+    }
     // SAFETY: the module is there: it calls.
     if !unsafe { host::try_module_get((*patch).mod_) } {
         return Err(-errno::ENODEV);
@@ -206,6 +213,12 @@ extern "C" fn klp_engine_is_enabled(patch: *mut klp_patch) -> c_int {
 #[unsafe(no_mangle)]
 extern "C" fn klp_engine_in_transition(patch: *mut klp_patch) -> c_int {
     with_status(patch, |_, _, status| Ok(status.transition.is_some().into())).max(0)
+}
+
+/// `stack_order` is read.
+#[unsafe(no_mangle)]
+extern "C" fn klp_engine_stack_order(patch: *mut klp_patch) -> c_int {
+    with_status(patch, |_, _, status| Ok(c_int::try_from(status.stack_order).unwrap_or(c_int::MAX))).max(0)
 }
 
 /// `patched` of an object is read.

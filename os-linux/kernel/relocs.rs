@@ -120,9 +120,7 @@ impl Sections {
         unsafe {
             match self.resolve(index, object) {
                 Err(()) => -errno::EINVAL,
-                Ok(()) => {
-                    host::apply_relocate_add(self.headers, self.strings.cast(), self.symbols, index, self.module)
-                }
+                Ok(()) => host::apply_relocate_add(self.headers, self.strings.cast(), self.symbols, index, self.module),
             }
         }
     }

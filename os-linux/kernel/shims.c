@@ -159,13 +159,13 @@ void klp_host_each_task(void (*visit)(struct task_struct *task, void *arg), void
 	read_unlock(&tasklist_lock);
 }
 
-void klp_host_each_idle(void (*visit)(struct task_struct *task, int cpu, bool online, void *arg), void *arg)
+void klp_host_each_idle(void (*visit)(struct task_struct *task, bool online, void *arg), void *arg)
 {
 	int cpu;
 
 	cpus_read_lock();
 	for_each_possible_cpu(cpu)
-		visit(idle_task(cpu), cpu, cpu_online(cpu), arg);
+		visit(idle_task(cpu), cpu_online(cpu), arg);
 	cpus_read_unlock();
 }
 
@@ -289,17 +289,27 @@ void klp_host_watch_resched(bool on)
 
 /* ---- stacks ---- */
 
+/* As many frames as klp_core visits; a deeper stack is not reliable. */
 #define KLP_FRAMES 100
 static DEFINE_PER_CPU(unsigned long[KLP_FRAMES], klp_frames);
+
+bool klp_host_reliable_stacks(void)
+{
+	return klp_have_reliable_stack();
+}
 
 /* The frames stay until the caller lets itself be preempted. */
 int klp_host_walk(struct task_struct *task, const unsigned long **frames)
 {
+#ifdef CONFIG_STACKTRACE
 	unsigned long *entries = this_cpu_ptr(klp_frames);
 
 	lockdep_assert_preemption_disabled();
 	*frames = entries;
 	return stack_trace_save_tsk_reliable(task, entries, KLP_FRAMES);
+#else
+	return -ENOSYS;
+#endif
 }
 
 /* ---- entry sites ---- */

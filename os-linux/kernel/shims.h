@@ -32,7 +32,7 @@ bool klp_host_may_sleep(gfp_t gfp);
 
 /* tasks.rs */
 void klp_host_each_task(void (*visit)(struct task_struct *task, void *arg), void *arg);
-void klp_host_each_idle(void (*visit)(struct task_struct *task, int cpu, bool online, void *arg), void *arg);
+void klp_host_each_idle(void (*visit)(struct task_struct *task, bool online, void *arg), void *arg);
 struct task_struct *klp_host_find_task(u64 id);
 void klp_host_put_task(struct task_struct *task);
 struct task_struct *klp_host_current(void);
@@ -49,6 +49,7 @@ void klp_host_preempt_enable(void);
 void klp_host_watch_resched(bool on);
 
 /* unwinder.rs */
+bool klp_host_reliable_stacks(void);
 int klp_host_walk(struct task_struct *task, const unsigned long **frames);
 
 /* tracer.rs and entry.S */
@@ -70,6 +71,7 @@ int klp_engine_force(struct klp_patch *patch);
 int klp_engine_signal(struct klp_patch *patch);
 int klp_engine_is_enabled(struct klp_patch *patch);
 int klp_engine_in_transition(struct klp_patch *patch);
+int klp_engine_stack_order(struct klp_patch *patch);
 int klp_engine_object_patched(struct klp_patch *patch, struct klp_object *object);
 ssize_t klp_engine_blockers(struct klp_patch *patch, char *page, size_t size);
 

@@ -177,7 +177,7 @@ fn probe(entries: &'static [Entry], key: u64) -> impl Iterator<Item = &'static E
 ///
 /// Called with preemption off; [`klp_host_synchronize`](crate::host::klp_host_synchronize) waits for its end. Takes no lock, cannot panic.
 #[unsafe(no_mangle)]
-extern "C" fn klp_engine_select(behind: u64) -> u64 {
+pub(crate) extern "C" fn klp_engine_select(behind: u64) -> u64 {
     // ORDER(sites): acquire; the partner is in `publish`.
     let header = klp_sites.load(Ordering::Acquire);
     // SAFETY: a site leads here only after the first table was published; tables stay for ever, with their entries behind the

@@ -50,6 +50,11 @@ static ssize_t replace_show(struct kobject *kobj, struct kobj_attribute *attr, c
 	return show(page, patch_of(kobj)->replace);
 }
 
+static ssize_t stack_order_show(struct kobject *kobj, struct kobj_attribute *attr, char *page)
+{
+	return show(page, klp_engine_stack_order(patch_of(kobj)));
+}
+
 static ssize_t blockers_show(struct kobject *kobj, struct kobj_attribute *attr, char *page)
 {
 	return klp_engine_blockers(patch_of(kobj), page, PAGE_SIZE);
@@ -78,12 +83,13 @@ static ssize_t signal_store(struct kobject *kobj, struct kobj_attribute *attr, c
 static struct kobj_attribute enabled_attr = __ATTR_RW(enabled);
 static struct kobj_attribute transition_attr = __ATTR_RO(transition);
 static struct kobj_attribute replace_attr = __ATTR_RO(replace);
+static struct kobj_attribute stack_order_attr = __ATTR_RO(stack_order);
 static struct kobj_attribute blockers_attr = __ATTR_RO(blockers);
 static struct kobj_attribute force_attr = __ATTR_WO(force);
 static struct kobj_attribute signal_attr = __ATTR_WO(signal);
 
 static struct attribute *klp_patch_attrs[] = {
-	&enabled_attr.attr, &transition_attr.attr, &replace_attr.attr,
+	&enabled_attr.attr, &transition_attr.attr, &replace_attr.attr, &stack_order_attr.attr,
 	&blockers_attr.attr, &force_attr.attr, &signal_attr.attr, NULL,
 };
 ATTRIBUTE_GROUPS(klp_patch);

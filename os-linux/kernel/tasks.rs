@@ -9,7 +9,7 @@ use crate::log::Errno;
 use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_int, c_void};
-use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, Ordering, fence};
 use klp_core::mem::{OutOfMemory, try_vec};
 use klp_core::port::{EntryCheck, Progress, Reason, TaskId, TaskName, TaskSet, TaskState, Unwinder, Visitor};
 
@@ -103,7 +103,6 @@ fn each_thread<F: FnMut(*mut task_struct)>(mut visit: F) {
 fn each_idle<F: FnMut(*mut task_struct, bool)>(mut visit: F) {
     unsafe extern "C" fn call<F: FnMut(*mut task_struct, bool)>(
         task: *mut task_struct,
-        _cpu: c_int,
         online: bool,
         visit: *mut c_void,
     ) {
@@ -177,8 +176,9 @@ unsafe impl TaskSet for KernelTasks {
             each_task(|task| unsafe { host::klp_host_set_pending(task, false) });
             host::klp_host_synchronize();
         }
-        // ORDER(target): release, and setting the flag is a full barrier; the partner is the test of the flag.
-        TARGET.store(target as i32, Ordering::Release);
+        TARGET.store(target as i32, Ordering::Relaxed);
+        // ORDER(target): release, before flags are set; the partners are behind the tests of the flag.
+        fence(Ordering::Release);
         // SAFETY: tasks are not freed while they are shown.
         each_task(|task| unsafe {
             if state_of(task) != target {
@@ -189,10 +189,8 @@ unsafe impl TaskSet for KernelTasks {
     }
 
     fn pending(&self, target: TaskState, each: &mut dyn FnMut(TaskId)) -> Result<(), Errno> {
-        let mut ids = list(target).map_err(|OutOfMemory| Errno {
-            what: "no memory for a list of tasks",
-            errno: -host::errno::ENOMEM,
-        })?;
+        let mut ids = list(target)
+            .map_err(|OutOfMemory| Errno { what: "no memory for a list of tasks", errno: -host::errno::ENOMEM })?;
         ids.sort_unstable();
         ids.into_iter().for_each(each);
         Ok(())
@@ -341,7 +339,7 @@ unsafe extern "C" fn klp_update_patch_state(task: *mut task_struct) {
     let _here = NotPreempted::new();
     // SAFETY: the caller's task is there.
     unsafe {
-        // ORDER(target): a full barrier; the partner is in `start`.
+        // ORDER(target): taking the flag is a full barrier; the partner is in `start`.
         if host::klp_host_take_pending(task) {
             cell(task).store(TARGET.load(Ordering::Relaxed), Ordering::Relaxed);
         }
@@ -375,7 +373,8 @@ extern "C" fn __klp_sched_try_switch() {
         return;
     }
     // ORDER(target): acquire; the partner is in `start`.
-    let target = i8::try_from(TARGET.load(Ordering::Acquire)).ok().and_then(TaskState::from_i8);
+    fence(Ordering::Acquire);
+    let target = i8::try_from(TARGET.load(Ordering::Relaxed)).ok().and_then(TaskState::from_i8);
     let Some(target) = target.filter(|target| *target != TaskState::Idle) else { return };
     let mut free = true;
     let walked = crate::unwinder::KernelUnwinder.walk(&Stopped(current), &mut |frame| {
