@@ -125,7 +125,8 @@ struct Task(*mut task_struct);
 impl Task {
     fn find(id: TaskId) -> Option<Self> {
         let task = host::klp_host_find_task(id.0);
-        (!task.is_null()).then_some(Self(task))
+        // Not `then_some`: a `Task` of nothing must not come to be.
+        (!task.is_null()).then(|| Self(task))
     }
 }
 
