@@ -14,6 +14,7 @@
 
 #include <linux/linkage.h>
 #include <linux/objtool.h>
+#include <asm/asm.h>
 #include <asm/nospec-branch.h>
 #include <asm/unwind_hints.h>
 
@@ -73,3 +74,4 @@ SYM_CODE_START(klp_entry_stub)
 	popq	%rax
 	RET
 SYM_CODE_END(klp_entry_stub)
+_ASM_NOKPROBE(klp_entry_stub)
