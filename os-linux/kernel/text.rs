@@ -6,7 +6,7 @@ use crate::host::errno::EINVAL;
 use crate::log::Errno;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::port::{
-    Arch, Code, Entry, Fill, Image, ImageLayout, OutOfReach, Poke, RelocError, Relocator, Support, Text,
+    Arch, Code, Entry, Fill, Image, ImageLayout, Intruder, OutOfReach, Poke, RelocError, Relocator, Support, Text,
 };
 
 /// No text that could be changed.
@@ -45,6 +45,10 @@ impl Arch for NoArch {
     const REACH: u64 = 0;
 
     fn entry(_bytes: &[u8]) -> Option<Entry> {
+        None
+    }
+
+    fn intruder(_at: CodeAddr, _bytes: &[u8]) -> Option<Intruder> {
         None
     }
 
