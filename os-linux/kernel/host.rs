@@ -73,6 +73,7 @@ unsafe extern "C" {
     pub(crate) safe fn klp_host_reliable_stacks() -> bool;
     pub(crate) fn klp_host_walk(task: *mut task_struct, frames: *mut *const c_ulong) -> c_int;
 
+    pub(crate) fn klp_host_retire(table: *mut c_void);
     pub(crate) fn klp_host_route(sites: *mut c_ulong, count: c_uint, remove: bool) -> c_int;
     pub(crate) safe fn klp_host_synchronize();
 

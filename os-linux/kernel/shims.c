@@ -7,8 +7,10 @@
 
 #include <linux/cpu.h>
 #include <linux/ftrace.h>
+#include <linux/llist.h>
 #include <linux/mm.h>
 #include <linux/mutex.h>
+#include <linux/rcupdate.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task.h>
 #include <linux/slab.h>
@@ -390,6 +392,31 @@ static void klp_nothing(struct work_struct *work)
 void klp_host_synchronize(void)
 {
 	schedule_on_each_cpu(klp_nothing);
+}
+
+/* Tables that were grown out of, linked by their second words. */
+static LLIST_HEAD(klp_retired);
+
+static void klp_free_retired(struct work_struct *work)
+{
+	struct llist_node *node = llist_del_all(&klp_retired), *next;
+
+	/* For those who read with preemption off or where RCU is not watching; then for those who were preempted in the stub. */
+	klp_host_synchronize();
+	synchronize_rcu_tasks();
+	for (; node; node = next) {
+		next = node->next;
+		kvfree((u64 *)node - 1);
+	}
+}
+
+static DECLARE_WORK(klp_retire_work, klp_free_retired);
+
+/* Frees a table of sites when nobody can be reading it any more. */
+void klp_host_retire(void *table)
+{
+	llist_add((struct llist_node *)((u64 *)table + 1), &klp_retired);
+	schedule_work(&klp_retire_work);
 }
 
 /* ---- modules ---- */

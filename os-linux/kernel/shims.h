@@ -52,7 +52,8 @@ void klp_host_watch_resched(bool on);
 bool klp_host_reliable_stacks(void);
 int klp_host_walk(struct task_struct *task, const unsigned long **frames);
 
-/* tracer.rs and entry.S */
+/* sites.rs, tracer.rs and entry.S */
+void klp_host_retire(void *table);
 int klp_host_route(unsigned long *sites, unsigned int count, bool remove);
 void klp_host_synchronize(void);
 unsigned long klp_engine_select(unsigned long behind);

@@ -3,9 +3,9 @@
 //! any time, without a lock.
 //!
 //! Open addressing, keyed by the address behind the call of the site. A key stays in its place until its module goes. A task can
-//! be preempted while it reads, for as long as it likes, so tables that were grown out of stay for ever: all of them together
-//! are smaller than the one in use.
+//! be preempted while it reads, so a table that was grown out of stays until no task is in the middle of that.
 
+use crate::host;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use klp_core::mem::{OutOfMemory, try_vec};
@@ -34,7 +34,7 @@ struct Entry {
     _pad: u64,
 }
 
-/// No key is there, nor behind it.
+/// No key is there, nor behind it. Keys are above both of these.
 const FREE: u64 = 0;
 /// No key is there, but perhaps behind it.
 const GONE: u64 = 1;
@@ -46,7 +46,9 @@ const ASK: u64 = 0;
 struct Header {
     /// Bytes of all entries, less one entry: cuts an offset in bytes, and rounds it down to an entry.
     mask: u64,
-    _pad: [u64; 3],
+    /// Links tables that are to be freed (`klp_host_retire`).
+    retired: u64,
+    _pad: [u64; 2],
 }
 
 const ENTRY: usize = size_of::<Entry>();
@@ -75,14 +77,16 @@ impl Sites {
 
     /// Makes sure that `additional` keys find room.
     pub(crate) fn reserve(&mut self, additional: usize) -> Result<(), OutOfMemory> {
-        let wanted = self.used.checked_add(additional).ok_or(OutOfMemory)?;
-        if wanted <= self.entries.len() / 2 {
+        if self.used.checked_add(additional).is_some_and(|wanted| wanted <= self.entries.len() / 2) {
             return Ok(());
         }
-        let mut bigger = Self { entries: new_table((wanted * 2).next_power_of_two())?, used: 0 };
+        // Only keys that are still there come along, so modules that come and go do not make it grow.
+        let live = self.entries.iter().filter(|entry| entry.key.load(Ordering::Relaxed) > GONE).count();
+        let wanted = live.checked_add(additional).and_then(|wanted| wanted.checked_mul(4)).ok_or(OutOfMemory)?;
+        let mut bigger = Self { entries: new_table(wanted.max(FIRST).next_power_of_two())?, used: 0 };
         for entry in self.entries {
             let key = entry.key.load(Ordering::Relaxed);
-            if key != FREE && key != GONE {
+            if key > GONE {
                 let (place, _) = bigger.place(key);
                 place.arg.store(entry.arg.load(Ordering::Relaxed), Ordering::Relaxed);
                 place.target.store(entry.target.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -90,8 +94,10 @@ impl Sites {
                 bigger.used += 1;
             }
         }
-        *self = bigger;
-        self.publish();
+        bigger.publish();
+        let old = core::mem::replace(self, bigger);
+        // SAFETY: it came from `new_table` and is not `klp_sites` any more; the writer has let go of it.
+        unsafe { host::klp_host_retire(old.header().cast()) };
         Ok(())
     }
 
@@ -150,20 +156,23 @@ impl Sites {
     }
 
     fn publish(&self) {
-        let header = core::ptr::from_ref(&self.entries[0]).cast::<Header>().wrapping_sub(1);
         // ORDER(sites): release; the partner is the reader's load of the table.
-        klp_sites.store(header.cast_mut(), Ordering::Release);
+        klp_sites.store(self.header(), Ordering::Release);
+    }
+
+    fn header(&self) -> *mut Header {
+        self.entries.as_ptr().cast::<Header>().wrapping_sub(1).cast_mut()
     }
 }
 
-/// A table of `len` free entries, a power of two; it stays for ever.
+/// A table of `len` free entries, a power of two; it stays until it is retired.
 fn new_table(len: usize) -> Result<&'static [Entry], OutOfMemory> {
     let mut words: Vec<[u64; 4]> = try_vec(len + 1)?;
     words.push([((len - 1) * ENTRY) as u64, 0, 0, 0]);
     words.resize(len + 1, [0; 4]);
     let table = words.leak();
-    // SAFETY: entries are of the size and alignment of four words, and any words make one; the memory is leaked and nobody
-    // else's, apart from the header before them.
+    // SAFETY: entries are of the size and alignment of four words, and any words make one; the memory is nobody else's, apart from
+    // the header before them, and stays as long as somebody may read it.
     Ok(unsafe { core::slice::from_raw_parts(table.as_ptr().add(1).cast::<Entry>(), len) })
 }
 
@@ -180,8 +189,8 @@ fn probe(entries: &'static [Entry], key: u64) -> impl Iterator<Item = &'static E
 pub(crate) extern "C" fn klp_engine_select(behind: u64) -> u64 {
     // ORDER(sites): acquire; the partner is in `publish`.
     let header = klp_sites.load(Ordering::Acquire);
-    // SAFETY: a site leads here only after the first table was published; tables stay for ever, with their entries behind the
-    // header, the offset of the last of which is in the header.
+    // SAFETY: a site leads here only after the first table was published; a table stays while somebody reads it, with its
+    // entries behind the header, the offset of the last of which is in the header.
     let entries = unsafe {
         core::slice::from_raw_parts(header.add(1).cast::<Entry>().cast_const(), (*header).mask as usize / ENTRY + 1)
     };

@@ -4,6 +4,17 @@
 #[allow(unsafe_code, reason = "read without a lock")]
 mod sites;
 
+mod host {
+    /// Counts; the memory is leaked.
+    #[allow(unsafe_code, reason = "the kernel's gives memory back")]
+    pub(crate) unsafe fn klp_host_retire(table: *mut core::ffi::c_void) {
+        assert!(!table.is_null());
+        RETIRED.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    pub(crate) static RETIRED: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+}
+
 mod tasks {
     use klp_core::port::TaskState;
 
@@ -77,4 +88,5 @@ fn calls_go_where_the_table_was_told() {
             assert_eq!(klp_engine_select(key), goes, "step {step}, key {key:#x}");
         }
     }
+    assert!(host::RETIRED.load(std::sync::atomic::Ordering::Relaxed) >= 2, "the table has grown");
 }
