@@ -80,7 +80,7 @@ unsafe extern "C" {
     pub(crate) fn klp_host_sysfs_add(patch: *mut klp_patch) -> c_int;
     pub(crate) fn klp_host_sysfs_remove(patch: *mut klp_patch);
     pub(crate) fn klp_host_free_later(patch: *mut klp_patch);
-    pub(crate) safe fn klp_host_poll_later();
+    pub(crate) safe fn klp_host_poll_later(ms: c_uint);
 
     pub(crate) fn klp_host_live_module(name: *const c_char) -> *mut module;
     pub(crate) fn klp_host_module(name: *const c_char) -> *mut module;

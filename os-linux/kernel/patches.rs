@@ -22,7 +22,14 @@ struct Patches {
     known: Vec<Known>,
     /// The one in transition, or null (kernel: `klp_transition_patch`).
     transition: *mut klp_patch,
+    /// Milliseconds until the next poll.
+    delay: u32,
 }
+
+/// Between the polls of a transition: short at first, as most tasks that had to be left move at once when they are woken; then
+/// as in Linux.
+const FIRST_DELAY: u32 = 10;
+const LAST_DELAY: u32 = 1000;
 
 struct Known {
     patch: *mut klp_patch,
@@ -33,7 +40,7 @@ struct Known {
 unsafe impl Send for Patches {}
 
 static PATCHES: Mutex<PatchesLock, Patches> =
-    Mutex::const_new(PatchesLock::INIT, Patches { known: Vec::new(), transition: ptr::null_mut() });
+    Mutex::const_new(PatchesLock::INIT, Patches { known: Vec::new(), transition: ptr::null_mut(), delay: FIRST_DELAY });
 
 type KernelEngine = Engine<Kernel>;
 
@@ -130,8 +137,9 @@ impl Patches {
     fn moving(&mut self, patch: *mut klp_patch, act: impl FnOnce() -> Result<Poll, Error>) -> Result<Poll, Error> {
         let before = core::mem::replace(&mut self.transition, patch);
         let done = act();
-        if done.is_err() {
-            self.transition = before;
+        match done {
+            Ok(_) => self.delay = FIRST_DELAY,
+            Err(_) => self.transition = before,
         }
         done
     }
@@ -139,7 +147,10 @@ impl Patches {
     /// Sees to what follows from what the engine did.
     fn after(&mut self, engine: &KernelEngine, done: Result<Poll, Error>) -> Result<(), c_int> {
         match done.map_err(|error| error.errno())? {
-            Poll::Waiting { .. } => host::klp_host_poll_later(),
+            Poll::Waiting { .. } => {
+                host::klp_host_poll_later(self.delay);
+                self.delay = (self.delay * 2).min(LAST_DELAY);
+            }
             Poll::Complete { .. } | Poll::Idle => {
                 self.transition = ptr::null_mut();
                 self.reap(engine);
@@ -152,7 +163,7 @@ impl Patches {
     fn reap(&mut self, engine: &KernelEngine) {
         let Ok(all) = engine.status() else {
             // No memory: the next poll tries again.
-            host::klp_host_poll_later();
+            host::klp_host_poll_later(LAST_DELAY);
             return;
         };
         self.known.retain(|known| {

@@ -64,7 +64,7 @@ void klp_entry_stub(void);
 int klp_host_sysfs_add(struct klp_patch *patch);
 void klp_host_sysfs_remove(struct klp_patch *patch);
 void klp_host_free_later(struct klp_patch *patch);
-void klp_host_poll_later(void);
+void klp_host_poll_later(unsigned int ms);
 void klp_engine_poll(void);
 int klp_engine_init(void);
 int klp_engine_set_enabled(struct klp_patch *patch, bool on);

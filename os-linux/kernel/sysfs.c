@@ -200,9 +200,9 @@ static void poll_work(struct work_struct *work)
 
 static DECLARE_DELAYED_WORK(klp_poll_work, poll_work);
 
-void klp_host_poll_later(void)
+void klp_host_poll_later(unsigned int ms)
 {
-	schedule_delayed_work(&klp_poll_work, round_jiffies_relative(HZ));
+	schedule_delayed_work(&klp_poll_work, ms < 1000 ? msecs_to_jiffies(ms) : round_jiffies_relative(HZ));
 }
 
 static int __init klp_init(void)
