@@ -1,7 +1,9 @@
 //! The developer's own commands: `cargo xtask VERB`.
 
+mod linux;
 mod msrv;
 mod run;
+mod toolchain;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -31,6 +33,11 @@ enum Verb {
     },
     /// Print the tables of all benches
     Bench,
+    /// The Linux kernel with its own livepatch code or with klp-core in its place, in QEMU
+    Linux {
+        #[command(subcommand)]
+        verb: linux::Verb,
+    },
     /// Everything that a landing must pass, except `cargo test --workspace`
     Ci,
 }
@@ -42,6 +49,7 @@ fn main() -> Result<()> {
         Verb::Loom => loom(),
         Verb::Soak { seconds } => soak(seconds),
         Verb::Bench => bench(),
+        Verb::Linux { verb } => linux::run(verb),
         Verb::Ci => {
             lint()?;
             msrv::build()?;

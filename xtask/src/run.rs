@@ -1,7 +1,9 @@
 //! Running other programs.
 
 use anyhow::{Context, Result, bail};
-use std::process::Command;
+use std::fs::File;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 /// The cargo that runs us.
 pub(crate) fn cargo() -> Command {
@@ -29,6 +31,20 @@ pub(crate) fn expect_failure(command: &mut Command, sign: &str, or_else: &str) -
     match out.lines().find(|line| line.starts_with(sign)) {
         Some(line) => eprintln!("xtask: it failed as it should: {line}"),
         None => bail!("{command:?} failed for another reason: {}\n{out}{err}", output.status),
+    }
+    Ok(())
+}
+
+/// Runs a command whose output is for a log file; on failure the error has the end of it.
+pub(crate) fn quiet(command: &mut Command, log: &Path) -> Result<()> {
+    let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+    let status = command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).status();
+    let status = status.with_context(|| format!("cannot run {command:?}"))?;
+    if !status.success() {
+        let text = String::from_utf8_lossy(&std::fs::read(log)?).into_owned();
+        let lines: Vec<_> = text.lines().collect();
+        let end = lines[lines.len().saturating_sub(40)..].join("\n");
+        bail!("{command:?} failed: {status}; the end of {}:\n{end}", log.display());
     }
     Ok(())
 }

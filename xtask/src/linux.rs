@@ -1,0 +1,88 @@
+//! `cargo xtask linux VERB`: the Linux kernel with its own livepatch code or with klp-core in its place, built and run in QEMU.
+//!
+//! Everything that is needed is fetched once and kept under `target/linux` (or `KLP_LINUX_DIR`). Files, in the order of the
+//! work: [`supply`] fetches, [`tree`] lays out sources, [`config`] and [`kernel`] build, [`modules`] builds test modules,
+//! [`initramfs`] packs a guest, [`guest`] boots it and [`log`] judges what the kernel said.
+
+mod config;
+mod guest;
+mod initramfs;
+mod kernel;
+mod log;
+mod modules;
+mod selftest;
+mod supply;
+mod tree;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand, ValueEnum};
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// What to do with a kernel.
+#[derive(Subcommand)]
+pub(crate) enum Verb {
+    /// Build the kernel; incremental
+    Build(Kernel),
+    /// Boot the kernel and leave a shell on the terminal (end it with `exit`)
+    Boot(Kernel),
+    /// Run the kernel's own livepatch selftests, unmodified: 25 tests in seven scripts
+    Selftest(Kernel),
+}
+
+/// Which kernel.
+#[derive(Parser, Clone, Copy)]
+pub(crate) struct Kernel {
+    /// The livepatch implementation in it
+    #[arg(long)]
+    engine: Engine,
+    /// With lockdep, RCU and sleep checks, KASAN, DEBUG_OBJECTS and KFENCE (built by clang; several times slower)
+    #[arg(long)]
+    debug: bool,
+}
+
+/// Whose livepatch implementation a kernel has.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq)]
+enum Engine {
+    /// Linux's own, from the unmodified tree
+    C,
+    /// klp-core, in place of kernel/livepatch
+    Rust,
+}
+
+impl fmt::Display for Kernel {
+    /// The name of the kernel's files: `c`, `rust`, `c-debug`, `rust-debug`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let engine = match self.engine {
+            Engine::C => "c",
+            Engine::Rust => "rust",
+        };
+        write!(f, "{engine}{}", if self.debug { "-debug" } else { "" })
+    }
+}
+
+pub(crate) fn run(verb: Verb) -> Result<()> {
+    match verb {
+        Verb::Build(which) => kernel::build(which).map(|_| ()),
+        Verb::Boot(which) => guest::shell(which),
+        Verb::Selftest(which) => selftest::run(which),
+    }
+}
+
+/// A path below the folder that holds everything that is fetched and built.
+fn dir(name: &str) -> Result<PathBuf> {
+    let root = std::env::var_os("KLP_LINUX_DIR").unwrap_or_else(|| "target/linux".into());
+    let root = std::path::absolute(root)?;
+    std::fs::create_dir_all(&root).with_context(|| format!("cannot create {}", root.display()))?;
+    Ok(root.join(name))
+}
+
+/// Says what is being done, does it, and says how long it took.
+fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    eprintln!("linux: {what}");
+    let begin = Instant::now();
+    let done = work().with_context(|| format!("linux: {what}"))?;
+    eprintln!("linux: {what}: {:.0} s", begin.elapsed().as_secs_f32());
+    Ok(done)
+}

@@ -1,0 +1,96 @@
+//! Building a kernel, and modules against it.
+
+use super::{Engine, Kernel, config, dir, step, supply, tree};
+use crate::run::quiet;
+use crate::toolchain;
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Builds the kernel and returns the folder of its build.
+pub(super) fn build(which: Kernel) -> Result<PathBuf> {
+    supply::packages()?;
+    let make = Make::new(which)?;
+    let build = make.build.clone();
+    step(&format!("build the kernel `{which}` (log: {})", make.log().display()), || {
+        config::configure(which, &build, &|target| Ok(make.target(target)))?;
+        quiet(&mut make.target("bzImage modules"), &make.log())
+    })?;
+    Ok(build)
+}
+
+/// The folder of a build against whose headers modules can be built; the kernel itself need not be there.
+pub(super) fn headers(which: Kernel) -> Result<Make> {
+    supply::packages()?;
+    let make = Make::new(Kernel { engine: Engine::C, ..which })?;
+    if !make.build.join("Module.symvers").exists() {
+        step("prepare the headers of the unmodified tree", || {
+            config::configure(which, &make.build, &|target| Ok(make.target(target)))?;
+            quiet(&mut make.target("modules_prepare"), &make.log())
+        })?;
+    }
+    Ok(make)
+}
+
+/// `make` in a kernel's tree, with the tools that it needs.
+pub(super) struct Make {
+    which: Kernel,
+    tree: PathBuf,
+    bindgen: PathBuf,
+    rust: toolchain::Debian,
+    /// Where the results go.
+    pub(super) build: PathBuf,
+}
+
+impl Make {
+    fn new(which: Kernel) -> Result<Self> {
+        let (tree, bindgen, rust) = (tree::of(which.engine)?, supply::bindgen()?, toolchain::debian()?);
+        Ok(Self { which, tree, bindgen, rust, build: dir(&format!("build-{which}"))? })
+    }
+
+    fn log(&self) -> PathBuf {
+        self.build.with_extension("log")
+    }
+
+    /// `make` of one or more targets.
+    pub(super) fn target(&self, targets: &str) -> Command {
+        let mut make = Command::new("make");
+        make.arg("-C").arg(&self.tree).arg(format!("O={}", self.build.display()));
+        self.settings(&mut make);
+        make.args(targets.split(' '));
+        make
+    }
+
+    /// `make` of the external modules in `folder`.
+    pub(super) fn modules(&self, folder: &Path) -> Command {
+        let mut make = Command::new("make");
+        make.arg("-C").arg(&self.build).arg(format!("M={}", folder.display()));
+        self.settings(&mut make);
+        // Without the kernel there is no list of its symbols to check against; insmod does.
+        if !self.build.join("Module.symvers").exists() {
+            make.arg("KBUILD_MODPOST_WARN=1");
+        }
+        make.arg("modules");
+        make
+    }
+
+    fn settings(&self, make: &mut Command) {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        make.arg(format!("-j{cpus}"));
+        for (name, tool) in [("RUSTC", self.rust.rustc()), ("HOSTRUSTC", self.rust.rustc())] {
+            make.arg(format!("{name}={}", tool.display()));
+        }
+        make.arg(format!("BINDGEN={}", self.bindgen.display()));
+        make.arg(format!("RUST_LIB_SRC={}", self.rust.library_sources().display()));
+        if self.which.debug {
+            // KASAN in C and Rust together wants one kind of compiler.
+            make.arg("LLVM=-14");
+        }
+        make.env("LD_LIBRARY_PATH", self.rust.libraries());
+        // bindgen formats with this one; cargo and make pass on settings of theirs, which are not for the kernel.
+        make.env_remove("RUSTFMT")
+            .env_remove("MAKEFLAGS")
+            .env_remove("RUSTFLAGS")
+            .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    }
+}

@@ -1,0 +1,49 @@
+//! Modules for the guests, built against the headers of the unmodified tree, whichever kernel they are loaded into.
+
+use super::{Kernel, dir, kernel, step, supply};
+use crate::run::quiet;
+use anyhow::{Context, Result};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The folder of the kernel's livepatch selftests, with its modules and its program built.
+pub(super) fn selftests(which: Kernel) -> Result<PathBuf> {
+    let headers = kernel::headers(which)?;
+    let folder = dir(&format!("selftests{}", if which.debug { "-debug" } else { "" }))?;
+    copy(&supply::source()?.join("tools/testing/selftests/livepatch"), &folder)?;
+    step("build the modules of the selftests", || {
+        quiet(&mut headers.modules(&folder.join("test_modules")), &folder.with_extension("log"))?;
+        let mut compile = Command::new("gcc");
+        compile
+            .arg("-O2")
+            .arg(folder.join("test_klp-call_getpid.c"))
+            .arg("-o")
+            .arg(folder.join("test_klp-call_getpid"));
+        quiet(&mut compile, &folder.with_extension("gcc.log"))
+    })?;
+    Ok(folder)
+}
+
+/// Copies what is newer than the copy.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    let mut copy = Command::new("cp");
+    quiet(
+        copy.args(["-r", "--update", "--preserve=timestamps"]).arg(from.join(".")).arg(to),
+        &to.with_extension("copy.log"),
+    )
+}
+
+/// The files in `folder` with an ending, by name.
+pub(super) fn with_ending(folder: &Path, ending: &str) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for file in std::fs::read_dir(folder).with_context(|| format!("there is no {}", folder.display()))? {
+        let path = file?.path();
+        if path.extension() == Some(OsStr::new(ending)) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
