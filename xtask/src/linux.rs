@@ -4,6 +4,7 @@
 //! work: [`supply`] fetches, [`tree`] lays out sources, [`config`] and [`kernel`] build, [`modules`] builds test modules,
 //! [`initramfs`] packs a guest, [`guest`] boots it and [`log`] judges what the kernel said.
 
+mod bench;
 mod config;
 mod guest;
 mod initramfs;
@@ -11,6 +12,7 @@ mod kernel;
 mod log;
 mod modules;
 mod selftest;
+mod stress;
 mod supply;
 mod tree;
 
@@ -29,6 +31,20 @@ pub(crate) enum Verb {
     Boot(Kernel),
     /// Run the kernel's own livepatch selftests, unmodified: 25 tests in seven scripts
     Selftest(Kernel),
+    /// Measure both kernels with the same modules and print one table: C, Rust, ratio
+    Bench {
+        /// Only this one, without a table
+        #[arg(long)]
+        engine: Option<Engine>,
+    },
+    /// Enable, disable, replace and reverse patches under load; watch for stalls, mixes of versions and leaks
+    Stress {
+        #[command(flatten)]
+        kernel: Kernel,
+        /// How many cycles, of four to ten transitions each
+        #[arg(long, default_value_t = 500)]
+        cycles: u32,
+    },
 }
 
 /// Which kernel.
@@ -44,7 +60,7 @@ pub(crate) struct Kernel {
 
 /// Whose livepatch implementation a kernel has.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq)]
-enum Engine {
+pub(crate) enum Engine {
     /// Linux's own, from the unmodified tree
     C,
     /// klp-core, in place of kernel/livepatch
@@ -67,6 +83,8 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
         Verb::Build(which) => kernel::build(which).map(|_| ()),
         Verb::Boot(which) => guest::shell(which),
         Verb::Selftest(which) => selftest::run(which),
+        Verb::Bench { engine } => bench::run(engine),
+        Verb::Stress { kernel, cycles } => stress::run(kernel, cycles),
     }
 }
 

@@ -25,6 +25,22 @@ pub(super) fn selftests(which: Kernel) -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// Our own modules, as files for a guest's job.
+pub(super) fn ours(which: Kernel) -> Result<Vec<(String, PathBuf)>> {
+    let headers = kernel::headers(which)?;
+    let folder = dir(&format!("modules{}", if which.debug { "-debug" } else { "" }))?;
+    copy(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/linux/modules")), &folder)?;
+    step("build the modules for measurements and stress", || {
+        quiet(&mut headers.modules(&folder), &folder.with_extension("log"))
+    })?;
+    let mut files = Vec::new();
+    for module in with_ending(&folder, "ko")? {
+        let name = module.file_name().context("a module without a name")?;
+        files.push((format!("job/{}", name.to_string_lossy()), module.clone()));
+    }
+    Ok(files)
+}
+
 /// Copies what is newer than the copy.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     std::fs::create_dir_all(to)?;

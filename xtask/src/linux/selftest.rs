@@ -12,6 +12,7 @@ const SCRIPT: &str = include_str!("guest/selftest.sh");
 
 /// Runs all of them; an error unless all pass and the kernel reported no fault.
 pub(super) fn run(which: Kernel) -> Result<()> {
+    super::kernel::build(which)?;
     let folder = modules::selftests(which)?;
     let mut files = Vec::new();
     for script in modules::with_ending(&folder, "sh")? {

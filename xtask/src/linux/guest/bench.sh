@@ -1,0 +1,62 @@
+# Measures livepatch with modules that are the same for every kernel. Prints lines "klp-bench: NAME VALUE UNIT".
+sleep_step=0.02
+
+say() { echo "klp-bench: $1 $2 $3"; }
+now() { echo "${EPOCHREALTIME/./}"; } # microseconds
+parameter() { cat "/sys/module/$1/parameters/$2"; }
+
+# Kilobytes that the kernel holds for itself.
+kernel_memory() { awk '/^(Slab|VmallocUsed|Percpu):/ { sum += $2 } END { print sum }' /proc/meminfo; }
+
+enable() { # functions
+	insmod klp_bench_patch.ko count="$1"
+	until [[ $(< /sys/kernel/livepatch/klp_bench_patch/transition) == 0 ]]; do sleep $sleep_step; done
+}
+
+disable() { # prints how many microseconds it took
+	local begin
+	begin=$(now)
+	echo 0 > /sys/kernel/livepatch/klp_bench_patch/enabled
+	while [[ -e /sys/kernel/livepatch/klp_bench_patch ]]; do sleep $sleep_step; done
+	echo $(($(now) - begin))
+	until [[ $(< /sys/module/klp_bench_patch/refcnt) == 0 ]]; do sleep $sleep_step; done
+	rmmod klp_bench_patch
+}
+
+set -e
+insmod klp_bench_target.ko
+
+unpatched=$(parameter klp_bench_target call_ps)
+say call_unpatched "$unpatched" ps
+
+# Once for warmth: the first patch of a kernel pays for much that stays.
+enable 1; disable > /dev/null
+
+before=$(kernel_memory)
+enable 1
+one=$(($(kernel_memory) - before))
+say enable_1 "$(parameter klp_bench_patch enable_us)" us
+settled=$(parameter klp_bench_target call_ps)
+say call_settled "$settled" ps
+say call_overhead $((settled - unpatched)) ps
+say disable_1 "$(disable)" us
+
+before=$(kernel_memory)
+enable 1000
+thousand=$(($(kernel_memory) - before))
+few=$(parameter klp_bench_patch enable_us)
+say enable_1000 "$few" us
+say memory_per_function $(((thousand - one) * 1024 / 999)) bytes
+say disable_1000 "$(disable)" us
+
+insmod klp_bench_threads.ko count=2000
+enable 1000
+many=$(parameter klp_bench_patch enable_us)
+say enable_1000_with_2000_threads "$many" us
+# The first look at all tasks is part of klp_enable_patch().
+say stack_check $((many - few)) us
+say disable_1000_with_2000_threads "$(disable)" us
+rmmod klp_bench_threads
+
+insmod klp_bench_shadow.ko count=100000
+for work in alloc get free; do say shadow_$work "$(parameter klp_bench_shadow ${work}_ps)" ps; done

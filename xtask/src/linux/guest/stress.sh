@@ -1,0 +1,92 @@
+# Patches come, replace each other, turn round and go while everything that they patch is in use. CYCLES is set by the caller.
+fail() { echo "stress: $*"; exit 1; }
+enabled() { echo "$2" 2> /dev/null > "/sys/kernel/livepatch/$1/enabled"; }
+
+settle() { # patch; until no transition runs
+	local tries=0
+	while [[ -e /sys/kernel/livepatch/$1 && $(cat "/sys/kernel/livepatch/$1/transition" 2> /dev/null || echo 0) == 1 ]]; do
+		((tries++ < 6000)) || fail "the transition of $1 does not end"
+		sleep 0.01
+	done
+}
+
+unload() { # patch
+	local tries=0
+	until rmmod "$1" 2> /dev/null; do
+		((tries++ < 6000)) || fail "$1 cannot be unloaded"
+		sleep 0.01
+	done
+}
+
+cycle() { # number
+	insmod klp_stress_a.ko || fail "klp_stress_a does not load"
+	# Every other time the transition is turned round on its way, and round again.
+	if (($1 % 2)); then enabled klp_stress_a 0; enabled klp_stress_a 1; fi
+	settle klp_stress_a
+	if [[ ! -e /sys/kernel/livepatch/klp_stress_a ]]; then unload klp_stress_a; return; fi
+	insmod klp_stress_b.ko || fail "klp_stress_b does not load"
+	if (($1 % 3 == 0)); then enabled klp_stress_b 0; enabled klp_stress_b 1; fi
+	settle klp_stress_b
+	for patch in klp_stress_b klp_stress_a; do
+		enabled $patch 0
+		if (($1 % 5 == 0)); then enabled $patch 1; settle $patch; enabled $patch 0; fi
+		settle $patch
+		while [[ -e /sys/kernel/livepatch/$patch ]]; do enabled $patch 0; sleep 0.01; done
+	done
+	unload klp_stress_b
+	unload klp_stress_a
+}
+
+# Numbers of live objects, after the caches have given back what is free.
+snapshot() {
+	echo 3 > /proc/sys/vm/drop_caches
+	sleep 2
+	for cache in /sys/kernel/slab/*; do echo 1 > "$cache/shrink"; done 2> /dev/null
+	awk 'NR > 2 { print $1, $2, $4 }' /proc/slabinfo
+}
+
+visits() { # modules come and go
+	while :; do
+		insmod klp_stress_visitor.ko || echo "visitor refused" >> /tmp/refused
+		rmmod klp_stress_visitor
+	done
+}
+forks() { while :; do /usr/bin/true; done; }
+
+insmod klp_stress_target.ko || fail "klp_stress_target does not load"
+work=()
+start() { "$@" & work+=($!); }
+begin_load() { start ./hammer; start visits; start forks; }
+end_load() {
+	kill "${work[@]}"
+	wait "${work[@]}" 2> /dev/null
+	work=()
+	rmmod klp_stress_visitor 2> /dev/null
+}
+
+begin_load
+for ((i = 0; i < 10; i++)); do cycle $i; done
+end_load
+snapshot > /tmp/before
+
+begin_load
+for ((i = 0; i < CYCLES; i++)); do
+	cycle $i
+	((i % 50)) || echo "stress: cycle $i of $CYCLES"
+done
+end_load
+snapshot > /tmp/after
+
+echo "stress: $(cat /sys/module/klp_stress_target/parameters/calls) calls of patched functions by kernel threads"
+mixes=$(cat /sys/module/klp_stress_target/parameters/mixes)
+[[ $mixes == 0 ]] || fail "$mixes calls saw a mix of versions"
+[[ ! -e /tmp/refused ]] || fail "modules that came during transitions saw a mix of versions"
+rmmod klp_stress_target || fail "klp_stress_target cannot be unloaded"
+
+# A leak per cycle shows as that many objects; what comes and goes by chance is far below.
+awk -v cycles="$CYCLES" '
+	NR == FNR { before[$1] = $2; next }
+	{ grown = $2 - before[$1]; total += grown * $3 }
+	grown * 2 > cycles { print "stress: cache " $1 " grew from " before[$1] " to " $2 " objects"; leak = 1 }
+	END { print "stress: slab caches grew by " total " bytes in all"; exit leak }
+' /tmp/before /tmp/after || fail "memory leaks"

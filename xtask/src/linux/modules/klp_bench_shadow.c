@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
+/* Attaches a shadow variable to each of `count` objects, looks all of them up and frees them; times are per variable. */
+#include <linux/ktime.h>
+#include <linux/livepatch.h>
+#include <linux/math64.h>
+#include <linux/module.h>
+#include <linux/sched.h>
+#include <linux/slab.h>
+
+#define ID 77
+
+static unsigned int count = 100000;
+module_param(count, uint, 0444);
+MODULE_PARM_DESC(count, "How many variables");
+
+static unsigned long alloc_ps, get_ps, free_ps;
+module_param(alloc_ps, ulong, 0444);
+module_param(get_ps, ulong, 0444);
+module_param(free_ps, ulong, 0444);
+MODULE_PARM_DESC(alloc_ps, "Picoseconds of klp_shadow_alloc() per variable");
+MODULE_PARM_DESC(get_ps, "Picoseconds of klp_shadow_get() per variable");
+MODULE_PARM_DESC(free_ps, "Picoseconds of klp_shadow_free_all() per variable");
+
+/* Objects lie in memory as a slab of them would. */
+struct thing { char bytes[64]; };
+
+static unsigned long per_variable(u64 begin)
+{
+	return div_u64((ktime_get_ns() - begin) * 1000, count);
+}
+
+static int __init shadow_init(void)
+{
+	struct thing *things = kvcalloc(count, sizeof(*things), GFP_KERNEL);
+	unsigned int i, wrong = 0;
+	u64 begin;
+
+	if (!things)
+		return -ENOMEM;
+	begin = ktime_get_ns();
+	for (i = 0; i < count; i++) {
+		u32 *value = klp_shadow_alloc(&things[i], ID, sizeof(*value), GFP_KERNEL, NULL, NULL);
+
+		if (value)
+			*value = i;
+		if (i % 1024 == 0)
+			cond_resched();
+	}
+	alloc_ps = per_variable(begin);
+
+	begin = ktime_get_ns();
+	for (i = 0; i < count; i++) {
+		u32 *value = klp_shadow_get(&things[i], ID);
+
+		wrong += !value || *value != i;
+		if (i % 1024 == 0)
+			cond_resched();
+	}
+	get_ps = per_variable(begin);
+
+	begin = ktime_get_ns();
+	klp_shadow_free_all(ID, NULL);
+	free_ps = per_variable(begin);
+
+	for (i = 0; i < count; i += 1000)
+		wrong += klp_shadow_get(&things[i], ID) != NULL;
+	kvfree(things);
+	if (wrong) {
+		pr_err("%u shadow variables were not what they should be\n", wrong);
+		return -EIO;
+	}
+	return 0;
+}
+
+static void __exit shadow_exit(void)
+{
+}
+
+module_init(shadow_init);
+module_exit(shadow_exit);
+MODULE_DESCRIPTION("Times shadow variables");
+MODULE_LICENSE("Dual MIT/GPL");
