@@ -1,7 +1,7 @@
 //! Measurements on both kernels, side by side, with the same module binaries.
 
 use super::guest::{self, Job};
-use super::{Engine, Kernel, modules};
+use super::{Engine, Kernel, kernel, modules};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -66,10 +66,10 @@ pub(super) fn run(engine: Option<Engine>) -> Result<()> {
 
 fn measure(engine: Engine) -> Result<Results> {
     let which = Kernel { engine, debug: false };
-    super::kernel::build(which)?;
+    let build = kernel::build(which)?;
     let files = modules::ours(which)?;
     let job = Job { name: "bench", script: SCRIPT, files, limit: Duration::from_secs(1800) };
-    let outcome = guest::run(which, job)?;
+    let outcome = guest::run(which, &build, job)?;
     outcome.log.check()?;
     let mut results = Results::new();
     for line in &outcome.output {

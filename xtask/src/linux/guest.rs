@@ -33,15 +33,14 @@ pub(super) struct Outcome {
     pub(super) log: Log,
 }
 
-/// Boots the kernel and runs the job; an error if the job fails, the kernel dies or time runs out.
-pub(super) fn run(which: Kernel, job: Job) -> Result<Outcome> {
-    let build = kernel::build(which)?;
+/// Boots the kernel that was built in `build` and runs the job; an error if the job fails, the kernel dies or time runs out.
+pub(super) fn run(which: Kernel, build: &Path, job: Job) -> Result<Outcome> {
     let folder = dir(&format!("guest-{which}-{}", job.name))?;
-    let image = pack(&build, &folder, &job)?;
+    let image = pack(build, &folder, &job)?;
     let console = folder.join("console.log");
     step(&format!("run {} on the kernel `{which}` (kernel's log: {})", job.name, console.display()), || {
         let serial = format!("file:{}", console.display());
-        let mut command = qemu(&build, &image, &["-serial", &serial, "-serial", "stdio"]);
+        let mut command = qemu(build, &image, &["-serial", &serial, "-serial", "stdio"]);
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
         let mut child = Running(child.with_context(|| format!("cannot run {command:?}"))?);
         let watched = watch(&mut child.0, job.limit);

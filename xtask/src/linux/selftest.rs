@@ -1,7 +1,7 @@
 //! The kernel's own livepatch selftests, unmodified.
 
 use super::guest::{self, Job};
-use super::{Kernel, modules};
+use super::{Kernel, kernel, modules};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,7 +12,7 @@ const SCRIPT: &str = include_str!("guest/selftest.sh");
 
 /// Runs all of them; an error unless all pass and the kernel reported no fault.
 pub(super) fn run(which: Kernel) -> Result<()> {
-    super::kernel::build(which)?;
+    let build = kernel::build(which)?;
     let folder = modules::selftests(which)?;
     let mut files = Vec::new();
     for script in modules::with_ending(&folder, "sh")? {
@@ -24,7 +24,7 @@ pub(super) fn run(which: Kernel) -> Result<()> {
     let program = folder.join("test_klp-call_getpid");
     files.push((inside(&folder, &program)?, program));
     let limit = Duration::from_secs(if which.debug { 3600 } else { 900 });
-    let outcome = guest::run(which, Job { name: "selftest", script: SCRIPT, files, limit })?;
+    let outcome = guest::run(which, &build, Job { name: "selftest", script: SCRIPT, files, limit })?;
     let passed = outcome.output.iter().filter(|line| line.starts_with("TEST: ") && line.ends_with(" ... ok")).count();
     outcome.log.check()?;
     if passed != TESTS {

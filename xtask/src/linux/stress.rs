@@ -1,7 +1,7 @@
 //! Patches that come, replace each other, turn round and go, under load; nothing may stall, mix, leak or be reported.
 
 use super::guest::{self, Job};
-use super::{Kernel, modules};
+use super::{Kernel, kernel, modules};
 use anyhow::Result;
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ const SCRIPT: &str = include_str!("guest/stress.sh");
 
 /// Runs `cycles` cycles.
 pub(super) fn run(which: Kernel, cycles: u32) -> Result<()> {
-    super::kernel::build(which)?;
+    let build = kernel::build(which)?;
     let mut files = modules::ours(which)?;
     // The program that calls getpid without pause is the selftests' own.
     files.push(("job/hammer".into(), modules::selftests(which)?.join("test_klp-call_getpid")));
     let script = format!("CYCLES={cycles}\n{SCRIPT}");
     let limit = Duration::from_secs(u64::from(cycles + 20) * if which.debug { 60 } else { 15 });
-    let outcome = guest::run(which, Job { name: "stress", script: &script, files, limit })?;
+    let outcome = guest::run(which, &build, Job { name: "stress", script: &script, files, limit })?;
     outcome.log.check()?;
     println!("linux: kernel `{which}`: {cycles} cycles without a stall, a mix, a leak or a report of a fault");
     Ok(())
