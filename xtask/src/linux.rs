@@ -1,7 +1,7 @@
 //! `cargo xtask linux VERB`: the Linux kernel with its own livepatch code or with klp-core in its place, built and run in QEMU.
 //!
 //! Everything that is needed is fetched once and kept under `target/linux` (or `KLP_LINUX_DIR`). Files, in the order of the
-//! work: [`supply`] fetches, [`tree`] lays out sources, [`config`] and [`kernel`] build, [`modules`] builds test modules,
+//! work: [`supply`] fetches, [`tree`] lays out sources, [`config`], [`seed`] and [`kernel`] build, [`modules`] builds test modules,
 //! [`initramfs`] packs a guest, [`guest`] boots it and [`log`] judges what the kernel said.
 
 mod bench;
@@ -11,6 +11,7 @@ mod initramfs;
 mod kernel;
 mod log;
 mod modules;
+mod seed;
 mod selftest;
 mod stress;
 mod supply;

@@ -1,5 +1,6 @@
 //! Building a kernel, and modules against it.
 
+use super::seed::{Place, seed};
 use super::{Engine, Kernel, config, dir, step, supply, tree};
 use crate::run::quiet;
 use crate::toolchain;
@@ -12,6 +13,13 @@ pub(super) fn build(which: Kernel) -> Result<PathBuf> {
     supply::packages()?;
     let make = Make::new(which)?;
     let build = make.build.clone();
+    if which.engine == Engine::Rust && !build.exists() {
+        let c = Kernel { engine: Engine::C, ..which };
+        let old = (tree::of(Engine::C)?, self::build(c)?);
+        step("begin with a copy of the kernel that was built from the unmodified tree", || {
+            seed(Place { source: &old.0, build: &old.1 }, Place { source: &make.tree, build: &build })
+        })?;
+    }
     step(&format!("build the kernel `{which}` (log: {})", make.log().display()), || {
         config::configure(which, &build, &|target| Ok(make.target(target)))?;
         quiet(&mut make.target("bzImage modules"), &make.log())
