@@ -42,10 +42,34 @@ fn rewrite(folder: &Path, paths: &[(String, String)]) -> Result<()> {
         } else if kind.is_file() && path.extension() == Some(OsStr::new("cmd")) {
             let mut record = std::fs::read_to_string(&path)?;
             for (from, to) in paths {
-                record = record.replace(&format!("{from}/"), &format!("{to}/"));
+                record = replace_path(&record, from, to);
             }
             std::fs::write(&path, record)?;
         }
     }
     Ok(())
+}
+
+/// Replaces a path, alone or with more behind a slash, but not one that merely begins with the same letters.
+fn replace_path(text: &str, from: &str, to: &str) -> String {
+    let mut parts = text.split(from);
+    let mut replaced = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let name_goes_on = part.starts_with(|next: char| next.is_alphanumeric() || "-_.".contains(next));
+        replaced += if name_goes_on { from } else { to };
+        replaced += part;
+    }
+    replaced
+}
+
+#[cfg(test)]
+mod tests {
+    use super::replace_path;
+
+    #[test]
+    fn only_the_whole_path_is_replaced() {
+        let text = "OBJTREE=/t/src /t/src/a.c -I/t/src-rust/b /t/source -fmap=/t/src=";
+        let replaced = "OBJTREE=/new /new/a.c -I/t/src-rust/b /t/source -fmap=/new=";
+        assert_eq!(replace_path(text, "/t/src", "/new"), replaced);
+    }
 }

@@ -23,7 +23,7 @@ pub(super) fn run(which: Kernel) -> Result<()> {
     }
     let program = folder.join("test_klp-call_getpid");
     files.push((inside(&folder, &program)?, program));
-    let limit = Duration::from_secs(if which.debug { 3600 } else { 900 });
+    let limit = Duration::from_secs(if which.debug { 5400 } else { 1800 });
     let outcome = guest::run(which, &build, Job { name: "selftest", script: SCRIPT, files, limit })?;
     let passed = outcome.output.iter().filter(|line| line.starts_with("TEST: ") && line.ends_with(" ... ok")).count();
     outcome.log.check()?;
