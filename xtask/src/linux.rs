@@ -11,6 +11,7 @@ mod initramfs;
 mod kernel;
 mod log;
 mod modules;
+mod relocs;
 mod seed;
 mod selftest;
 mod stress;
@@ -32,6 +33,8 @@ pub(crate) enum Verb {
     Boot(Kernel),
     /// Run the kernel's own livepatch selftests, unmodified: 25 tests in seven scripts
     Selftest(Kernel),
+    /// Load the livepatch sample of the kernel's tree, and a patch with livepatch relocations before and after its target
+    Relocs(Kernel),
     /// Measure both kernels with the same modules and print one table: C, Rust, ratio
     Bench {
         /// Only this one, without a table
@@ -84,6 +87,7 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
         Verb::Build(which) => kernel::build(which).map(|_| ()),
         Verb::Boot(which) => guest::shell(which),
         Verb::Selftest(which) => selftest::run(which),
+        Verb::Relocs(which) => relocs::run(which),
         Verb::Bench { engine } => bench::run(engine),
         Verb::Stress { kernel, cycles } => stress::run(kernel, cycles),
     }

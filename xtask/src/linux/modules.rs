@@ -1,7 +1,7 @@
 //! Modules for the guests, built against the headers of the unmodified tree, whichever kernel they are loaded into.
 
 use super::{Kernel, dir, kernel, step, supply};
-use crate::run::quiet;
+use crate::run::{cargo, quiet};
 use anyhow::{Context, Result};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -39,6 +39,30 @@ pub(super) fn ours(which: Kernel) -> Result<Vec<(String, PathBuf)>> {
         files.push((format!("job/{}", name.to_string_lossy()), module.clone()));
     }
     Ok(files)
+}
+
+/// The livepatch sample of the kernel's tree, and our modules with livepatch relocations, as files for a guest's job.
+pub(super) fn relocs(which: Kernel) -> Result<Vec<(String, PathBuf)>> {
+    let headers = kernel::headers(which)?;
+    let folder = dir(&format!("relocs{}", if which.debug { "-debug" } else { "" }))?;
+    copy(Path::new("os-linux/kernel/tests"), &folder)?;
+    let sample = supply::source()?.join("samples/livepatch/livepatch-sample.c");
+    std::fs::copy(sample, folder.join("livepatch_sample.c"))?;
+    std::fs::write(folder.join("Makefile"), "obj-m += livepatch_sample.o klp_rela_target.o klp_rela_patch.o\n")?;
+    step("build the livepatch sample and the modules with livepatch relocations", || {
+        let log = folder.with_extension("log");
+        // modpost does not know livepatch symbols; klp-convert makes them what the module loader knows.
+        quiet(headers.modules(&folder).arg("KBUILD_MODPOST_WARN=1"), &log)?;
+        let mut convert = cargo();
+        convert.args(["run", "--quiet", "--package", "klp-build", "--bin", "klp-convert", "--"]);
+        convert.arg(folder.join("klp_rela_patch.ko")).arg(folder.join("converted"));
+        quiet(&mut convert, &folder.with_extension("convert.log"))
+    })?;
+    Ok(vec![
+        ("job/livepatch_sample.ko".into(), folder.join("livepatch_sample.ko")),
+        ("job/klp_rela_target.ko".into(), folder.join("klp_rela_target.ko")),
+        ("job/klp_rela_patch.ko".into(), folder.join("converted")),
+    ])
 }
 
 /// Copies what is newer than the copy.
