@@ -93,6 +93,13 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
     }
 }
 
+/// What every landing must pass: the kernel's selftests and livepatch relocations, with klp-core in the kernel.
+pub(crate) fn landing() -> Result<()> {
+    let which = Kernel { engine: Engine::Rust, debug: false };
+    selftest::run(which)?;
+    relocs::run(which)
+}
+
 /// A path below the folder that holds everything that is fetched and built.
 fn dir(name: &str) -> Result<PathBuf> {
     let root = std::env::var_os("KLP_LINUX_DIR").unwrap_or_else(|| "target/linux".into());

@@ -55,7 +55,8 @@ fn main() -> Result<()> {
             msrv::build()?;
             loom()?;
             soak(60)?;
-            bench()
+            bench()?;
+            linux::landing()
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Measurements on both kernels, side by side, with the same module binaries.
 
-use super::guest::{self, Job};
+use super::guest::{self, Job, PARALLEL};
 use super::{Engine, Kernel, kernel, modules};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
@@ -68,7 +68,7 @@ fn measure(engine: Engine) -> Result<Results> {
     let which = Kernel { engine, debug: false };
     let build = kernel::build(which)?;
     let files = modules::ours(which)?;
-    let job = Job { name: "bench", script: SCRIPT, files, limit: Duration::from_secs(1800) };
+    let job = Job { name: "bench", script: SCRIPT, files, limit: Duration::from_secs(3600), processors: PARALLEL };
     let outcome = guest::run(which, &build, job)?;
     outcome.log.check()?;
     let mut results = Results::new();

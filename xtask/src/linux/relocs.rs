@@ -1,6 +1,6 @@
 //! The livepatch sample of the kernel's tree, and a patch with livepatch relocations whose target comes, goes and comes again.
 
-use super::guest::{self, Job};
+use super::guest::{self, Job, PARALLEL};
 use super::{Kernel, kernel, modules};
 use anyhow::Result;
 use std::time::Duration;
@@ -11,8 +11,11 @@ const SCRIPT: &str = include_str!("guest/relocs.sh");
 pub(super) fn run(which: Kernel) -> Result<()> {
     let build = kernel::build(which)?;
     let files = modules::relocs(which)?;
-    let outcome =
-        guest::run(which, &build, Job { name: "relocs", script: SCRIPT, files, limit: Duration::from_secs(600) })?;
+    let outcome = guest::run(
+        which,
+        &build,
+        Job { name: "relocs", script: SCRIPT, files, limit: Duration::from_secs(600), processors: PARALLEL },
+    )?;
     outcome.log.check()?;
     println!("linux: kernel `{which}`: sample and livepatch relocations work");
     Ok(())

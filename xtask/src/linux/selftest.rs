@@ -1,6 +1,6 @@
 //! The kernel's own livepatch selftests, unmodified.
 
-use super::guest::{self, Job};
+use super::guest::{self, Job, PARALLEL};
 use super::{Kernel, kernel, modules};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,8 @@ pub(super) fn run(which: Kernel) -> Result<()> {
     let program = folder.join("test_klp-call_getpid");
     files.push((inside(&folder, &program)?, program));
     let limit = Duration::from_secs(if which.debug { 5400 } else { 1800 });
-    let outcome = guest::run(which, &build, Job { name: "selftest", script: SCRIPT, files, limit })?;
+    let outcome =
+        guest::run(which, &build, Job { name: "selftest", script: SCRIPT, files, limit, processors: PARALLEL })?;
     let passed = outcome.output.iter().filter(|line| line.starts_with("TEST: ") && line.ends_with(" ... ok")).count();
     outcome.log.check()?;
     if passed != TESTS {

@@ -1,6 +1,6 @@
 //! Patches that come, replace each other, turn round and go, under load; nothing may stall, mix, leak or be reported.
 
-use super::guest::{self, Job};
+use super::guest::{self, IN_TURN, Job};
 use super::{Kernel, kernel, modules};
 use anyhow::Result;
 use std::time::Duration;
@@ -15,7 +15,8 @@ pub(super) fn run(which: Kernel, cycles: u32) -> Result<()> {
     files.push(("job/hammer".into(), modules::selftests(which)?.join("test_klp-call_getpid")));
     let script = format!("CYCLES={cycles}\n{SCRIPT}");
     let limit = Duration::from_secs(u64::from(cycles + 20) * if which.debug { 60 } else { 15 });
-    let outcome = guest::run(which, &build, Job { name: "stress", script: &script, files, limit })?;
+    let outcome =
+        guest::run(which, &build, Job { name: "stress", script: &script, files, limit, processors: IN_TURN })?;
     outcome.log.check()?;
     println!("linux: kernel `{which}`: {cycles} cycles without a stall, a mix, a leak or a report of a fault");
     Ok(())

@@ -44,18 +44,33 @@ say disable_1 "$(disable)" us
 before=$(kernel_memory)
 enable 1000
 thousand=$(($(kernel_memory) - before))
-few=$(parameter klp_bench_patch enable_us)
-say enable_1000 "$few" us
 say memory_per_function $(((thousand - one) * 1024 / 999)) bytes
-say disable_1000 "$(disable)" us
+disable > /dev/null
 
+# Enables and disables 1,000 functions, three times if that is a matter of seconds; sets `on` and `off` to the best times.
+thousand_functions() {
+	local end=$((SECONDS + 30)) try us
+	on= off=
+	for try in 1 2 3; do
+		enable 1000
+		us=$(parameter klp_bench_patch enable_us)
+		if [[ ! $on ]] || ((us < on)); then on=$us; fi
+		us=$(disable)
+		if [[ ! $off ]] || ((us < off)); then off=$us; fi
+		if ((SECONDS > end)); then break; fi
+	done
+}
+
+thousand_functions
+few=$on
+say enable_1000 "$on" us
+say disable_1000 "$off" us
 insmod klp_bench_threads.ko count=2000
-enable 1000
-many=$(parameter klp_bench_patch enable_us)
-say enable_1000_with_2000_threads "$many" us
+thousand_functions
+say enable_1000_with_2000_threads "$on" us
+say disable_1000_with_2000_threads "$off" us
 # The first look at all tasks is part of klp_enable_patch().
-say stack_check $((many - few)) us
-say disable_1000_with_2000_threads "$(disable)" us
+say stack_check $((on - few)) us
 rmmod klp_bench_threads
 
 insmod klp_bench_shadow.ko count=100000
