@@ -95,7 +95,9 @@ fn pack(build: &Path, folder: &Path, job: &Job) -> Result<PathBuf> {
 }
 
 fn qemu(build: &Path, image: &Path, processors: &str, serial: &[&str]) -> Command {
-    let mut qemu = Command::new("qemu-system-x86_64");
+    // A guest does not outlive us, even if we are killed.
+    let mut qemu = Command::new("setpriv");
+    qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
     qemu.args([
         "-accel",
         processors,
@@ -145,7 +147,7 @@ fn watch(child: &mut Child, limit: Duration) -> Result<(Vec<String>, i32)> {
     }
 }
 
-/// QEMU, which does not outlive us.
+/// QEMU, which does not outlive this value.
 struct Running(Child);
 
 impl Drop for Running {
