@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
-/* Attaches a shadow variable to each of `count` objects, looks all of them up and frees them; times are per variable. */
+/*
+ * Attaches a shadow variable to each of `count` objects, looks all of them up in an order that jumps about in memory, and frees them; times
+ * are per variable.
+ */
 #include <linux/ktime.h>
 #include <linux/livepatch.h>
 #include <linux/math64.h>
@@ -8,6 +11,8 @@
 #include <linux/slab.h>
 
 #define ID 77
+/* From one object to the next; a prime, so that all of them have their turn. */
+#define STEP 48271
 
 static unsigned int count = 100000;
 module_param(count, uint, 0444);
@@ -32,7 +37,7 @@ static unsigned long per_variable(u64 begin)
 static int __init shadow_init(void)
 {
 	struct thing *things = kvcalloc(count, sizeof(*things), GFP_KERNEL);
-	unsigned int i, wrong = 0;
+	unsigned int i, at = 0, wrong = 0;
 	u64 begin;
 
 	if (!things)
@@ -50,9 +55,12 @@ static int __init shadow_init(void)
 
 	begin = ktime_get_ns();
 	for (i = 0; i < count; i++) {
-		u32 *value = klp_shadow_get(&things[i], ID);
+		u32 *value = klp_shadow_get(&things[at], ID);
 
-		wrong += !value || *value != i;
+		wrong += !value || *value != at;
+		at += STEP % count;
+		if (at >= count)
+			at -= count;
 		if (i % 1024 == 0)
 			cond_resched();
 	}
