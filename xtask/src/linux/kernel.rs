@@ -17,6 +17,7 @@ pub(super) fn build(which: Kernel) -> Result<PathBuf> {
         let c = Kernel { engine: Engine::C, ..which };
         let old = (tree::of(Engine::C)?, self::build(c)?);
         step("begin with a copy of the kernel that was built from the unmodified tree", || {
+            tree::touch_patched(&make.tree)?;
             seed(Place { source: &old.0, build: &old.1 }, Place { source: &make.tree, build: &build })
         })?;
     }

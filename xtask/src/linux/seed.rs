@@ -1,7 +1,8 @@
 //! The start of a build from another one: the two kernels differ in one folder, so one is compiled and the other begins as its copy.
 //!
 //! Kbuild compiles a file again if a source is newer or the command line differs. The overlay's unpatched files have the
-//! times of the unmodified source, so it is enough to tell the copy's records (`.*.cmd`) the new paths.
+//! times of the unmodified source, and the patched ones are touched before, so it is enough to tell the copy's records (`.*.cmd`) the
+//! new paths.
 
 use crate::run::quiet;
 use anyhow::Result;
