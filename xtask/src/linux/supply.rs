@@ -76,7 +76,11 @@ pub(super) fn source() -> Result<PathBuf> {
     let packed = dir("source-package")?;
     std::fs::create_dir_all(&packed)?;
     step(&format!("download {SOURCE}"), || {
-        download(Command::new("apt-get"), &packed).or_else(|_| download(apt_of_other_suite(&packed)?, &packed))
+        let from_the_machines = || download(Command::new("apt-get"), &packed);
+        from_the_machines()
+            // The package lists may be missing or old.
+            .or_else(|_| run(Command::new("apt-get").args(["update", "-qq"])).and_then(|()| from_the_machines()))
+            .or_else(|_| download(apt_of_other_suite(&packed)?, &packed))
     })?;
     step(&format!("unpack {SOURCE}"), || {
         run(Command::new("sh").current_dir(&packed).args(["-c", "dpkg -x linux-source-*.deb ."]))?;
