@@ -2,32 +2,14 @@
 
 mod common;
 
-use common::{Sim, add, check, patch};
+use common::{Basic as Tree, add, check, patch};
 use klp_core::control::{ControlError, Kind, enables, list, read, write};
 use klp_core::model::{Replace, VMLINUX};
 use klp_core::port::TaskId;
-use klp_core::sim::{SimFunc, SimOs, insmod, rmmod};
-use klp_core::{Engine, Func, Object, Patch, PatchId};
-
-struct Tree {
-    engine: Sim,
-    f: SimFunc,
-    g: SimFunc,
-    task: TaskId,
-}
+use klp_core::sim::{SimFunc, insmod, rmmod};
+use klp_core::{Func, Object, Patch, PatchId};
 
 impl Tree {
-    fn new() -> Self {
-        let host = SimOs::new();
-        let (f, g) = (host.function(VMLINUX, "f"), host.function(VMLINUX, "g"));
-        let task = host.spawn("worker");
-        Self { engine: Engine::new(host), f, g, task }
-    }
-
-    fn host(&self) -> &SimOs {
-        self.engine.host()
-    }
-
     fn add(&self, name: &str, func: (&str, SimFunc)) -> PatchId {
         add(&self.engine, patch(self.host(), name, &[(VMLINUX, func.0, func.1)]))
     }

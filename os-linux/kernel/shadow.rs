@@ -5,18 +5,11 @@
 
 use crate::host;
 use crate::lock::ShadowLock;
-use core::alloc::Layout;
-use core::ffi::{c_int, c_uint, c_void};
+use core::ffi::{c_uint, c_void};
 use core::ptr::{self, NonNull};
-use klp_core::shadow::{ShadowError, ShadowTable};
+use klp_core::shadow::{ShadowError, ShadowTable, c};
 
 static SHADOWS: ShadowTable<ShadowLock> = ShadowTable::new();
-
-type Ctor = Option<unsafe extern "C" fn(obj: *mut c_void, data: *mut c_void, ctor_data: *mut c_void) -> c_int>;
-type Dtor = Option<unsafe extern "C" fn(obj: *mut c_void, data: *mut c_void)>;
-
-/// The kernel's slab gives out memory of this alignment; the table at least that.
-const ALIGN: usize = 8;
 
 /// Interrupts are off while there is one, if it was made for somebody who may not sleep.
 struct NoSleep(Option<usize>);
@@ -36,39 +29,11 @@ impl Drop for NoSleep {
     }
 }
 
-fn key(obj: *mut c_void) -> usize {
-    obj.expose_provenance()
-}
-
-fn pointer(data: Option<NonNull<u8>>) -> *mut c_void {
-    data.map_or(ptr::null_mut(), |data| data.as_ptr().cast())
-}
-
-/// Makes a variable by `make`, which gets its layout and constructor.
-///
-/// # Safety
-///
-/// `ctor` is null, or may be called with `obj` and `ctor_data`.
-unsafe fn make(
-    obj: *mut c_void,
-    size: usize,
-    gfp: c_uint,
-    ctor: Ctor,
-    ctor_data: *mut c_void,
-    make: impl FnOnce(Layout, &dyn Fn(usize, NonNull<u8>) -> Result<(), i32>) -> Result<NonNull<u8>, ShadowError>,
-) -> *mut c_void {
-    let Ok(layout) = Layout::from_size_align(size, ALIGN) else { return ptr::null_mut() };
-    let construct = |_, data: NonNull<u8>| match ctor {
-        None => Ok(()),
-        // SAFETY: the caller's promise; the data is new.
-        Some(ctor) => match unsafe { ctor(obj, data.as_ptr().cast(), ctor_data) } {
-            0 => Ok(()),
-            errno => Err(errno),
-        },
-    };
+/// What C gets; the log gets the rest. Makes the variable of `obj` by `make`, for somebody who says by `gfp` whether he may sleep.
+fn made(obj: *mut c_void, gfp: c_uint, make: impl FnOnce() -> Result<NonNull<u8>, ShadowError>) -> *mut c_void {
     let made = {
         let _no_sleep = NoSleep::new(gfp);
-        make(layout, &construct)
+        make()
     };
     match made {
         Ok(data) => return data.as_ptr().cast(),
@@ -83,7 +48,7 @@ unsafe fn make(
 
 #[unsafe(no_mangle)]
 extern "C" fn klp_shadow_get(obj: *mut c_void, id: u64) -> *mut c_void {
-    pointer(SHADOWS.get(key(obj), id))
+    c::get(&SHADOWS, obj, id)
 }
 
 #[unsafe(no_mangle)]
@@ -92,11 +57,11 @@ unsafe extern "C" fn klp_shadow_alloc(
     id: u64,
     size: usize,
     gfp: c_uint,
-    ctor: Ctor,
+    ctor: Option<c::Ctor>,
     ctor_data: *mut c_void,
 ) -> *mut c_void {
     // SAFETY: the caller's promise.
-    unsafe { make(obj, size, gfp, ctor, ctor_data, |layout, ctor| SHADOWS.alloc(key(obj), id, layout, ctor)) }
+    made(obj, gfp, || unsafe { c::alloc(&SHADOWS, obj, id, c::Wanted { size, ctor, ctor_data }) })
 }
 
 #[unsafe(no_mangle)]
@@ -105,32 +70,21 @@ unsafe extern "C" fn klp_shadow_get_or_alloc(
     id: u64,
     size: usize,
     gfp: c_uint,
-    ctor: Ctor,
+    ctor: Option<c::Ctor>,
     ctor_data: *mut c_void,
 ) -> *mut c_void {
     // SAFETY: the caller's promise.
-    unsafe { make(obj, size, gfp, ctor, ctor_data, |layout, ctor| SHADOWS.get_or_alloc(key(obj), id, layout, ctor)) }
+    made(obj, gfp, || unsafe { c::get_or_alloc(&SHADOWS, obj, id, c::Wanted { size, ctor, ctor_data }) })
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn klp_shadow_free(obj: *mut c_void, id: u64, dtor: Dtor) {
+unsafe extern "C" fn klp_shadow_free(obj: *mut c_void, id: u64, dtor: Option<c::Dtor>) {
     // SAFETY: the caller promises that nobody uses the variable, and that its destructor may be called.
-    unsafe { SHADOWS.free(key(obj), id, |_, data| destroy(dtor, obj, data)) };
+    unsafe { c::free(&SHADOWS, obj, id, dtor) };
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn klp_shadow_free_all(id: u64, dtor: Dtor) {
-    let object = ptr::with_exposed_provenance_mut::<c_void>;
+unsafe extern "C" fn klp_shadow_free_all(id: u64, dtor: Option<c::Dtor>) {
     // SAFETY: as in `klp_shadow_free`.
-    unsafe { SHADOWS.free_all(id, |obj, data| destroy(dtor, object(obj), data)) };
-}
-
-/// # Safety
-///
-/// `dtor` is null, or may be called with `obj` and `data`.
-unsafe fn destroy(dtor: Dtor, obj: *mut c_void, data: NonNull<u8>) {
-    if let Some(dtor) = dtor {
-        // SAFETY: the caller's promise.
-        unsafe { dtor(obj, data.as_ptr().cast()) }
-    }
+    unsafe { c::free_all(&SHADOWS, id, dtor) };
 }

@@ -25,6 +25,7 @@
 //!   A lookup that runs while the same variable is freed may find it, and must not use it, as in Linux.
 
 mod block;
+pub mod c;
 mod class;
 mod error;
 mod index;

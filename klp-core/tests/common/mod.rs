@@ -3,12 +3,34 @@
 #![allow(dead_code, reason = "every test uses a part of it")]
 
 use klp_core::audit::audit;
-use klp_core::model::{Func, Object, Patch};
+use klp_core::model::{Func, Object, Patch, VMLINUX};
+use klp_core::port::TaskId;
 use klp_core::sim::{Place, SimFunc, SimOs};
 use klp_core::{Engine, PatchId};
 
 /// The engine on the simulated OS.
 pub(crate) type Sim = Engine<SimOs>;
+
+/// Two functions of the base image and a task.
+pub(crate) struct Basic {
+    pub(crate) engine: Sim,
+    pub(crate) f: SimFunc,
+    pub(crate) g: SimFunc,
+    pub(crate) task: TaskId,
+}
+
+impl Basic {
+    pub(crate) fn new() -> Self {
+        let host = SimOs::new();
+        let (f, g) = (host.function(VMLINUX, "f"), host.function(VMLINUX, "g"));
+        let task = host.spawn("worker");
+        Self { engine: Engine::new(host), f, g, task }
+    }
+
+    pub(crate) fn host(&self) -> &SimOs {
+        self.engine.host()
+    }
+}
 
 /// A patch that replaces `funcs`, each `(object, name, function)`, by code at `place`.
 pub(crate) fn patch_at(host: &SimOs, name: &str, place: Place, funcs: &[(&str, &str, SimFunc)]) -> Patch {

@@ -11,37 +11,18 @@ mod replace;
 mod selftests;
 mod several;
 
-use common::{Sim, add, check, patch, patch_at};
+use common::{Basic, Sim, add, check, patch, patch_at};
 use klp_core::addr::CodeAddr;
 use klp_core::audit::audit;
 use klp_core::error::{ApiMisuse, Error, PatchReason};
 use klp_core::model::{Func, Object, Patch, VMLINUX};
-use klp_core::port::{Doubt, Platform, PortErrorKind, Reason, TaskId, TaskSet, TaskState};
+use klp_core::port::{Doubt, Platform, PortErrorKind, Reason, TaskSet, TaskState};
 use klp_core::sim::machine::Insn;
 use klp_core::sim::{Claim, Pad, Place, SimFunc, SimOs, Sleep, Step, insmod};
 use klp_core::transition::Hindrance;
 use klp_core::{Engine, PatchId, Poll};
 
-/// Two functions of the base image and a task.
-struct Basic {
-    engine: Sim,
-    f: SimFunc,
-    g: SimFunc,
-    task: TaskId,
-}
-
 impl Basic {
-    fn new() -> Self {
-        let host = SimOs::new();
-        let (f, g) = (host.function(VMLINUX, "f"), host.function(VMLINUX, "g"));
-        let task = host.spawn("worker");
-        Self { engine: Engine::new(host), f, g, task }
-    }
-
-    fn host(&self) -> &SimOs {
-        self.engine.host()
-    }
-
     fn both(&self, name: &str) -> Patch {
         patch(self.host(), name, &[(VMLINUX, "f", self.f), (VMLINUX, "g", self.g)])
     }

@@ -2,12 +2,11 @@
 
 use super::Livepatch;
 use super::lock::FutexLock;
-use core::alloc::Layout;
-use core::ffi::{c_int, c_uint, c_ulong, c_void};
+use core::ffi::{c_uint, c_ulong, c_void};
 use core::ptr::{self, NonNull};
 use klp_core::addr::CodeAddr;
 use klp_core::port::Platform;
-use klp_core::shadow::{ShadowError, ShadowTable};
+use klp_core::shadow::{ShadowError, ShadowTable, c};
 
 static SHADOWS: ShadowTable<FutexLock> = ShadowTable::new();
 
@@ -30,99 +29,54 @@ pub(crate) fn function(name: &str) -> Option<CodeAddr> {
     Some(CodeAddr::new(function as u64))
 }
 
-/// `klp_shadow_ctor_t`
-type Ctor = unsafe extern "C" fn(obj: *mut c_void, data: *mut c_void, ctor_data: *mut c_void) -> c_int;
-/// `klp_shadow_dtor_t`
-type Dtor = unsafe extern "C" fn(obj: *mut c_void, data: *mut c_void);
-
 extern "C" fn get(obj: *mut c_void, id: c_ulong) -> *mut c_void {
-    SHADOWS.get(obj.addr(), id).map_or(ptr::null_mut(), |data| data.as_ptr().cast())
+    c::get(&SHADOWS, obj, id)
 }
 
 /// # Safety
 ///
-/// `ctor` may be called with `obj`, `size` zeroed bytes, and `ctor_data`.
+/// As for [`c::alloc`].
 unsafe extern "C" fn alloc(
     obj: *mut c_void,
     id: c_ulong,
     size: usize,
     _flags: c_uint,
-    ctor: Option<Ctor>,
+    ctor: Option<c::Ctor>,
     ctor_data: *mut c_void,
 ) -> *mut c_void {
-    let make = |layout| {
-        // SAFETY: the caller's promise.
-        SHADOWS.alloc(obj.expose_provenance(), id, layout, unsafe { constructor(obj, ctor, ctor_data) })
-    };
-    answer(layout(size).and_then(make))
+    // SAFETY: the caller's promise.
+    answer(unsafe { c::alloc(&SHADOWS, obj, id, c::Wanted { size, ctor, ctor_data }) })
 }
 
 /// # Safety
 ///
-/// As for [`alloc`].
+/// As for [`c::get_or_alloc`].
 unsafe extern "C" fn get_or_alloc(
     obj: *mut c_void,
     id: c_ulong,
     size: usize,
     _flags: c_uint,
-    ctor: Option<Ctor>,
+    ctor: Option<c::Ctor>,
     ctor_data: *mut c_void,
 ) -> *mut c_void {
-    let make = |layout| {
-        // SAFETY: the caller's promise.
-        SHADOWS.get_or_alloc(obj.expose_provenance(), id, layout, unsafe { constructor(obj, ctor, ctor_data) })
-    };
-    answer(layout(size).and_then(make))
-}
-
-/// # Safety
-///
-/// Nobody uses the variable any more; `dtor` may be called with it.
-unsafe extern "C" fn free(obj: *mut c_void, id: c_ulong, dtor: Option<Dtor>) {
     // SAFETY: the caller's promise.
-    unsafe { SHADOWS.free(obj.expose_provenance(), id, destructor(dtor)) };
+    answer(unsafe { c::get_or_alloc(&SHADOWS, obj, id, c::Wanted { size, ctor, ctor_data }) })
 }
 
 /// # Safety
 ///
-/// Nobody uses these variables any more; `dtor` may be called with each.
-unsafe extern "C" fn free_all(id: c_ulong, dtor: Option<Dtor>) {
+/// As for [`c::free`].
+unsafe extern "C" fn free(obj: *mut c_void, id: c_ulong, dtor: Option<c::Dtor>) {
     // SAFETY: the caller's promise.
-    unsafe { SHADOWS.free_all(id, destructor(dtor)) };
-}
-
-fn layout(size: usize) -> Result<Layout, ShadowError> {
-    Layout::from_size_align(size, 1).map_err(|_| ShadowError::OutOfMemory)
+    unsafe { c::free(&SHADOWS, obj, id, dtor) };
 }
 
 /// # Safety
 ///
-/// The result is called at most once, with data for which `ctor` was made.
-unsafe fn constructor(
-    obj: *mut c_void,
-    ctor: Option<Ctor>,
-    ctor_data: *mut c_void,
-) -> impl FnOnce(usize, NonNull<u8>) -> Result<(), i32> {
-    move |_, data| match ctor {
-        None => Ok(()),
-        // SAFETY: the promise made when this was built.
-        Some(ctor) => match unsafe { ctor(obj, data.as_ptr().cast(), ctor_data) } {
-            0 => Ok(()),
-            errno => Err(errno),
-        },
-    }
-}
-
-/// # Safety
-///
-/// The result is called with objects and data for which `dtor` was made.
-unsafe fn destructor(dtor: Option<Dtor>) -> impl FnMut(usize, NonNull<u8>) {
-    move |obj, data| {
-        if let Some(dtor) = dtor {
-            // SAFETY: the promise made when this was built.
-            unsafe { dtor(ptr::with_exposed_provenance_mut(obj), data.as_ptr().cast()) };
-        }
-    }
+/// As for [`c::free_all`].
+unsafe extern "C" fn free_all(id: c_ulong, dtor: Option<c::Dtor>) {
+    // SAFETY: the caller's promise.
+    unsafe { c::free_all(&SHADOWS, id, dtor) };
 }
 
 /// What C gets; the engine's log gets the rest.
