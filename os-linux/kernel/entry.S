@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0 */
 /*
- * Where patched functions call at their entries (x86-64): finds the site in the table of sites.rs and goes where the table says.
+ * Where patched functions call at their entries (x86-64): finds the site in the tables of sites.rs and goes where they say.
  *
- *   stack on entry:   0(%rsp)  the address behind the call, inside the old function: what the table is keyed by
+ *   stack on entry:   0(%rsp)  the address behind the call, inside the old function: what the tables are keyed by
  *                     8(%rsp)  where the old function's caller goes on
  *
  * The way out is a return to the target, so that the processor's stack of return addresses stays balanced. %r10 and %r11 are
@@ -18,11 +18,16 @@
 #include <asm/nospec-branch.h>
 #include <asm/unwind_hints.h>
 
-/* struct Table of sites.rs: the mask, then entries of 32 bytes. */
-#define TABLE_MASK	0
-#define ENTRY_KEY	32
-#define ENTRY_TARGET	40
+/* struct Entry of sites.rs */
+#define ENTRY_KEY	0
+#define ENTRY_TARGET	8
 #define ENTRY_SIZE	32
+/* NEAR of sites.rs, less one, in the units of keys */
+#define NEAR_MASK	(1023 << 4)
+/* struct Header of sites.rs: the mask, then entries. */
+#define FAR_MASK	0
+#define FAR_KEY		(ENTRY_SIZE + ENTRY_KEY)
+#define FAR_TARGET	(ENTRY_SIZE + ENTRY_TARGET)
 
 	.text
 	.code64
@@ -31,31 +36,46 @@ SYM_CODE_START(klp_entry_stub)
 	ANNOTATE_NOENDBR
 	CALL_DEPTH_ACCOUNT
 
-	movq	klp_sites(%rip), %r10
 	movq	(%rsp), %r11
+	movl	%r11d, %r10d
+	andl	$NEAR_MASK, %r10d
+	/* 16 bytes of keys for 32 of entries */
+	cmpq	%r11, klp_sites_near+ENTRY_KEY(, %r10, 2)
+	jne	.Lfar
+	movq	klp_sites_near+ENTRY_TARGET(, %r10, 2), %r10
+	movq	%r10, (%rsp)
+	RET
+
+.Lfar:
+	movq	klp_sites_far(%rip), %r10
 	pushq	%rax
 	leaq	(%r11, %r11), %rax
 .Lprobe:
-	andq	TABLE_MASK(%r10), %rax
-	cmpq	%r11, ENTRY_KEY(%r10, %rax)
+	andq	FAR_MASK(%r10), %rax
+	cmpq	%r11, FAR_KEY(%r10, %rax)
 	jne	.Lother
-	movq	ENTRY_TARGET(%r10, %rax), %rax
-	testq	%rax, %rax
-	jz	.Lask
-	movq	%rax, 8(%rsp)
+	movq	FAR_TARGET(%r10, %rax), %r10
+	movq	%r10, 8(%rsp)
 .Lgo:
 	popq	%rax
 	RET
 
 .Lother:
 	/* An empty entry: the site is not known any more, so on with the old function. */
-	cmpq	$0, ENTRY_KEY(%r10, %rax)
+	cmpq	$0, FAR_KEY(%r10, %rax)
 	je	.Lgo
 	addq	$ENTRY_SIZE, %rax
 	jmp	.Lprobe
+SYM_CODE_END(klp_entry_stub)
+_ASM_NOKPROBE(klp_entry_stub)
 
-	/* The calling task's state decides. */
-.Lask:
+/* The target of sites where the calling task's state decides: from above, with the key in %r11. */
+SYM_CODE_START(klp_entry_ask)
+	UNWIND_HINT_UNDEFINED
+	ANNOTATE_NOENDBR
+
+	pushq	%r11
+	pushq	%rax
 	pushq	%rcx
 	pushq	%rdx
 	pushq	%rsi
@@ -73,5 +93,5 @@ SYM_CODE_START(klp_entry_stub)
 	popq	%rcx
 	popq	%rax
 	RET
-SYM_CODE_END(klp_entry_stub)
-_ASM_NOKPROBE(klp_entry_stub)
+SYM_CODE_END(klp_entry_ask)
+_ASM_NOKPROBE(klp_entry_ask)

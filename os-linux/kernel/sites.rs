@@ -2,8 +2,10 @@
 //! The table that says where calls at entry sites go: written by the tracer, read by `entry.S` and by [`klp_engine_select`] at
 //! any time, without a lock.
 //!
-//! Open addressing, keyed by the address behind the call of the site. A key stays in its place until its module goes. A task can
-//! be preempted while it reads, so a table that was grown out of stays until no task is in the middle of that.
+//! Keyed by the address behind the call of the site. Each key has one *near* entry, in an array of fixed size and place that a call
+//! finds without a pointer. Keys whose near entry is taken are *far*: in a table with open addressing that grows. A key stays in its
+//! entry until its module goes. A task can be preempted while it reads, so a table that was grown out of stays until no task is in
+//! the middle of that.
 
 use crate::host;
 use alloc::vec::Vec;
@@ -26,7 +28,7 @@ pub(crate) enum Way {
 struct Entry {
     /// The address behind the call; [`FREE`] or [`GONE`].
     key: AtomicU64,
-    /// Where the call goes; [`ASK`]: as `arg` says.
+    /// Where the call goes: [`klp_entry_ask`] if that is as `arg` says.
     target: AtomicU64,
     /// For the handler.
     arg: AtomicU64,
@@ -38,10 +40,30 @@ struct Entry {
 const FREE: u64 = 0;
 /// No key is there, but perhaps behind it.
 const GONE: u64 = 1;
-/// The target of sites where the handler decides.
-const ASK: u64 = 0;
 
-/// What `klp_sites` leads to. `entry.S` knows its layout.
+unsafe extern "C" {
+    /// In `entry.S`: where calls go that have to ask [`klp_engine_select`].
+    fn klp_entry_ask();
+}
+
+/// The target of sites where the handler decides.
+fn ask() -> u64 {
+    klp_entry_ask as usize as u64
+}
+
+/// How many near entries there are. `entry.S` knows it.
+const NEAR: usize = 1024;
+
+/// The near entries. A site's is its key's in units of 16 bytes, to which functions are aligned.
+#[unsafe(no_mangle)]
+static klp_sites_near: [Entry; NEAR] =
+    [const { Entry { key: AtomicU64::new(FREE), target: AtomicU64::new(0), arg: AtomicU64::new(0), _pad: 0 } }; NEAR];
+
+fn near(key: u64) -> &'static Entry {
+    &klp_sites_near[(key >> 4) as usize % NEAR]
+}
+
+/// What `klp_sites_far` leads to. `entry.S` knows its layout.
 #[repr(C)]
 struct Header {
     /// Bytes of all entries, less one entry: cuts an offset in bytes, and rounds it down to an entry.
@@ -54,17 +76,18 @@ struct Header {
 const ENTRY: usize = size_of::<Entry>();
 const _: () = assert!(ENTRY == 32 && size_of::<Header>() == ENTRY);
 
-/// Entries of the first table.
+/// Entries of the first far table.
 const FIRST: usize = 64;
 
-/// The table in use: a header, and entries behind it.
+/// The far table in use: a header, and entries behind it.
 #[unsafe(no_mangle)]
-static klp_sites: AtomicPtr<Header> = AtomicPtr::new(core::ptr::null_mut());
+static klp_sites_far: AtomicPtr<Header> = AtomicPtr::new(core::ptr::null_mut());
 
 /// The writer's view of the table. There is one.
 pub(crate) struct Sites {
+    /// The far entries.
     entries: &'static [Entry],
-    /// Places that are not [`FREE`].
+    /// How many of them are not [`FREE`].
     used: usize,
 }
 
@@ -75,7 +98,7 @@ impl Sites {
         Ok(sites)
     }
 
-    /// Makes sure that `additional` keys find room.
+    /// Makes sure that `additional` keys find room, if all of them were far.
     pub(crate) fn reserve(&mut self, additional: usize) -> Result<(), OutOfMemory> {
         if self.used.checked_add(additional).is_some_and(|wanted| wanted <= self.entries.len() / 2) {
             return Ok(());
@@ -87,7 +110,7 @@ impl Sites {
         for entry in self.entries {
             let key = entry.key.load(Ordering::Relaxed);
             if key > GONE {
-                let (place, _) = bigger.place(key);
+                let (place, _) = bigger.far(key);
                 place.arg.store(entry.arg.load(Ordering::Relaxed), Ordering::Relaxed);
                 place.target.store(entry.target.load(Ordering::Relaxed), Ordering::Relaxed);
                 place.key.store(key, Ordering::Relaxed);
@@ -96,7 +119,7 @@ impl Sites {
         }
         bigger.publish();
         let old = core::mem::replace(self, bigger);
-        // SAFETY: it came from `new_table` and is not `klp_sites` any more; the writer has let go of it.
+        // SAFETY: it came from `new_table` and is not `klp_sites_far` any more; the writer has let go of it.
         unsafe { host::klp_host_retire(old.header().cast()) };
         Ok(())
     }
@@ -104,11 +127,11 @@ impl Sites {
     /// Where calls with `key` go.
     pub(crate) fn get(&self, key: u64) -> Way {
         let (entry, found) = self.place(key);
-        match (found, entry.target.load(Ordering::Relaxed)) {
-            (false, _) => Way::Original,
-            (true, ASK) => Way::Ask(entry.arg.load(Ordering::Relaxed)),
-            (true, target) if target == key => Way::Original,
-            (true, target) => Way::To(target),
+        match entry.target.load(Ordering::Relaxed) {
+            _ if !found => Way::Original,
+            target if target == ask() => Way::Ask(entry.arg.load(Ordering::Relaxed)),
+            target if target == key => Way::Original,
+            target => Way::To(target),
         }
     }
 
@@ -120,13 +143,14 @@ impl Sites {
             Way::To(target) => target,
             Way::Ask(arg) => {
                 entry.arg.store(arg, Ordering::Relaxed);
-                ASK
+                ask()
             }
         };
         // ORDER(sites): release; the partner is the reader's load of the target.
         entry.target.store(target, Ordering::Release);
         if !found {
-            self.used += usize::from(entry.key.load(Ordering::Relaxed) == FREE);
+            let far = !core::ptr::eq(entry, near(key));
+            self.used += usize::from(far && entry.key.load(Ordering::Relaxed) == FREE);
             // ORDER(sites): release; the partner is the reader's load of the key.
             entry.key.store(key, Ordering::Release);
         }
@@ -142,6 +166,19 @@ impl Sites {
 
     /// Where `key` is (`true`), or would be put.
     fn place(&self, key: u64) -> (&'static Entry, bool) {
+        let near = near(key);
+        let there = near.key.load(Ordering::Relaxed);
+        if there == key {
+            return (near, true);
+        }
+        match self.far(key) {
+            (_, false) if there <= GONE => (near, false),
+            far => far,
+        }
+    }
+
+    /// The same among the far entries.
+    fn far(&self, key: u64) -> (&'static Entry, bool) {
         let mut gone = None;
         for entry in probe(self.entries, key) {
             match entry.key.load(Ordering::Relaxed) {
@@ -157,7 +194,7 @@ impl Sites {
 
     fn publish(&self) {
         // ORDER(sites): release; the partner is the reader's load of the table.
-        klp_sites.store(self.header(), Ordering::Release);
+        klp_sites_far.store(self.header(), Ordering::Release);
     }
 
     fn header(&self) -> *mut Header {
@@ -187,8 +224,13 @@ fn probe(entries: &'static [Entry], key: u64) -> impl Iterator<Item = &'static E
 /// Called with preemption off; [`klp_host_synchronize`](crate::host::klp_host_synchronize) waits for its end. Takes no lock, cannot panic.
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn klp_engine_select(behind: u64) -> u64 {
+    let near = near(behind);
+    // ORDER(sites): acquire; the partner is in `set`.
+    if near.key.load(Ordering::Acquire) == behind {
+        return goes(near);
+    }
     // ORDER(sites): acquire; the partner is in `publish`.
-    let header = klp_sites.load(Ordering::Acquire);
+    let header = klp_sites_far.load(Ordering::Acquire);
     // SAFETY: a site leads here only after the first table was published; a table stays while somebody reads it, with its
     // entries behind the header, the offset of the last of which is in the header.
     let entries = unsafe {
@@ -198,19 +240,21 @@ pub(crate) extern "C" fn klp_engine_select(behind: u64) -> u64 {
         // ORDER(sites): acquire; the partner is in `set`.
         match entry.key.load(Ordering::Acquire) {
             FREE => break,
-            key if key == behind => {
-                // ORDER(sites): acquire; the partner is in `set`.
-                return match entry.target.load(Ordering::Acquire) {
-                    // SAFETY: the engine made the argument, which is set before the target says to ask; this run counts
-                    // as one of the handler's.
-                    ASK => unsafe {
-                        klp_core::ops::handler(entry.arg.load(Ordering::Relaxed), crate::tasks::current_state).get()
-                    },
-                    target => target,
-                };
-            }
+            key if key == behind => return goes(entry),
             _ => {}
         }
     }
     behind
+}
+
+/// Where a call goes whose entry this is.
+fn goes(entry: &Entry) -> u64 {
+    // ORDER(sites): acquire; the partner is in `set`.
+    match entry.target.load(Ordering::Acquire) {
+        // SAFETY: the engine made the argument, which is set before the target says to ask; this run counts as one of the handler's.
+        target if target == ask() => unsafe {
+            klp_core::ops::handler(entry.arg.load(Ordering::Relaxed), crate::tasks::current_state).get()
+        },
+        target => target,
+    }
 }

@@ -23,6 +23,11 @@ mod tasks {
     }
 }
 
+/// Only its address is of use here: the real one is in `entry.S`.
+#[unsafe(no_mangle)]
+#[allow(unsafe_code, reason = "a name that the table asks for")]
+extern "C" fn klp_entry_ask() {}
+
 extern crate alloc;
 
 use klp_core::addr::CodeAddr;
@@ -43,7 +48,7 @@ impl Numbers {
     }
 }
 
-/// Few keys, so that they come again, and many of them for one place in the table.
+/// Few keys, so that they come again, and many of them for one place in the tables.
 fn key(number: u64) -> u64 {
     0xffff_ffff_8100_0005 + 16 * (number % 24) + 0x10_0000 * (number / 24)
 }

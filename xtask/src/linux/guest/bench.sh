@@ -8,8 +8,8 @@ parameter() { cat "/sys/module/$1/parameters/$2"; }
 # Kilobytes that the kernel holds for itself.
 kernel_memory() { awk '/^(Slab|VmallocUsed|Percpu):/ { sum += $2 } END { print sum }' /proc/meminfo; }
 
-enable() { # functions
-	insmod klp_bench_patch.ko count="$1"
+enable() { # functions [parameters]
+	insmod klp_bench_patch.ko count="$1" "${@:2}"
 	until [[ $(< /sys/kernel/livepatch/klp_bench_patch/transition) == 0 ]]; do sleep $sleep_step; done
 }
 
@@ -17,8 +17,14 @@ disable() { # prints how many microseconds it took
 	local begin
 	begin=$(now)
 	echo 0 > /sys/kernel/livepatch/klp_bench_patch/enabled
-	while [[ -e /sys/kernel/livepatch/klp_bench_patch ]]; do sleep $sleep_step; done
+	gone
 	echo $(($(now) - begin))
+	remove
+}
+
+gone() { while [[ -e /sys/kernel/livepatch/klp_bench_patch ]]; do sleep $sleep_step; done; }
+
+remove() {
 	until [[ $(< /sys/module/klp_bench_patch/refcnt) == 0 ]]; do sleep $sleep_step; done
 	rmmod klp_bench_patch
 }
@@ -62,15 +68,21 @@ thousand_functions() {
 }
 
 thousand_functions
-few=$on
 say enable_1000 "$on" us
 say disable_1000 "$off" us
+
+# While somebody is in a new function the patch cannot go, so the answer to `disable` is one look at all stacks.
 insmod klp_bench_threads.ko count=2000
-thousand_functions
-say enable_1000_with_2000_threads "$on" us
-say disable_1000_with_2000_threads "$off" us
-# The first look at all tasks is part of klp_enable_patch().
-say stack_check $((on - few)) us
+enable 1000 waits=Y
+parameter klp_bench_target wait > /tmp/waited &
+until [[ $(parameter klp_bench_patch waiters) == 1 ]]; do sleep $sleep_step; done
+begin=$(now)
+echo 0 > /sys/kernel/livepatch/klp_bench_patch/enabled
+say stack_check $(($(now) - begin)) us
+echo N > /sys/module/klp_bench_patch/parameters/waits
+wait
+gone
+remove
 rmmod klp_bench_threads
 
 insmod klp_bench_shadow.ko count=100000
