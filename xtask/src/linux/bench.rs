@@ -19,7 +19,7 @@ const fn row(name: &'static str, title: &'static str, limit: Option<f64>) -> Row
     Row { name, title, limit }
 }
 
-const ROWS: [Row; 12] = [
+const ROWS: [Row; 14] = [
     row("call_unpatched", "call, unpatched", None),
     row("call_settled", "call, patched and settled", None),
     row("call_overhead", "what a settled patch adds to a call", Some(0.5)),
@@ -27,6 +27,8 @@ const ROWS: [Row; 12] = [
     row("disable_1", "disable, 1 function", None),
     row("enable_1000", "klp_enable_patch, 1,000 functions", Some(0.1)),
     row("disable_1000", "disable, 1,000 functions", Some(0.02)),
+    row("enable_over", "klp_enable_patch, 1,000 functions over another patch", None),
+    row("enable_over_with_threads", "the same with 2,000 sleeping kthreads", None),
     row("stack_check", "stack check, 2,000 sleeping kthreads x 1,000 functions", Some(0.05)),
     row("shadow_alloc", "klp_shadow_alloc, 100,000 variables, each", None),
     row("shadow_get", "klp_shadow_get, 100,000 variables, each", Some(0.15)),

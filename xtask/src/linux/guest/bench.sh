@@ -8,25 +8,46 @@ parameter() { cat "/sys/module/$1/parameters/$2"; }
 # Kilobytes that the kernel holds for itself.
 kernel_memory() { awk '/^(Slab|VmallocUsed|Percpu):/ { sum += $2 } END { print sum }' /proc/meminfo; }
 
-enable() { # functions [parameters]
-	insmod klp_bench_patch.ko count="$1" "${@:2}"
-	until [[ $(< /sys/kernel/livepatch/klp_bench_patch/transition) == 0 ]]; do sleep $sleep_step; done
+enable() { # functions [patch]
+	local patch=${2:-klp_bench_patch}
+	insmod "$patch.ko" count="$1"
+	until [[ $(< "/sys/kernel/livepatch/$patch/transition") == 0 ]]; do sleep $sleep_step; done
 }
 
-disable() { # prints how many microseconds it took
-	local begin
+disable() { # [patch]; prints how many microseconds it took
+	local patch=${1:-klp_bench_patch} begin
 	begin=$(now)
-	echo 0 > /sys/kernel/livepatch/klp_bench_patch/enabled
-	gone
+	echo 0 > "/sys/kernel/livepatch/$patch/enabled"
+	while [[ -e /sys/kernel/livepatch/$patch ]]; do sleep $sleep_step; done
 	echo $(($(now) - begin))
-	remove
+	until [[ $(< "/sys/module/$patch/refcnt") == 0 ]]; do sleep $sleep_step; done
+	rmmod "$patch"
 }
 
-gone() { while [[ -e /sys/kernel/livepatch/klp_bench_patch ]]; do sleep $sleep_step; done; }
+# A patch over another one changes no code, and klp_enable_patch() ends with the first look at all stacks. Sets `over` to the best time.
+over_another() {
+	local try us
+	over=
+	for try in 1 2 3 4 5; do
+		enable 1000 klp_bench_over
+		us=$(parameter klp_bench_over enable_us)
+		if [[ ! $over ]] || ((us < over)); then over=$us; fi
+		disable klp_bench_over > /dev/null
+	done
+}
 
-remove() {
-	until [[ $(< /sys/module/klp_bench_patch/refcnt) == 0 ]]; do sleep $sleep_step; done
-	rmmod klp_bench_patch
+# Enables and disables 1,000 functions, three times if that is a matter of seconds; sets `on` and `off` to the best times.
+thousand_functions() {
+	local end=$((SECONDS + 30)) try us
+	on= off=
+	for try in 1 2 3; do
+		enable 1000
+		us=$(parameter klp_bench_patch enable_us)
+		if [[ ! $on ]] || ((us < on)); then on=$us; fi
+		us=$(disable)
+		if [[ ! $off ]] || ((us < off)); then off=$us; fi
+		if ((SECONDS > end)); then break; fi
+	done
 }
 
 set -e
@@ -51,39 +72,19 @@ before=$(kernel_memory)
 enable 1000
 thousand=$(($(kernel_memory) - before))
 say memory_per_function $(((thousand - one) * 1024 / 999)) bytes
+over_another
+alone=$over
+say enable_over "$alone" us
+insmod klp_bench_threads.ko count=2000
+over_another
+say enable_over_with_threads "$over" us
+say stack_check $((over - alone)) us
+rmmod klp_bench_threads
 disable > /dev/null
-
-# Enables and disables 1,000 functions, three times if that is a matter of seconds; sets `on` and `off` to the best times.
-thousand_functions() {
-	local end=$((SECONDS + 30)) try us
-	on= off=
-	for try in 1 2 3; do
-		enable 1000
-		us=$(parameter klp_bench_patch enable_us)
-		if [[ ! $on ]] || ((us < on)); then on=$us; fi
-		us=$(disable)
-		if [[ ! $off ]] || ((us < off)); then off=$us; fi
-		if ((SECONDS > end)); then break; fi
-	done
-}
 
 thousand_functions
 say enable_1000 "$on" us
 say disable_1000 "$off" us
-
-# While somebody is in a new function the patch cannot go, so the answer to `disable` is one look at all stacks.
-insmod klp_bench_threads.ko count=2000
-enable 1000 waits=Y
-parameter klp_bench_target wait > /tmp/waited &
-until [[ $(parameter klp_bench_patch waiters) == 1 ]]; do sleep $sleep_step; done
-begin=$(now)
-echo 0 > /sys/kernel/livepatch/klp_bench_patch/enabled
-say stack_check $(($(now) - begin)) us
-echo N > /sys/module/klp_bench_patch/parameters/waits
-wait
-gone
-remove
-rmmod klp_bench_threads
 
 insmod klp_bench_shadow.ko count=100000
 for work in alloc get free; do say shadow_$work "$(parameter klp_bench_shadow ${work}_ps)" ps; done

@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
-/*
- * A module with a thousand functions to patch. Reading its parameter `call_ps` measures a call of the first one, reading `wait` calls
- * one more, which does not wait for anything unless it is patched.
- */
+/* A module with a thousand functions to patch. Reading its parameter `call_ps` measures a call of the first one. */
 #include <linux/ktime.h>
 #include <linux/math64.h>
 #include <linux/minmax.h>
@@ -35,18 +32,6 @@ static int call_ps(char *buffer, const struct kernel_param *kp)
 static const struct kernel_param_ops call_ps_ops = { .get = call_ps };
 module_param_cb(call_ps, &call_ps_ops, NULL, 0444);
 MODULE_PARM_DESC(call_ps, "Picoseconds of a call, the fastest of 20 rounds");
-
-static noinline __used void bench_wait(void) { asm volatile("" ::: "memory"); }
-
-static int wait(char *buffer, const struct kernel_param *kp)
-{
-	bench_wait();
-	return sprintf(buffer, "done\n");
-}
-
-static const struct kernel_param_ops wait_ops = { .get = wait };
-module_param_cb(wait, &wait_ops, NULL, 0444);
-MODULE_PARM_DESC(wait, "Says \"done\" when the last function has returned");
 
 static int __init target_init(void)
 {
