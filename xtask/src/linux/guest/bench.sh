@@ -87,4 +87,4 @@ say enable_1000 "$on" us
 say disable_1000 "$off" us
 
 insmod klp_bench_shadow.ko count=100000
-for work in alloc get free; do say shadow_$work "$(parameter klp_bench_shadow ${work}_ps)" ps; done
+for work in alloc get read free; do say shadow_$work "$(parameter klp_bench_shadow ${work}_ps)" ps; done

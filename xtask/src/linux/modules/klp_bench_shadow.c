@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
 /*
- * Attaches a shadow variable to each of `count` objects, looks all of them up in an order that jumps about in memory, and frees them; times
- * are per variable.
+ * Attaches a shadow variable to each of `count` objects, looks all of them up in an order that jumps about in memory, does that again
+ * and reads their data, and frees them; times are per variable.
  */
 #include <linux/ktime.h>
 #include <linux/livepatch.h>
@@ -18,12 +18,14 @@ static unsigned int count = 100000;
 module_param(count, uint, 0444);
 MODULE_PARM_DESC(count, "How many variables");
 
-static unsigned long alloc_ps, get_ps, free_ps;
+static unsigned long alloc_ps, get_ps, read_ps, free_ps;
 module_param(alloc_ps, ulong, 0444);
 module_param(get_ps, ulong, 0444);
+module_param(read_ps, ulong, 0444);
 module_param(free_ps, ulong, 0444);
 MODULE_PARM_DESC(alloc_ps, "Picoseconds of klp_shadow_alloc() per variable");
 MODULE_PARM_DESC(get_ps, "Picoseconds of klp_shadow_get() per variable");
+MODULE_PARM_DESC(read_ps, "Picoseconds of klp_shadow_get() and a look at the data per variable");
 MODULE_PARM_DESC(free_ps, "Picoseconds of klp_shadow_free_all() per variable");
 
 /* Objects lie in memory as a slab of them would. */
@@ -32,6 +34,12 @@ struct thing { char bytes[64]; };
 static unsigned long per_variable(u64 begin)
 {
 	return div_u64((ktime_get_ns() - begin) * 1000, count);
+}
+
+static unsigned int after(unsigned int at)
+{
+	at += STEP % count;
+	return at < count ? at : at - count;
 }
 
 static int __init shadow_init(void)
@@ -55,16 +63,23 @@ static int __init shadow_init(void)
 
 	begin = ktime_get_ns();
 	for (i = 0; i < count; i++) {
-		u32 *value = klp_shadow_get(&things[at], ID);
-
-		wrong += !value || *value != at;
-		at += STEP % count;
-		if (at >= count)
-			at -= count;
+		wrong += !klp_shadow_get(&things[at], ID);
+		at = after(at);
 		if (i % 1024 == 0)
 			cond_resched();
 	}
 	get_ps = per_variable(begin);
+
+	begin = ktime_get_ns();
+	for (i = 0; i < count; i++) {
+		u32 *value = klp_shadow_get(&things[at], ID);
+
+		wrong += !value || *value != at;
+		at = after(at);
+		if (i % 1024 == 0)
+			cond_resched();
+	}
+	read_ps = per_variable(begin);
 
 	begin = ktime_get_ns();
 	klp_shadow_free_all(ID, NULL);
