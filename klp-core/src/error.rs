@@ -198,7 +198,10 @@ impl Error {
             return *errno;
         }
         -match self {
-            Self::Patch(PatchError { reason: PatchReason::NewFunctionUnknown, .. }) => ENOENT,
+            Self::Patch(PatchError {
+                reason: PatchReason::SymbolWithoutSize | PatchReason::NewFunctionUnknown,
+                ..
+            }) => ENOENT,
             Self::Patch(PatchError { reason: PatchReason::EntryHeld { .. }, .. }) | Self::Busy { .. } => EBUSY,
             Self::Patch(_) | Self::ApiMisuse(_) => EINVAL,
             Self::OutOfMemory => ENOMEM,

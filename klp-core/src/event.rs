@@ -168,6 +168,11 @@ pub enum Event<'a> {
         /// The Linux error number, negative.
         errno: i32,
     },
+    /// The size of a function that is to be replaced is not known.
+    OldSizeUnknown {
+        /// The function.
+        func: &'a str,
+    },
     /// The size of a new function is not known.
     NewSizeUnknown {
         /// The function that it replaces.
@@ -252,6 +257,7 @@ impl Event<'_> {
             | Self::SymbolPositionNotFound { .. }
             | Self::NoLocation { .. }
             | Self::NotRegistered { .. }
+            | Self::OldSizeUnknown { .. }
             | Self::NewSizeUnknown { .. }
             | Self::ShadowNotConstructed { .. } => Level::Error,
         }
@@ -308,6 +314,7 @@ impl fmt::Display for Event<'_> {
             Self::NotRegistered { func, errno } => {
                 write!(f, "failed to register ftrace handler for function '{func}' ({errno})")
             }
+            Self::OldSizeUnknown { func } => write!(f, "kallsyms size lookup failed for '{func}'"),
             Self::NewSizeUnknown { func } => write!(f, "kallsyms size lookup failed for '{func}' replacement"),
             Self::NotSwitched { name, task, obstacle } => {
                 write!(f, "klp_try_switch_task: {name}:{} ", task.0)?;

@@ -3,7 +3,7 @@
 
 use crate::host;
 use crate::log::Errno;
-use core::ffi::{CStr, c_char, c_int, c_void};
+use core::ffi::{CStr, c_int, c_void};
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::model::VMLINUX;
 use klp_core::port::{Symbol, SymbolResolver};
@@ -87,8 +87,10 @@ unsafe extern "C" fn matched(arg: *mut c_void, addr: usize) -> c_int {
 unsafe extern "C" fn seen(arg: *mut c_void, name: *const u8, addr: usize) -> c_int {
     // SAFETY: as in `matched`.
     let search = unsafe { &mut *arg.cast::<Search<'_>>() };
-    // SAFETY: kallsyms passes a C string.
-    if unsafe { CStr::from_ptr(name.cast::<c_char>()) }.to_bytes() == search.name {
+    // Byte by byte, as most names differ early: this is called for each symbol of the module.
+    let wanted = search.name.iter().chain(&[0]);
+    // SAFETY: kallsyms passes a C string, which is not read beyond its end: a difference is found there at the latest.
+    if wanted.enumerate().all(|(at, byte)| unsafe { *name.add(at) } == *byte) {
         search.hit(addr);
     }
     0

@@ -85,7 +85,7 @@ impl fmt::Display for Kernel {
 pub(crate) fn run(verb: Verb) -> Result<()> {
     match verb {
         Verb::Build(which) => kernel::build(which).map(|_| ()),
-        Verb::Boot(which) => guest::shell(which),
+        Verb::Boot(which) => guest::shell(which, &kernel::build(which)?, modules::relocs(which)?),
         Verb::Selftest(which) => selftest::run(which),
         Verb::Relocs(which) => relocs::run(which),
         Verb::Bench { engine } => bench::run(engine),

@@ -322,9 +322,10 @@ impl<P: Platform> Finder<'_, P> {
                 });
                 self.refuse(fault.into())
             })?;
-        TextRange::new(found.addr, found.len)
-            .filter(|range| !range.is_empty())
-            .ok_or_else(|| self.refuse(PatchReason::SymbolWithoutSize))
+        TextRange::new(found.addr, found.len).filter(|range| !range.is_empty()).ok_or_else(|| {
+            self.log(&Event::OldSizeUnknown { func: symbol });
+            self.refuse(PatchReason::SymbolWithoutSize)
+        })
     }
 
     /// Parts of the function that the compiler moved away. Those of functions of the same name count too: that holds a

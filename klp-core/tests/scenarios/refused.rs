@@ -102,8 +102,8 @@ fn symbol_without_size() {
         &Engine::new(host),
         patch,
         "patch 'p', object 'vmlinux', function 'label': its symbol has no size",
-        -22,
-        &[],
+        -2,
+        &["kallsyms size lookup failed for 'label'"],
     );
     assert_eq!(reason(error), PatchReason::SymbolWithoutSize);
 }

@@ -4,7 +4,7 @@
 
 use super::initramfs::Initramfs;
 use super::log::Log;
-use super::{Kernel, dir, kernel, step};
+use super::{Kernel, dir, step};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 const INIT: &str = include_str!("guest/init.sh");
+const SHELL: &str = include_str!("guest/shell.sh");
 /// What `init` prints before the job's exit status.
 const END: &str = "klp-guest: exit ";
 
@@ -47,8 +48,7 @@ pub(super) fn run(which: Kernel, build: &Path, job: Job) -> Result<Outcome> {
     let image = pack(build, &folder, &job)?;
     let console = folder.join("console.log");
     step(&format!("run {} on the kernel `{which}` (kernel's log: {})", job.name, console.display()), || {
-        let serial = format!("file:{}", console.display());
-        let mut command = qemu(build, &image, job.processors, &["-serial", &serial, "-serial", "stdio"]);
+        let mut command = qemu(build, &image, job.processors, &console, "stdio");
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
         let mut child = Running(child.with_context(|| format!("cannot run {command:?}"))?);
         let watched = watch(&mut child.0, job.limit);
@@ -62,19 +62,18 @@ pub(super) fn run(which: Kernel, build: &Path, job: Job) -> Result<Outcome> {
     })
 }
 
-/// Boots the kernel with a shell on this terminal.
-pub(super) fn shell(which: Kernel) -> Result<()> {
-    let build = kernel::build(which)?;
+/// Boots the kernel with a shell on this terminal, in a folder with `files`.
+pub(super) fn shell(which: Kernel, build: &Path, files: Vec<(String, PathBuf)>) -> Result<()> {
     let folder = dir(&format!("guest-{which}-shell"))?;
-    let job = Job {
-        name: "shell",
-        script: "exec setsid -c bash -i",
-        files: Vec::new(),
-        limit: Duration::MAX,
-        processors: PARALLEL,
-    };
-    let image = pack(&build, &folder, &job)?;
-    let mut command = qemu(&build, &image, job.processors, &["-serial", "stdio"]);
+    let job = Job { name: "shell", script: SHELL, files, limit: Duration::MAX, processors: PARALLEL };
+    let image = pack(build, &folder, &job)?;
+    let console = folder.join("console.log");
+    eprintln!(
+        "linux: a shell on the kernel `{which}`; `exit` ends it, Ctrl-A X kills it (kernel's log: {})",
+        console.display()
+    );
+    // Beside the guest's line the terminal gets QEMU's monitor, so that Ctrl-C is for the guest.
+    let mut command = qemu(build, &image, job.processors, &console, "mon:stdio");
     let mut child = Running(command.spawn().with_context(|| format!("cannot run {command:?}"))?);
     child.0.wait()?;
     Ok(())
@@ -94,7 +93,8 @@ fn pack(build: &Path, folder: &Path, job: &Job) -> Result<PathBuf> {
     Ok(image)
 }
 
-fn qemu(build: &Path, image: &Path, processors: &str, serial: &[&str]) -> Command {
+/// The first serial line is the kernel's and goes to the file `console`, the second one is the guest's and goes `to`.
+fn qemu(build: &Path, image: &Path, processors: &str, console: &Path, to: &str) -> Command {
     // A guest does not outlive us, even if we are killed.
     let mut qemu = Command::new("setpriv");
     qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
@@ -111,7 +111,8 @@ fn qemu(build: &Path, image: &Path, processors: &str, serial: &[&str]) -> Comman
         "-no-reboot",
         "-nodefaults",
     ]);
-    qemu.arg("-kernel").arg(build.join("arch/x86/boot/bzImage")).arg("-initrd").arg(image).args(serial);
+    qemu.arg("-kernel").arg(build.join("arch/x86/boot/bzImage")).arg("-initrd").arg(image);
+    qemu.arg("-serial").arg(format!("file:{}", console.display())).args(["-serial", to]);
     // The check of the timer fails on a busy machine. An oops ends the guest at once, with the report as the log's last words.
     qemu.args([
         "-append",

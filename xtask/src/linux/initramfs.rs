@@ -10,7 +10,7 @@ use std::process::Command;
 
 /// What the selftests and our scripts call.
 const TOOLS: &str = "awk bash basename cat chmod cmp cp cut date diff dirname dmesg echo env expr false getconf grep head id insmod kill ln ls \
-    lsmod mkdir modinfo mount mv nproc printf ps readlink realpath rm rmmod sed seq sh sleep sort stat stty sysctl tail tee touch \
+    lsmod mkdir modinfo mount mv nproc printf ps readlink realpath rm rmmod sed seq setsid sh sleep sort stat stty sysctl tail tee touch \
     tr true uname uniq wc";
 const FOLDERS: &str = "dev etc job proc root run sys tmp usr usr/bin usr/lib usr/lib64 usr/lib/x86_64-linux-gnu";
 

@@ -8,13 +8,12 @@ mount -t debugfs debugfs /sys/kernel/debug
 mount -t tmpfs tmpfs /tmp
 ln -sf /proc/self/fd /dev/fd
 
-line=/dev/ttyS1
-(: > $line) 2> /dev/null || line=/dev/console
-exec < $line > $line 2>&1
+exec < /dev/ttyS1 > /dev/ttyS1 2>&1
 stty -opost 2> /dev/null
 
 cd /job
 bash job.sh
 echo "klp-guest: exit $?"
-# Whoever started the guest ends it.
+# With its first process the machine ends; else whoever started it ends it.
+[[ -e /tmp/leave ]] && exit
 while :; do sleep 1000; done
