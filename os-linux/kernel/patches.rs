@@ -183,9 +183,8 @@ impl Patches {
     }
 
     fn status(&self, engine: &KernelEngine, patch: *mut klp_patch) -> Result<PatchStatus, Error> {
-        let unknown = Error::ApiMisuse(ApiMisuse::UnknownPatch);
-        let Some(known) = self.known.iter().find(|known| known.patch == patch) else { return Err(unknown) };
-        engine.status()?.into_iter().find(|status| status.id == known.id).ok_or(unknown)
+        let known = self.known.iter().find(|known| known.patch == patch).ok_or(UNKNOWN)?;
+        engine.status()?.into_iter().find(|status| status.id == known.id).ok_or(UNKNOWN)
     }
 }
 
@@ -207,69 +206,87 @@ pub(crate) unsafe fn each_below_transition(visit: impl FnMut(*mut klp_patch)) {
 fn with_status(
     patch: *mut klp_patch,
     act: impl FnOnce(&mut Patches, &KernelEngine, &PatchStatus) -> Result<c_int, Error>,
-) -> c_int {
-    let Some(engine) = engine() else { return -errno::ENODEV };
+) -> Result<c_int, Error> {
+    let engine = engine().ok_or(UNKNOWN)?;
     let mut patches = PATCHES.lock();
-    let done = patches.status(engine, patch).and_then(|status| act(&mut patches, engine, &status));
-    done.unwrap_or_else(|error| error.errno())
+    let status = patches.status(engine, patch)?;
+    act(&mut patches, engine, &status)
 }
 
-/// `enabled` is read. A patch that is not known any more is not enabled.
+const UNKNOWN: Error = Error::ApiMisuse(ApiMisuse::UnknownPatch);
+
+/// What an attribute shows, or a negative error number. A patch that is not known any more is not enabled, nor in transition.
+fn shown(patch: *mut klp_patch, of: impl FnOnce(&KernelEngine, &PatchStatus) -> Result<c_int, Error>) -> c_int {
+    match with_status(patch, |_, engine, status| of(engine, status)) {
+        Ok(value) => value,
+        Err(UNKNOWN) => 0,
+        Err(error) => error.errno(),
+    }
+}
+
+/// 0, or a negative error number, of what was done for an attribute that was written.
+fn done(
+    patch: *mut klp_patch,
+    act: impl FnOnce(&mut Patches, &KernelEngine, &PatchStatus) -> Result<c_int, Error>,
+) -> c_int {
+    with_status(patch, act).unwrap_or_else(|error| error.errno())
+}
+
+/// `enabled` is read.
 #[unsafe(no_mangle)]
 extern "C" fn klp_engine_is_enabled(patch: *mut klp_patch) -> c_int {
-    with_status(patch, |_, _, status| Ok(status.enabled.into())).max(0)
+    shown(patch, |_, status| Ok(status.enabled.into()))
 }
 
 /// `transition` is read.
 #[unsafe(no_mangle)]
 extern "C" fn klp_engine_in_transition(patch: *mut klp_patch) -> c_int {
-    with_status(patch, |_, _, status| Ok(status.transition.is_some().into())).max(0)
+    shown(patch, |_, status| Ok(status.transition.is_some().into()))
 }
 
 /// `stack_order` is read.
 #[unsafe(no_mangle)]
 extern "C" fn klp_engine_stack_order(patch: *mut klp_patch) -> c_int {
-    with_status(patch, |_, _, status| Ok(c_int::try_from(status.stack_order).unwrap_or(c_int::MAX))).max(0)
+    shown(patch, |_, status| Ok(c_int::try_from(status.stack_order).unwrap_or(c_int::MAX)))
 }
 
 /// `patched` of an object is read.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn klp_engine_object_patched(patch: *mut klp_patch, object: *mut klp_object) -> c_int {
-    with_status(patch, |_, engine, status| {
+    shown(patch, |engine, status| {
         // SAFETY: the attribute of an object is open, so the object is there.
         let name = unsafe { read::object_name(object) };
         Ok(engine.object_patched(status.id, name)?.unwrap_or(false).into())
     })
-    .max(0)
 }
 
 /// `enabled` is written. A patch cannot be enabled again: it is gone when it is disabled.
 #[unsafe(no_mangle)]
 extern "C" fn klp_engine_set_enabled(patch: *mut klp_patch, on: bool) -> c_int {
-    with_status(patch, |patches, engine, status| {
+    done(patch, |patches, engine, status| {
         let id = status.id;
-        let done = match (status.enabled == on, status.transition, on) {
+        let poll = match (status.enabled == on, status.transition, on) {
             (false, Some(_), _) => patches.moving(patch, || engine.reverse(id))?,
             (false, None, false) => patches.moving(patch, || engine.disable(id))?,
             _ => return Ok(-errno::EINVAL),
         };
-        Ok(patches.after(engine, Ok(done)).err().unwrap_or(0))
+        Ok(patches.after(engine, Ok(poll)).err().unwrap_or(0))
     })
 }
 
 /// 1 is written to `force`.
 #[unsafe(no_mangle)]
 extern "C" fn klp_engine_force(patch: *mut klp_patch) -> c_int {
-    with_status(patch, |patches, engine, status| {
-        let done = engine.force(status.id)?;
-        Ok(patches.after(engine, Ok(done)).err().unwrap_or(0))
+    done(patch, |patches, engine, status| {
+        let poll = engine.force(status.id)?;
+        Ok(patches.after(engine, Ok(poll)).err().unwrap_or(0))
     })
 }
 
 /// 1 is written to `signal`.
 #[unsafe(no_mangle)]
 extern "C" fn klp_engine_signal(patch: *mut klp_patch) -> c_int {
-    with_status(patch, |_, engine, status| engine.kick(status.id).map(|()| 0))
+    done(patch, |_, engine, status| engine.kick(status.id).map(|()| 0))
 }
 
 /// `blockers` is read: who holds the transition back, and why. Empty outside of the patch's transition.
@@ -277,7 +294,7 @@ extern "C" fn klp_engine_signal(patch: *mut klp_patch) -> c_int {
 unsafe extern "C" fn klp_engine_blockers(patch: *mut klp_patch, page: *mut c_char, size: usize) -> isize {
     // SAFETY: the caller's buffer.
     let mut page = Page { room: unsafe { core::slice::from_raw_parts_mut(page.cast(), size) }, len: 0 };
-    let errno = with_status(patch, |_, engine, status| match engine.blockers(status.id) {
+    let errno = shown(patch, |engine, status| match engine.blockers(status.id) {
         Ok(blockers) => {
             // What finds no room is left out.
             let _ = blockers.iter().try_for_each(|blocker| writeln!(page, "{blocker}"));

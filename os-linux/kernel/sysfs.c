@@ -84,7 +84,8 @@ static struct kobj_attribute enabled_attr = __ATTR_RW(enabled);
 static struct kobj_attribute transition_attr = __ATTR_RO(transition);
 static struct kobj_attribute replace_attr = __ATTR_RO(replace);
 static struct kobj_attribute stack_order_attr = __ATTR_RO(stack_order);
-static struct kobj_attribute blockers_attr = __ATTR_RO(blockers);
+/* Other tasks' stacks: for root alone, as in /proc. */
+static struct kobj_attribute blockers_attr = __ATTR_RO_MODE(blockers, 0400);
 static struct kobj_attribute force_attr = __ATTR_WO(force);
 static struct kobj_attribute signal_attr = __ATTR_WO(signal);
 
