@@ -23,8 +23,8 @@ pub(crate) enum Way {
     To(u64),
 }
 
-/// A place in the table. `entry.S` knows its layout.
-#[repr(C)]
+/// A place in the table: half a cache line. `entry.S` knows its layout.
+#[repr(C, align(32))]
 struct Entry {
     /// The address behind the call; [`FREE`] or [`GONE`].
     key: AtomicU64,
@@ -32,8 +32,6 @@ struct Entry {
     target: AtomicU64,
     /// For the handler.
     arg: AtomicU64,
-    /// So that the size is a power of two.
-    _pad: u64,
 }
 
 /// No key is there, nor behind it. Keys are above both of these.
@@ -57,20 +55,19 @@ const NEAR: usize = 1024;
 /// The near entries. A site's is its key's in units of 16 bytes, to which functions are aligned.
 #[unsafe(no_mangle)]
 static klp_sites_near: [Entry; NEAR] =
-    [const { Entry { key: AtomicU64::new(FREE), target: AtomicU64::new(0), arg: AtomicU64::new(0), _pad: 0 } }; NEAR];
+    [const { Entry { key: AtomicU64::new(FREE), target: AtomicU64::new(0), arg: AtomicU64::new(0) } }; NEAR];
 
 fn near(key: u64) -> &'static Entry {
     &klp_sites_near[(key >> 4) as usize % NEAR]
 }
 
 /// What `klp_sites_far` leads to. `entry.S` knows its layout.
-#[repr(C)]
+#[repr(C, align(32))]
 struct Header {
     /// Bytes of all entries, less one entry: cuts an offset in bytes, and rounds it down to an entry.
     mask: u64,
     /// Links tables that are to be freed (`klp_host_retire`).
     retired: u64,
-    _pad: [u64; 2],
 }
 
 const ENTRY: usize = size_of::<Entry>();
@@ -204,11 +201,16 @@ impl Sites {
 
 /// A table of `len` free entries, a power of two; it stays until it is retired.
 fn new_table(len: usize) -> Result<&'static [Entry], OutOfMemory> {
-    let mut words: Vec<[u64; 4]> = try_vec(len + 1)?;
-    words.push([((len - 1) * ENTRY) as u64, 0, 0, 0]);
-    words.resize(len + 1, [0; 4]);
+    /// What a header or an entry is made of.
+    #[derive(Clone)]
+    #[repr(C, align(32))]
+    struct Words([u64; 4]);
+
+    let mut words: Vec<Words> = try_vec(len + 1)?;
+    words.push(Words([((len - 1) * ENTRY) as u64, 0, 0, 0]));
+    words.resize(len + 1, Words([0; 4]));
     let table = words.leak();
-    // SAFETY: entries are of the size and alignment of four words, and any words make one; the memory is nobody else's, apart from
+    // SAFETY: entries are of the size and alignment of `Words`, and any words make one; the memory is nobody else's, apart from
     // the header before them, and stays as long as somebody may read it.
     Ok(unsafe { core::slice::from_raw_parts(table.as_ptr().add(1).cast::<Entry>(), len) })
 }

@@ -93,11 +93,12 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
     }
 }
 
-/// What every landing must pass: the kernel's selftests and livepatch relocations, with klp-core in the kernel.
+/// What every landing must pass with klp-core in the kernel: the kernel's selftests, livepatch relocations, and a short stress.
 pub(crate) fn landing() -> Result<()> {
     let which = Kernel { engine: Engine::Rust, debug: false };
     selftest::run(which)?;
-    relocs::run(which)
+    relocs::run(which)?;
+    stress::run(which, 20)
 }
 
 /// A path below the folder that holds everything that is fetched and built.
