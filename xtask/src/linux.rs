@@ -60,6 +60,25 @@ pub(crate) struct Kernel {
     /// With lockdep, RCU and sleep checks, KASAN, DEBUG_OBJECTS and KFENCE (built by clang; several times slower)
     #[arg(long)]
     debug: bool,
+    /// With much of what distributions switch on: KASLR, IBT, retpolines, PREEMPT_DYNAMIC, BPF, kprobes, hardening
+    #[arg(long, conflicts_with = "debug")]
+    distro: bool,
+}
+
+impl Kernel {
+    /// The smallest one that serves.
+    const fn plain(engine: Engine) -> Self {
+        Self { engine, debug: false, distro: false }
+    }
+
+    /// What the names of its files and of modules for it end with.
+    const fn suffix(self) -> &'static str {
+        match (self.debug, self.distro) {
+            (true, _) => "-debug",
+            (false, true) => "-distro",
+            (false, false) => "",
+        }
+    }
 }
 
 /// Whose livepatch implementation a kernel has.
@@ -72,13 +91,13 @@ pub(crate) enum Engine {
 }
 
 impl fmt::Display for Kernel {
-    /// The name of the kernel's files: `c`, `rust`, `c-debug`, `rust-debug`.
+    /// The name of the kernel's files: `c`, `rust`, `c-debug`, `rust-distro` and so on.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let engine = match self.engine {
             Engine::C => "c",
             Engine::Rust => "rust",
         };
-        write!(f, "{engine}{}", if self.debug { "-debug" } else { "" })
+        write!(f, "{engine}{}", self.suffix())
     }
 }
 
@@ -95,7 +114,7 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
 
 /// What every landing must pass with klp-core in the kernel: the kernel's selftests, livepatch relocations, and a short stress.
 pub(crate) fn landing() -> Result<()> {
-    let which = Kernel { engine: Engine::Rust, debug: false };
+    let which = Kernel::plain(Engine::Rust);
     selftest::run(which)?;
     relocs::run(which)?;
     stress::run(which, 20)

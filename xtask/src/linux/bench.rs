@@ -68,7 +68,7 @@ pub(super) fn run(engine: Option<Engine>) -> Result<()> {
 }
 
 fn measure(engine: Engine) -> Result<Results> {
-    let which = Kernel { engine, debug: false };
+    let which = Kernel::plain(engine);
     let build = kernel::build(which)?;
     let files = modules::ours(which)?;
     let job = Job { name: "bench", script: SCRIPT, files, limit: Duration::from_secs(3600), processors: PARALLEL };

@@ -10,7 +10,7 @@ use std::process::Command;
 /// The folder of the kernel's livepatch selftests, with its modules and its program built.
 pub(super) fn selftests(which: Kernel) -> Result<PathBuf> {
     let headers = kernel::headers(which)?;
-    let folder = dir(&format!("selftests{}", if which.debug { "-debug" } else { "" }))?;
+    let folder = dir(&format!("selftests{}", which.suffix()))?;
     copy(&supply::source()?.join("tools/testing/selftests/livepatch"), &folder)?;
     step("build the modules of the selftests", || {
         quiet(&mut headers.modules(&folder.join("test_modules")), &folder.with_extension("log"))?;
@@ -28,7 +28,7 @@ pub(super) fn selftests(which: Kernel) -> Result<PathBuf> {
 /// Our own modules, as files for a guest's job.
 pub(super) fn ours(which: Kernel) -> Result<Vec<(String, PathBuf)>> {
     let headers = kernel::headers(which)?;
-    let folder = dir(&format!("modules{}", if which.debug { "-debug" } else { "" }))?;
+    let folder = dir(&format!("modules{}", which.suffix()))?;
     copy(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/linux/modules")), &folder)?;
     step("build the modules for measurements and stress", || {
         quiet(&mut headers.modules(&folder), &folder.with_extension("log"))
@@ -44,7 +44,7 @@ pub(super) fn ours(which: Kernel) -> Result<Vec<(String, PathBuf)>> {
 /// The livepatch sample of the kernel's tree, and our modules with livepatch relocations, as files for a guest's job.
 pub(super) fn relocs(which: Kernel) -> Result<Vec<(String, PathBuf)>> {
     let headers = kernel::headers(which)?;
-    let folder = dir(&format!("relocs{}", if which.debug { "-debug" } else { "" }))?;
+    let folder = dir(&format!("relocs{}", which.suffix()))?;
     copy(Path::new("os-linux/kernel/tests"), &folder)?;
     let sample = supply::source()?.join("samples/livepatch/livepatch-sample.c");
     std::fs::copy(sample, folder.join("livepatch_sample.c"))?;
