@@ -12,7 +12,8 @@
 //! RUSTFLAGS='--cfg loom --cfg klp_weaken="shadow-reuse"' cargo test -p klp-core --test shadow_loom --release
 //! ```
 //!
-//! In a model a table begins with one line of three slots, and grows when it is to hold more than four variables.
+//! In a model a table begins with one line of three slots, and grows when it is to hold more than four variables per line, by one line with
+//! each variable.
 
 #![cfg(loom)]
 
@@ -93,6 +94,8 @@ fn model(run: impl Fn() -> bool + Sync + Send + 'static) {
     let seen = std::sync::Arc::new([false, true].map(|_| std::sync::atomic::AtomicBool::new(false)));
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(3);
+    // Each atomic operation is one, also those before the race.
+    builder.max_branches = 10_000;
     builder.check({
         let seen = seen.clone();
         move || seen[usize::from(run())].store(true, std::sync::atomic::Ordering::Relaxed)
@@ -189,6 +192,26 @@ fn growth() {
         let staying = [16, 32, 48, 64].map(|obj| alloc(&table, obj));
         let ([first, new, last], data) = race(table, [16, 80, 64], |table| alloc(table, 80));
         assert_eq!([first, last], [0, 3].map(|index| Some(staying[index])), "a variable that stays was not found");
+        assert!(new.is_none_or(|found| found == data), "the data of another object");
+        new.is_some()
+    });
+}
+
+/// In the middle of a growth a variable goes that is in both tables already, and one comes that ends the growth. Those that stay are found.
+#[test]
+fn growth_step_by_step() {
+    model(|| {
+        let table = Table::new();
+        // The ninth begins the growth from two lines to four: it is in the one that is copied, and the others in an unhappy chain.
+        let before: [usize; 9] = core::array::from_fn(|index| alloc(&table, 16 * (index + 1)));
+        let ([gone, new, last], data) = race(table, [144, 160, 128], |table| {
+            free(table, 144);
+            let data = alloc(table, 160);
+            assert_eq!(table.get(144, ID), None, "a variable that was freed long ago");
+            data
+        });
+        assert_eq!(last, Some(before[7]), "a variable that stays was not found");
+        assert!(gone.is_none_or(|found| found == before[8]), "the data of another object");
         assert!(new.is_none_or(|found| found == data), "the data of another object");
         new.is_some()
     });

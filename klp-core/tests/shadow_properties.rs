@@ -1,78 +1,17 @@
 //! Random operations on shadow variables against a plain map, with constructors that refuse and an allocator that fails: after each
-//! step every key is looked up, and at the end no memory is left.
+//! step every key is looked up, and at the end no memory is left. Many of them happen while a table grows.
 
-use core::alloc::{GlobalAlloc, Layout};
-use core::cell::Cell;
+#[path = "common/memory.rs"]
+mod memory;
+
+use core::alloc::Layout;
 use core::ptr::NonNull;
 use klp_core::mem::OutOfMemory;
-use klp_core::shadow::{ShadowError, ShadowTable, nothing, zeroed};
+use klp_core::shadow::{ShadowError, nothing, zeroed};
+use memory::{Table, alive, left_to_fail, meanwhile, table_runs};
 use proptest::prelude::*;
-use std::alloc::System;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Fails the `n`-th allocation of this thread, and counts what is alive, while the table runs.
-struct Failing;
-
-thread_local! {
-    static TABLE_RUNS: Cell<bool> = const { Cell::new(false) };
-    /// Allocations until one fails; 0: none does.
-    static FAIL_IN: Cell<u32> = const { Cell::new(0) };
-    static FAILED: Cell<bool> = const { Cell::new(false) };
-    static ALIVE: Cell<i64> = const { Cell::new(0) };
-}
-
-impl Failing {
-    /// Counts one allocation; whether it fails.
-    fn strikes() -> bool {
-        if !TABLE_RUNS.get() {
-            return false;
-        }
-        let left = FAIL_IN.get();
-        FAIL_IN.set(left.saturating_sub(1));
-        if left == 1 {
-            FAILED.set(true);
-        } else {
-            ALIVE.set(ALIVE.get() + 1);
-        }
-        left == 1
-    }
-}
-
-// SAFETY: everything is the system's allocator, but for null, which says that there is no memory.
-unsafe impl GlobalAlloc for Failing {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise.
-        if Self::strikes() { core::ptr::null_mut() } else { unsafe { System.alloc(layout) } }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise.
-        if Self::strikes() { core::ptr::null_mut() } else { unsafe { System.alloc_zeroed(layout) } }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        if TABLE_RUNS.get() {
-            ALIVE.set(ALIVE.get() - 1);
-        }
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Failing = Failing;
-
-/// Lets the table do something, with the `fail_in`-th allocation failing; whether one did.
-fn table_runs<R>(fail_in: u32, run: impl FnOnce() -> R) -> (R, bool) {
-    FAIL_IN.set(fail_in);
-    FAILED.set(false);
-    TABLE_RUNS.set(true);
-    let result = run();
-    TABLE_RUNS.set(false);
-    (result, FAILED.get())
-}
-
-type Table = ShadowTable<spin::Mutex<()>>;
 type Key = (usize, u64);
 
 #[derive(Clone, Debug)]
@@ -83,25 +22,33 @@ enum Step {
     FreeAll(u64),
     Reserve(u64, usize),
     Retire,
+    /// So many more variables of this id, each of the first object that has none.
+    Crowd(u64, usize),
 }
 
-const OBJECTS: usize = 96;
-const IDS: u64 = 3;
+/// How many objects may have a variable of each id: of the first so many that growing takes many steps.
+const OBJECTS: [usize; 3] = [256, 48, 48];
+
+fn id(index: usize) -> u64 {
+    // They share a list.
+    index as u64 * 256
+}
 
 fn keys() -> impl Iterator<Item = Key> {
-    (0..OBJECTS).flat_map(|obj| (0..IDS).map(move |id| (obj * 64, id * 256)))
+    (0..OBJECTS.len()).flat_map(|of| (0..OBJECTS[of]).map(move |obj| (obj * 64, id(of))))
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let key = || (0..OBJECTS, 0..IDS).prop_map(|(obj, id)| (obj * 64, id * 256));
-    let id = || (0..IDS).prop_map(|id| id * 256);
+    let key = || (0..OBJECTS.len()).prop_flat_map(|of| (0..OBJECTS[of]).prop_map(move |obj| (obj * 64, id(of))));
+    let id = || (0..OBJECTS.len()).prop_map(id);
     prop_oneof![
         12 => (key(), prop::bool::weighted(0.1)).prop_map(|(key, refuse)| Step::Alloc(key, refuse)),
         12 => (key(), prop::bool::weighted(0.1)).prop_map(|(key, refuse)| Step::GetOrAlloc(key, refuse)),
         12 => key().prop_map(Step::Free),
         1 => id().prop_map(Step::FreeAll),
-        1 => (id(), 0..200_usize).prop_map(|(id, more)| Step::Reserve(id, more)),
+        1 => (id(), 0..100_usize).prop_map(|(id, more)| Step::Reserve(id, more)),
         1 => Just(Step::Retire),
+        2 => (id(), 1..50_usize).prop_map(|(id, more)| Step::Crowd(id, more)),
     ]
 }
 
@@ -156,7 +103,8 @@ fn take(table: &Table, model: &mut Model, step: &Step, fail_in: u32, value: u64)
             let mut destroyed = None;
             let dtor = |obj: usize, data: NonNull<u8>| destroyed = Some((obj, word(data)));
             // SAFETY: nobody uses the variable.
-            let (freed, _) = table_runs(fail_in, || unsafe { table.free(key.0, key.1, dtor) });
+            let (freed, failed) = table_runs(fail_in, || unsafe { table.free(key.0, key.1, dtor) });
+            prop_assert!(!failed, "it takes memory to free");
             let there = model.remove(&key);
             prop_assert_eq!((freed, destroyed), (there.is_some(), there.map(|value| (key.0, value))));
         }
@@ -164,11 +112,8 @@ fn take(table: &Table, model: &mut Model, step: &Step, fail_in: u32, value: u64)
             let mut destroyed = BTreeSet::new();
             let expected: BTreeSet<_> =
                 model.iter().filter(|((_, of), _)| *of == id).map(|(&(obj, _), &value)| (obj, value)).collect();
-            // Its memory is the test's, not the table's.
             let dtor = |obj: usize, data: NonNull<u8>| {
-                TABLE_RUNS.set(false);
-                assert!(destroyed.insert((obj, word(data))), "destroyed twice");
-                TABLE_RUNS.set(true);
+                meanwhile(|| assert!(destroyed.insert((obj, word(data))), "destroyed twice"));
             };
             // SAFETY: nobody uses the variables.
             let (freed, _) = table_runs(0, || unsafe { table.free_all(id, dtor) });
@@ -182,6 +127,13 @@ fn take(table: &Table, model: &mut Model, step: &Step, fail_in: u32, value: u64)
         }
         // SAFETY: no lookup is under way.
         Step::Retire => table_runs(0, || unsafe { table.retire().free() }).0,
+        Step::Crowd(id, more) => {
+            let all = || keys().filter(|&(_, of)| of == id);
+            let missing: Vec<Key> = all().filter(|key| !model.contains_key(key)).take(more).collect();
+            for key in missing {
+                take(table, model, &Step::Alloc(key, false), 0, value)?;
+            }
+        }
     }
     Ok(())
 }
@@ -194,20 +146,29 @@ fn compare(table: &Table, model: &Model) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// At the beginning: nothing, or as many variables of the first id as a table takes before it grows, nearly.
+fn crowd() -> impl Strategy<Value = usize> {
+    prop_oneof![Just(0), Just(46), Just(94), Just(190)]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn like_a_map(steps in prop::collection::vec((step(), prop_oneof![4 => Just(0_u32), 1 => 1..6_u32]), 1..300)) {
-        let before = ALIVE.get();
+    fn like_a_map(
+        crowd in crowd(),
+        steps in prop::collection::vec((step(), prop_oneof![4 => Just(0_u32), 1 => 1..6_u32]), 1..300),
+    ) {
+        let before = alive();
         let table = Table::new();
         let mut model = Model::new();
+        take(&table, &mut model, &Step::Crowd(0, crowd), 0, 0)?;
         for (value, (step, fail_in)) in (1..).zip(&steps) {
             take(&table, &mut model, step, *fail_in, value)?;
             compare(&table, &model)?;
         }
         table_runs(0, || drop(table));
-        prop_assert_eq!(ALIVE.get(), before, "memory is left, or freed twice");
+        prop_assert_eq!(alive(), before, "memory is left, or freed twice");
     }
 }
 
@@ -216,14 +177,14 @@ proptest! {
 fn every_allocation_fails_once() {
     let mut failures = 0;
     for fail_in in 1.. {
-        let before = ALIVE.get();
+        let before = alive();
         let table = Table::new();
         let mut failed_once = false;
         let mut left = fail_in;
         for obj in (0..500).map(|index| index * 64) {
             let make = || table.alloc(obj, 1, Layout::new::<u64>(), zeroed);
             let (made, failed) = table_runs(left, make);
-            left = FAIL_IN.get();
+            left = left_to_fail();
             failed_once |= failed;
             if made.is_err() {
                 assert!(failed);
@@ -235,7 +196,7 @@ fn every_allocation_fails_once() {
         // SAFETY: nobody uses the variables.
         assert_eq!(table_runs(0, || unsafe { table.free_all(1, nothing) }).0, 500);
         table_runs(0, || drop(table));
-        assert_eq!(ALIVE.get(), before, "memory is left, or freed twice");
+        assert_eq!(alive(), before, "memory is left, or freed twice");
         if !failed_once {
             break;
         }

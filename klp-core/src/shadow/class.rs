@@ -5,7 +5,7 @@
 use super::index::Index;
 use super::line::Variable;
 use super::sync::{AtomicPtr, AtomicUsize, FIND, Ordering, PUBLISH};
-use super::table::Vacancy;
+use super::table::{BoxedTable, Table, Vacancy};
 use crate::mem::{OutOfMemory, try_box};
 use alloc::boxed::Box;
 use core::ptr::{self, NonNull};
@@ -16,10 +16,33 @@ const LISTS: usize = if cfg!(loom) { 2 } else { 256 };
 /// Lines of a class's first table.
 const FIRST_LINES: usize = if cfg!(loom) { 1 } else { 16 };
 
-/// Variables that a table of `lines` lines takes before it doubles: half of its slots, so that one in 15 or fewer is in an overflow line.
+/// Variables that a table of `lines` lines takes before it is grown out of: half of its slots, so that one in 15 or fewer is in an overflow line.
 /// The model must get to see overflow lines.
 const fn limit(lines: usize) -> usize {
     if cfg!(loom) { 4 * lines } else { lines / 2 * 3 }
+}
+
+/// The lines, a power of two, of a table that takes `variables`.
+fn lines_for(variables: usize) -> Result<usize, OutOfMemory> {
+    let mut lines = FIRST_LINES;
+    while limit(lines) < variables {
+        lines = lines.checked_mul(2).ok_or(OutOfMemory)?;
+    }
+    Ok(lines)
+}
+
+/// The limit of a class that holds `variables` and has not got its table of `lines` lines yet.
+const fn put_off(variables: usize, lines: usize) -> usize {
+    variables + lines / 16 + 1
+}
+
+/// What a writer has with him so that he need not allocate and free big tables with the lock held.
+#[derive(Debug, Default)]
+pub(super) struct Tables {
+    /// Made before the lock was taken: to grow into.
+    pub(super) bigger: Option<BoxedTable>,
+    /// What was given up under the lock.
+    given_up: Option<BoxedTable>,
 }
 
 /// All variables of one id.
@@ -27,9 +50,9 @@ const fn limit(lines: usize) -> usize {
 pub(super) struct Class {
     id: u64,
     index: Index,
-    /// How many there are; for the writer, as what follows.
+    /// How many there are. The writer changes it.
     variables: AtomicUsize,
-    /// As many call for a bigger table.
+    /// As many call for a bigger table. Put off by whoever sets out to make it, and if growth fails.
     limit: AtomicUsize,
     /// The class below in the same list, or null.
     next: AtomicPtr<Class>,
@@ -42,49 +65,74 @@ impl Class {
         self.index.current().find(obj)
     }
 
+    /// What a task that is about to make a variable takes with it: a bigger table, if it is time for one, and nobody else is at it, and
+    /// there is memory. Without the lock, as that takes its time.
+    pub(super) fn tables(&self) -> Tables {
+        let (variables, limit) = (self.variables.load(Ordering::Relaxed), self.limit.load(Ordering::Relaxed));
+        let mut tables = Tables::default();
+        if variables < limit || self.index.grows() {
+            return tables;
+        }
+        let Ok(lines) = lines_for(variables + 1) else { return tables };
+        let later = put_off(variables, lines);
+        // It counts nothing but variables, and a table too many is only freed again: so no order is needed.
+        if self.limit.compare_exchange(limit, later, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            tables.bigger = Table::new(lines).ok();
+        }
+        tables
+    }
+
     /// Room for a variable of `obj`. For the writer.
     pub(super) fn vacancy(&self, obj: usize) -> Result<Vacancy<'_>, OutOfMemory> {
-        let variables = self.variables.load(Ordering::Relaxed);
-        if variables >= self.limit.load(Ordering::Relaxed) {
-            let lines = self.index.current().lines() * 2;
-            if self.grow(lines).is_err() {
-                // A full table works, only slower. Not at once again: a failed attempt is not cheap.
-                self.limit.store(variables + lines / 16 + 1, Ordering::Relaxed);
-            }
-        }
         self.index.current().vacancy(obj)
     }
 
-    /// Puts `variable` where [`vacancy`](Class::vacancy) found room for it. For the writer.
-    pub(super) fn add(&self, vacancy: Vacancy<'_>, variable: Variable) {
-        vacancy.fill(variable);
+    /// Puts `variable` where [`vacancy`](Class::vacancy) found room for it, and brings growth on. For the writer.
+    pub(super) fn add(&self, vacancy: Vacancy<'_>, variable: Variable, tables: &mut Tables) {
+        let added = self.index.add(vacancy, variable);
         self.variables.store(self.variables.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        // A full table works, only slower: so it is not this variable's failure if growth fails.
+        let _ = added.or_else(|error| self.fail(error, tables)).and_then(|()| self.grow(tables));
     }
 
     /// Takes `obj`'s variable out. For the writer.
     pub(super) fn remove(&self, obj: usize) -> Option<NonNull<u8>> {
-        let data = self.index.current().remove(obj)?;
+        let data = self.index.remove(obj)?;
         self.variables.store(self.variables.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
         Some(data)
     }
 
-    /// Takes all variables out, and shows each to `removed` when it is out. For the writer.
-    pub(super) fn remove_all(&self, mut removed: impl FnMut(Variable)) {
-        self.index.current().remove_all(|variable| {
+    /// Takes all variables out, and shows each to `removed` when it is out. Then there is nothing to grow for. For the writer.
+    pub(super) fn remove_all(&self, tables: &mut Tables, mut removed: impl FnMut(Variable)) {
+        tables.given_up = self.index.give_up();
+        let table = self.index.current();
+        self.limit.store(limit(table.lines()), Ordering::Relaxed);
+        table.remove_all(|variable| {
             self.variables.store(self.variables.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
             removed(variable);
         });
     }
 
-    /// Makes room for `additional` more variables. For the writer.
-    pub(super) fn reserve(&self, additional: usize) -> Result<(), OutOfMemory> {
-        let variables = self.variables.load(Ordering::Relaxed).checked_add(additional).ok_or(OutOfMemory)?;
-        let now = self.index.current().lines();
-        let mut lines = now;
-        while limit(lines) < variables {
-            lines = lines.checked_mul(2).ok_or(OutOfMemory)?;
+    /// Begins to grow into the bigger table, if one is at hand and the class does not grow already, and copies a few lines. For the
+    /// writer.
+    ///
+    /// On errors growth is given up: its next table has no memory for an overflow line.
+    pub(super) fn grow(&self, tables: &mut Tables) -> Result<(), OutOfMemory> {
+        self.index.begin(&mut tables.bigger);
+        match self.index.go_on() {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                self.limit.store(limit(self.index.current().lines()), Ordering::Relaxed);
+                Ok(())
+            }
+            Err(error) => self.fail(error, tables),
         }
-        if lines == now { Ok(()) } else { self.grow(lines) }
+    }
+
+    /// The lines of the table that the class must grow into to have room for `variables`, if it must. For the writer.
+    pub(super) fn lines_wanted(&self, variables: usize) -> Result<Option<usize>, OutOfMemory> {
+        let lines = lines_for(variables)?;
+        Ok((lines > self.index.current().lines()).then_some(lines))
     }
 
     /// How many there are. For the writer.
@@ -96,10 +144,12 @@ impl Class {
         &self.index
     }
 
-    fn grow(&self, lines: usize) -> Result<(), OutOfMemory> {
-        self.index.grow(lines)?;
-        self.limit.store(limit(lines), Ordering::Relaxed);
-        Ok(())
+    /// Gives growth up for now. Not again at once: a failed attempt is not cheap.
+    fn fail(&self, error: OutOfMemory, tables: &mut Tables) -> Result<(), OutOfMemory> {
+        tables.given_up = self.index.give_up();
+        let lines = self.index.current().lines();
+        self.limit.store(put_off(self.len(), lines), Ordering::Relaxed);
+        Err(error)
     }
 }
 

@@ -1,13 +1,17 @@
-//! The table in use by one class, and how it grows: a bigger one is filled aside and takes its place in one store.
+//! The table in use by one class, and how it grows: a bigger one is filled aside, a few lines at a time, and takes its place in one store.
 //!
 //! Readers may still be in the table before, so it stays, untouched, until somebody proves that they have left.
 
 use super::line::Variable;
-use super::sync::{AtomicPtr, FIND, Ordering, PUBLISH};
-use super::table::Table;
-use crate::mem::{OutOfMemory, try_box};
+use super::sync::{AtomicPtr, AtomicUsize, FIND, Ordering, PUBLISH};
+use super::table::{BoxedTable, Table, Vacancy};
+use crate::mem::OutOfMemory;
 use alloc::boxed::Box;
-use core::ptr;
+use core::ptr::{self, NonNull};
+
+/// Lines that are copied at a time, so many that a table is copied long before it is badly overfull: one of `n` lines grows when it
+/// holds `n / 2 * 3` variables, and has grown when `n / 16` more have been made. A model wants to see growths under way.
+const LINES_AT_A_TIME: usize = if cfg!(loom) { 1 } else { 16 };
 
 /// One writer at a time, readers at any time.
 ///
@@ -15,40 +19,105 @@ use core::ptr;
 ///
 /// `current` leads to a table from a box. `older` of every table is null or leads to another one. A table leaves memory with
 /// the index, or through [`Retired::free`].
+///
+/// `bigger` is null or leads to another table from a box, with more lines, of which readers do not know. It holds those variables of the
+/// current one whose chains begin at one of the first `copied` lines, and no others.
 #[derive(Debug)]
 pub(super) struct Index {
     current: AtomicPtr<Table>,
+    /// What the index grows into, while it grows; for the writer, as what follows.
+    bigger: AtomicPtr<Table>,
+    copied: AtomicUsize,
 }
 
 impl Index {
     /// An empty table of `lines` lines, a power of two.
     pub(super) fn new(lines: usize) -> Result<Self, OutOfMemory> {
-        let table = Box::into_raw(try_box(Table::new(lines)?)?).cast::<Table>();
-        Ok(Self { current: AtomicPtr::new(table) })
+        Ok(Self {
+            current: AtomicPtr::new(into_raw(Table::new(lines)?)),
+            bigger: AtomicPtr::new(ptr::null_mut()),
+            copied: AtomicUsize::new(0),
+        })
     }
 
     /// The table in use.
     #[inline]
     pub(super) fn current(&self) -> &Table {
-        // ORDER(shadow): acquire; the partner is in `grow`.
+        // ORDER(shadow): acquire; the partner is in `publish`.
         // SAFETY: by the invariant, a table; it stays until the index goes, or until `Retired::free`, whose caller
         // promises that every lookup that might have found it has ended.
         unsafe { &*self.current.load(FIND) }
     }
 
-    /// Moves everything into a table of `lines` lines, a power of two. For the writer.
+    /// Whether a bigger table is being filled. Certain for the writer, a guess for others.
+    pub(super) fn grows(&self) -> bool {
+        !self.bigger.load(Ordering::Relaxed).is_null()
+    }
+
+    /// Puts `variable` where there is room for it in the table in use. For the writer.
     ///
-    /// Nothing has changed when memory runs out.
-    pub(super) fn grow(&self, lines: usize) -> Result<(), OutOfMemory> {
-        let bigger = Table::new(lines)?;
-        for variable in self.current().variables() {
+    /// If there is no room for it in the bigger table, it is an error, after which that table must be [given up](Index::give_up).
+    pub(super) fn add(&self, vacancy: Vacancy<'_>, variable: Variable) -> Result<(), OutOfMemory> {
+        vacancy.fill(variable);
+        if let Some(bigger) = self.bigger_of(variable.obj) {
             bigger.vacancy(variable.obj)?.fill(variable);
         }
-        bigger.older.store(self.current.load(Ordering::Relaxed), Ordering::Relaxed);
-        let bigger = Box::into_raw(try_box(bigger)?).cast::<Table>();
-        // ORDER(shadow): release; the partner is in `current`.
-        self.current.store(bigger, PUBLISH);
         Ok(())
+    }
+
+    /// Takes `obj`'s variable out. For the writer.
+    pub(super) fn remove(&self, obj: usize) -> Option<NonNull<u8>> {
+        let data = self.current().remove(obj)?;
+        if let Some(bigger) = self.bigger_of(obj) {
+            bigger.remove(obj);
+        }
+        Some(data)
+    }
+
+    /// Begins to grow into `bigger`, which is taken, unless the index grows already or has as many lines. For the writer.
+    pub(super) fn begin(&self, bigger: &mut Option<BoxedTable>) {
+        if self.grows() {
+            return;
+        }
+        if let Some(bigger) = bigger.take_if(|bigger| bigger[0].lines() > self.current().lines()) {
+            self.copied.store(0, Ordering::Relaxed);
+            self.bigger.store(into_raw(bigger), Ordering::Relaxed);
+        }
+    }
+
+    /// Copies a few lines, and their overflow lines, into the bigger table, if there is one; whether it has become the one in use by that.
+    /// For the writer.
+    ///
+    /// On errors it must be [given up](Index::give_up).
+    pub(super) fn go_on(&self) -> Result<bool, OutOfMemory> {
+        let Some(bigger) = self.bigger() else { return Ok(false) };
+        let current = self.current();
+        let mut copied = self.copied.load(Ordering::Relaxed);
+        let mut visited = 0;
+        while visited < LINES_AT_A_TIME {
+            let Some(chain) = current.chain_at(copied) else { break };
+            for line in chain {
+                for (_, variable) in line.variables() {
+                    bigger.vacancy(variable.obj)?.fill(variable);
+                }
+                visited += 1;
+            }
+            copied += 1;
+        }
+        self.copied.store(copied, Ordering::Relaxed);
+        let all = copied == current.lines();
+        if all {
+            self.publish(bigger);
+        }
+        Ok(all)
+    }
+
+    /// Ends growth, if there is one, as if it had not begun; the table that was to be. For the writer.
+    pub(super) fn give_up(&self) -> Option<BoxedTable> {
+        let bigger = NonNull::new(self.bigger.load(Ordering::Relaxed))?;
+        self.bigger.store(ptr::null_mut(), Ordering::Relaxed);
+        // SAFETY: by the invariant it came from a box and nobody else knows of it; now it is nobody's.
+        Some(unsafe { Box::from_raw(bigger.as_ptr().cast()) })
     }
 
     /// Adds the tables that are no longer in use to `retired`. For the writer.
@@ -68,10 +137,31 @@ impl Index {
     pub(super) fn variables(&self) -> impl Iterator<Item = Variable> + '_ {
         self.current().variables()
     }
+
+    /// The table that the index grows into.
+    fn bigger(&self) -> Option<&Table> {
+        // SAFETY: by the invariant, null or a table, which stays until `give_up`, or the end of the index.
+        unsafe { self.bigger.load(Ordering::Relaxed).as_ref() }
+    }
+
+    /// That table, if variables of `obj` are to be in it already.
+    fn bigger_of(&self, obj: usize) -> Option<&Table> {
+        let is_copied = || self.current().line_of(obj) < self.copied.load(Ordering::Relaxed);
+        self.bigger().filter(|_| is_copied())
+    }
+
+    /// Lets the bigger table, which has everything, take the place of the one in use.
+    fn publish(&self, bigger: &Table) {
+        bigger.older.store(self.current.load(Ordering::Relaxed), Ordering::Relaxed);
+        // ORDER(shadow): release; the partner is in `current`.
+        self.current.store(self.bigger.load(Ordering::Relaxed), PUBLISH);
+        self.bigger.store(ptr::null_mut(), Ordering::Relaxed);
+    }
 }
 
 impl Drop for Index {
     fn drop(&mut self) {
+        drop(self.give_up());
         // SAFETY: by the invariant these are boxed tables; the index is owned here, so nobody reads in them.
         unsafe { free_from(self.current.load(Ordering::Relaxed)) };
     }
@@ -106,7 +196,7 @@ impl Retired {
 ///
 /// # Safety
 ///
-/// `newest` is null or leads to a table that [`Index::grow`] put into a box; the caller owns it and those behind it.
+/// `newest` is null or leads to a table from a box; the caller owns it and those behind it.
 unsafe fn free_from(newest: *mut Table) {
     let mut at = newest;
     while !at.is_null() {
@@ -114,4 +204,9 @@ unsafe fn free_from(newest: *mut Table) {
         let table = unsafe { Box::from_raw(at.cast::<[Table; 1]>()) };
         at = table[0].older.load(Ordering::Relaxed);
     }
+}
+
+/// The table without its box.
+fn into_raw(table: BoxedTable) -> *mut Table {
+    Box::into_raw(table).cast()
 }

@@ -40,12 +40,13 @@ pub use typed::Shadow;
 
 use crate::mem::OutOfMemory;
 use block::Block;
-use class::Classes;
+use class::{Class, Classes, Tables};
 use core::alloc::Layout;
 use core::fmt;
 use core::ptr::NonNull;
 use line::{NOWHERE, Variable};
 use lock_api::{Mutex, RawMutex};
+use table::Table;
 
 /// All shadow variables of a system (kernel: `klp_shadow_hash`). `L` is the lock of those who make and free variables.
 ///
@@ -168,10 +169,11 @@ impl<L: RawMutex> ShadowTable<L> {
     ///
     /// Nobody uses the data of these variables any more.
     pub unsafe fn free_all(&self, id: u64, mut dtor: impl FnMut(usize, NonNull<u8>)) -> usize {
+        let mut tables = Tables::default();
         let _writer = self.writer.lock();
         let Some(class) = self.classes.find(id) else { return 0 };
         let variables = class.len();
-        class.remove_all(|variable| {
+        class.remove_all(&mut tables, |variable| {
             // SAFETY: as in `free`.
             let block = unsafe { Block::from_raw(variable.data) };
             dtor(variable.obj, block.data());
@@ -187,8 +189,24 @@ impl<L: RawMutex> ShadowTable<L> {
     ///
     /// [`OutOfMemory`]; nothing has changed then.
     pub fn reserve(&self, id: u64, additional: usize) -> Result<(), OutOfMemory> {
-        let _writer = self.writer.lock();
-        self.classes.find_or_make(id)?.reserve(additional)
+        let (class, variables) = {
+            let _writer = self.writer.lock();
+            let class = self.classes.find_or_make(id)?;
+            (class, class.len().checked_add(additional).ok_or(OutOfMemory)?)
+        };
+        let mut tables = Tables::default();
+        loop {
+            let lines = {
+                let _writer = self.writer.lock();
+                class.grow(&mut tables)?;
+                if class.index().grows() {
+                    continue;
+                }
+                let Some(lines) = class.lines_wanted(variables)? else { return Ok(()) };
+                lines
+            };
+            tables.bigger = Some(Table::new(lines)?);
+        }
     }
 
     /// Hands out the tables that were grown out of, to be freed when no lookup is in them any more.
@@ -239,8 +257,9 @@ impl<L: RawMutex> ShadowTable<L> {
         if obj == NOWHERE {
             return Err(ShadowError::NoObject);
         }
-        // Allocated before the lock is taken, and on errors freed after it is given back.
+        // Allocated before the lock is taken, and freed, if not used, after it is given back.
         let block = Block::zeroed(layout)?;
+        let mut tables = self.classes.find(id).map_or_else(Tables::default, Class::tables);
         let _writer = self.writer.lock();
         if let Some(data) = self.get(obj, id) {
             return Ok(Made::Found(data));
@@ -249,7 +268,7 @@ impl<L: RawMutex> ShadowTable<L> {
         let vacancy = class.vacancy(obj)?;
         ctor(obj, block.data()).map_err(|errno| ShadowError::Constructor { obj, id, errno })?;
         let data = block.into_raw();
-        class.add(vacancy, Variable { obj, data });
+        class.add(vacancy, Variable { obj, data }, &mut tables);
         Ok(Made::New(data))
     }
 }

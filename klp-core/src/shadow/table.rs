@@ -28,6 +28,9 @@ pub(super) struct Table {
     pub(super) older: AtomicPtr<Table>,
 }
 
+/// A table in memory of its own.
+pub(super) type BoxedTable = Box<[Table; 1]>;
+
 /// A slot without a variable, in the chain where a variable belongs.
 #[derive(Debug)]
 pub(super) struct Vacancy<'a> {
@@ -44,11 +47,11 @@ impl Vacancy<'_> {
 
 impl Table {
     /// An empty table of `lines` lines, a power of two.
-    pub(super) fn new(lines: usize) -> Result<Self, OutOfMemory> {
+    pub(super) fn new(lines: usize) -> Result<BoxedTable, OutOfMemory> {
         assert!(lines.is_power_of_two(), "the hash is cut by a mask");
         let mut empty = try_vec(lines)?;
         empty.extend(iter::repeat_with(Line::new).take(lines));
-        Ok(Self {
+        try_box(Self {
             lines: empty.into_boxed_slice(),
             spares: AtomicPtr::new(ptr::null_mut()),
             older: AtomicPtr::new(ptr::null_mut()),
@@ -113,11 +116,21 @@ impl Table {
         self.lines.iter().flat_map(chain_from).flat_map(Line::variables).map(|(_, variable)| variable)
     }
 
+    /// The number of the line at which `obj`'s chain begins: less than [`lines`](Table::lines).
+    #[inline]
+    pub(super) fn line_of(&self, obj: usize) -> usize {
+        hash(obj) as usize & (self.lines.len() - 1)
+    }
+
+    /// The lines of the chain that begins with that number, if there are so many. For the writer.
+    pub(super) fn chain_at(&self, line: usize) -> Option<impl Iterator<Item = &Line>> {
+        self.lines.get(line).map(chain_from)
+    }
+
     #[inline]
     fn first(&self, obj: usize) -> &Line {
-        let line = hash(obj) as usize & (self.lines.len() - 1);
         // SAFETY: there is at least one line, and what is cut to their number less one is less than their number.
-        unsafe { self.lines.get_unchecked(line) }
+        unsafe { self.lines.get_unchecked(self.line_of(obj)) }
     }
 
     /// The lines in which `obj`'s variable can be.

@@ -1,0 +1,243 @@
+//! A table of shadow variables that grows: a few lines with each variable that is made, so that nobody waits for all of it, with other
+//! operations in between.
+
+#[path = "common/memory.rs"]
+mod memory;
+
+use core::alloc::Layout;
+use core::ptr::NonNull;
+use klp_core::mem::OutOfMemory;
+use klp_core::shadow::{ShadowError, nothing};
+use memory::{Table, alive, failing, is_overflow_line, is_table, nothing_fails, table_runs, tables_alive};
+
+const ID: u64 = 1;
+
+/// Lines of the table that grows in most tests.
+const LINES: usize = 128;
+/// Variables that it takes before.
+const FULL: usize = full(LINES);
+/// Operations that copy half of it.
+const HALF: usize = half(LINES);
+
+const fn full(lines: usize) -> usize {
+    lines / 2 * 3
+}
+
+/// At 16 lines at a time.
+const fn half(lines: usize) -> usize {
+    lines / 16 / 2
+}
+
+fn obj(index: usize) -> usize {
+    0x1000 + index * 192
+}
+
+/// Makes a variable that holds its index.
+fn make(table: &Table, index: usize) -> Result<NonNull<u8>, ShadowError> {
+    let store = |_, data: NonNull<u8>| {
+        // SAFETY: there are 8 bytes, of nobody else.
+        unsafe { data.cast::<usize>().write(index) };
+        Ok(())
+    };
+    table_runs(0, || table.alloc(obj(index), ID, Layout::new::<usize>(), store)).0
+}
+
+fn free(table: &Table, index: usize) -> bool {
+    // SAFETY: the tests read variables only before they free them.
+    let (freed, _) = table_runs(0, || unsafe { table.free(obj(index), ID, nothing) });
+    freed
+}
+
+fn free_all(table: &Table) -> usize {
+    // SAFETY: as in `free`.
+    table_runs(0, || unsafe { table.free_all(ID, nothing) }).0
+}
+
+/// Whether there are two tables when those that are no longer in use are gone: one is in use, one is being filled.
+fn grows(table: &Table) -> bool {
+    // SAFETY: no lookup is under way.
+    table_runs(0, || unsafe { table.retire().free() });
+    tables_alive() == 2
+}
+
+/// Lookups find the variables for which `exists` says so, of the first `count`, each with its index.
+fn check(table: &Table, count: usize, exists: impl Fn(usize) -> bool) {
+    for index in 0..count {
+        // SAFETY: it was made by `make`, and is not freed meanwhile.
+        let found = table.get(obj(index), ID).map(|data| unsafe { data.cast::<usize>().read() });
+        assert_eq!(found, exists(index).then_some(index), "variable {index}");
+    }
+    assert_eq!(table.len(), (0..count).filter(|&index| exists(index)).count());
+}
+
+/// A table in the middle of a growth out of so many lines, half of which were copied; and how many variables there are.
+fn growing(lines: usize) -> (Table, usize) {
+    let table = Table::new();
+    let (full, count) = (full(lines), full(lines) + half(lines));
+    for index in 0..full {
+        make(&table, index).expect("memory");
+    }
+    assert!(!grows(&table), "before it is full");
+    for index in full..count {
+        make(&table, index).expect("memory");
+        assert!(grows(&table), "since it is full");
+    }
+    (table, count)
+}
+
+/// Makes the variables from `next` on until the growth is over; the number of the one behind.
+fn finish(table: &Table, mut next: usize) -> usize {
+    while grows(table) {
+        make(table, next).expect("memory");
+        next += 1;
+    }
+    next
+}
+
+/// After everything is freed no memory is left.
+fn end(table: Table, before: i64) {
+    free_all(&table);
+    table_runs(0, || drop(table));
+    assert_eq!(alive(), before, "memory is left, or freed twice");
+}
+
+/// Growth begins when a table is full, and takes as many operations as there are sixteens of lines, or some more as overflow lines count,
+/// too: in none of them much is copied. All the while everything is found.
+#[test]
+fn growth_takes_many_operations() -> Result<(), ShadowError> {
+    let before = alive();
+    let table = Table::new();
+    let mut made = 0;
+    for lines in [16_usize, 32, 64, 128, 256, 512, 1024] {
+        while made < full(lines) {
+            make(&table, made)?;
+            made += 1;
+            assert!(!grows(&table), "{made} variables in {lines} lines");
+        }
+        let mut operations = 0;
+        loop {
+            make(&table, made)?;
+            made += 1;
+            operations += 1;
+            check(&table, made, |_| true);
+            if !grows(&table) {
+                break;
+            }
+        }
+        let least = lines / 16;
+        assert!((least..=least * 5 / 4).contains(&operations), "{lines} lines copied in {operations} operations");
+    }
+    end(table, before);
+    Ok(())
+}
+
+/// Variables from lines that have been copied and from others go, and some come back, before the growth ends.
+#[test]
+fn variables_freed_meanwhile_stay_away() {
+    let before = alive();
+    let (table, count) = growing(LINES);
+    for index in (0..count).filter(|index| index % 3 != 0) {
+        assert!(free(&table, index));
+    }
+    check(&table, count, |index| index % 3 == 0);
+    assert!(grows(&table));
+    let next = finish(&table, count);
+    let exists = |index: usize| index >= count || index % 3 == 0;
+    check(&table, next, exists);
+    // Each is there once: nothing is left when it is freed.
+    for index in 0..next {
+        assert_eq!(free(&table, index), exists(index));
+        assert_eq!(table.get(obj(index), ID), None);
+    }
+    end(table, before);
+}
+
+/// When all variables go there is nothing to grow for.
+#[test]
+fn free_all_ends_growth() {
+    let before = alive();
+    let (table, count) = growing(LINES);
+    assert_eq!(free_all(&table), count);
+    assert!(!grows(&table));
+    check(&table, count, |_| false);
+    // The table is as it was made, and grows when it is full again.
+    for index in 0..FULL {
+        make(&table, index).expect("memory");
+        assert!(!grows(&table));
+    }
+    make(&table, FULL).expect("memory");
+    assert!(grows(&table));
+    check(&table, FULL + 1, |_| true);
+    end(table, before);
+}
+
+/// Room is made by bringing the growth that is under way to its end, and growing again if that is not enough.
+#[test]
+fn reserve_ends_growth() {
+    for more in [0, 1, FULL - HALF, FULL, 2 * FULL, 10 * FULL] {
+        let before = alive();
+        let (table, count) = growing(LINES);
+        assert_eq!(table_runs(0, || table.reserve(ID, more)).0, Ok(()));
+        assert!(!grows(&table));
+        check(&table, count, |_| true);
+        // There is room indeed.
+        failing(is_table);
+        for index in count..count + more {
+            assert!(make(&table, index).is_ok());
+            assert!(!grows(&table));
+        }
+        failing(nothing_fails);
+        check(&table, count + more, |_| true);
+        end(table, before);
+    }
+}
+
+/// Without memory for a bigger table none is made, and no variable is refused; with memory it is made up for.
+#[test]
+fn no_variable_is_refused_for_want_of_a_bigger_table() {
+    const MANY: usize = 5_000;
+    let before = alive();
+    let table = Table::new();
+    make(&table, 0).expect("memory");
+    failing(is_table);
+    for index in 1..MANY {
+        assert!(make(&table, index).is_ok());
+    }
+    assert_eq!(table_runs(0, || table.reserve(ID, 1)).0, Err(OutOfMemory));
+    assert_eq!(tables_alive(), 1);
+    check(&table, MANY, |_| true);
+    failing(nothing_fails);
+    assert_eq!(table_runs(0, || table.reserve(ID, 1)).0, Ok(()));
+    check(&table, MANY, |_| true);
+    assert!(!grows(&table));
+    end(table, before);
+}
+
+/// Without memory for overflow lines growth is given up in the end, at once and not under the lock, and no variable of a chain with room is
+/// refused. It is tried again later.
+#[test]
+fn growth_is_given_up_without_memory_for_overflow_lines() {
+    let before = alive();
+    // So many that there are long chains for sure.
+    let (table, count) = growing(1024);
+    failing(is_overflow_line);
+    let mut next = count;
+    let mut refused = Vec::new();
+    while grows(&table) {
+        if make(&table, next).is_err() {
+            refused.push(next);
+        }
+        next += 1;
+    }
+    assert!(next - count < half(1024), "given up in the middle");
+    assert_eq!(table_runs(0, || table.reserve(ID, 1)).0, Err(OutOfMemory));
+    assert!(!grows(&table));
+    failing(nothing_fails);
+    check(&table, next, |index| !refused.contains(&index));
+    // The next attempt is put off, by fewer variables than there are lines.
+    let put_off = (next..).take_while(|&index| make(&table, index).is_ok() && !grows(&table)).count();
+    assert!((1..1024).contains(&put_off), "put off by {put_off}");
+    let next = finish(&table, next + put_off + 1);
+    check(&table, next, |index| !refused.contains(&index));
+    end(table, before);
+}
