@@ -33,13 +33,16 @@ fn obj(index: usize) -> usize {
 }
 
 /// Makes a variable that holds its index.
-fn make(table: &Table, index: usize) -> Result<NonNull<u8>, ShadowError> {
-    let store = |_, data: NonNull<u8>| {
+fn alloc(table: &Table, index: usize) -> Result<NonNull<u8>, ShadowError> {
+    table.alloc(obj(index), ID, Layout::new::<usize>(), |_, data| {
         // SAFETY: there are 8 bytes, of nobody else.
         unsafe { data.cast::<usize>().write(index) };
         Ok(())
-    };
-    table_runs(0, || table.alloc(obj(index), ID, Layout::new::<usize>(), store)).0
+    })
+}
+
+fn make(table: &Table, index: usize) -> Result<NonNull<u8>, ShadowError> {
+    table_runs(0, || alloc(table, index)).0
 }
 
 fn free(table: &Table, index: usize) -> bool {
@@ -200,9 +203,13 @@ fn no_variable_is_refused_for_want_of_a_bigger_table() {
     let table = Table::new();
     make(&table, 0).expect("memory");
     failing(is_table);
+    let mut attempts = 0;
     for index in 1..MANY {
-        assert!(make(&table, index).is_ok());
+        let (made, failed) = table_runs(0, || alloc(&table, index));
+        assert!(made.is_ok());
+        attempts += usize::from(failed);
     }
+    assert!((10..MANY / 20).contains(&attempts), "{attempts} attempts to get memory for a table");
     assert_eq!(table_runs(0, || table.reserve(ID, 1)).0, Err(OutOfMemory));
     assert_eq!(tables_alive(), 1);
     check(&table, MANY, |_| true);
@@ -240,4 +247,82 @@ fn growth_is_given_up_without_memory_for_overflow_lines() {
     let next = finish(&table, next + put_off + 1);
     check(&table, next, |index| !refused.contains(&index));
     end(table, before);
+}
+
+/// While a task makes the bigger table, others make so many variables that one of them makes it, too: its own is used, the other's freed.
+#[test]
+fn two_tasks_make_the_bigger_table() {
+    static TABLE: Table = Table::new();
+    fn others_come(layout: Layout) -> bool {
+        if is_table(layout) {
+            failing(nothing_fails);
+            // The limit is put off by 17 variables.
+            for index in FULL..FULL + 18 {
+                alloc(&TABLE, index).expect("memory");
+            }
+        }
+        false
+    }
+
+    for index in 0..FULL {
+        make(&TABLE, index).expect("memory");
+    }
+    assert!(!grows(&TABLE));
+    failing(others_come);
+    make(&TABLE, FULL + 18).expect("memory");
+    assert!(grows(&TABLE), "three tables would not do");
+    let next = finish(&TABLE, FULL + 19);
+    check(&TABLE, next, |_| true);
+    assert_eq!(tables_alive(), 1);
+}
+
+/// Four variables that share a line of a table of `2 * LINES` lines: without memory for an overflow line the fourth is refused. They are
+/// looked for from `first` on.
+fn crowd(first: usize) -> [usize; 4] {
+    let table = Table::new();
+    assert_eq!(table_runs(0, || table.reserve(ID, full(2 * LINES))).0, Ok(()));
+    failing(is_overflow_line);
+    let fourth = (first..).find(|&index| make(&table, index).is_err()).expect("a full line");
+    let is_in_the_way = |index: &usize| {
+        assert!(free(&table, *index));
+        let fits = make(&table, fourth).is_ok() && free(&table, fourth);
+        assert!(make(&table, *index).is_ok());
+        fits
+    };
+    let in_the_way: Vec<usize> = (first..fourth).filter(is_in_the_way).collect();
+    failing(nothing_fails);
+    table_runs(0, || drop(table));
+    [in_the_way[0], in_the_way[1], in_the_way[2], fourth]
+}
+
+/// A variable that fits into the table in use, but not into the bigger one, is made, and growth is given up: whenever it comes.
+#[test]
+fn growth_is_given_up_for_a_variable_that_fits_only_where_it_must() {
+    let mut given_up = 0;
+    for (crowd, operations) in
+        [1, 2, 3].map(|n| crowd(n * 1000)).into_iter().flat_map(|crowd| (1..2 * HALF).map(move |n| (crowd, n)))
+    {
+        // After its own memory, and a line in the table in use if that needs one, it is the bigger table's that fails.
+        for fail_in in [2, 3] {
+            let before = alive();
+            let table = Table::new();
+            let others = FULL - 3 + operations;
+            for index in crowd[..3].iter().copied().chain(0..others) {
+                make(&table, index).expect("memory");
+            }
+            assert!(grows(&table));
+            let (made, failed) = table_runs(fail_in, || alloc(&table, crowd[3]));
+            if made.is_ok() && failed {
+                assert!(!grows(&table));
+                given_up += 1;
+            }
+            let next = finish(&table, others);
+            for index in crowd[..3].iter().copied().chain(0..next) {
+                assert!(table.get(obj(index), ID).is_some(), "variable {index} after {operations} operations");
+            }
+            assert_eq!(table.get(obj(crowd[3]), ID), made.ok(), "after {operations} operations");
+            end(table, before);
+        }
+    }
+    assert!(given_up > HALF, "{given_up} times only");
 }

@@ -31,11 +31,6 @@ fn lines_for(variables: usize) -> Result<usize, OutOfMemory> {
     Ok(lines)
 }
 
-/// The limit of a class that holds `variables` and has not got its table of `lines` lines yet.
-const fn put_off(variables: usize, lines: usize) -> usize {
-    variables + lines / 16 + 1
-}
-
 /// What a writer has with him so that he need not allocate and free big tables with the lock held.
 #[derive(Debug, Default)]
 pub(super) struct Tables {
@@ -52,7 +47,7 @@ pub(super) struct Class {
     index: Index,
     /// How many there are. The writer changes it.
     variables: AtomicUsize,
-    /// As many call for a bigger table. Put off by whoever sets out to make it, and if growth fails.
+    /// As many call for a bigger table. Whoever sets out to make it puts it off.
     limit: AtomicUsize,
     /// The class below in the same list, or null.
     next: AtomicPtr<Class>,
@@ -74,8 +69,9 @@ impl Class {
             return tables;
         }
         let Ok(lines) = lines_for(variables + 1) else { return tables };
-        let later = put_off(variables, lines);
-        // It counts nothing but variables, and a table too many is only freed again: so no order is needed.
+        // If nothing comes of it, the next attempt is not made at once: it is not cheap. Growth takes fewer variables than that.
+        let later = variables + lines / 16 + 1;
+        // Relaxed: nothing hangs on it, and a table too many is only freed again.
         if self.limit.compare_exchange(limit, later, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             tables.bigger = Table::new(lines).ok();
         }
@@ -92,7 +88,10 @@ impl Class {
         let added = self.index.add(vacancy, variable);
         self.variables.store(self.variables.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         // A full table works, only slower: so it is not this variable's failure if growth fails.
-        let _ = added.or_else(|error| self.fail(error, tables)).and_then(|()| self.grow(tables));
+        let _ = match added {
+            Ok(()) => self.grow(tables),
+            Err(error) => self.fail(error, tables),
+        };
     }
 
     /// Takes `obj`'s variable out. For the writer.
@@ -144,11 +143,9 @@ impl Class {
         &self.index
     }
 
-    /// Gives growth up for now. Not again at once: a failed attempt is not cheap.
+    /// Gives growth up.
     fn fail(&self, error: OutOfMemory, tables: &mut Tables) -> Result<(), OutOfMemory> {
         tables.given_up = self.index.give_up();
-        let lines = self.index.current().lines();
-        self.limit.store(put_off(self.len(), lines), Ordering::Relaxed);
         Err(error)
     }
 }
