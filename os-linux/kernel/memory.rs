@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
-//! The allocator behind `alloc`: the kernel's. It does not sleep where interrupts are off or the kernel knows that sleeping is
-//! not allowed.
+//! The allocator behind `alloc`: the kernel's. Where interrupts are off or the kernel knows that sleeping is not allowed, it does not
+//! sleep, and has no big pieces.
 //!
 //! These are the symbols that a compiler makes of `#[global_allocator]` when it links a program; the kernel's linker is another.
 

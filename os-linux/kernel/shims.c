@@ -113,11 +113,20 @@ void klp_host_shadow_unlock(void)
 
 /* ---- memory ---- */
 
+/*
+ * The most that is allocated for somebody who may not sleep. Above that order the page allocator makes no effort; and whoever
+ * asks for so much fills it, too, with interrupts off. What grows (the tables of shadow variables) is grown by a later caller.
+ */
+#define KLP_ATOMIC_MAX (PAGE_SIZE << PAGE_ALLOC_COSTLY_ORDER)
+
 /* The size is a multiple of the alignment that is needed, so slab memory has that alignment. */
 void *klp_host_alloc(size_t size, bool zero)
 {
-	gfp_t gfp = irqs_disabled() || in_atomic() ? GFP_ATOMIC : GFP_KERNEL;
+	bool atomic = irqs_disabled() || in_atomic();
+	gfp_t gfp = atomic ? GFP_ATOMIC : GFP_KERNEL;
 
+	if (atomic && size > KLP_ATOMIC_MAX)
+		return NULL;
 	return kvmalloc(size, gfp | __GFP_NOWARN | (zero ? __GFP_ZERO : 0));
 }
 

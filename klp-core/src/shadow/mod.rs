@@ -9,9 +9,11 @@
 //! hash and, as a rule, one cache line beside those that every lookup of this id uses, whether there are ten variables or
 //! a million. Making and freeing variables takes the one lock of all.
 //!
-//! A table doubles when it holds more than three variables per two 64-byte lines, so a variable takes 43 to 85 bytes beside its data. The
-//! tables that were grown out of stay, because lookups may be in them: together as much again as those in use, until
-//! [`retire`](ShadowTable::retire) or the end. Tables never shrink, and ids are never forgotten: they are meant to be few (hundreds).
+//! A table grows, to twice its size, when it holds three variables per two 64-byte lines, so a variable takes 43 to 85 bytes beside its
+//! data. Growth is spread over the variables that are made from then on: with each, 16 lines and their overflow lines are copied, so no
+//! operation holds the lock for long, but for [`free_all`](ShadowTable::free_all). The tables that were grown out of stay, because lookups
+//! may be in them: together as much again as those in use, until [`retire`](ShadowTable::retire) or the end.
+//! Tables never shrink, and ids are never forgotten: they are meant to be few (hundreds).
 //!
 //! # Locking rules
 //!
@@ -19,8 +21,10 @@
 //!   wait for ever; [`get`](ShadowTable::get) is allowed, and does not find the variable that is being made or freed. If the
 //!   host's lock spins they must not sleep.
 //! * A constructor runs at most once per call and exactly once per variable, before anybody can find it.
-//! * The allocator is called with the lock held when a table needs room (not for the variable's own memory).
-//!   [`reserve`](ShadowTable::reserve) makes room beforehand.
+//! * The allocator is called with the lock held for an overflow line (64 bytes) and for an id's first table (1 KiB and a little). What a
+//!   variable needs itself, and the table to grow into, are allocated before; freeing allocates nothing. Variables are freed with the
+//!   lock held, tables without. That a table cannot grow for want of memory is no error: it gets slower, and a later variable tries
+//!   again.
 //! * The table protects itself, not what is in the variables, and not their lifetime: who frees one promises that nobody uses it.
 //!   A lookup that runs while the same variable is freed may find it, and must not use it, as in Linux.
 
@@ -183,11 +187,11 @@ impl<L: RawMutex> ShadowTable<L> {
 
     /// Makes room for `additional` more variables of this id, so that making them grows nothing.
     ///
-    /// Growing moves all variables of an id under the lock: a patch that will make many calls this first, where it may take its time.
+    /// All that growth costs is paid here. The lock is given back after every few lines, and no big table is allocated with it held.
     ///
     /// # Errors
     ///
-    /// [`OutOfMemory`]; nothing has changed then.
+    /// [`OutOfMemory`]; all variables are as before then.
     pub fn reserve(&self, id: u64, additional: usize) -> Result<(), OutOfMemory> {
         let (class, variables) = {
             let _writer = self.writer.lock();
