@@ -326,3 +326,31 @@ fn growth_is_given_up_for_a_variable_that_fits_only_where_it_must() {
     }
     assert!(given_up > HALF, "{given_up} times only");
 }
+
+/// Who cannot wait for a bigger table makes the one in use crowded; who can makes room.
+#[test]
+fn crowded_tables_get_room() -> Result<(), ShadowError> {
+    let before = alive();
+    let table = Table::new();
+    let full = full(LINES);
+    for index in 0..full {
+        make(&table, index)?;
+    }
+    assert!(!table.is_crowded(ID));
+    failing(is_table);
+    let many = 5 * full;
+    for index in full..many {
+        make(&table, index)?;
+    }
+    assert!(table.is_crowded(ID) && !table.is_crowded(ID + 1));
+    table_runs(0, || table.make_room());
+    assert!(table.is_crowded(ID), "without memory it stays as it is");
+    failing(nothing_fails);
+    check(&table, many, |_| true);
+    table_runs(0, || table.make_room());
+    assert!(!table.is_crowded(ID));
+    assert!(!grows(&table), "it has grown");
+    check(&table, many, |_| true);
+    end(table, before);
+    Ok(())
+}

@@ -43,6 +43,7 @@ unsafe extern "C" {
     pub(crate) safe fn klp_host_shadow_lock();
     pub(crate) safe fn klp_host_shadow_trylock() -> bool;
     pub(crate) fn klp_host_shadow_unlock();
+    pub(crate) safe fn klp_host_make_room_later();
 
     pub(crate) safe fn klp_host_alloc(size: usize, zero: bool) -> *mut u8;
     pub(crate) fn klp_host_free(memory: *mut u8);

@@ -30,13 +30,20 @@ impl Drop for NoSleep {
 }
 
 /// What C gets; the log gets the rest. Makes the variable of `obj` by `make`, for somebody who says by `gfp` whether he may sleep.
-fn made(obj: *mut c_void, gfp: c_uint, make: impl FnOnce() -> Result<NonNull<u8>, ShadowError>) -> *mut c_void {
+///
+/// A table grows where its callers may sleep. If none of them may, a work item does it.
+fn made(obj: *mut c_void, id: u64, gfp: c_uint, make: impl FnOnce() -> Result<NonNull<u8>, ShadowError>) -> *mut c_void {
     let made = {
         let _no_sleep = NoSleep::new(gfp);
         make()
     };
     match made {
-        Ok(data) => return data.as_ptr().cast(),
+        Ok(data) => {
+            if SHADOWS.is_crowded(id) {
+                host::klp_host_make_room_later();
+            }
+            return data.as_ptr().cast();
+        }
         // SAFETY: it writes a line.
         Err(ShadowError::Duplicate { id, .. }) => unsafe { host::klp_host_shadow_refused(obj, id, 0) },
         // SAFETY: as above.
@@ -44,6 +51,12 @@ fn made(obj: *mut c_void, gfp: c_uint, make: impl FnOnce() -> Result<NonNull<u8>
         Err(_) => {}
     }
     ptr::null_mut()
+}
+
+/// In a work item.
+#[unsafe(no_mangle)]
+extern "C" fn klp_engine_make_room() {
+    SHADOWS.make_room();
 }
 
 #[unsafe(no_mangle)]
@@ -61,7 +74,7 @@ unsafe extern "C" fn klp_shadow_alloc(
     ctor_data: *mut c_void,
 ) -> *mut c_void {
     // SAFETY: the caller's promise.
-    made(obj, gfp, || unsafe { c::alloc(&SHADOWS, obj, id, c::Wanted { size, ctor, ctor_data }) })
+    made(obj, id, gfp, || unsafe { c::alloc(&SHADOWS, obj, id, c::Wanted { size, ctor, ctor_data }) })
 }
 
 #[unsafe(no_mangle)]
@@ -74,7 +87,7 @@ unsafe extern "C" fn klp_shadow_get_or_alloc(
     ctor_data: *mut c_void,
 ) -> *mut c_void {
     // SAFETY: the caller's promise.
-    made(obj, gfp, || unsafe { c::get_or_alloc(&SHADOWS, obj, id, c::Wanted { size, ctor, ctor_data }) })
+    made(obj, id, gfp, || unsafe { c::get_or_alloc(&SHADOWS, obj, id, c::Wanted { size, ctor, ctor_data }) })
 }
 
 #[unsafe(no_mangle)]

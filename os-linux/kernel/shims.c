@@ -111,6 +111,19 @@ void klp_host_shadow_unlock(void)
 	spin_unlock_irqrestore(&klp_shadow_spinlock, flags);
 }
 
+static void klp_make_room(struct work_struct *work)
+{
+	klp_engine_make_room();
+}
+
+static DECLARE_DELAYED_WORK(klp_room_work, klp_make_room);
+
+/* Not for each variable at once, if there is no memory. */
+void klp_host_make_room_later(void)
+{
+	schedule_delayed_work(&klp_room_work, HZ / 10);
+}
+
 /* ---- memory ---- */
 
 /*

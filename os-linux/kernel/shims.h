@@ -23,6 +23,10 @@ void klp_host_shadow_lock(void);
 bool klp_host_shadow_trylock(void);
 void klp_host_shadow_unlock(void);
 
+/* shadow.rs */
+void klp_host_make_room_later(void);
+void klp_engine_make_room(void);
+
 /* memory.rs */
 void *klp_host_alloc(size_t size, bool zero);
 void klp_host_free(void *memory);

@@ -46,7 +46,7 @@ unsafe extern "C" {
 
 /// The target of sites where the handler decides.
 fn ask() -> u64 {
-    klp_entry_ask as usize as u64
+    klp_entry_ask as *const () as u64
 }
 
 /// How many near entries there are. `entry.S` knows it.

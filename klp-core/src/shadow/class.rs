@@ -134,6 +134,15 @@ impl Class {
         Ok((lines > self.index.current().lines()).then_some(lines))
     }
 
+    /// Whether it holds more than it should: there was no memory for a bigger table, or not where it was asked for. At any time.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.variables.load(Ordering::Relaxed) > limit(self.index.current().lines()) && !self.index.grows()
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
     /// How many there are. For the writer.
     pub(super) fn len(&self) -> usize {
         self.variables.load(Ordering::Relaxed)

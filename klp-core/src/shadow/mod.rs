@@ -213,6 +213,22 @@ impl<L: RawMutex> ShadowTable<L> {
         }
     }
 
+    /// Whether the table of this id holds more than it should, because it could not grow: there was no memory for a bigger one, or whoever
+    /// made variables could not wait for it. Lookups are slower then. Never waits; may be called anywhere.
+    #[must_use]
+    pub fn is_crowded(&self, id: u64) -> bool {
+        self.classes.find(id).is_some_and(Class::is_crowded)
+    }
+
+    /// Grows every [crowded](ShadowTable::is_crowded) table, where it may take its time, as [`reserve`](ShadowTable::reserve) does it. A table
+    /// for which there is no memory stays as it is.
+    pub fn make_room(&self) {
+        for class in self.classes.iter().filter(|class| class.is_crowded()) {
+            // It works as before, only slower.
+            let _ = self.reserve(class.id(), 0);
+        }
+    }
+
     /// Hands out the tables that were grown out of, to be freed when no lookup is in them any more.
     ///
     /// ```

@@ -18,6 +18,10 @@ static unsigned int count = 100000;
 module_param(count, uint, 0444);
 MODULE_PARM_DESC(count, "How many variables");
 
+static bool atomic;
+module_param(atomic, bool, 0444);
+MODULE_PARM_DESC(atomic, "Whether they are made by GFP_ATOMIC");
+
 static unsigned long alloc_ps, get_ps, read_ps, free_ps;
 module_param(alloc_ps, ulong, 0444);
 module_param(get_ps, ulong, 0444);
@@ -52,7 +56,7 @@ static int __init shadow_init(void)
 		return -ENOMEM;
 	begin = ktime_get_ns();
 	for (i = 0; i < count; i++) {
-		u32 *value = klp_shadow_alloc(&things[i], ID, sizeof(*value), GFP_KERNEL, NULL, NULL);
+		u32 *value = klp_shadow_alloc(&things[i], ID, sizeof(*value), atomic ? GFP_ATOMIC : GFP_KERNEL, NULL, NULL);
 
 		if (value)
 			*value = i;
