@@ -185,7 +185,8 @@ impl Retired {
     ///
     /// # Safety
     ///
-    /// Every lookup that began before this value was made has ended (kernel: `synchronize_rcu`, if lookups are RCU read sections).
+    /// Every lookup that began before this value was made has ended, and every call that makes variables, which begins with one (kernel:
+    /// `synchronize_rcu`, if both are RCU read sections).
     pub unsafe fn free(self) {
         // SAFETY: `retire` took these tables from the index; by the caller's promise nobody is in them any more.
         unsafe { free_from(self.newest.load(Ordering::Relaxed)) };

@@ -56,8 +56,9 @@ pub(super) fn run(engine: Option<Engine>) -> Result<()> {
         let ratio = rust / c;
         let limit = row.limit.map_or_else(String::new, |limit| format!("{limit}"));
         println!("{:55} {:>14} {:>14} {ratio:>7.3}  {limit}", row.title, shown(c, &unit), shown(rust, &unit));
-        // Nothing to compare with means that the measurement is no good, and that is no pass.
-        if row.limit.is_some_and(|limit| c <= 0.0 || ratio > limit) {
+        // Nothing to compare with, or a difference that is more below zero than it may be above, means that the measurement is no
+        // good; that is no pass.
+        if row.limit.is_some_and(|limit| c <= 0.0 || ratio.abs() > limit) {
             exceeded.push(row.title);
         }
     }
