@@ -91,6 +91,8 @@ for try in 1 2 3 4 5; do
 	insmod klp_bench_threads.ko count=2000
 	over_another among
 	rmmod klp_bench_threads
+	# What was theirs is freed by and by.
+	sleep 2
 done
 say enable_over "$alone" us
 say enable_over_with_threads "$among" us
