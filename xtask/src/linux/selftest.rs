@@ -1,6 +1,6 @@
 //! The kernel's own livepatch selftests, unmodified.
 
-use super::guest::{self, Job, PARALLEL};
+use super::guest::{self, IN_TURN, Job};
 use super::{Kernel, kernel, modules};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ pub(super) fn run(which: Kernel) -> Result<()> {
     files.push((inside(&folder, &program)?, program));
     let limit = Duration::from_secs(if which.debug { 5400 } else { 1800 });
     let outcome =
-        guest::run(which, &build, Job { name: "selftest", script: SCRIPT, files, limit, processors: PARALLEL })?;
+        guest::run(which, &build, Job { name: "selftest", script: SCRIPT, files, limit, processors: IN_TURN })?;
     let passed = outcome.output.iter().filter(|line| line.starts_with("TEST: ") && line.ends_with(" ... ok")).count();
     outcome.log.check()?;
     if passed != TESTS {
