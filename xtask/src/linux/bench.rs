@@ -32,7 +32,7 @@ const ROWS: [Row; 15] = [
     row("stack_check", "stack check, 2,000 sleeping kthreads x 1,000 functions", Some(0.05)),
     row("shadow_alloc", "klp_shadow_alloc, 100,000 variables, each", None),
     row("shadow_get", "klp_shadow_get, 100,000 variables, each", Some(0.15)),
-    row("shadow_read", "the same, and a look at the data", None),
+    row("shadow_read", "the same, and a look at the data", Some(0.15)),
     row("shadow_free", "klp_shadow_free_all, 100,000 variables, each", None),
     row("memory_per_function", "memory per patched function", Some(1.0)),
 ];
