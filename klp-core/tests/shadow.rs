@@ -164,11 +164,24 @@ fn a_refusing_constructor_leaves_nothing() -> Result<(), ShadowError> {
 #[test]
 fn data_is_zeroed_and_aligned() -> Result<(), ShadowError> {
     let table = Table::new();
-    for (id, (size, align)) in (0_u64..).zip([(0, 1), (1, 1), (8, 8), (24, 16), (100, 4), (64, 64), (4096, 4096)]) {
+    for (id, (size, align)) in (0_u64..).zip([
+        (0, 1),
+        (1, 1),
+        (8, 8),
+        (9, 1),
+        (1, 16),
+        (24, 16),
+        (33, 1),
+        (1, 32),
+        (100, 4),
+        (64, 64),
+        (4096, 4096),
+    ]) {
         for round in 0..3 {
             let layout = Layout::from_size_align(size, align).expect("a layout");
             let data = table.alloc(OBJ, id, layout, zeroed)?;
-            assert_eq!(data.addr().get() % align.max(16), 0, "{size} bytes aligned to {align}");
+            let least = size.next_power_of_two().min(16).max(align_of::<usize>());
+            assert_eq!(data.addr().get() % align.max(least), 0, "{size} bytes aligned to {align}");
             // SAFETY: so many bytes were asked for, and they are freed below.
             let bytes = unsafe { core::slice::from_raw_parts_mut(data.as_ptr(), size) };
             assert!(bytes.iter().all(|&byte| byte == 0), "not zeroed: {size} bytes in round {round}");

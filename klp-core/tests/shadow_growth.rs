@@ -101,7 +101,7 @@ fn finish(table: &Table, mut next: usize) -> usize {
 fn end(table: Table, before: i64) {
     free_all(&table);
     table_runs(0, || drop(table));
-    assert_eq!(alive(), before, "memory is left, or freed twice");
+    assert_eq!(alive(), before, "memory is left, or freed twice or as something else");
 }
 
 /// Growth begins when a table is full, and takes as many operations as there are sixteens of lines, or some more as overflow lines count,

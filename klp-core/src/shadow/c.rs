@@ -45,6 +45,7 @@ impl Wanted {
 }
 
 /// `klp_shadow_get`: null if there is none.
+#[inline]
 pub fn get<L: RawMutex>(table: &ShadowTable<L>, obj: *mut c_void, id: u64) -> *mut c_void {
     table.get(obj.addr(), id).map_or(ptr::null_mut(), |data| data.as_ptr().cast())
 }

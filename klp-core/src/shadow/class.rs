@@ -2,13 +2,14 @@
 //!
 //! Ids name kinds of data, so there are few of them; they are found through a fixed number of short lists, and stay until the end.
 
+use super::block::Handle;
 use super::index::Index;
 use super::line::Variable;
 use super::sync::{AtomicPtr, AtomicUsize, FIND, Ordering, PUBLISH};
 use super::table::{BoxedTable, Table, Vacancy};
 use crate::mem::{OutOfMemory, try_box};
 use alloc::boxed::Box;
-use core::ptr::{self, NonNull};
+use core::ptr;
 
 /// Lists. A model checker wants few of everything.
 const LISTS: usize = if cfg!(loom) { 2 } else { 256 };
@@ -56,7 +57,7 @@ pub(super) struct Class {
 impl Class {
     /// The data of `obj`'s variable. For readers, at any time.
     #[inline]
-    pub(super) fn find(&self, obj: usize) -> Option<NonNull<u8>> {
+    pub(super) fn find(&self, obj: usize) -> Option<Handle> {
         self.index.current().find(obj)
     }
 
@@ -95,10 +96,10 @@ impl Class {
     }
 
     /// Takes `obj`'s variable out. For the writer.
-    pub(super) fn remove(&self, obj: usize) -> Option<NonNull<u8>> {
-        let data = self.index.remove(obj)?;
+    pub(super) fn remove(&self, obj: usize) -> Option<Handle> {
+        let block = self.index.remove(obj)?;
         self.variables.store(self.variables.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
-        Some(data)
+        Some(block)
     }
 
     /// Takes all variables out, and shows each to `removed` when it is out. Then there is nothing to grow for. For the writer.

@@ -2,6 +2,7 @@
 //!
 //! Readers may still be in the table before, so it stays, untouched, until somebody proves that they have left.
 
+use super::block::Handle;
 use super::line::Variable;
 use super::sync::{AtomicPtr, AtomicUsize, FIND, Ordering, PUBLISH};
 use super::table::{BoxedTable, Table, Vacancy};
@@ -66,12 +67,12 @@ impl Index {
     }
 
     /// Takes `obj`'s variable out. For the writer.
-    pub(super) fn remove(&self, obj: usize) -> Option<NonNull<u8>> {
-        let data = self.current().remove(obj)?;
+    pub(super) fn remove(&self, obj: usize) -> Option<Handle> {
+        let block = self.current().remove(obj)?;
         if let Some(bigger) = self.bigger_of(obj) {
             bigger.remove(obj);
         }
-        Some(data)
+        Some(block)
     }
 
     /// Begins to grow into `bigger`, which is taken, unless the index grows already or has as many lines. For the writer.

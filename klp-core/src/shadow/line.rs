@@ -2,8 +2,9 @@
 
 #![forbid(unsafe_code)]
 
+use super::block::{AtomicHandle, Handle};
 use super::sync::{AtomicPtr, AtomicUsize, COMPARE, FIND, Ordering, PUBLISH, REUSE};
-use core::ptr::{self, NonNull};
+use core::ptr;
 
 /// Slots in a line.
 const SLOTS: usize = 3;
@@ -11,24 +12,24 @@ const SLOTS: usize = 3;
 /// The address that no object has: the last one. A slot without a variable bears it.
 pub(super) const NOWHERE: usize = usize::MAX;
 
-/// One variable, or none: then `data` is null, and `obj` is [`NOWHERE`] or about to be.
+/// One variable, or none: then there is no `block`, and `obj` is [`NOWHERE`] or about to be.
 #[derive(Debug)]
 struct Slot {
     obj: AtomicUsize,
-    data: AtomicPtr<u8>,
+    block: AtomicHandle,
 }
 
 impl Slot {
     /// The data, if it is `obj`'s.
     #[inline]
-    fn find(&self, obj: usize) -> Option<NonNull<u8>> {
+    fn find(&self, obj: usize) -> Option<Handle> {
         // ORDER(shadow-reuse): acquire; the partner is in `Line::fill`.
         if self.obj.load(COMPARE) != obj {
             return None;
         }
         // ORDER(shadow): acquire; the partner is in `Line::fill`. What is read behind it is not older than the data.
-        let data = NonNull::new(self.data.load(FIND))?;
-        if self.obj.load(Ordering::Relaxed) == obj { Some(data) } else { None }
+        let block = self.block.load(FIND)?;
+        if self.obj.load(Ordering::Relaxed) == obj { Some(block) } else { None }
     }
 }
 
@@ -56,12 +57,12 @@ const _: () = assert!(size_of::<Line>() == 64);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Variable {
     pub(super) obj: usize,
-    pub(super) data: NonNull<u8>,
+    pub(super) block: Handle,
 }
 
 impl Line {
     pub(super) fn new() -> Self {
-        let null = || Slot { obj: AtomicUsize::new(NOWHERE), data: AtomicPtr::new(ptr::null_mut()) };
+        let null = || Slot { obj: AtomicUsize::new(NOWHERE), block: AtomicHandle::none() };
         Self {
             slots: [null(), null(), null()],
             next: AtomicPtr::new(ptr::null_mut()),
@@ -71,7 +72,7 @@ impl Line {
 
     /// The data of `obj`'s variable, if it is in this line and nothing disturbs. For readers, at any time.
     #[inline]
-    pub(super) fn find_quickly(&self, obj: usize) -> Option<NonNull<u8>> {
+    pub(super) fn find_quickly(&self, obj: usize) -> Option<Handle> {
         // Which of the slots it is, no processor can guess: so it is computed, and not by branches.
         let is_in = |slot: usize| self.slots[slot].obj.load(Ordering::Relaxed) == obj;
         let (second, third) = (is_in(1), is_in(2));
@@ -79,21 +80,21 @@ impl Line {
     }
 
     /// The data of `obj`'s variable, if it is in this line. For readers, at any time.
-    pub(super) fn find(&self, obj: usize) -> Option<NonNull<u8>> {
+    pub(super) fn find(&self, obj: usize) -> Option<Handle> {
         self.slots.iter().find_map(|slot| slot.find(obj))
     }
 
     /// The slots that hold a variable, with what they hold. For the writer.
     pub(super) fn variables(&self) -> impl Iterator<Item = (usize, Variable)> + '_ {
         self.slots.iter().enumerate().filter_map(|(index, slot)| {
-            let data = NonNull::new(slot.data.load(Ordering::Relaxed))?;
-            Some((index, Variable { obj: slot.obj.load(Ordering::Relaxed), data }))
+            let block = slot.block.load(Ordering::Relaxed)?;
+            Some((index, Variable { obj: slot.obj.load(Ordering::Relaxed), block }))
         })
     }
 
     /// A slot without a variable. For the writer.
     pub(super) fn vacant(&self) -> Option<usize> {
-        self.slots.iter().position(|slot| slot.data.load(Ordering::Relaxed).is_null())
+        self.slots.iter().position(|slot| slot.block.load(Ordering::Relaxed).is_none())
     }
 
     /// Whether no slot holds a variable. For the writer.
@@ -107,13 +108,13 @@ impl Line {
         // ORDER(shadow-reuse): release; the partner is the first read in `Slot::find`.
         slot.obj.store(variable.obj, REUSE);
         // ORDER(shadow): release; the partner is in `Slot::find`.
-        slot.data.store(variable.data.as_ptr(), PUBLISH);
+        slot.block.store(Some(variable.block), PUBLISH);
     }
 
     /// Takes the variable out of a full slot. For the writer.
     pub(super) fn clear(&self, slot: usize) {
         let slot = &self.slots[slot];
-        slot.data.store(ptr::null_mut(), Ordering::Relaxed);
+        slot.block.store(None, Ordering::Relaxed);
         // Left there, it would deceive a reader who comes now and stays until the slot is used for another and then for it again.
         slot.obj.store(NOWHERE, Ordering::Relaxed);
     }

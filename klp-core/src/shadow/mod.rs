@@ -101,13 +101,14 @@ impl<L: RawMutex> ShadowTable<L> {
     /// The data of the variable `<obj, id>` (kernel: `klp_shadow_get`). Never waits; may be called anywhere.
     #[inline]
     pub fn get(&self, obj: usize, id: u64) -> Option<NonNull<u8>> {
-        if obj == NOWHERE { None } else { self.classes.find(id)?.find(obj) }
+        if obj == NOWHERE { None } else { Some(self.classes.find(id)?.find(obj)?.data()) }
     }
 
     /// Makes the variable `<obj, id>`, which must not exist (kernel: `klp_shadow_alloc`).
     ///
-    /// Its data is of the size and alignment that `layout` says, aligned to 16 bytes at least, and zeroed. Then `ctor(obj, data)`
-    /// runs, under the rules in the [module's page](self#locking-rules); an error number from it is an error of this call.
+    /// Its data is of the size and alignment that `layout` says, and zeroed. It is never aligned to less than its size rounded up to a power
+    /// of two, or to 16 bytes if that is less, or to less than a word. Then `ctor(obj, data)` runs, under the rules in the
+    /// [module's page](self#locking-rules); an error number from it is an error of this call.
     ///
     /// # Errors
     ///
@@ -158,9 +159,9 @@ impl<L: RawMutex> ShadowTable<L> {
     /// Nobody uses the variable's data any more.
     pub unsafe fn free(&self, obj: usize, id: u64, dtor: impl FnOnce(usize, NonNull<u8>)) -> bool {
         let _writer = self.writer.lock();
-        let Some(data) = self.classes.find(id).and_then(|class| class.remove(obj)) else { return false };
+        let Some(block) = self.classes.find(id).and_then(|class| class.remove(obj)) else { return false };
         // SAFETY: `make` gave the block to the table, which has just let go of it; by the caller's promise nobody uses it.
-        let block = unsafe { Block::from_raw(data) };
+        let block = unsafe { Block::from_handle(block) };
         dtor(obj, block.data());
         true
     }
@@ -179,7 +180,7 @@ impl<L: RawMutex> ShadowTable<L> {
         let variables = class.len();
         class.remove_all(&mut tables, |variable| {
             // SAFETY: as in `free`.
-            let block = unsafe { Block::from_raw(variable.data) };
+            let block = unsafe { Block::from_handle(variable.block) };
             dtor(variable.obj, block.data());
         });
         variables
@@ -287,9 +288,9 @@ impl<L: RawMutex> ShadowTable<L> {
         let class = self.classes.find_or_make(id)?;
         let vacancy = class.vacancy(obj)?;
         ctor(obj, block.data()).map_err(|errno| ShadowError::Constructor { obj, id, errno })?;
-        let data = block.into_raw();
-        class.add(vacancy, Variable { obj, data }, &mut tables);
-        Ok(Made::New(data))
+        let block = block.into_handle();
+        class.add(vacancy, Variable { obj, block }, &mut tables);
+        Ok(Made::New(block.data()))
     }
 }
 
@@ -303,7 +304,7 @@ impl<L: RawMutex> Drop for ShadowTable<L> {
     fn drop(&mut self) {
         for variable in self.classes.iter().flat_map(|class| class.index().variables()) {
             // SAFETY: `make` gave the block to the table, which ends here; the lines that still point to it are not read again.
-            drop(unsafe { Block::from_raw(variable.data) });
+            drop(unsafe { Block::from_handle(variable.block) });
         }
     }
 }

@@ -3,12 +3,13 @@
 //! One writer at a time, readers at any time. A variable stays in its slot until it is removed, so a reader that visits all lines of a
 //! chain once finds every variable that was there when it began and is there when it ends.
 
+use super::block::Handle;
 use super::line::{Line, Variable};
 use super::sync::{AtomicPtr, FIND, Ordering, PUBLISH};
 use crate::mem::{OutOfMemory, try_box, try_vec};
 use alloc::boxed::Box;
 use core::iter;
-use core::ptr::{self, NonNull};
+use core::ptr;
 
 /// Lines, as many as a power of two.
 ///
@@ -65,7 +66,7 @@ impl Table {
 
     /// The data of `obj`'s variable. For readers, at any time: no lock, no shared write, no second try.
     #[inline]
-    pub(super) fn find(&self, obj: usize) -> Option<NonNull<u8>> {
+    pub(super) fn find(&self, obj: usize) -> Option<Handle> {
         let line = self.first(obj);
         // In tail position, so that the quick way saves no registers for the slow one.
         if let found @ Some(_) = line.find_quickly(obj) { found } else { find_slowly(line, obj) }
@@ -87,15 +88,15 @@ impl Table {
     }
 
     /// Takes `obj`'s variable out. For the writer.
-    pub(super) fn remove(&self, obj: usize) -> Option<NonNull<u8>> {
+    pub(super) fn remove(&self, obj: usize) -> Option<Handle> {
         let first = self.first(obj);
-        let (line, slot, data) = chain_from(first).find_map(|line| {
+        let (line, slot, block) = chain_from(first).find_map(|line| {
             let (slot, found) = line.variables().find(|(_, found)| found.obj == obj)?;
-            Some((line, slot, found.data))
+            Some((line, slot, found.block))
         })?;
         line.clear(slot);
         self.trim(first);
-        Some(data)
+        Some(block)
     }
 
     /// Takes all variables out, and shows each to `removed` when it is out. For the writer.
@@ -119,7 +120,7 @@ impl Table {
     /// The number of the line at which `obj`'s chain begins: less than [`lines`](Table::lines).
     #[inline]
     pub(super) fn line_of(&self, obj: usize) -> usize {
-        hash(obj) as usize & (self.lines.len() - 1)
+        hash(obj) as usize & self.lines.len().wrapping_sub(1)
     }
 
     /// The lines of the chain that begins with that number, if there are so many. For the writer.
@@ -193,7 +194,7 @@ impl Drop for Table {
 
 /// Most variables that are not found at once do not exist.
 #[inline(never)]
-fn find_slowly(first: &Line, obj: usize) -> Option<NonNull<u8>> {
+fn find_slowly(first: &Line, obj: usize) -> Option<Handle> {
     chain_from(first).find_map(|line| line.find(obj))
 }
 

@@ -76,7 +76,7 @@ impl Observed {
     }
 
     fn note(layout: Layout, more: i64) {
-        ALIVE.set(ALIVE.get() + more);
+        ALIVE.set(ALIVE.get() + more * weight(layout));
         if is_table(layout) {
             TABLES_ALIVE.set(TABLES_ALIVE.get() + more);
         }
@@ -86,24 +86,35 @@ impl Observed {
     }
 }
 
-// SAFETY: everything is the system's allocator, but for null, which says that there is no memory.
+/// What the system is asked for: so much that as many bytes behind its begin as `layout` says there is memory of `layout` that is
+/// not aligned to more.
+fn around(layout: Layout) -> Layout {
+    Layout::from_size_align(layout.size() + layout.align(), 2 * layout.align()).expect("a layout of this test")
+}
+
+// SAFETY: memory comes from the system's allocator, with enough around it, or is null, which says that there is none.
 unsafe impl GlobalAlloc for Observed {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise.
-        if Self::strikes(layout) { core::ptr::null_mut() } else { unsafe { System.alloc(layout) } }
+        // SAFETY: the caller's promise, which is this function's, too.
+        unsafe { self.alloc_zeroed(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise.
-        if Self::strikes(layout) { core::ptr::null_mut() } else { unsafe { System.alloc_zeroed(layout) } }
+        if Self::strikes(layout) {
+            return core::ptr::null_mut();
+        }
+        // SAFETY: the size is not 0.
+        let whole = unsafe { System.alloc_zeroed(around(layout)) };
+        // SAFETY: so many bytes are there.
+        if whole.is_null() { whole } else { unsafe { whole.add(layout.align()) } }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         if TABLE_RUNS.get() {
             Self::note(layout, -1);
         }
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(at, layout) }
+        // SAFETY: by the caller's promise it is from `alloc_zeroed`.
+        unsafe { System.dealloc(at.sub(layout.align()), around(layout)) }
     }
 }
 
@@ -154,9 +165,14 @@ pub(crate) fn left_to_fail() -> u32 {
     FAIL_IN.get()
 }
 
-/// Allocations that were not freed yet.
+/// What was allocated and not freed yet: the weights of all.
 pub(crate) fn alive() -> i64 {
     ALIVE.get()
+}
+
+/// Different for different layouts, so that memory must be freed as what it was allocated.
+fn weight(layout: Layout) -> i64 {
+    i64::try_from(layout.size() << 16 | layout.align()).expect("a small layout")
 }
 
 /// Hash tables among them.
