@@ -5,27 +5,25 @@
 
 use crate::host;
 use crate::lock::ShadowLock;
-use core::ffi::{c_uint, c_void};
+use core::ffi::{c_uint, c_ulong, c_void};
 use core::ptr::{self, NonNull};
 use klp_core::shadow::{ShadowError, ShadowTable, c};
 
 static SHADOWS: ShadowTable<ShadowLock> = ShadowTable::new();
 
-/// Interrupts are off while there is one, if it was made for somebody who may not sleep.
-struct NoSleep(Option<usize>);
+/// Interrupts are off while there is one.
+struct NoSleep(c_ulong);
 
 impl NoSleep {
-    fn new(gfp: c_uint) -> Self {
-        Self((!host::klp_host_may_sleep(gfp)).then(|| host::klp_host_irq_save() as usize))
+    fn new() -> Self {
+        Self(host::klp_host_irq_save())
     }
 }
 
 impl Drop for NoSleep {
     fn drop(&mut self) {
-        if let Some(flags) = self.0 {
-            // SAFETY: `new` has saved them on this CPU.
-            unsafe { host::klp_host_irq_restore(flags as _) }
-        }
+        // SAFETY: `new` has saved them on this CPU.
+        unsafe { host::klp_host_irq_restore(self.0) }
     }
 }
 
@@ -33,13 +31,14 @@ impl Drop for NoSleep {
 ///
 /// A table grows where its callers may sleep. If none of them may, a work item does it.
 fn made(obj: *mut c_void, id: u64, gfp: c_uint, make: impl FnOnce() -> Result<NonNull<u8>, ShadowError>) -> *mut c_void {
+    let may_sleep = host::klp_host_may_sleep(gfp);
     let made = {
-        let _no_sleep = NoSleep::new(gfp);
+        let _no_sleep = (!may_sleep).then(NoSleep::new);
         make()
     };
     match made {
         Ok(data) => {
-            if SHADOWS.is_crowded(id) {
+            if !may_sleep && SHADOWS.is_crowded(id) {
                 host::klp_host_make_room_later();
             }
             return data.as_ptr().cast();

@@ -25,6 +25,7 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    #[inline]
     fn layout(&self) -> Result<Layout, ShadowError> {
         Layout::from_size_align(self.size, 1).map_err(|_| ShadowError::OutOfMemory)
     }

@@ -282,10 +282,10 @@ impl<L: RawMutex> ShadowTable<L> {
         let block = Block::zeroed(layout)?;
         let mut tables = self.classes.find(id).map_or_else(Tables::default, Class::tables);
         let _writer = self.writer.lock();
-        if let Some(data) = self.get(obj, id) {
-            return Ok(Made::Found(data));
-        }
         let class = self.classes.find_or_make(id)?;
+        if let Some(block) = class.find(obj) {
+            return Ok(Made::Found(block.data()));
+        }
         let vacancy = class.vacancy(obj)?;
         ctor(obj, block.data()).map_err(|errno| ShadowError::Constructor { obj, id, errno })?;
         let block = block.into_handle();
