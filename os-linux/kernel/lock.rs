@@ -47,14 +47,17 @@ unsafe impl RawMutex for ShadowLock {
     const INIT: Self = Self;
     type GuardMarker = GuardNoSend;
 
+    #[inline]
     fn lock(&self) {
         host::klp_host_shadow_lock();
     }
 
+    #[inline]
     fn try_lock(&self) -> bool {
         host::klp_host_shadow_trylock()
     }
 
+    #[inline]
     unsafe fn unlock(&self) {
         // SAFETY: the caller holds it.
         unsafe { host::klp_host_shadow_unlock() }

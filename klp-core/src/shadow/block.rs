@@ -97,11 +97,13 @@ impl Block {
         Ok(Self(Handle(data)))
     }
 
+    #[inline]
     pub(super) fn data(&self) -> NonNull<u8> {
         self.0.data()
     }
 
     /// Gives the ownership away.
+    #[inline]
     pub(super) fn into_handle(self) -> Handle {
         core::mem::ManuallyDrop::new(self).0
     }

@@ -27,7 +27,7 @@ pub struct Wanted {
 impl Wanted {
     #[inline]
     fn layout(&self) -> Result<Layout, ShadowError> {
-        Layout::from_size_align(self.size, 1).map_err(|_| ShadowError::OutOfMemory)
+        Layout::array::<u8>(self.size).map_err(|_| ShadowError::OutOfMemory)
     }
 
     /// # Safety
@@ -60,6 +60,7 @@ pub fn get<L: RawMutex>(table: &ShadowTable<L>, obj: *mut c_void, id: u64) -> *m
 /// # Safety
 ///
 /// The constructor may be called with `obj`, `wanted.size` zeroed bytes, and `wanted.ctor_data`.
+#[inline]
 pub unsafe fn alloc<L: RawMutex>(
     table: &ShadowTable<L>,
     obj: *mut c_void,
@@ -79,6 +80,7 @@ pub unsafe fn alloc<L: RawMutex>(
 /// # Safety
 ///
 /// As for [`alloc`](fn@alloc).
+#[inline]
 pub unsafe fn get_or_alloc<L: RawMutex>(
     table: &ShadowTable<L>,
     obj: *mut c_void,
@@ -94,6 +96,7 @@ pub unsafe fn get_or_alloc<L: RawMutex>(
 /// # Safety
 ///
 /// Nobody uses the variable any more; the destructor may be called with it.
+#[inline]
 pub unsafe fn free<L: RawMutex>(table: &ShadowTable<L>, obj: *mut c_void, id: u64, dtor: Option<Dtor>) {
     // SAFETY: the caller's promise.
     unsafe { table.free(obj.expose_provenance(), id, destructor(dtor)) };
@@ -104,6 +107,7 @@ pub unsafe fn free<L: RawMutex>(table: &ShadowTable<L>, obj: *mut c_void, id: u6
 /// # Safety
 ///
 /// Nobody uses these variables any more; the destructor may be called with each.
+#[inline]
 pub unsafe fn free_all<L: RawMutex>(table: &ShadowTable<L>, id: u64, dtor: Option<Dtor>) {
     // SAFETY: the caller's promise.
     unsafe { table.free_all(id, destructor(dtor)) };

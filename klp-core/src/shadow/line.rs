@@ -70,18 +70,15 @@ impl Line {
         }
     }
 
-    /// The data of `obj`'s variable, if it is in this line and nothing disturbs. For readers, at any time.
+    /// The data of `obj`'s variable, if it is in this line. For readers, at any time.
+    ///
+    /// While `obj` has a variable here, no other slot bears `obj`: one that did lost it before this variable was made.
     #[inline]
-    pub(super) fn find_quickly(&self, obj: usize) -> Option<Handle> {
+    pub(super) fn find(&self, obj: usize) -> Option<Handle> {
         // Which of the slots it is, no processor can guess: so it is computed, and not by branches.
         let is_in = |slot: usize| self.slots[slot].obj.load(Ordering::Relaxed) == obj;
         let (second, third) = (is_in(1), is_in(2));
         self.slots[if third { 2 } else { usize::from(second) }].find(obj)
-    }
-
-    /// The data of `obj`'s variable, if it is in this line. For readers, at any time.
-    pub(super) fn find(&self, obj: usize) -> Option<Handle> {
-        self.slots.iter().find_map(|slot| slot.find(obj))
     }
 
     /// The slots that hold a variable, with what they hold. For the writer.

@@ -113,6 +113,7 @@ impl<L: RawMutex> ShadowTable<L> {
     /// # Errors
     ///
     /// [`ShadowError`]; nothing has changed then. If the constructor refused, its variable was never to be found.
+    #[inline]
     pub fn alloc(
         &self,
         obj: usize,
@@ -135,6 +136,7 @@ impl<L: RawMutex> ShadowTable<L> {
     /// # Errors
     ///
     /// [`ShadowError`], but never [`Duplicate`](ShadowError::Duplicate).
+    #[inline]
     pub fn get_or_alloc(
         &self,
         obj: usize,

@@ -68,8 +68,11 @@ impl Table {
     #[inline]
     pub(super) fn find(&self, obj: usize) -> Option<Handle> {
         let line = self.first(obj);
-        // In tail position, so that the quick way saves no registers for the slow one.
-        if let found @ Some(_) = line.find_quickly(obj) { found } else { find_slowly(line, obj) }
+        if let found @ Some(_) = line.find(obj) {
+            return found;
+        }
+        // In tail position, so that the quick way saves no registers for this one.
+        if let Some(next) = follow(&line.next) { find_behind(next, obj) } else { None }
     }
 
     /// Room for a variable of `obj`. For the writer.
@@ -192,10 +195,10 @@ impl Drop for Table {
     }
 }
 
-/// Most variables that are not found at once do not exist.
+/// The data of `obj`'s variable, if it is in this overflow line or one behind it.
 #[inline(never)]
-fn find_slowly(first: &Line, obj: usize) -> Option<Handle> {
-    chain_from(first).find_map(|line| line.find(obj))
+fn find_behind(line: &Line, obj: usize) -> Option<Handle> {
+    chain_from(line).find_map(|line| line.find(obj))
 }
 
 /// `first` and the lines behind it.
