@@ -123,7 +123,10 @@ fn growth_takes_many_operations() -> Result<(), ShadowError> {
             made += 1;
             operations += 1;
             check(&table, made, |_| true);
-            if !grows(&table) {
+            let outgrown = table.take_outgrown();
+            assert!(!table.take_outgrown(), "said twice");
+            assert_eq!(outgrown, !grows(&table), "{operations} operations");
+            if outgrown {
                 break;
             }
         }
@@ -211,10 +214,16 @@ fn no_variable_is_refused_for_want_of_a_bigger_table() {
     }
     assert!((10..MANY / 20).contains(&attempts), "{attempts} attempts to get memory for a table");
     assert_eq!(table_runs(0, || table.reserve(ID, 1)).0, Err(OutOfMemory));
+    assert!(!table.take_outgrown());
     assert_eq!(tables_alive(), 1);
     check(&table, MANY, |_| true);
     failing(nothing_fails);
     assert_eq!(table_runs(0, || table.reserve(ID, 1)).0, Ok(()));
+    assert!(table.take_outgrown());
+    let retired = table.retire();
+    assert!(!retired.is_empty() && table.retire().is_empty());
+    // SAFETY: no lookup is under way.
+    table_runs(0, || unsafe { retired.free() });
     check(&table, MANY, |_| true);
     assert!(!grows(&table));
     end(table, before);

@@ -43,7 +43,7 @@ unsafe extern "C" {
     pub(crate) safe fn klp_host_shadow_lock();
     pub(crate) safe fn klp_host_shadow_trylock() -> bool;
     pub(crate) fn klp_host_shadow_unlock();
-    pub(crate) safe fn klp_host_make_room_later();
+    pub(crate) safe fn klp_host_tidy_shadows_later();
 
     pub(crate) safe fn klp_host_alloc(size: usize, zero: bool) -> *mut u8;
     pub(crate) fn klp_host_free(memory: *mut u8);
@@ -77,6 +77,7 @@ unsafe extern "C" {
     pub(crate) fn klp_host_retire(table: *mut c_void);
     pub(crate) fn klp_host_route(sites: *mut c_ulong, count: c_uint, remove: bool) -> c_int;
     pub(crate) safe fn klp_host_synchronize();
+    pub(crate) safe fn klp_host_synchronize_tasks();
 
     pub(crate) fn klp_host_sysfs_add(patch: *mut klp_patch) -> c_int;
     pub(crate) fn klp_host_sysfs_remove(patch: *mut klp_patch);

@@ -29,7 +29,7 @@ impl Drop for NoSleep {
 
 /// What C gets; the log gets the rest. Makes the variable of `obj` by `make`, for somebody who says by `gfp` whether he may sleep.
 ///
-/// A table grows where its callers may sleep. If none of them may, a work item does it.
+/// A table grows where its callers may sleep. If none of them may, a work item does it; which also frees what was grown out of.
 fn made(obj: *mut c_void, id: u64, gfp: c_uint, make: impl FnOnce() -> Result<NonNull<u8>, ShadowError>) -> *mut c_void {
     let may_sleep = host::klp_host_may_sleep(gfp);
     let made = {
@@ -38,8 +38,8 @@ fn made(obj: *mut c_void, id: u64, gfp: c_uint, make: impl FnOnce() -> Result<No
     };
     match made {
         Ok(data) => {
-            if !may_sleep && SHADOWS.is_crowded(id) {
-                host::klp_host_make_room_later();
+            if SHADOWS.take_outgrown() || !may_sleep && SHADOWS.is_crowded(id) {
+                host::klp_host_tidy_shadows_later();
             }
             return data.as_ptr().cast();
         }
@@ -54,8 +54,15 @@ fn made(obj: *mut c_void, id: u64, gfp: c_uint, make: impl FnOnce() -> Result<No
 
 /// In a work item.
 #[unsafe(no_mangle)]
-extern "C" fn klp_engine_make_room() {
+extern "C" fn klp_engine_tidy_shadows() {
     SHADOWS.make_room();
+    let retired = SHADOWS.retire();
+    if !retired.is_empty() {
+        host::klp_host_synchronize_tasks();
+        // SAFETY: nothing is left of what ran without waiting when the tables were retired: no lookup, and no call that made a variable but those
+        // that wait for memory.
+        unsafe { retired.free() };
+    }
 }
 
 #[unsafe(no_mangle)]

@@ -111,17 +111,17 @@ void klp_host_shadow_unlock(void)
 	spin_unlock_irqrestore(&klp_shadow_spinlock, flags);
 }
 
-static void klp_make_room(struct work_struct *work)
+static void klp_tidy_shadows(struct work_struct *work)
 {
-	klp_engine_make_room();
+	klp_engine_tidy_shadows();
 }
 
-static DECLARE_DELAYED_WORK(klp_room_work, klp_make_room);
+static DECLARE_DELAYED_WORK(klp_shadow_work, klp_tidy_shadows);
 
-/* Not for each variable at once, if there is no memory. */
-void klp_host_make_room_later(void)
+/* Not for each variable at once: there may be no memory, or more tables to come that are grown out of. */
+void klp_host_tidy_shadows_later(void)
 {
-	schedule_delayed_work(&klp_room_work, HZ / 10);
+	schedule_delayed_work(&klp_shadow_work, HZ / 10);
 }
 
 /* ---- memory ---- */
@@ -416,6 +416,13 @@ void klp_host_synchronize(void)
 	schedule_on_each_cpu(klp_nothing);
 }
 
+/* The same for tasks that were preempted, too: every one has waited for something, or was in user space. */
+void klp_host_synchronize_tasks(void)
+{
+	klp_host_synchronize();
+	synchronize_rcu_tasks();
+}
+
 /* Tables that were grown out of, linked by their second words. */
 static LLIST_HEAD(klp_retired);
 
@@ -423,9 +430,8 @@ static void klp_free_retired(struct work_struct *work)
 {
 	struct llist_node *node = llist_del_all(&klp_retired), *next;
 
-	/* For those who read with preemption off or where RCU is not watching; then for those who were preempted in the stub. */
-	klp_host_synchronize();
-	synchronize_rcu_tasks();
+	/* For those who read with preemption off or where RCU is not watching, and for those who were preempted in the stub. */
+	klp_host_synchronize_tasks();
 	for (; node; node = next) {
 		next = node->next;
 		kvfree((u64 *)node - 1);

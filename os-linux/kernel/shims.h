@@ -24,8 +24,8 @@ bool klp_host_shadow_trylock(void);
 void klp_host_shadow_unlock(void);
 
 /* shadow.rs */
-void klp_host_make_room_later(void);
-void klp_engine_make_room(void);
+void klp_host_tidy_shadows_later(void);
+void klp_engine_tidy_shadows(void);
 
 /* memory.rs */
 void *klp_host_alloc(size_t size, bool zero);
@@ -60,6 +60,7 @@ int klp_host_walk(struct task_struct *task, const unsigned long **frames);
 void klp_host_retire(void *table);
 int klp_host_route(unsigned long *sites, unsigned int count, bool remove);
 void klp_host_synchronize(void);
+void klp_host_synchronize_tasks(void);
 unsigned long klp_engine_select(unsigned long behind);
 unsigned long klp_host_select(unsigned long behind);
 void klp_entry_stub(void);

@@ -84,15 +84,17 @@ impl Class {
         self.index.current().vacancy(obj)
     }
 
-    /// Puts `variable` where [`vacancy`](Class::vacancy) found room for it, and brings growth on. For the writer.
-    pub(super) fn add(&self, vacancy: Vacancy<'_>, variable: Variable, tables: &mut Tables) {
+    /// Puts `variable` where [`vacancy`](Class::vacancy) found room for it, and brings growth on; whether a table was grown out of by that.
+    /// For the writer.
+    pub(super) fn add(&self, vacancy: Vacancy<'_>, variable: Variable, tables: &mut Tables) -> bool {
         let added = self.index.add(vacancy, variable);
         self.variables.store(self.variables.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        // A full table works, only slower: so it is not this variable's failure if growth fails.
-        let _ = match added {
+        let grown = match added {
             Ok(()) => self.grow(tables),
             Err(error) => self.fail(error, tables),
         };
+        // A full table works, only slower: so it is not this variable's failure if growth fails.
+        grown.unwrap_or(false)
     }
 
     /// Takes `obj`'s variable out. For the writer.
@@ -113,20 +115,17 @@ impl Class {
         });
     }
 
-    /// Begins to grow into the bigger table, if one is at hand and the class does not grow already, and copies a few lines. For the
-    /// writer.
+    /// Begins to grow into the bigger table, if one is at hand and the class does not grow already, and copies a few lines; whether a table
+    /// was grown out of by that. For the writer.
     ///
     /// On errors growth is given up: its next table has no memory for an overflow line.
-    pub(super) fn grow(&self, tables: &mut Tables) -> Result<(), OutOfMemory> {
+    pub(super) fn grow(&self, tables: &mut Tables) -> Result<bool, OutOfMemory> {
         self.index.begin(&mut tables.bigger);
-        match self.index.go_on() {
-            Ok(false) => Ok(()),
-            Ok(true) => {
-                self.limit.store(limit(self.index.current().lines()), Ordering::Relaxed);
-                Ok(())
-            }
-            Err(error) => self.fail(error, tables),
+        let grown = self.index.go_on().or_else(|error| self.fail(error, tables))?;
+        if grown {
+            self.limit.store(limit(self.index.current().lines()), Ordering::Relaxed);
         }
+        Ok(grown)
     }
 
     /// The lines of the table that the class must grow into to have room for `variables`, if it must. For the writer.
@@ -154,7 +153,7 @@ impl Class {
     }
 
     /// Gives growth up.
-    fn fail(&self, error: OutOfMemory, tables: &mut Tables) -> Result<(), OutOfMemory> {
+    fn fail(&self, error: OutOfMemory, tables: &mut Tables) -> Result<bool, OutOfMemory> {
         tables.given_up = self.index.give_up();
         Err(error)
     }

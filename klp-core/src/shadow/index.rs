@@ -182,12 +182,18 @@ impl Retired {
         Self { newest: AtomicPtr::new(ptr::null_mut()) }
     }
 
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.newest.load(Ordering::Relaxed).is_null()
+    }
+
     /// Gives the memory back.
     ///
     /// # Safety
     ///
-    /// Every lookup that began before this value was made has ended, and every call that makes variables, which begins with one (kernel:
-    /// `synchronize_rcu`, if both are RCU read sections).
+    /// Every lookup that began before this value was made has ended. Calls that make variables look up, too, but not while they allocate.
+    /// So it is enough that each task has waited for something since, and no interrupt is left from then.
     pub unsafe fn free(self) {
         // SAFETY: `retire` took these tables from the index; by the caller's promise nobody is in them any more.
         unsafe { free_from(self.newest.load(Ordering::Relaxed)) };

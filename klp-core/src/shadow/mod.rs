@@ -50,6 +50,7 @@ use core::fmt;
 use core::ptr::NonNull;
 use line::{NOWHERE, Variable};
 use lock_api::{Mutex, RawMutex};
+use sync::{AtomicBool, Ordering};
 use table::Table;
 
 /// All shadow variables of a system (kernel: `klp_shadow_hash`). `L` is the lock of those who make and free variables.
@@ -79,6 +80,8 @@ use table::Table;
 /// ```
 pub struct ShadowTable<L: RawMutex> {
     classes: Classes,
+    /// Whether tables were grown out of that nobody knows of.
+    outgrown: AtomicBool,
     /// Who holds it is the writer.
     writer: Mutex<L, ()>,
 }
@@ -88,14 +91,14 @@ impl<L: RawMutex> ShadowTable<L> {
     #[cfg(not(loom))]
     #[must_use]
     pub const fn new() -> Self {
-        Self { classes: Classes::new(), writer: Mutex::const_new(L::INIT, ()) }
+        Self { classes: Classes::new(), outgrown: AtomicBool::new(false), writer: Mutex::const_new(L::INIT, ()) }
     }
 
     /// A table without variables; it allocates when the first one comes.
     #[cfg(loom)]
     #[must_use]
     pub fn new() -> Self {
-        Self { classes: Classes::new(), writer: Mutex::const_new(L::INIT, ()) }
+        Self { classes: Classes::new(), outgrown: AtomicBool::new(false), writer: Mutex::const_new(L::INIT, ()) }
     }
 
     /// The data of the variable `<obj, id>` (kernel: `klp_shadow_get`). Never waits; may be called anywhere.
@@ -205,7 +208,9 @@ impl<L: RawMutex> ShadowTable<L> {
         loop {
             let lines = {
                 let _writer = self.writer.lock();
-                class.grow(&mut tables)?;
+                if class.grow(&mut tables)? {
+                    self.outgrown.store(true, Ordering::Relaxed);
+                }
                 if class.index().grows() {
                     continue;
                 }
@@ -230,6 +235,13 @@ impl<L: RawMutex> ShadowTable<L> {
             // It works as before, only slower.
             let _ = self.reserve(class.id(), 0);
         }
+    }
+
+    /// Whether tables have been grown out of since this was last asked, so that [`retire`](ShadowTable::retire) hands them out. For hosts
+    /// that give memory back as soon as they can. Never waits; may be called anywhere.
+    pub fn take_outgrown(&self) -> bool {
+        // Read first: a word that nobody writes costs readers nothing.
+        self.outgrown.load(Ordering::Relaxed) && self.outgrown.swap(false, Ordering::Relaxed)
     }
 
     /// Hands out the tables that were grown out of, to be freed when no lookup is in them any more.
@@ -291,7 +303,9 @@ impl<L: RawMutex> ShadowTable<L> {
         let vacancy = class.vacancy(obj)?;
         ctor(obj, block.data()).map_err(|errno| ShadowError::Constructor { obj, id, errno })?;
         let block = block.into_handle();
-        class.add(vacancy, Variable { obj, block }, &mut tables);
+        if class.add(vacancy, Variable { obj, block }, &mut tables) {
+            self.outgrown.store(true, Ordering::Relaxed);
+        }
         Ok(Made::New(block.data()))
     }
 }

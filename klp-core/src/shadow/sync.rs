@@ -1,9 +1,9 @@
 //! Atomics of the shadow table, replaced by loom's when the orderings are model-checked, and the orderings themselves.
 
 #[cfg(not(loom))]
-pub(super) use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+pub(super) use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 #[cfg(loom)]
-pub(super) use loom::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+pub(super) use loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 /// A lookup's read of a pointer: to a variable's data, a line, a table, a class.
 ///

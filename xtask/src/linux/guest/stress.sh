@@ -63,12 +63,20 @@ forks() { while :; do /usr/bin/true; done; }
 insmod klp_stress_target.ko || fail "klp_stress_target does not load"
 work=()
 start() { "$@" & work+=($!); }
-begin_load() { start ./hammer; start visits; start forks; }
+begin_load() {
+	start ./hammer; start visits; start forks
+	insmod klp_stress_shadow.ko || fail "klp_stress_shadow does not load"
+}
 end_load() {
+	local shadow=/sys/module/klp_stress_shadow/parameters wrong
 	kill "${work[@]}"
 	wait "${work[@]}" 2> /dev/null
 	work=()
 	rmmod klp_stress_visitor 2> /dev/null
+	wrong=$(cat $shadow/wrong)
+	echo "stress: $(cat $shadow/looked_up) lookups of shadow variables"
+	[[ $wrong == 0 ]] || fail "$wrong wrong answers about shadow variables"
+	rmmod klp_stress_shadow || fail "klp_stress_shadow cannot be unloaded"
 }
 
 begin_load
