@@ -1,6 +1,6 @@
 //! The kernel's own livepatch selftests, unmodified.
 
-use super::guest::{self, IN_TURN, Job, PARALLEL};
+use super::guest::{self, IN_TURN, Job};
 use super::{Kernel, kernel, modules};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
@@ -23,10 +23,9 @@ pub(super) fn run(which: Kernel) -> Result<()> {
     }
     let program = folder.join("test_klp-call_getpid");
     files.push((inside(&folder, &program)?, program));
-    // PREEMPT_DYNAMIC changes code of the scheduler for each transition.
-    let processors = if which.distro { IN_TURN } else { PARALLEL };
     let limit = Duration::from_secs(if which.debug { 5400 } else { 1800 });
-    let outcome = guest::run(which, &build, Job { name: "selftest", script: SCRIPT, files, limit, processors })?;
+    let outcome =
+        guest::run(which, &build, Job { name: "selftest", script: SCRIPT, files, limit, processors: IN_TURN })?;
     let passed = outcome.output.iter().filter(|line| line.starts_with("TEST: ") && line.ends_with(" ... ok")).count();
     outcome.log.check()?;
     if passed != TESTS {

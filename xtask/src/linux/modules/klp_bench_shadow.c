@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
 /*
  * Attaches a shadow variable to each of `count` objects, looks all of them up in an order that jumps about in memory, does that again
- * and reads their data, and frees them; times are per variable.
+ * and reads their data, some times by turns, and frees them; times are per variable.
  */
 #include <linux/ktime.h>
 #include <linux/livepatch.h>
+#include <linux/limits.h>
 #include <linux/math64.h>
+#include <linux/minmax.h>
 #include <linux/module.h>
 #include <linux/sched.h>
 #include <linux/slab.h>
@@ -13,6 +15,8 @@
 #define ID 77
 /* From one object to the next; a prime, so that all of them have their turn. */
 #define STEP 48271
+/* Lookups are timed as often; the best time counts, when nothing else runs beside the guest. */
+#define TRIES 5
 
 static unsigned int count = 100000;
 module_param(count, uint, 0444);
@@ -22,7 +26,7 @@ static bool atomic;
 module_param(atomic, bool, 0444);
 MODULE_PARM_DESC(atomic, "Whether they are made by GFP_ATOMIC");
 
-static unsigned long alloc_ps, get_ps, read_ps, free_ps;
+static unsigned long alloc_ps, get_ps = ULONG_MAX, read_ps = ULONG_MAX, free_ps;
 module_param(alloc_ps, ulong, 0444);
 module_param(get_ps, ulong, 0444);
 module_param(read_ps, ulong, 0444);
@@ -49,7 +53,7 @@ static unsigned int after(unsigned int at)
 static int __init shadow_init(void)
 {
 	struct thing *things = kvcalloc(count, sizeof(*things), GFP_KERNEL);
-	unsigned int i, at = 0, wrong = 0;
+	unsigned int try, i, at = 0, wrong = 0;
 	u64 begin;
 
 	if (!things)
@@ -65,25 +69,27 @@ static int __init shadow_init(void)
 	}
 	alloc_ps = per_variable(begin);
 
-	begin = ktime_get_ns();
-	for (i = 0; i < count; i++) {
-		wrong += !klp_shadow_get(&things[at], ID);
-		at = after(at);
-		if (i % 1024 == 0)
-			cond_resched();
-	}
-	get_ps = per_variable(begin);
+	for (try = 0; try < TRIES; try++) {
+		begin = ktime_get_ns();
+		for (i = 0; i < count; i++) {
+			wrong += !klp_shadow_get(&things[at], ID);
+			at = after(at);
+			if (i % 1024 == 0)
+				cond_resched();
+		}
+		get_ps = min(get_ps, per_variable(begin));
 
-	begin = ktime_get_ns();
-	for (i = 0; i < count; i++) {
-		u32 *value = klp_shadow_get(&things[at], ID);
+		begin = ktime_get_ns();
+		for (i = 0; i < count; i++) {
+			u32 *value = klp_shadow_get(&things[at], ID);
 
-		wrong += !value || *value != at;
-		at = after(at);
-		if (i % 1024 == 0)
-			cond_resched();
+			wrong += !value || *value != at;
+			at = after(at);
+			if (i % 1024 == 0)
+				cond_resched();
+		}
+		read_ps = min(read_ps, per_variable(begin));
 	}
-	read_ps = per_variable(begin);
 
 	begin = ktime_get_ns();
 	klp_shadow_free_all(ID, NULL);
