@@ -1,7 +1,7 @@
 //! The memory of one variable: its data, and what is needed to free it.
 //!
 //! Most variables are small, and lookups jump about among them: the fewer bytes they take, the more of them a cache keeps. So
-//! what is small has one of a few layouts, which its address tells, and nothing stands beside it.
+//! what is small has one of a few layouts, which the slot tells together with its address, and nothing stands beside it.
 
 use super::sync::{AtomicPtr, Ordering};
 use crate::mem::OutOfMemory;
@@ -136,7 +136,7 @@ impl Drop for Block {
     }
 }
 
-/// Zeroed memory of `layout`, whose size is not 0.
+/// Zeroed memory of `layout`, whose size is not 0: it is a word at least, or has room for a header.
 fn allocate(layout: Layout) -> Result<NonNull<u8>, OutOfMemory> {
     debug_assert!(layout.size() > 0, "small data is made bigger, and with a header it is never 0");
     // SAFETY: the size is not 0.

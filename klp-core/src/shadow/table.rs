@@ -71,7 +71,7 @@ impl Table {
         if let found @ Some(_) = line.find(obj) {
             return found;
         }
-        // In tail position, so that the quick way saves no registers for this one.
+        // Out of line, as few lines overflow.
         if let Some(next) = follow(&line.next) { find_behind(next, obj) } else { None }
     }
 
