@@ -137,4 +137,15 @@ pub trait Arch: 'static {
 
     /// A veneer at `at`: goes to `to` and disturbs nothing that a function may be given. Reaches any address.
     fn veneer(at: CodeAddr, to: CodeAddr) -> Code;
+
+    /// Calls `each` with the target of every jump in `code`, which stands at `at` and is whole instructions; calls and returns are
+    /// none. `None` is a jump whose target the code does not tell (through a register, say), or bytes that are not understood.
+    ///
+    /// The engine asks for it to know which entries affected code may *jump* to: a function that ends in a jump to another (a sibling
+    /// call) leaves no frame behind. A port that cannot tell says `None` once, as this does; tasks are then switched from outside
+    /// only.
+    fn jumps(at: CodeAddr, code: &[u8], each: &mut dyn FnMut(Option<CodeAddr>)) {
+        let _ = (at, code);
+        each(None);
+    }
 }

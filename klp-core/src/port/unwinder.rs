@@ -115,4 +115,11 @@ pub unsafe trait Unwinder: Sync {
     ///
     /// [`Unreliable`]; frames visited until then are real, but others are missing.
     fn walk(&self, context: &Self::Context, visit: &mut dyn FnMut(Frame) -> ControlFlow<()>) -> Result<(), Unreliable>;
+
+    /// Which function the call made in `frame` went to, if the instruction in front of `frame.pc` tells: the entry that it called. A
+    /// function that ended in a jump to another one is not on the stack any more; this shows that it began what is still running.
+    fn called(&self, frame: Frame) -> Option<CodeAddr> {
+        let _ = frame;
+        None
+    }
 }
