@@ -67,6 +67,7 @@ struct Active {
     enabled: bool,
     /// It is in transition, perhaps as one with others.
     moves: bool,
+    name: String,
     layers: Vec<Layer>,
 }
 
@@ -104,19 +105,28 @@ impl Audit<'_> {
             if known.enabled || known.transition.is_some() {
                 let moves = known.transition.is_some();
                 let layers = self.layers(patch, moves);
-                active.push(Active { replace: patch.replace(), enabled: known.enabled, moves, layers });
+                let (name, replace) = (String::from(&**patch.name()), patch.replace());
+                active.push(Active { replace, enabled: known.enabled, moves, name, layers });
             }
         });
         self.add_nops(&mut active);
         let stacked: Vec<&Layer> = active.iter().flat_map(|patch| &patch.layers).collect();
         let transition = status.iter().any(|patch| patch.transition.is_some());
         let mut sides = Sides::default();
+        for (at, patch) in active.iter().enumerate() {
+            if patch.moves {
+                sides.patched.extend(self.host.code_of(&patch.name));
+            }
+            if active[at + 1..].iter().any(|new| new.moves && new.takes_the_place_of(patch)) {
+                sides.unpatched.extend(self.host.code_of(&patch.name));
+            }
+        }
         let mut settled = true;
         for site in self.host.site_views() {
             let on_site: Vec<&Layer> =
                 stacked.iter().copied().filter(|layer| layer.old == site.range.start()).collect();
             settled &= self.site(&site, &on_site);
-            sides.add(&site, &on_site);
+            sides.add(self.host, &site, &on_site);
         }
         // Sites may wait to be settled only if the engine said so.
         if !self.host.unsettled(settled && !transition) && !settled {
@@ -184,10 +194,11 @@ impl Audit<'_> {
             if !versions.next().is_some_and(|(at, _)| goes[at]) || nops.iter().any(|nop| nop.old == layer.old) {
                 continue;
             }
+            let old = layer.old;
             match versions.find(|(at, _)| !goes[*at]).map(|(_, below)| (below.new, below.nop)) {
-                Some((new, nop)) => nops.push(Layer { old: layer.old, new, nop, in_transition: true }),
-                None => match self.host.code_range(layer.old) {
-                    Some(new) => nops.push(Layer { old: layer.old, new, nop: true, in_transition: true }),
+                Some((new, nop)) => nops.push(Layer { old, new, nop, in_transition: true }),
+                None => match self.host.code_range(old) {
+                    Some(new) => nops.push(Layer { old, new, nop: true, in_transition: true }),
                     None => self.find(format!("no function at {}", layer.old)),
                 },
             }
@@ -256,17 +267,20 @@ impl Audit<'_> {
 }
 
 impl Sides {
-    /// Adds what tasks may be in because of the patches in transition, if they replace this function.
-    fn add(&mut self, site: &SiteView, on_site: &[&Layer]) {
+    /// Adds what tasks may be in because of the patches in transition, if they replace this function: its versions with their parts.
+    /// What else belongs to a patch that stays may be on both sides: other functions of it go there, too.
+    fn add(&mut self, host: &SimOs, site: &SiteView, on_site: &[&Layer]) {
         let code = |layer: Option<&&Layer>| match layer {
-            Some(layer) if !layer.nop => (layer.new, None),
-            _ => (site.range, site.cold),
+            Some(layer) if !layer.nop => {
+                let mut code = host.parts_of(layer.new);
+                code.push(layer.new);
+                code
+            }
+            _ => core::iter::once(site.range).chain(site.cold.iter().copied()).collect(),
         };
         for (index, layer) in on_site.iter().enumerate().filter(|(_, layer)| layer.in_transition) {
-            let (new, new_cold) = code(Some(layer));
-            let (old, old_cold) = code(on_site[..index].iter().rev().find(|below| !below.in_transition));
-            self.patched.extend(core::iter::once(new).chain(new_cold));
-            self.unpatched.extend(core::iter::once(old).chain(old_cold));
+            self.patched.extend(code(Some(layer)));
+            self.unpatched.extend(code(on_site[..index].iter().rev().find(|below| !below.in_transition)));
         }
     }
 }

@@ -182,6 +182,8 @@ pub enum ApiMisuse {
     NoTransition,
     /// The patch was pinned by a forced transition: tasks may still be inside it.
     Forced,
+    /// The engine was called by what it was calling: a callback of a patch, or whoever takes its log.
+    InCallback,
 }
 
 impl Error {
@@ -270,6 +272,7 @@ impl fmt::Display for Error {
             }
             Self::Busy { patch } => write!(f, "patch '{patch}' is in transition; one transition at a time"),
             Self::ApiMisuse(misuse) => f.write_str(match misuse {
+                ApiMisuse::InCallback => "a callback of a patch, or the taker of the log, must not call the engine",
                 ApiMisuse::NoPatches => "no patch was named",
                 ApiMisuse::UnknownPatch => "there is no such patch",
                 ApiMisuse::NameTaken => "a patch of that name is there already",

@@ -116,7 +116,7 @@ pub(crate) fn relocate<R: Relocator>(
 /// # Errors
 ///
 /// [`Error::Patch`] naming the symbol that was not found or the relocation that was refused, [`Error::Port`],
-/// [`Error::OutOfMemory`]. Nothing is written then.
+/// [`Error::OutOfMemory`]. Nothing is written then, by the host neither.
 ///
 /// # Safety
 ///
@@ -126,9 +126,10 @@ pub unsafe fn apply<P: Platform>(platform: &P, patch: &str, object: &Object) -> 
     for reloc in object.relocs() {
         plan(platform, patch, object, reloc, &mut writes)?;
     }
+    // The host first: what it did can always be undone.
+    platform.apply_relocs(patch, object.name())?;
     // SAFETY: the caller promises that nobody executes there; `Reloc::new`'s that the memory is the patch's own.
-    unsafe { commit(platform, patch, &writes) }?;
-    platform.apply_relocs(patch, object.name())
+    unsafe { commit(platform, patch, &writes) }.inspect_err(|_| platform.clear_relocs(patch, object.name()))
 }
 
 /// Finds what [`apply`] would refuse, and shows each to `found`; writes nothing.

@@ -76,7 +76,7 @@ fn relocations_are_applied_and_cleared_with_their_object() {
     let host = || engine.host();
     let p = engine.add(builder.build().expect("the patch is well formed")).expect("it is new");
 
-    // Refused: nothing is patched, and what was applied waits for the next attempt.
+    // Refused: nothing is patched, nothing is written, and what was applied waits for the next attempt.
     let error = engine.enable(p).expect_err("the loader refuses");
     assert_eq!(error.to_string(), "patch 'p', object 'm': symbol 'helper': not found in symbol table");
     assert_eq!(host().calls(), ["apply p vmlinux", "apply p m"]);

@@ -379,7 +379,7 @@ extern "C" fn __klp_sched_try_switch() {
     let Some(target) = target.filter(|target| *target != TaskState::Idle) else { return };
     let mut free = true;
     let walked = crate::unwinder::KernelUnwinder.walk(&Stopped(current), &mut |frame| {
-        free = !check.keeps(target, frame);
+        free = !check.keeps(target, frame, None);
         if free { core::ops::ControlFlow::Continue(()) } else { core::ops::ControlFlow::Break(()) }
     });
     if free && walked.is_ok() {

@@ -9,7 +9,7 @@ use crate::event::Event;
 use crate::mem::{OutOfMemory, try_vec};
 use crate::model::Patch;
 use crate::port::{Platform, TaskState};
-use crate::transition::{Affected, AffectedFunc};
+use crate::transition::AffectedFunc;
 use alloc::vec::Vec;
 use core::ops::Range;
 
@@ -21,18 +21,6 @@ pub(super) fn moving<P: Platform>(patches: &[Record<P>]) -> impl Iterator<Item =
 /// Everything of theirs that is on function stacks, or about to be.
 pub(super) fn bounds<P: Platform>(patches: &[Record<P>]) -> impl Iterator<Item = &Bound<P>> + Clone {
     moving(patches).flat_map(Record::bounds)
-}
-
-/// The code of both sides of their transition.
-pub(super) fn affected<P: Platform>(patches: &[Record<P>]) -> Result<Affected, OutOfMemory> {
-    let mut affected = Affected::default();
-    for (number, record) in (0..).zip(moving(patches)) {
-        if let Some(code) = record.patch.code() {
-            affected.add_code(number, code)?;
-        }
-        record.bounds().try_for_each(|bound| bound.add_affected(&mut affected, number))?;
-    }
-    Ok(affected.sorted())
 }
 
 /// The names of the object and of the function that `at` means.

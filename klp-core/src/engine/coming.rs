@@ -1,11 +1,11 @@
 //! Objects that come and go (kernel: `klp_module_coming`, `klp_module_going`).
 
-use super::batch::affected;
 use super::callbacks::Moment;
 use super::objects::{Bound, Relocated};
 use super::{Engine, Inner};
 use crate::error::Error;
 use crate::event::Event;
+use crate::mem::OutOfMemory;
 use crate::ops::Synchronized;
 use crate::port::Platform;
 use crate::relocs;
@@ -18,7 +18,8 @@ impl<P: Platform> Engine<P> {
     ///
     /// That of the first patch that does not fit, or whose callback vetoed. No patch is applied to the object then, and it must not run.
     pub fn object_coming(&self, object: &str) -> Result<(), Error> {
-        let mut inner = self.inner.lock();
+        let mut inner = self.lock()?;
+        let inner = &mut *inner;
         for index in 0..inner.patches.len() {
             if let Err(error) = inner.apply(&self.host, index, object) {
                 let patch = inner.patches[index].patch.name();
@@ -27,6 +28,7 @@ impl<P: Platform> Engine<P> {
                 (0..=index).for_each(|index| inner.revert(&self.host, index, object));
                 // Not all hosts can keep tasks out of it while it comes.
                 inner.sites.forget_object(self.host.tracer(), object, false);
+                inner.renew_affected_later(&self.host);
                 return Err(error);
             }
         }
@@ -38,11 +40,13 @@ impl<P: Platform> Engine<P> {
     /// [come](Engine::object_coming) again. What the engine keeps for each function of it serves others from here on.
     ///
     /// What fails here, for want of memory or because the host does, is made up for when the object comes again, or costs a little
-    /// memory for good.
+    /// memory for good. In a callback of a patch it does nothing: an object must not go there.
     pub fn object_going(&self, object: &str) {
-        let mut inner = self.inner.lock();
+        let Ok(mut inner) = self.lock() else { return };
+        let inner = &mut *inner;
         (0..inner.patches.len()).for_each(|index| inner.revert(&self.host, index, object));
         inner.sites.forget_object(self.host.tracer(), object, true);
+        inner.renew_affected_later(&self.host);
     }
 }
 
@@ -116,10 +120,27 @@ impl<P: Platform> Inner<P> {
         self.sites
             .reroute(host.tracer(), fresh.flat_map(Bound::sites))
             .map_err(|error| error.into_error(record.patch.name()))?;
-        if let Some(transition) = self.transition.as_mut().filter(|_| moves) {
-            transition.running.extend(host, affected(&self.patches)?)?;
+        if moves { self.renew_affected(host).map_err(Error::from) } else { Ok(()) }
+    }
+
+    /// Works out the code of both sides of the transition under way anew: an object has come, or is gone.
+    pub(super) fn renew_affected(&mut self, host: &P) -> Result<(), OutOfMemory> {
+        if self.transition.is_none() {
+            return Ok(());
         }
-        Ok(())
+        let affected = self.affected(host)?;
+        match &mut self.transition {
+            Some(transition) => transition.running.extend(host, affected),
+            None => Ok(()),
+        }
+    }
+
+    /// The same. If there is no memory for it now, the next poll tries again.
+    fn renew_affected_later(&mut self, host: &P) {
+        let renewed = self.renew_affected(host);
+        if let Some(transition) = &mut self.transition {
+            transition.stale = renewed.is_err();
+        }
     }
 
     /// Takes patch number `index` back from an object that is going.

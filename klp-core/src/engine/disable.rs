@@ -1,6 +1,6 @@
 //! Disabling patches, and turning a transition round (kernel: `__klp_disable_patch`, `klp_reverse_transition`).
 
-use super::batch::{affected, bounds, moving};
+use super::batch::{bounds, moving};
 use super::callbacks::Moment;
 use super::objects::Bound;
 use super::{Engine, Inner, PatchId, Poll, Transition};
@@ -28,7 +28,7 @@ impl<P: Platform> Engine<P> {
     ///
     /// As for [`disable`](Engine::disable); [`ApiMisuse::NoPatches`] if `ids` is empty, [`Error::Patch`] if one is named twice.
     pub fn disable_all(&self, ids: &[PatchId]) -> Result<Poll, Error> {
-        let mut inner = self.inner.lock();
+        let mut inner = self.lock()?;
         let inner = &mut *inner;
         inner.check_list(ids)?;
         inner.check_idle()?;
@@ -39,7 +39,7 @@ impl<P: Platform> Engine<P> {
         match inner.start_disabling(&self.host) {
             Ok(running) => {
                 let leader = moving(&inner.patches).next().map_or(ids[0], |record| record.id);
-                inner.begin(&self.host, Transition { leader, running, pending: 0 });
+                inner.begin(&self.host, Transition { leader, running, pending: 0, stale: false });
                 Ok(inner.poll(&self.host))
             }
             Err(error) => {
@@ -56,7 +56,7 @@ impl<P: Platform> Engine<P> {
     ///
     /// [`ApiMisuse::NoTransition`] if the patch is not in transition; [`Error::Port`], and the transition goes on as before.
     pub fn reverse(&self, id: PatchId) -> Result<Poll, Error> {
-        let mut inner = self.inner.lock();
+        let mut inner = self.lock()?;
         let inner = &mut *inner;
         inner.check_moves(id)?;
         let Some(transition) = inner.transition.take() else {
@@ -80,7 +80,7 @@ impl<P: Platform> Engine<P> {
 impl<P: Platform> Inner<P> {
     /// Brings the patches that move to where tasks do. On an error all of it is taken back.
     fn start_disabling(&mut self, host: &P) -> Result<Running, Error> {
-        let affected = affected(&self.patches)?;
+        let affected = self.affected(host)?;
         self.tell(host, |patch| Event::Initializing { patch, target: TaskState::Unpatched });
         let prepared = Prepared::init(host, TaskState::Unpatched, affected).map_err(|error| {
             self.tell(host, |patch| Event::FailedToDisable { patch });

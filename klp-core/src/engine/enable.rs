@@ -1,6 +1,6 @@
 //! Enabling patches (kernel: `klp_enable_patch`, `__klp_enable_patch`).
 
-use super::batch::{affected, bounds};
+use super::batch::bounds;
 use super::callbacks::Moment;
 use super::objects::Bound;
 use super::{Engine, Inner, PatchId, Poll, Transition};
@@ -36,7 +36,7 @@ impl<P: Platform> Engine<P> {
     /// As for [`enable`](Engine::enable); [`ApiMisuse::NoPatches`] if `ids` is empty; [`Error::Patch`] if one is named twice, does not fit
     /// an earlier one as if that were enabled already, or would take the place of it. Nothing has changed then.
     pub fn enable_all(&self, ids: &[PatchId]) -> Result<Poll, Error> {
-        let mut inner = self.inner.lock();
+        let mut inner = self.lock()?;
         let inner = &mut *inner;
         inner.check_list(ids)?;
         if inner.patches.iter().any(|record| record.enabled && ids.contains(&record.id)) {
@@ -46,7 +46,7 @@ impl<P: Platform> Engine<P> {
         let gathered = inner.gather(ids)?;
         match inner.start_enabling(&self.host, gathered.range()) {
             Ok(running) => {
-                inner.begin(&self.host, Transition { leader: ids[0], running, pending: 0 });
+                inner.begin(&self.host, Transition { leader: ids[0], running, pending: 0, stale: false });
                 Ok(inner.poll(&self.host))
             }
             Err(error) => {
@@ -100,7 +100,7 @@ impl<P: Platform> Inner<P> {
     }
 
     fn prepare(&mut self, host: &P) -> Result<Prepared, Error> {
-        let affected = affected(&self.patches)?;
+        let affected = self.affected(host)?;
         self.tell(host, |patch| Event::Enabling { patch });
         self.tell(host, |patch| Event::Initializing { patch, target: TaskState::Patched });
         Prepared::init(host, TaskState::Patched, affected).map_err(|error| {

@@ -2,11 +2,13 @@
 //!
 //! The host calls [`Engine::poll`] from time to time while a transition runs; the engine never sleeps and owns no thread.
 
+mod affected;
 mod batch;
 mod callbacks;
 mod coming;
 mod disable;
 mod enable;
+mod lock;
 mod objects;
 mod poll;
 mod preflight;
@@ -27,6 +29,7 @@ use crate::port::Platform;
 use crate::relocs;
 use crate::transition::Running;
 use alloc::vec::Vec;
+use core::sync::atomic::AtomicU64;
 use lock_api::{Mutex, RawMutex};
 use objects::{Bound, ObjectState, Relocated};
 use sites::Sites;
@@ -51,6 +54,8 @@ pub struct Refused {
 pub struct Engine<P: Platform> {
     host: P,
     inner: Mutex<P::Lock, Inner<P>>,
+    /// Who holds the lock, by [`Platform::caller`]; 0: nobody, or nobody knows.
+    holder: AtomicU64,
 }
 
 /// What the engine's lock protects.
@@ -70,6 +75,8 @@ struct Transition {
     leader: PatchId,
     running: Running,
     pending: usize,
+    /// An object is gone, and its code is among the affected code still.
+    stale: bool,
 }
 
 /// One patch, and what the engine keeps about it.
@@ -94,7 +101,7 @@ impl<P: Platform> Engine<P> {
     /// An engine on `host` that knows no patch.
     pub fn new(host: P) -> Self {
         let inner = Inner { patches: Vec::new(), sites: Sites::new(), transition: None, next_id: 1 };
-        Self { host, inner: Mutex::from_raw(P::Lock::INIT, inner) }
+        Self { host, inner: Mutex::from_raw(P::Lock::INIT, inner), holder: AtomicU64::new(0) }
     }
 
     /// The host.
@@ -109,7 +116,10 @@ impl<P: Platform> Engine<P> {
     /// [`Refused`] gives the patch back: [`ApiMisuse::NameTaken`] or [`Error::OutOfMemory`].
     #[allow(clippy::result_large_err, reason = "the patch comes back by value")]
     pub fn add(&self, patch: Patch) -> Result<PatchId, Refused> {
-        let mut inner = self.inner.lock();
+        let mut inner = match self.lock() {
+            Ok(inner) => inner,
+            Err(error) => return Err(Refused { patch, error }),
+        };
         if inner.patches.iter().any(|record| record.patch.name() == patch.name()) {
             return Err(Refused { patch, error: Error::ApiMisuse(ApiMisuse::NameTaken) });
         }
@@ -139,7 +149,8 @@ impl<P: Platform> Engine<P> {
     /// [`Error::Busy`]: it is in transition; [`Error::Port`]: its code could not be made what it was. It stays known then.
     #[allow(unsafe_code, reason = "relocations of the patch's own code")]
     pub fn remove(&self, id: PatchId) -> Result<Patch, Error> {
-        let mut inner = self.inner.lock();
+        let mut inner = self.lock()?;
+        let inner = &mut *inner;
         let index = inner.index_of(id)?;
         let record = &inner.patches[index];
         if record.forced {
@@ -161,16 +172,16 @@ impl<P: Platform> Engine<P> {
         Ok(inner.patches.remove(index).patch)
     }
 
-    /// The patch called `name`.
+    /// The patch called `name`. A callback of a patch is told of none.
     pub fn find(&self, name: &str) -> Option<PatchId> {
-        let inner = self.inner.lock();
+        let inner = self.lock().ok()?;
         inner.patches.iter().find(|record| record.patch.name() == name).map(|record| record.id)
     }
 
     /// Holds the engine still, for a host that must not be changed under its feet (a process about to `fork`). Every other
     /// call waits until the guard is dropped.
     pub fn freeze(&self) -> impl Drop + '_ {
-        self.inner.lock()
+        self.hold()
     }
 }
 

@@ -8,10 +8,10 @@ use crate::event::Event;
 use crate::mem::{Name, OutOfMemory, try_push, try_vec};
 use crate::model::{Func, Object, Patch};
 use crate::ops::{FuncNode, Nodes, Ops, Synchronized};
-use crate::port::{Platform, PortError, PortErrorKind, SymbolResolver, TaskState, Tracer};
+use crate::port::{Platform, PortError, PortErrorKind, SymbolResolver, Tracer};
 use crate::relocs;
 use crate::sympos;
-use crate::transition::{Affected, AffectedFunc};
+use crate::transition::AffectedFunc;
 use alloc::vec::Vec;
 use core::ptr;
 
@@ -50,16 +50,18 @@ pub(super) struct Bound<P: Platform> {
 
 /// One function, bound.
 #[derive(Debug)]
-struct BoundFunc<P: Platform> {
+pub(super) struct BoundFunc<P: Platform> {
     /// Which of the [nodes](Bound::nodes) is its own.
     node: usize,
     /// Which function of its patch; the patch has its number only in a transition.
-    at: AffectedFunc,
-    site: SiteOf<P>,
-    ops: &'static Ops,
-    old: TextRange,
-    /// The part that the compiler split off as unlikely: `NAME.cold`.
-    cold: Vec<TextRange>,
+    pub(super) at: AffectedFunc,
+    pub(super) site: SiteOf<P>,
+    pub(super) ops: &'static Ops,
+    pub(super) old: TextRange,
+    /// Parts that the compiler split off the original.
+    pub(super) cold: Vec<TextRange>,
+    /// Those of the replacement.
+    pub(super) parts: Vec<TextRange>,
 }
 
 impl<P: Platform> Bound<P> {
@@ -79,8 +81,10 @@ impl<P: Platform> Bound<P> {
         for (number, func) in (0u32..).zip(object.funcs()) {
             let finder = Finder { host, patch, object, func, quiet: false };
             let old = finder.old()?;
-            ranges.push(finder.replacement()?);
-            let cold = finder.cold()?;
+            let new = finder.replacement()?;
+            ranges.push(new);
+            let cold = finder.parts(old, Some((object.name(), func.old_name())))?;
+            let parts = finder.parts(new, None)?;
             let site = finder.site(old)?;
             #[allow(clippy::cast_possible_truncation, reason = "patches have fewer than 2^32 objects")]
             let at = AffectedFunc { patch: 0, object: index as u32, func: number };
@@ -91,6 +95,7 @@ impl<P: Platform> Bound<P> {
                 ops: sites.ops(host.tracer(), site, object.name())?,
                 old,
                 cold,
+                parts,
             });
         }
         Self::check_distinct(patch, &funcs)?;
@@ -128,8 +133,11 @@ impl<P: Platform> Bound<P> {
         for func in old.flat_map(|bound| &bound.funcs).filter(|func| !new.contains(func.ops)).filter(changes) {
             let mut cold = try_vec(func.cold.len())?;
             cold.extend_from_slice(&func.cold);
-            let at = AffectedFunc::nop(0);
-            try_push(&mut funcs, BoundFunc { node: 0, at, site: func.site, ops: func.ops, old: func.old, cold })?;
+            let (at, parts) = (AffectedFunc::nop(0), Vec::new());
+            try_push(
+                &mut funcs,
+                BoundFunc { node: 0, at, site: func.site, ops: func.ops, old: func.old, cold, parts },
+            )?;
         }
         funcs.sort_unstable_by_key(|func| ptr::from_ref(func.ops).addr());
         funcs.dedup_by_key(|func| ptr::from_ref(func.ops).addr());
@@ -201,17 +209,14 @@ impl<P: Platform> Bound<P> {
         self.nodes.free(proof);
     }
 
-    /// Adds the code of both sides of a transition of these functions, which are on the stacks, or will be on top of them. Their
-    /// patch is number `patch` of the transition.
-    pub(super) fn add_affected(&self, affected: &mut Affected, patch: u32) -> Result<(), OutOfMemory> {
-        let code = |node: &FuncNode| node.target().map(|_| node.range());
-        for func in &self.funcs {
-            let Some(node) = self.nodes.get(func.node) else { continue };
-            let at = AffectedFunc { patch, ..func.at };
-            func.add_affected(affected, TaskState::Patched, at, code(node))?;
-            func.add_affected(affected, TaskState::Unpatched, at, func.previous(node).and_then(code))?;
-        }
-        Ok(())
+    /// The functions.
+    pub(super) fn funcs(&self) -> impl Iterator<Item = &BoundFunc<P>> {
+        self.funcs.iter()
+    }
+
+    /// The functions, each with its node.
+    pub(super) fn funcs_with_nodes(&self) -> impl Iterator<Item = (&FuncNode, &BoundFunc<P>)> {
+        self.funcs.iter().filter_map(|func| Some((self.nodes.get(func.node)?, func)))
     }
 
     /// Whether there is no function.
@@ -252,34 +257,6 @@ impl FuncSet {
 
     fn contains(&self, ops: &'static Ops) -> bool {
         self.0.binary_search(&ptr::from_ref(ops).addr()).is_ok()
-    }
-}
-
-impl<P: Platform> BoundFunc<P> {
-    /// Adds the code of `replacement`, or of the original, to one side.
-    fn add_affected(
-        &self,
-        affected: &mut Affected,
-        side: TaskState,
-        at: AffectedFunc,
-        replacement: Option<TextRange>,
-    ) -> Result<(), OutOfMemory> {
-        if let Some(range) = replacement {
-            return affected.add(side, range, at);
-        }
-        affected.add(side, self.old, at)?;
-        self.cold.iter().try_for_each(|cold| affected.add(side, *cold, at))
-    }
-
-    /// The replacement that runs where this one does not: the next one below that is not in transition with it, or the present
-    /// top if this is not on the stack yet.
-    fn previous<'a>(&'a self, node: &'a FuncNode) -> Option<&'a FuncNode> {
-        let stack = self.ops.stack();
-        let mut nodes = core::iter::successors(stack.top(), |node| stack.below(node));
-        match nodes.find(|other| ptr::eq(*other, node)) {
-            Some(_) => nodes.find(|other| !other.in_transition()),
-            None => stack.top(),
-        }
     }
 }
 
@@ -328,25 +305,19 @@ impl<P: Platform> Finder<'_, P> {
         })
     }
 
-    /// Parts of the function that the compiler moved away. Those of functions of the same name count too: that holds a
-    /// transition back a little longer, and is never wrong.
-    fn cold(&self) -> Result<Vec<TextRange>, Error> {
-        let mut name = heapless::String::<{ crate::config::SYMBOL_NAME_LEN + 5 }>::new();
-        if name.push_str(self.func.old_name()).and_then(|()| name.push_str(".cold")).is_err() {
-            return Err(Error::Bug("the patch builder let a name pass that is too long"));
-        }
-        let mut cold = Vec::new();
-        let mut full = Ok(());
+    /// Parts that the compiler split off `func`.
+    fn parts(&self, func: TextRange, known_as: Option<(&str, &str)>) -> Result<Vec<TextRange>, Error> {
+        let (mut parts, mut full) = (Vec::new(), Ok(()));
         self.host
             .symbols()
-            .symbols(self.object.name(), &name, &mut |symbol| {
-                if let (Some(range), Ok(())) = (TextRange::new(symbol.addr, symbol.len), full) {
-                    full = try_push(&mut cold, range);
+            .parts(func, known_as, &mut |part| {
+                if full.is_ok() {
+                    full = try_push(&mut parts, part);
                 }
             })
             .map_err(|error| self.symbols_failed(&error))?;
         full?;
-        Ok(cold)
+        Ok(parts)
     }
 
     /// The entry site.

@@ -33,9 +33,10 @@ pub enum Poll {
 
 impl<P: Platform> Engine<P> {
     /// Tries to switch the tasks that are left, and completes the transition when none is. Call it about once per second
-    /// or more often while [`Poll::Waiting`] comes back; without a transition it costs next to nothing.
+    /// or more often while [`Poll::Waiting`] comes back; without a transition it costs next to nothing. In a callback of a patch it does
+    /// nothing, and says [`Poll::Idle`].
     pub fn poll(&self) -> Poll {
-        self.inner.lock().poll(&self.host)
+        self.lock().map_or(Poll::Idle, |mut inner| inner.poll(&self.host))
     }
 
     /// Makes the stragglers of `id`'s transition leave interruptible sleeps. [`poll`](Engine::poll) does it by itself every
@@ -45,7 +46,7 @@ impl<P: Platform> Engine<P> {
     ///
     /// [`ApiMisuse::NoTransition`], or [`Error::Port`] if the tasks cannot be listed.
     pub fn kick(&self, id: PatchId) -> Result<(), Error> {
-        let mut inner = self.inner.lock();
+        let mut inner = self.lock()?;
         inner.check_moves(id)?;
         inner.kick(&self.host)
     }
@@ -58,7 +59,7 @@ impl<P: Platform> Engine<P> {
     ///
     /// [`ApiMisuse::NoTransition`].
     pub fn force(&self, id: PatchId) -> Result<Poll, Error> {
-        let mut inner = self.inner.lock();
+        let mut inner = self.lock()?;
         let inner = &mut *inner;
         inner.check_moves(id)?;
         let Some(transition) = inner.transition.take() else {
@@ -78,7 +79,9 @@ impl<P: Platform> Engine<P> {
 
 impl<P: Platform> Inner<P> {
     pub(super) fn poll(&mut self, host: &P) -> Poll {
-        let Some(Transition { leader, running, pending }) = self.transition.take() else {
+        let stale = self.transition.as_ref().is_some_and(|transition| transition.stale);
+        let stale = stale && self.renew_affected(host).is_err();
+        let Some(Transition { leader, running, pending, .. }) = self.transition.take() else {
             self.sites.settle(host.tracer());
             return Poll::Idle;
         };
@@ -99,7 +102,7 @@ impl<P: Platform> Inner<P> {
             }
         };
         let kick = running.kick_is_due();
-        self.transition = Some(Transition { leader, running, pending });
+        self.transition = Some(Transition { leader, running, pending, stale });
         if kick {
             // It helps or it does not; either way the next poll looks again.
             let _ = self.kick(host);
@@ -124,6 +127,7 @@ impl<P: Platform> Inner<P> {
     }
 
     /// Makes the outcome permanent: every task has moved.
+    #[allow(unsafe_code, reason = "veneers that nobody is in")]
     fn complete(&mut self, host: &P, leader: PatchId, switched: Switched) -> Poll {
         let target = switched.target();
         let enabled = target == TaskState::Patched;
@@ -143,6 +147,10 @@ impl<P: Platform> Inner<P> {
         // No handler may still believe that the func is in transition when tasks become idle, nor see a removed node when
         // its memory goes.
         let proof = Synchronized::with(host.tracer());
+        if switched.all_were_seen() {
+            // SAFETY: a task in a veneer has no reliable stack.
+            unsafe { self.sites.retire(host.tracer(), bounds(&self.patches).flat_map(Bound::sites)) };
+        }
         switched.finish(host, &proof);
         self.callbacks(if enabled { Moment::PostPatch } else { Moment::PostUnpatch });
         self.tell(host, |patch| Event::Complete { patch, target });

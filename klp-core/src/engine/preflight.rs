@@ -63,7 +63,7 @@ impl<P: Platform> Engine<P> {
     ///
     /// [`ApiMisuse`] (no such patch, or enabled already), or [`Error::OutOfMemory`].
     pub fn preflight(&self, id: PatchId) -> Result<Preflight, Error> {
-        let inner = self.inner.lock();
+        let inner = self.lock()?;
         let index = inner.index_of(id)?;
         if inner.patches[index].enabled {
             return Err(Error::ApiMisuse(ApiMisuse::AlreadyEnabled));

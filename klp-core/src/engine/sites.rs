@@ -148,6 +148,21 @@ impl<P: Platform> Sites<P> {
         });
     }
 
+    /// Lets go of what `sites` led through before they were routed to the handler, for those that do not lead there any more.
+    ///
+    /// # Safety
+    ///
+    /// Every task was seen outside of veneers since then, or was born later.
+    #[allow(unsafe_code, reason = "a promise of the transition is passed on")]
+    pub(super) unsafe fn retire(&self, tracer: &P::Tracer, sites: impl Iterator<Item = SiteOf<P>>) {
+        for site in sites {
+            if self.by_site.get(&site).is_some_and(|routed| !matches!(routed.route, Route::Handler(_))) {
+                // SAFETY: the caller's promise.
+                unsafe { tracer.retire(site) };
+            }
+        }
+    }
+
     /// Notes that a site goes through the handler longer than it need.
     pub(super) fn leave_unsettled(&mut self) {
         self.unsettled = true;

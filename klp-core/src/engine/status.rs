@@ -38,7 +38,7 @@ impl<P: Platform> Engine<P> {
     ///
     /// [`Error::OutOfMemory`].
     pub fn status(&self) -> Result<Vec<PatchStatus>, Error> {
-        let inner = self.inner.lock();
+        let inner = self.lock()?;
         let mut all = try_vec(inner.patches.len())?;
         let mut in_force = 0;
         for record in &inner.patches {
@@ -65,13 +65,13 @@ impl<P: Platform> Engine<P> {
     ///
     /// [`ApiMisuse::UnknownPatch`].
     pub fn with_patch<R>(&self, id: PatchId, look: impl FnOnce(&Patch) -> R) -> Result<R, Error> {
-        let inner = self.inner.lock();
+        let inner = self.lock()?;
         Ok(look(&inner.patches[inner.index_of(id)?].patch))
     }
 
-    /// Whether a patch in force has an object called `object`: one that comes would be patched.
+    /// Whether a patch in force has an object called `object`: one that comes would be patched. A callback of a patch is told that one has.
     pub fn patches_object(&self, object: &str) -> bool {
-        let inner = self.inner.lock();
+        let Ok(inner) = self.lock() else { return true };
         (0..inner.patches.len()).any(|index| inner.in_force(index) && inner.object_of(index, object).is_some())
     }
 
@@ -82,7 +82,7 @@ impl<P: Platform> Engine<P> {
     ///
     /// [`ApiMisuse::UnknownPatch`].
     pub fn object_patched(&self, id: PatchId, object: &str) -> Result<Option<bool>, Error> {
-        let inner = self.inner.lock();
+        let inner = self.lock()?;
         let record = &inner.patches[inner.index_of(id)?];
         let mut objects = record.patch.objects().iter().zip(&record.objects);
         Ok(objects.find(|(known, _)| known.name() == object).map(|(_, state)| state.bound.is_some()))
@@ -95,7 +95,7 @@ impl<P: Platform> Engine<P> {
     ///
     /// [`Error::Port`] if the tasks cannot be listed; [`Error::OutOfMemory`].
     pub fn task_state(&self, task: TaskId) -> Result<Option<TaskState>, Error> {
-        let inner = self.inner.lock();
+        let inner = self.lock()?;
         let state = match &inner.transition {
             None => TaskState::Idle,
             Some(transition) => {
@@ -115,7 +115,7 @@ impl<P: Platform> Engine<P> {
     /// As for [`task_state`](Engine::task_state).
     pub fn pending_tasks(&self) -> Result<Vec<TaskId>, Error> {
         let (mut tasks, mut full) = (Vec::new(), Ok(()));
-        self.inner.lock().each_pending(&self.host, &mut |task| {
+        self.lock()?.each_pending(&self.host, &mut |task| {
             if full.is_ok() {
                 full = try_push(&mut tasks, task);
             }
@@ -126,7 +126,7 @@ impl<P: Platform> Engine<P> {
     /// Shows every patch, in the order of [`status`](Engine::status), to the audit.
     #[cfg(feature = "sim")]
     pub(crate) fn each_patch(&self, mut show: impl FnMut(&crate::model::Patch)) {
-        self.inner.lock().patches.iter().for_each(|record| show(&record.patch));
+        self.lock().into_iter().for_each(|inner| inner.patches.iter().for_each(|record| show(&record.patch)));
     }
 
     /// Names each task that holds `id`'s transition back, and why, with its stack; `id` is any of the patches in it. Stops each of them for a moment.
@@ -135,7 +135,7 @@ impl<P: Platform> Engine<P> {
     ///
     /// [`ApiMisuse::NoTransition`]; [`Error::Port`] if the tasks cannot be listed; [`Error::OutOfMemory`].
     pub fn blockers(&self, id: PatchId) -> Result<Vec<Blocker>, Error> {
-        let mut inner = self.inner.lock();
+        let mut inner = self.lock()?;
         let inner = &mut *inner;
         let index = inner.index_of(id)?;
         let Inner { patches, transition, .. } = inner;

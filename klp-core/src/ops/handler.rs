@@ -6,7 +6,7 @@ use super::stack::FuncStack;
 use crate::addr::CodeAddr;
 use crate::port::{HandlerArg, TaskState};
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// What the handler needs to know about one entry site.
 ///
@@ -16,6 +16,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 pub struct Ops {
     stack: FuncStack,
     original: AtomicU64,
+    /// Whether a task may switch itself here.
+    switches: AtomicBool,
 }
 
 impl Ops {
@@ -28,7 +30,7 @@ impl Ops {
     /// Ops of a site behind which the function goes on at `original`.
     #[must_use]
     pub fn new(original: CodeAddr) -> Self {
-        Self { stack: FuncStack::new(), original: AtomicU64::new(original.get()) }
+        Self { stack: FuncStack::new(), original: AtomicU64::new(original.get()), switches: AtomicBool::new(false) }
     }
 
     /// Gives it to another site, behind which the function goes on at `original`. Nothing is on the stack, and no task is on its
@@ -50,6 +52,11 @@ impl Ops {
     pub fn original(&self) -> CodeAddr {
         // What `new` or `serve` wrote was there before the site led to the handler.
         CodeAddr::new(self.original.load(Ordering::Relaxed))
+    }
+
+    /// Lets tasks switch themselves at this entry in the transition that is about to start, or not.
+    pub(crate) fn let_switch(&self, on: bool) {
+        self.switches.store(on, Ordering::Relaxed);
     }
 
     /// What to bring to the handler so that it finds this.
@@ -76,4 +83,21 @@ pub unsafe fn handler(arg: u64, state: impl FnOnce() -> TaskState) -> CodeAddr {
     let ops = core::ptr::with_exposed_provenance::<Ops>(arg as usize);
     // SAFETY: `Ops::arg` made the number from a reference that lives for ever.
     unsafe { &*ops }.select(state)
+}
+
+/// Whether the task whose call came through the site of `arg` may switch itself there, if something is
+/// [lent](crate::port::TaskSet::lend) for that: no affected code ends in a jump to this entry, so the task was called, and whatever it
+/// is still in has a frame on its stack.
+///
+/// # Safety
+///
+/// As for [`handler`].
+#[inline]
+#[must_use]
+pub unsafe fn may_switch(arg: u64) -> bool {
+    #[allow(clippy::cast_possible_truncation, reason = "it was a pointer of this machine")]
+    let ops = core::ptr::with_exposed_provenance::<Ops>(arg as usize);
+    // What the engine wrote was there before it lent anything, which is read with acquire.
+    // SAFETY: as in `handler`.
+    unsafe { &*ops }.switches.load(Ordering::Relaxed)
 }

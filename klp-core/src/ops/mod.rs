@@ -4,5 +4,5 @@
 mod handler;
 mod stack;
 
-pub use handler::{Ops, handler};
+pub use handler::{Ops, handler, may_switch};
 pub use stack::{FuncNode, FuncStack, Nodes, Synchronized};

@@ -421,6 +421,21 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
         vacant.push(site);
     }
 
+    unsafe fn retire(&self, site: EntrySite) {
+        let State { sites, arenas, .. } = &mut *self.state.lock();
+        let Site { at, entry, now, slots, .. } = &mut sites[site.0 as usize];
+        slots.retain(|slot| {
+            let leads_here = A::jump(*at, slot.at, entry.len).is_ok_and(|jump| jump == *now);
+            let stays = leads_here || matches!(slot.to, Onward::Stub(_));
+            if !stays {
+                if let Some(arena) = arenas.iter_mut().find(|arena| arena.image.text.contains(slot.at)) {
+                    arena.free.push(slot.at);
+                }
+            }
+            stays
+        });
+    }
+
     fn synchronize(&self) {
         self.host.synchronize();
     }

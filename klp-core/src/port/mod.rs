@@ -90,6 +90,13 @@ pub trait Platform: Sync + Sized + 'static {
         let _ = (patch, object);
     }
 
+    /// A number, not 0, that tells those apart who call the engine at the same time: the calling task's, say. By it the engine knows that a
+    /// callback of a patch calls it, and refuses ([`ApiMisuse::InCallback`](crate::error::ApiMisuse::InCallback)). A host that leaves it
+    /// out sees such a call wait for itself.
+    fn caller(&self) -> u64 {
+        0
+    }
+
     /// Takes one line of the engine's log. Called with the engine's lock held: must not call the engine.
     fn event(&self, event: &Event<'_>) {
         let _ = event;

@@ -42,6 +42,35 @@ pub trait SymbolResolver: Sync {
     /// The function that `addr` lies in (kernel: `kallsyms_lookup_size_offset`).
     fn function_at(&self, addr: CodeAddr) -> Option<TextRange>;
 
+    /// Reports the parts that the compiler split off the function that occupies `func`, of the base image, a module or a patch: what
+    /// its symbols called `NAME.cold` and `NAME.cold.N` cover. `known_as` are the object and the name by which it was found, if it was.
+    ///
+    /// Parts of another function of the same name may be among them: that holds a transition back a little longer, and is never wrong.
+    /// As it stands here, it finds `NAME.cold` of functions that are known by name.
+    ///
+    /// # Errors
+    ///
+    /// As for [`symbols`](Self::symbols).
+    fn parts(
+        &self,
+        func: TextRange,
+        known_as: Option<(&str, &str)>,
+        found: &mut dyn FnMut(TextRange),
+    ) -> Result<(), Self::Error> {
+        let _ = func;
+        let Some((object, name)) = known_as else { return Ok(()) };
+        let mut cold = heapless::String::<{ crate::config::SYMBOL_NAME_LEN + 5 }>::new();
+        // A longer name has no symbol.
+        if cold.push_str(name).and_then(|()| cold.push_str(".cold")).is_err() {
+            return Ok(());
+        }
+        self.symbols(object, &cold, &mut |symbol| {
+            if let Some(part) = TextRange::new(symbol.addr, symbol.len) {
+                found(part);
+            }
+        })
+    }
+
     /// Writes `addr` for people: `function+0x12/0x40`, or the bare address if nothing is known.
     ///
     /// # Errors

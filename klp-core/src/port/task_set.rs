@@ -2,6 +2,7 @@
 
 use super::error::PortError;
 use super::unwinder::Frame;
+use crate::addr::CodeAddr;
 use crate::config::TASK_NAME_LEN;
 use core::fmt;
 
@@ -87,8 +88,10 @@ pub trait Visitor<C: ?Sized>: Sync {
 
 /// What a task may not be in when it switches itself at the entry of an affected function.
 pub trait EntryCheck: Sync {
-    /// Whether `frame` keeps a task from moving to `target`. May run on any task at any time: no lock, no allocation, no panic.
-    fn keeps(&self, target: TaskState, frame: Frame) -> bool;
+    /// Whether `frame` keeps a task from moving to `target`; `called` is what
+    /// [`Unwinder::called`](super::Unwinder::called) says of it, and `None` for the call that led to the entry. May run on any task at
+    /// any time: no lock, no allocation, no panic.
+    fn keeps(&self, target: TaskState, frame: Frame, called: Option<CodeAddr>) -> bool;
 }
 
 /// The tasks of the host.
@@ -114,6 +117,9 @@ pub unsafe trait TaskSet: Sync {
     type Context: ?Sized;
     /// What can go wrong.
     type Error: PortError;
+
+    /// Whether tasks of this host switch themselves at [entries](TaskSet::lend). Only then the engine works out where they may.
+    const SWITCH_AT_ENTRIES: bool = false;
 
     /// The state of the task that calls. The handler's only question: no lock, no allocation, no panic.
     fn current_state(&self) -> TaskState;
@@ -145,10 +151,13 @@ pub unsafe trait TaskSet: Sync {
     fn with_stopped(&self, tasks: &[TaskId], visitor: &dyn Visitor<Self::Context>);
 
     /// Lends the tasks `check`: until [`withdraw`](TaskSet::withdraw), a task that calls an affected function may switch itself there,
-    /// before the handler chooses, if its stack below that call is reliable and `check` keeps no frame of it. So threads
-    /// move that are inside of affected functions whenever they are looked at from outside.
+    /// before the handler chooses, if [`ops::may_switch`](crate::ops::may_switch) says so of the entry, its stack below that call is
+    /// reliable, and `check` keeps no frame of it. So threads move that are inside of affected functions whenever they are looked at
+    /// from outside.
     ///
-    /// A task does this inside a run of the handler. A host that cannot walk stacks there leaves this out.
+    /// A task does this inside a run of the handler. A host that cannot walk stacks there leaves this out. A host that does it says
+    /// so by [`SWITCH_AT_ENTRIES`](TaskSet::SWITCH_AT_ENTRIES); one that has other moments at which a task can look at its own
+    /// stack (a kernel's scheduler) may use the check there.
     ///
     /// # Safety
     ///

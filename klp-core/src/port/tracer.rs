@@ -91,6 +91,15 @@ pub unsafe trait Tracer: Sync {
         self.forget(site);
     }
 
+    /// What led on from the site to other places than where it leads now may serve others.
+    ///
+    /// # Safety
+    ///
+    /// No call that began at the site while it led elsewhere is on its way any more, but for those on their way to the handler.
+    unsafe fn retire(&self, site: Self::Site) {
+        let _ = site;
+    }
+
     /// Waits until every run of the handler that began before this call has ended (kernel: `klp_synchronize_transition`).
     fn synchronize(&self);
 }

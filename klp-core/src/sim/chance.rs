@@ -51,7 +51,7 @@ impl Shared {
         }
         let chance = &mut noise.chance;
         let Some(id) = world.tasks.keys().nth(chance.below(tasks)).copied() else { return };
-        match chance.below(16) {
+        match chance.below(19) {
             0..5 => {
                 world.begin_call(id, SimFunc(chance.below(functions)));
             }
@@ -67,6 +67,15 @@ impl Shared {
             }
             14 if tasks < noise.max_tasks => {
                 world.fork(id);
+            }
+            16 => {
+                world.begin_end(id, chance.below(4), SimFunc(chance.below(functions)));
+            }
+            17 => {
+                world.go_cold(id);
+            }
+            18 => {
+                world.go_helper(id);
             }
             15 if tasks > 1 => {
                 world.tasks.remove(&id);

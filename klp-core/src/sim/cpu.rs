@@ -1,7 +1,7 @@
 //! Tasks run: calls, single instructions, returns.
 
 use super::machine::{INSN, Insn};
-use super::object::{REST, SimFunc};
+use super::object::{Code, REST, SimFunc};
 use super::shared::{Phase, Shared, World};
 use super::task::Sleep;
 use crate::addr::CodeAddr;
@@ -9,6 +9,7 @@ use crate::ops;
 use crate::port::{Frame, FrameKind, TaskId, TaskState};
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 /// Steps after which a call that has reached no body counts as lost.
 const MAX_STEPS: usize = 32;
@@ -53,6 +54,7 @@ impl World {
             Some(task) if ready && task.frames.len() < MAX_DEPTH => {
                 task.frames.push((task.pc.wrapping_add(INSN), func));
                 task.calling = Some(func);
+                task.jumped = false;
                 task.pc = entry;
                 self.hit_probes(func);
                 true
@@ -74,15 +76,53 @@ impl World {
         true
     }
 
-    /// Goes to the cold part of the original function that the task is in, if that has one.
+    /// Goes to the next part of the function that the task is in, if that has one.
     pub(super) fn go_cold(&mut self, id: TaskId) -> bool {
+        self.go_to(id, |here, code| {
+            let main = here.part_of.unwrap_or(here.range.start());
+            code.part_of == Some(main) && code.range.start() > here.range.start()
+        })
+    }
+
+    /// Goes to code of the patch whose function the task is in that replaces nothing.
+    pub(super) fn go_helper(&mut self, id: TaskId) -> bool {
+        self.go_to(id, |here, code| code.func.is_none() && here.patch.is_some() && code.patch == here.patch)
+    }
+
+    /// Goes to the first code that is `wanted` from the code that the task is in.
+    fn go_to(&mut self, id: TaskId, wanted: impl Fn(&Code, &Code) -> bool) -> bool {
         let Some(pc) = self.tasks.get(&id).map(|task| task.pc).filter(|_| self.in_body(id)) else { return false };
-        let func = self.code_at(pc).filter(|code| code.patch.is_none()).and_then(|code| code.func);
-        let cold = func.and_then(|func| self.functions[func.0].cold);
-        if let (Some(cold), Some(task)) = (cold, self.tasks.get_mut(&id)) {
-            task.pc = cold.start();
+        let Some(here) = self.code_at(pc) else { return false };
+        let to = self.code.values().find(|code| wanted(here, code)).map(|code| code.range.start());
+        if let (Some(to), Some(task)) = (to, self.tasks.get_mut(&id)) {
+            task.pc = to;
         }
-        cold.is_some()
+        to.is_some()
+    }
+
+    /// Puts a task at the jump, number `number`, in which the function that it is in may end. If the code does not tell where that goes, it
+    /// goes to `func`.
+    pub(super) fn begin_end(&mut self, id: TaskId, number: usize, func: SimFunc) -> bool {
+        let Some(pc) = self.tasks.get(&id).map(|task| task.pc).filter(|_| self.in_body(id)) else { return false };
+        let Some(code) = self.code_at(pc) else { return false };
+        let site = u64::from(code.patch.is_none() && code.part_of.is_none());
+        let places = (site..code.range.len() / INSN).map(|at| code.range.start().wrapping_add(at * INSN));
+        let ends = places.filter_map(|at| match self.insn(at) {
+            Some(Insn::Jump(to)) => Some((at, self.code_at(to)?.func?)),
+            Some(Insn::JumpAnywhere) => Some((at, func)),
+            _ => None,
+        });
+        let ends: Vec<_> = ends.filter(|(_, func)| self.is_live(*func)).collect();
+        let Some((at, to)) = ends.get(number % ends.len().max(1)).copied() else { return false };
+        let entry = self.functions[to.0].range.start();
+        if let Some(task) = self.tasks.get_mut(&id) {
+            task.pc = at;
+            task.calling = Some(to);
+            task.jumped = true;
+            task.anywhere = Some(entry);
+        }
+        self.hit_probes(to);
+        true
     }
 
     /// A task that calls an affected function moves, if nothing below the call keeps it.
@@ -91,8 +131,11 @@ impl World {
         let Some(task) = self.tasks.get(&id).filter(|task| task.state != target && task.doubt.is_none()) else {
             return;
         };
-        let keeps = |pc| lent.check().keeps(target, Frame { pc, kind: FrameKind::Call });
-        if self.self_switching && !task.frames.iter().any(|(pc, _)| keeps(*pc)) {
+        let called = task.frames.iter().map(|(_, func)| self.called(*func));
+        // Of the call that led here, nothing is to be asked.
+        let called = called.take(task.frames.len().saturating_sub(1)).chain([None]);
+        let keeps = |pc, called| lent.check().keeps(target, Frame { pc, kind: FrameKind::Call }, called);
+        if self.self_switching && !task.frames.iter().zip(called).any(|((pc, _), called)| keeps(*pc, called)) {
             if let Some(task) = self.tasks.get_mut(&id) {
                 task.state = target;
             }
@@ -135,6 +178,7 @@ impl Shared {
             Insn::Nop => task.pc = pc.wrapping_add(INSN),
             Insn::ShortNop => task.pc = pc.wrapping_add(1),
             Insn::Jump(to) => task.pc = to,
+            Insn::JumpAnywhere => task.pc = task.anywhere.take().unwrap_or(REST),
             Insn::Arg(arg) => {
                 task.arg = arg;
                 task.pc = pc.wrapping_add(INSN);
@@ -157,6 +201,8 @@ impl Shared {
     /// The real handler, on behalf of `id`, with the world unlocked.
     fn run_handler(&self, mut world: spin::MutexGuard<'_, World>, id: TaskId, arg: u64) -> CodeAddr {
         world.current = Some(id);
+        // SAFETY: as below.
+        world.may_switch = unsafe { ops::may_switch(arg) };
         drop(world);
         // SAFETY: a thunk that the engine's tracer wrote has loaded `arg`. The run is one step of the simulation: it ends
         // before anybody can ask `synchronize` about it.
@@ -167,7 +213,9 @@ impl Shared {
     pub(super) fn current_state(&self) -> TaskState {
         let mut world = self.world();
         let Some(id) = world.current else { return TaskState::Idle };
-        world.switch_itself(id);
+        if world.may_switch {
+            world.switch_itself(id);
+        }
         world.tasks.get(&id).map_or(TaskState::Idle, |task| task.state)
     }
 

@@ -30,7 +30,7 @@ pub(crate) struct SiteView {
     pub(crate) name: String,
     /// The whole function.
     pub(crate) range: TextRange,
-    pub(crate) cold: Option<TextRange>,
+    pub(crate) cold: Vec<TextRange>,
     pub(crate) lead: Lead,
     /// Whether every byte behind the site is as it was built.
     pub(crate) body_intact: bool,
@@ -96,15 +96,18 @@ impl World {
     fn view(&self, function: &Function) -> SiteView {
         let range = function.range;
         let site = if function.pad == Pad::None { 0 } else { INSN };
-        let mut body =
-            (site..range.len()).step_by(8).map(|offset| self.memory.word(range.start().wrapping_add(offset)));
+        let built = function.built();
+        let body = usize::try_from(site).ok().and_then(|site| Some((site, built.get(site..)?)));
+        let body_intact = body.is_some_and(|(site, built)| {
+            self.memory.bytes(range.start().wrapping_add(site as u64), built.len()) == Some(built)
+        });
         SiteView {
             object: self.modules[function.object].name.clone(),
             name: function.name.clone(),
             range,
-            cold: function.cold,
+            cold: function.cold.clone(),
             lead: self.lead(function),
-            body_intact: body.all(|word| word == Insn::Body.encode()),
+            body_intact,
         }
     }
 }
@@ -137,6 +140,20 @@ impl SimOs {
         let module = world.modules.iter().find(|module| module.is_loaded() && module.name == object)?;
         let nth = (position.max(1) - 1) as usize;
         module.symbols_called(name).nth(nth)
+    }
+
+    /// All code of `patch`.
+    pub(crate) fn code_of(&self, patch: &str) -> Vec<TextRange> {
+        let world = self.shared.world();
+        let code = world.code.values().filter(|code| code.patch.as_deref() == Some(patch));
+        code.map(|code| code.range).collect()
+    }
+
+    /// The parts that were split off `func`.
+    pub(crate) fn parts_of(&self, func: TextRange) -> Vec<TextRange> {
+        let world = self.shared.world();
+        let parts = world.code.values().filter(|code| code.part_of == Some(func.start()));
+        parts.map(|code| code.range).collect()
     }
 
     /// The code that `addr` lies in.

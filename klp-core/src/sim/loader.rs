@@ -4,11 +4,12 @@
 
 use super::SimOs;
 use super::machine::Insn;
+use super::object::{SimFunc, part_name};
 use super::shared::{Shared, World};
 use crate::addr::{CodeAddr, TextRange};
 use crate::engine::Engine;
 use crate::error::Error;
-use alloc::string::{String, ToString};
+use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -105,12 +106,17 @@ impl World {
 
     /// Whether a task is in one of its functions, or will return to one.
     pub(super) fn is_in_use(&self, name: &str) -> bool {
-        let mut called = self.tasks.values().flat_map(|task| &task.frames);
-        called.any(|(_, func)| self.modules[self.functions[func.0].object].name == name)
+        let within = |func: SimFunc| self.modules[self.functions[func.0].object].name == name;
+        let code = |place| self.code_at(place).filter(|code| code.patch.is_none()).and_then(|code| code.func);
+        self.tasks.values().any(|task| {
+            task.frames.iter().any(|(_, func)| within(*func))
+                || task.calling.is_some_and(within)
+                || task.places().filter_map(code).any(within)
+        })
     }
 
     /// Whether `func` is there to be called.
-    pub(super) fn is_live(&self, func: super::SimFunc) -> bool {
+    pub(super) fn is_live(&self, func: SimFunc) -> bool {
         self.modules[self.functions[func.0].object].state == ModuleState::Live
     }
 
@@ -135,8 +141,8 @@ impl World {
             if self.functions[func].object == index {
                 let function = &mut self.functions[func];
                 function.range = shift(function.range);
-                function.cold = function.cold.map(shift);
-                self.map_function(super::SimFunc(func));
+                function.cold.iter_mut().for_each(|part| *part = shift(*part));
+                self.map_function(SimFunc(func));
             }
         }
     }
@@ -149,7 +155,7 @@ impl World {
             .functions
             .iter()
             .filter(|function| function.object == index)
-            .flat_map(|function| core::iter::once(function.range).chain(function.cold))
+            .flat_map(|function| core::iter::once(function.range).chain(function.cold.iter().copied()))
             .collect();
         for part in parts {
             self.forbid_tasks_in(part, "unmapped");
@@ -159,14 +165,13 @@ impl World {
     }
 
     /// Maps the text of a function, as it was built.
-    pub(super) fn map_function(&mut self, func: super::SimFunc) {
+    pub(super) fn map_function(&mut self, func: SimFunc) {
         let function = self.functions[func.0].clone();
         self.memory.map(function.range.start(), function.built());
-        self.define(&function.name, function.range, Some(func), None);
-        if let Some(cold) = function.cold {
+        self.define(&function.name, function.range, Some(func), None, None);
+        for (number, cold) in function.cold.iter().enumerate() {
             self.memory.map(cold.start(), Insn::Body.encode().to_vec());
-            let name: String = function.name + ".cold";
-            self.define(&name, cold, Some(func), None);
+            self.define(&part_name(&function.name, number), *cold, Some(func), None, Some(function.range.start()));
         }
     }
 }

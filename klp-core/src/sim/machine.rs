@@ -25,6 +25,8 @@ pub enum Insn {
     Go,
     /// The body of a function: stays until the task is told to call or to return.
     Body,
+    /// Goes to an address that the code does not tell.
+    JumpAnywhere,
 }
 
 impl Insn {
@@ -40,6 +42,7 @@ impl Insn {
             Self::Stub => (b'S', 0),
             Self::Go => (b'G', 0),
             Self::Body => (b'B', 0),
+            Self::JumpAnywhere => (b'X', 0),
         };
         // The operand is seven bytes; no toy address and no address of a process needs more.
         (operand << 8 | u64::from(op)).to_le_bytes()
@@ -58,6 +61,7 @@ impl Insn {
             b'S' => Self::Stub,
             b'G' => Self::Go,
             b'B' => Self::Body,
+            b'X' => Self::JumpAnywhere,
             _ => return None,
         })
     }
@@ -110,5 +114,20 @@ impl Arch for SimArch {
 
     fn veneer(_at: CodeAddr, to: CodeAddr) -> Code {
         Self::code(&[Insn::Jump(to)])
+    }
+
+    fn jumps(_at: CodeAddr, code: &[u8], each: &mut dyn FnMut(Option<CodeAddr>)) {
+        let insns = code.chunks_exact(8);
+        let whole = insns.remainder().is_empty();
+        for insn in insns {
+            match insn.try_into().ok().and_then(Insn::decode) {
+                Some(Insn::Jump(to)) => each(Some(to)),
+                Some(Insn::JumpAnywhere) | None => each(None),
+                Some(_) => {}
+            }
+        }
+        if !whole {
+            each(None);
+        }
     }
 }

@@ -33,7 +33,7 @@ pub use cpu::Step;
 pub use fault::SimError;
 pub use loader::{Console, ModuleState, insmod, rmmod};
 pub use memory::SimText;
-pub use object::{Pad, Place, SimEntries, SimFunc, SimSymbols};
+pub use object::{End, Pad, Place, SimEntries, SimFunc, SimSymbols};
 pub use probe::Claim;
 pub use task::{SimContext, SimTasks, SimUnwinder, Sleep};
 
@@ -90,6 +90,11 @@ impl Platform for SimOs {
         &self.text
     }
 
+    /// One thread at a time drives the system.
+    fn caller(&self) -> u64 {
+        1
+    }
+
     fn event(&self, event: &Event<'_>) {
         let _inside = self.shared.inside();
         let mut world = self.shared.world();
@@ -129,7 +134,12 @@ impl SimOs {
 
     /// Adds a function with that kind of entry.
     pub fn function_with(&self, object: &str, name: &str, pad: Pad) -> SimFunc {
-        self.shared.world().function(object, name, pad)
+        self.shared.world().function(object, name, pad, &[])
+    }
+
+    /// Adds a function that may end in jumps.
+    pub fn function_ending(&self, object: &str, name: &str, pad: Pad, ends: &[End]) -> SimFunc {
+        self.shared.world().function(object, name, pad, ends)
     }
 
     /// Gives `func` a second name in its object.
@@ -146,7 +156,7 @@ impl SimOs {
         world.symbol(object, name, range, 0);
     }
 
-    /// Splits the unlikely part off `func`: `NAME.cold`.
+    /// Splits an unlikely part off `func`: `NAME.cold`, and, at further calls, `NAME.cold.N`.
     pub fn cold_part(&self, func: SimFunc) {
         self.shared.world().cold_part(func);
     }
@@ -154,6 +164,11 @@ impl SimOs {
     /// Marks `func` as one that must not be redirected.
     pub fn notrace(&self, func: SimFunc) {
         self.shared.world().functions[func.0].notrace = true;
+    }
+
+    /// Has `func` called through a pointer only: who looks at a call of it does not see where it went.
+    pub fn by_pointer(&self, func: SimFunc) {
+        self.shared.world().functions[func.0].by_pointer = true;
     }
 
     /// Lets the linker of patches bind new code to `name`, wherever that is.
@@ -179,7 +194,30 @@ impl SimOs {
 
     /// Maps new code for `func`; the patch called `patch` is going to use it.
     pub fn replacement(&self, patch: &str, func: SimFunc, place: Place) -> TextRange {
-        self.shared.world().replacement(patch, func, place)
+        self.shared.world().replacement(patch, func, place, &[])
+    }
+
+    /// The same, of code that may end in jumps.
+    pub fn replacement_ending(&self, patch: &str, func: SimFunc, place: Place, ends: &[End]) -> TextRange {
+        self.shared.world().replacement(patch, func, place, ends)
+    }
+
+    /// Splits an unlikely part off a replacement.
+    pub fn cold_part_of(&self, new: TextRange) -> TextRange {
+        self.shared.world().cold_part_of(new.start())
+    }
+
+    /// Maps code of the patch called `patch`, behind its code `new`, that replaces nothing.
+    pub fn helper(&self, patch: &str, new: TextRange) -> TextRange {
+        self.shared.world().helper(patch, new.start())
+    }
+
+    /// The code of `patch` is about to be freed: a task that is in it, or returns to it, is a [violation](SimOs::violations).
+    pub fn forbid_code_of(&self, patch: &str) {
+        let mut world = self.shared.world();
+        let code = world.code.values().filter(|code| code.patch.as_deref() == Some(patch));
+        let ranges: Vec<TextRange> = code.map(|code| code.range).collect();
+        ranges.into_iter().for_each(|range| world.forbid_tasks_in(range, "freed"));
     }
 
     /// Notes that code in an image is what `patch` replaces `func` by.
@@ -263,9 +301,41 @@ impl SimOs {
         self.shared.world().leave(task)
     }
 
-    /// Goes to the cold part of the original function that the task is in.
+    /// Goes to the next part of the function that the task is in.
     pub fn go_cold(&self, task: TaskId) -> bool {
         self.shared.world().go_cold(task)
+    }
+
+    /// Goes to code of the patch whose function the task is in that replaces nothing.
+    pub fn go_helper(&self, task: TaskId) -> bool {
+        self.shared.world().go_helper(task)
+    }
+
+    /// Puts the task at a jump in which the function that it is in may end, number `end` of them; [`step`](SimOs::step) takes it on. If
+    /// the code does not tell where it goes, it goes to `func`. Whether the task could.
+    pub fn begin_end(&self, task: TaskId, end: usize, func: SimFunc) -> bool {
+        self.shared.world().begin_end(task, end, func)
+    }
+
+    /// The task's stack becomes one that no task runs.
+    pub fn suspend(&self, task: TaskId) {
+        self.sleep(task, Sleep::Suspended);
+    }
+
+    /// `by` goes on with the stack `context`, if that is suspended. A host that does not [see](SimOs::see_suspended) such stacks does not know
+    /// their state: it is that of `by` then.
+    pub fn resume(&self, context: TaskId, by: TaskId) {
+        let mut world = self.shared.world();
+        let state = world.tasks.get(&by).map(|task| task.state).filter(|_| !world.sees_suspended);
+        if let Some(task) = world.tasks.get_mut(&context).filter(|task| task.sleep == Sleep::Suspended) {
+            task.sleep = Sleep::Awake;
+            task.state = state.unwrap_or(task.state);
+        }
+    }
+
+    /// Whether the host lists stacks that no task runs as if they were tasks (as at the beginning), or knows nothing of them.
+    pub fn see_suspended(&self, on: bool) {
+        self.shared.world().sees_suspended = on;
     }
 
     /// Which code the task is in: a function by its name, a replacement as `PATCH_FUNCTION`.
@@ -285,6 +355,21 @@ impl SimOs {
     /// Sends the task to sleep, or wakes it.
     pub fn sleep(&self, task: TaskId, sleep: Sleep) {
         self.with_task(task, |task| task.sleep = sleep);
+    }
+
+    /// Maps code at `place`, where nothing is, that no engine knows.
+    pub fn map_foreign(&self, name: &str, place: TextRange) {
+        let mut world = self.shared.world();
+        let bytes = (0..place.len() / machine::INSN).flat_map(|_| machine::Insn::Body.encode()).collect();
+        world.memory.map(place.start(), bytes);
+        world.define(name, place, None, None, None);
+    }
+
+    /// Puts the task, which rests, at `place`; whether it could.
+    pub fn stand_at(&self, task: TaskId, place: CodeAddr) -> bool {
+        let rests = self.rests(task);
+        self.with_task(task, |task| task.pc = if rests { place } else { task.pc });
+        rests
     }
 
     /// Makes the task's stack one that cannot be trusted, or trusted again.

@@ -57,8 +57,22 @@ pub(super) struct Function {
     pub(super) range: TextRange,
     pub(super) pad: Pad,
     pub(super) notrace: bool,
+    /// It is called through a pointer: calls of it do not tell where they go.
+    pub(super) by_pointer: bool,
     pub(super) probes: Vec<Probe>,
-    pub(super) cold: Option<TextRange>,
+    /// Parts that the compiler split off.
+    pub(super) cold: Vec<TextRange>,
+    /// Jumps that it may end in.
+    pub(super) ends: Vec<Insn>,
+}
+
+/// A way in which a function may end, beside its return: a sibling call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// A jump to this function of the base image.
+    In(SimFunc),
+    /// A jump to a function that the code does not tell.
+    Anywhere,
 }
 
 #[derive(Debug)]
@@ -79,8 +93,11 @@ pub(super) struct Module {
 pub(super) struct Code {
     pub(super) name: String,
     pub(super) range: TextRange,
+    /// What it is, or replaces; `None`: nothing that is called by name.
     pub(super) func: Option<SimFunc>,
     pub(super) patch: Option<String>,
+    /// It was split off the function that begins here.
+    pub(super) part_of: Option<CodeAddr>,
 }
 
 impl Function {
@@ -91,9 +108,11 @@ impl Function {
             Pad::Split => Insn::ShortNop.encode().to_vec(),
             Pad::None => Vec::new(),
         };
-        while (code.len() as u64) < self.range.len() {
+        let ends = self.ends.len() as u64 * INSN;
+        while (code.len() as u64) < self.range.len() - ends {
             code.extend(Insn::Body.encode());
         }
+        code.extend(self.ends.iter().flat_map(|end| end.encode()));
         code
     }
 }
@@ -119,7 +138,7 @@ impl World {
     pub(super) fn boot(&mut self) {
         self.memory.map(STUB, [Insn::Stub.encode(), Insn::Go.encode()].concat());
         self.memory.map(REST, [Insn::Body.encode(), Insn::Body.encode()].concat());
-        self.define("rest", range(REST.get(), 2 * INSN), None, None);
+        self.define("rest", range(REST.get(), 2 * INSN), None, None, None);
         self.module(VMLINUX);
     }
 
@@ -140,8 +159,15 @@ impl World {
         self.modules.len() - 1
     }
 
-    pub(super) fn define(&mut self, name: &str, range: TextRange, func: Option<SimFunc>, patch: Option<&str>) {
-        let code = Code { name: name.to_string(), range, func, patch: patch.map(ToString::to_string) };
+    pub(super) fn define(
+        &mut self,
+        name: &str,
+        range: TextRange,
+        func: Option<SimFunc>,
+        patch: Option<&str>,
+        part_of: Option<CodeAddr>,
+    ) {
+        let code = Code { name: name.to_string(), range, func, patch: patch.map(ToString::to_string), part_of };
         self.code.insert(range.start(), code);
     }
 
@@ -149,12 +175,21 @@ impl World {
         self.modules[object].symbols.push((name.to_string(), Symbol { addr: range.start(), len }));
     }
 
-    pub(super) fn function(&mut self, object: &str, name: &str, pad: Pad) -> SimFunc {
+    fn jumps(&self, ends: &[End]) -> Vec<Insn> {
+        let jump = |end: &End| match *end {
+            End::In(func) => Insn::Jump(self.functions[func.0].range.start()),
+            End::Anywhere => Insn::JumpAnywhere,
+        };
+        ends.iter().map(jump).collect()
+    }
+
+    pub(super) fn function(&mut self, object: &str, name: &str, pad: Pad, ends: &[End]) -> SimFunc {
+        let ends = self.jumps(ends);
         let object = self.module(object);
         let func = SimFunc(self.functions.len());
         // Every other function ends with its call: the return address lies behind it.
         let bodies = 1 + func.0 as u64 % 2;
-        let len = INSN * (bodies + u64::from(pad != Pad::None));
+        let len = INSN * (bodies + u64::from(pad != Pad::None) + ends.len() as u64);
         let range = range(self.modules[object].next, len);
         self.modules[object].next += len.next_multiple_of(16);
         self.symbol(object, name, range, range.len());
@@ -164,8 +199,10 @@ impl World {
             range,
             pad,
             notrace: false,
+            by_pointer: false,
             probes: Vec::new(),
-            cold: None,
+            cold: Vec::new(),
+            ends,
         });
         self.map_function(func);
         func
@@ -173,35 +210,62 @@ impl World {
 
     pub(super) fn cold_part(&mut self, func: SimFunc) {
         let object = self.functions[func.0].object;
-        let name = self.functions[func.0].name.clone() + ".cold";
+        let name = part_name(&self.functions[func.0].name, self.functions[func.0].cold.len());
         let part = range(self.modules[object].next, INSN);
         self.modules[object].next += 16;
         self.symbol(object, &name, part, INSN);
-        self.functions[func.0].cold = Some(part);
+        self.functions[func.0].cold.push(part);
         self.map_function(func);
     }
 
+    /// Splits a part off the replacement that begins at `new`.
+    pub(super) fn cold_part_of(&mut self, new: CodeAddr) -> TextRange {
+        let Some(Code { name, func, patch, .. }) = self.code.get(&new).cloned() else { return range(0, 0) };
+        let parts = self.code.values().filter(|code| code.part_of == Some(new)).count();
+        let part = self.patch_code(new.get(), 1, &[]);
+        self.define(&part_name(&name, parts), part, func, patch.as_deref(), Some(new));
+        part
+    }
+
+    /// Code of the patch called `patch` that replaces nothing: its functions end in it, behind `new`.
+    pub(super) fn helper(&mut self, patch: &str, new: CodeAddr) -> TextRange {
+        let helper = self.patch_code(new.get(), 1, &[]);
+        self.define(&format!("{patch}_helper"), helper, None, Some(patch), None);
+        helper
+    }
+
+    /// Maps code of `bodies` instructions and `ends` behind all that is there from `base` on.
+    fn patch_code(&mut self, base: u64, bodies: u64, ends: &[Insn]) -> TextRange {
+        let before = self.code.range(..CodeAddr::new(base + NEAR)).next_back();
+        let start = before.map_or(base, |(_, code)| code.range.end().get().next_multiple_of(16).max(base));
+        let insns = (0..bodies).map(|_| Insn::Body).chain(ends.iter().copied());
+        self.memory.map(CodeAddr::new(start), insns.flat_map(Insn::encode).collect());
+        range(start, INSN * (bodies + ends.len() as u64))
+    }
+
     /// New code for `func`, of the patch called `patch`.
-    pub(super) fn replacement(&mut self, patch: &str, func: SimFunc, place: Place) -> TextRange {
+    pub(super) fn replacement(&mut self, patch: &str, func: SimFunc, place: Place, ends: &[End]) -> TextRange {
         let base = match place {
             Place::Near => self.modules[self.functions[func.0].object].base + NEAR,
             Place::Far => FAR,
         };
-        let len = INSN * (1 + self.code.len() as u64 % 2);
-        let before = self.code.range(..CodeAddr::new(base + NEAR)).next_back();
-        let start = before.map_or(base, |(_, code)| code.range.end().get().next_multiple_of(16).max(base));
-        let bytes = (0..len / INSN).flat_map(|_| Insn::Body.encode()).collect();
-        self.memory.map(CodeAddr::new(start), bytes);
-        self.adopt(patch, func, range(start, len));
-        range(start, len)
+        let (bodies, ends) = (1 + self.code.len() as u64 % 2, self.jumps(ends));
+        let code = self.patch_code(base, bodies, &ends);
+        self.adopt(patch, func, code);
+        code
     }
 
     /// Notes that the code in `range` is what `patch` replaces `func` by.
     pub(super) fn adopt(&mut self, patch: &str, func: SimFunc, range: TextRange) {
         let name = format!("{patch}_{}", self.functions[func.0].name);
-        self.define(&name, range, Some(func), Some(patch));
+        self.define(&name, range, Some(func), Some(patch), None);
         self.versions.add(func, patch);
     }
+}
+
+/// What GCC calls part number `number` of the function called `name`.
+pub(super) fn part_name(name: &str, number: usize) -> String {
+    if number == 0 { format!("{name}.cold") } else { format!("{name}.cold.{number}") }
 }
 
 /// The simulated OS's [`SymbolResolver`].
@@ -237,6 +301,21 @@ impl SymbolResolver for SimSymbols {
     fn function_at(&self, addr: CodeAddr) -> Option<TextRange> {
         let _inside = self.0.enter("SymbolResolver::function_at").ok()?;
         self.0.world().code_at(addr).map(|code| code.range)
+    }
+
+    fn parts(
+        &self,
+        func: TextRange,
+        _: Option<(&str, &str)>,
+        found: &mut dyn FnMut(TextRange),
+    ) -> Result<(), SimError> {
+        let inside = self.0.enter("SymbolResolver::parts")?;
+        let world = self.0.world();
+        let parts = world.code.values().filter(|code| code.part_of == Some(func.start()));
+        let parts: Vec<TextRange> = parts.map(|code| code.range).collect();
+        drop(world);
+        inside.outside(|| parts.iter().for_each(|part| found(*part)));
+        Ok(())
     }
 
     fn describe(&self, addr: CodeAddr, out: &mut dyn fmt::Write) -> fmt::Result {

@@ -3,7 +3,7 @@
 use super::chance::Noise;
 use super::fault::{Faults, SimError};
 use super::memory::Memory;
-use super::object::{Code, Function, Module};
+use super::object::{Code, Function, Module, SimFunc};
 use super::task::{Lent, Task};
 use super::versions::Versions;
 use crate::addr::CodeAddr;
@@ -36,10 +36,14 @@ pub(super) struct World {
     pub(super) next_task: u64,
     /// The task whose call of the handler runs.
     pub(super) current: Option<TaskId>,
+    /// Whether it may switch itself.
+    pub(super) may_switch: bool,
     pub(super) phase: Phase,
     /// What keeps a task from switching itself, while tasks move.
     pub(super) lent: Option<Lent>,
     pub(super) self_switching: bool,
+    /// Whether stacks that no task runs are listed like tasks.
+    pub(super) sees_suspended: bool,
     pub(super) faults: Faults,
     pub(super) noise: Option<Noise>,
     pub(super) transcript: Vec<String>,
@@ -62,9 +66,11 @@ impl World {
             tasks: BTreeMap::new(),
             next_task: 1,
             current: None,
+            may_switch: false,
             phase: Phase::Idle,
             lent: None,
             self_switching: false,
+            sees_suspended: true,
             faults: Faults::default(),
             noise: None,
             transcript: Vec::new(),
@@ -77,6 +83,12 @@ impl World {
 
     pub(super) fn violation(&mut self, what: String) {
         self.violations.push(what);
+    }
+
+    /// What a call of `func` tells of where it goes.
+    pub(super) fn called(&self, func: SimFunc) -> Option<CodeAddr> {
+        let function = &self.functions[func.0];
+        (!function.by_pointer).then(|| function.range.start())
     }
 
     /// The code that `addr` lies in.

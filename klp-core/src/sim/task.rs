@@ -25,6 +25,8 @@ pub enum Sleep {
     Interruptible,
     /// Only [`SimOs::sleep`](super::SimOs::sleep) wakes it.
     Deep,
+    /// It is a stack that no task runs (a coroutine), until [`SimOs::resume`](super::SimOs::resume).
+    Suspended,
 }
 
 /// One task.
@@ -42,6 +44,10 @@ pub(super) struct Task {
     pub(super) chosen: Option<CodeAddr>,
     /// The function that is being called, until its body is reached.
     pub(super) calling: Option<SimFunc>,
+    /// It was jumped to: the function before it left no frame.
+    pub(super) jumped: bool,
+    /// Where a jump goes whose code does not tell.
+    pub(super) anywhere: Option<CodeAddr>,
     pub(super) sleep: Sleep,
     pub(super) unstoppable: Option<Reason>,
     pub(super) doubt: Option<Doubt>,
@@ -68,6 +74,8 @@ impl Task {
             arg: 0,
             chosen: None,
             calling: None,
+            jumped: false,
+            anywhere: None,
             sleep: Sleep::Awake,
             unstoppable: None,
             doubt: None,
@@ -110,6 +118,8 @@ impl Lent {
 #[derive(Clone, Debug)]
 pub struct SimContext {
     frames: Vec<Frame>,
+    /// For each frame, which function was called there.
+    called: Vec<Option<CodeAddr>>,
     doubt: Option<Unreliable>,
 }
 
@@ -131,6 +141,11 @@ impl World {
         id
     }
 
+    /// Whether the host lists the task.
+    fn sees(&self, task: &Task) -> bool {
+        self.sees_suspended || task.sleep != Sleep::Suspended
+    }
+
     fn set_all(&mut self, state: TaskState) {
         self.tasks.values_mut().for_each(|task| task.state = state);
     }
@@ -140,11 +155,13 @@ impl World {
         let calls = task.frames.iter().rev().map(|(pc, _)| Frame { pc: *pc, kind: FrameKind::Call });
         let unreliable = |why| Some(Unreliable { at: task.pc, why });
         // Stubs, thunks and veneers are in no function.
-        match (task.doubt, self.code_at(task.pc)) {
-            (_, None) => SimContext { frames: Vec::new(), doubt: unreliable(Doubt::NoTable) },
-            (Some(why), _) => SimContext { frames: alloc::vec![interrupted], doubt: unreliable(why) },
-            (None, Some(_)) => SimContext { frames: core::iter::once(interrupted).chain(calls).collect(), doubt: None },
-        }
+        let (frames, doubt) = match (task.doubt, self.code_at(task.pc)) {
+            (_, None) => (Vec::new(), unreliable(Doubt::NoTable)),
+            (Some(why), _) => (alloc::vec![interrupted], unreliable(why)),
+            (None, Some(_)) => (core::iter::once(interrupted).chain(calls).collect(), None),
+        };
+        let called = task.frames.iter().rev().map(|(_, func)| self.called(*func));
+        SimContext { frames, called: core::iter::once(None).chain(called).collect(), doubt }
     }
 }
 
@@ -167,6 +184,10 @@ unsafe impl Unwinder for SimUnwinder {
         }
         context.doubt.map_or(Ok(()), Err)
     }
+
+    fn called(&self, context: &SimContext, index: usize, _: Frame) -> Option<CodeAddr> {
+        context.called.get(index).copied().flatten()
+    }
 }
 
 /// The simulated OS's [`TaskSet`].
@@ -178,6 +199,7 @@ pub struct SimTasks(pub(super) Arc<Shared>);
 unsafe impl TaskSet for SimTasks {
     type Context = SimContext;
     type Error = SimError;
+    const SWITCH_AT_ENTRIES: bool = true;
 
     fn current_state(&self) -> TaskState {
         self.0.current_state()
@@ -200,7 +222,8 @@ unsafe impl TaskSet for SimTasks {
     fn pending(&self, target: TaskState, each: &mut dyn FnMut(TaskId)) -> Result<(), SimError> {
         let inside = self.0.enter("TaskSet::pending")?;
         let world = self.0.world();
-        let pending: Vec<_> = world.tasks.iter().filter(|(_, task)| task.state != target).map(|(id, _)| *id).collect();
+        let pending = world.tasks.iter().filter(|(_, task)| task.state != target && world.sees(task));
+        let pending: Vec<_> = pending.map(|(id, _)| *id).collect();
         drop(world);
         inside.outside(|| pending.into_iter().for_each(each));
         Ok(())
@@ -243,7 +266,9 @@ unsafe impl TaskSet for SimTasks {
 
     fn close(&self, target: TaskState) -> Progress {
         let Ok(_inside) = self.0.enter("TaskSet::close") else { return Progress::Waiting };
-        let all = self.0.world().tasks.values().all(|task| task.state == target);
+        let world = self.0.world();
+        let all = world.tasks.values().filter(|task| world.sees(task)).all(|task| task.state == target);
+        drop(world);
         if all { Progress::Done } else { Progress::Waiting }
     }
 

@@ -1,5 +1,7 @@
 //! The property that matters: between entering and leaving the outermost of a patch's functions, a task runs one version.
 //!
+//! Sibling calls belong to the call that began them.
+//!
 //! Every call is judged when it reaches a body, for each patch that replaces the function: it ran the patch's version (*new*), or
 //! something the patch replaces (*old*), or something newer that hides the patch, which says nothing. Which patch hides which
 //! is known from the engine's log alone.
@@ -23,6 +25,8 @@ pub(super) struct Span {
     new: bool,
     /// Whether its outermost function is one that the patch only gives back.
     back: bool,
+    /// Whether its outermost function was jumped to.
+    jumped: bool,
 }
 
 /// What is known about patches.
@@ -98,12 +102,20 @@ impl World {
     pub(super) fn check_versions(&mut self, id: TaskId, func: SimFunc, ran: Option<&str>) {
         let (have, nops) = self.versions.judges(func);
         let Some(task) = self.tasks.get_mut(&id) else { return };
+        // The limit of what a stack can tell (docs/architecture.md): a function that was itself jumped to, or called through a pointer, and
+        // jumps on to one that no patch has, is over.
+        let depth = task.frames.len();
+        let unseen = task.frames.last().is_some_and(|(_, func)| self.functions[func.0].by_pointer);
+        let judged = |patch: &String| have.contains(patch) || nops.iter().any(|(nop, _)| nop == patch);
+        let over = |span: &Span| task.jumped && span.depth == depth && (span.jumped || unseen);
+        task.spans.retain(|patch, span| !over(span) || judged(patch));
         let have = have.iter().map(|patch| (patch, None));
         for (patch, back) in have.chain(nops.iter().map(|(patch, back)| (patch, Some(back.as_deref())))) {
             let side = if back == Some(ran) { Some(true) } else { self.versions.side(patch, ran) };
             let Some(new) = side else { continue };
-            let depth = task.frames.len();
-            let span = task.spans.entry(patch.clone()).or_insert(Span { depth, new, back: back.is_some() });
+            let (depth, jumped) = (task.frames.len(), task.jumped);
+            let fresh = Span { depth, new, back: back.is_some(), jumped };
+            let span = task.spans.entry(patch.clone()).or_insert(fresh);
             if span.new != new {
                 let (mix, ran) =
                     (format!("task {} in both versions of '{patch}'", id.0), ran.unwrap_or("the original"));

@@ -3,9 +3,10 @@
 //! A task may look at it at any moment, so it leaves memory only when the last handler run that could look has ended.
 
 use super::stack_check::Affected;
+use crate::addr::CodeAddr;
 use crate::mem::{OutOfMemory, try_box};
 use crate::ops::Synchronized;
-use crate::port::{TaskSet, TaskState};
+use crate::port::{Frame, TaskSet, TaskState};
 use alloc::boxed::Box;
 use core::ops::Deref;
 use core::ptr::NonNull;
@@ -33,7 +34,11 @@ impl Lent {
     }
 
     /// Lets tasks switch themselves at the entries of affected functions.
+    /// They may not if affected code jumps who knows where.
     pub(super) fn lend<T: TaskSet>(&mut self, tasks: &T) {
+        if !self.is_lendable() {
+            return;
+        }
         self.lent = true;
         // SAFETY: the memory goes in `reclaim` alone, with a proof that was made after `withdraw`.
         unsafe { tasks.lend(&**self) };
@@ -64,7 +69,7 @@ impl Drop for Lent {
 }
 
 impl crate::port::EntryCheck for Affected {
-    fn keeps(&self, target: TaskState, frame: crate::port::Frame) -> bool {
-        self.find(target, frame).is_some()
+    fn keeps(&self, target: TaskState, frame: Frame, called: Option<CodeAddr>) -> bool {
+        self.find(target, frame, called).is_some()
     }
 }

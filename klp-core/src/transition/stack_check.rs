@@ -35,52 +35,105 @@ impl AffectedFunc {
 /// The code of both sides of a transition.
 #[derive(Debug, Default)]
 pub struct Affected {
-    unpatched: Ranges,
-    patched: Ranges,
+    unpatched: Side,
+    patched: Side,
+    /// Whether tasks may look at it to switch themselves at entries.
+    lendable: bool,
+}
+
+/// The code that tasks in one state may be in.
+#[derive(Debug, Default)]
+struct Side {
+    funcs: Ranges,
+    /// Other code of patches, which may overlap with that of functions.
     code: Ranges,
 }
 
+impl Side {
+    fn find(&self, addr: CodeAddr) -> Option<AffectedFunc> {
+        self.funcs.find(addr).or_else(|| self.code.find(addr))
+    }
+}
+
 impl Affected {
+    fn side(&mut self, side: TaskState) -> &mut Side {
+        match side {
+            TaskState::Patched => &mut self.patched,
+            TaskState::Unpatched | TaskState::Idle => &mut self.unpatched,
+        }
+    }
+
     /// Adds code that belongs to one side: that tasks in state `side` may be in because of `func`.
     ///
     /// # Errors
     ///
     /// [`OutOfMemory`].
     pub fn add(&mut self, side: TaskState, range: TextRange, func: AffectedFunc) -> Result<(), OutOfMemory> {
-        let ranges = match side {
-            TaskState::Patched => &mut self.patched,
-            TaskState::Unpatched | TaskState::Idle => &mut self.unpatched,
-        };
-        try_push(&mut ranges.0, (range, func))
+        try_push(&mut self.side(side).funcs.0, (range, func))
     }
 
-    /// Adds all code of a patch to the patched side.
+    /// Adds the entry of a function to both sides: a task that stands there may have been called, or have jumped there from the
+    /// version of another function that it is to leave.
     ///
     /// # Errors
     ///
     /// [`OutOfMemory`].
-    pub fn add_code(&mut self, patch: u32, code: TextRange) -> Result<(), OutOfMemory> {
-        try_push(&mut self.code.0, (code, AffectedFunc::other(patch)))
+    pub fn add_entry(&mut self, entry: TextRange, func: AffectedFunc) -> Result<(), OutOfMemory> {
+        self.add(TaskState::Unpatched, entry, func)?;
+        self.add(TaskState::Patched, entry, func)
+    }
+
+    /// Adds code of patch number `patch` to one side, whatever functions it belongs to.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`].
+    pub fn add_code(&mut self, side: TaskState, code: TextRange, patch: u32) -> Result<(), OutOfMemory> {
+        try_push(&mut self.side(side).code.0, (code, AffectedFunc::other(patch)))
     }
 
     /// Sorts what was added.
     #[must_use]
     pub fn sorted(mut self) -> Self {
-        self.unpatched.sort();
-        self.patched.sort();
-        self.code.sort();
+        for side in [&mut self.unpatched, &mut self.patched] {
+            side.funcs.sort();
+            side.code.sort();
+        }
         self
     }
 
-    /// The affected function that `frame` keeps a task in which is to be switched to `target`.
+    /// The affected function that keeps a task from being switched to `target`: it is in its code, or `called` it there and has not come
+    /// back, though the function may have ended in a jump.
     #[must_use]
-    pub fn find(&self, target: TaskState, frame: Frame) -> Option<AffectedFunc> {
-        match target {
-            TaskState::Patched => self.unpatched.find(frame.lookup()),
-            TaskState::Unpatched | TaskState::Idle => {
-                self.patched.find(frame.lookup()).or_else(|| self.code.find(frame.lookup()))
-            }
-        }
+    pub fn find(&self, target: TaskState, frame: Frame, called: Option<CodeAddr>) -> Option<AffectedFunc> {
+        let side = match target {
+            TaskState::Patched => &self.unpatched,
+            TaskState::Unpatched | TaskState::Idle => &self.patched,
+        };
+        side.find(frame.lookup()).or_else(|| side.find(called?))
+    }
+
+    /// All of it, some of it more than once.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = TextRange> + '_ {
+        [&self.unpatched, &self.patched]
+            .into_iter()
+            .flat_map(|side| side.funcs.0.iter().chain(&side.code.0))
+            .map(|(range, _)| *range)
+    }
+
+    /// Whether `addr` is in it.
+    pub(crate) fn contains(&self, addr: CodeAddr) -> bool {
+        self.unpatched.find(addr).or_else(|| self.patched.find(addr)).is_some()
+    }
+
+    /// Whether tasks may switch themselves at entries.
+    pub(crate) fn is_lendable(&self) -> bool {
+        self.lendable
+    }
+
+    /// Says whether they may, or, on a host where they switch themselves elsewhere, whether they may there; not until this is called.
+    pub(crate) fn set_lendable(&mut self, on: bool) {
+        self.lendable = on;
     }
 }
 
@@ -135,14 +188,14 @@ mod tests {
             affected.add(TaskState::Unpatched, range(start, len), func(index)).expect("memory");
         }
         let affected = affected.sorted();
-        let find = |pc| affected.find(TaskState::Patched, call(pc)).map(|found| found.func);
+        let find = |pc| affected.find(TaskState::Patched, call(pc), None).map(|found| found.func);
         assert_eq!(find(0x100), None);
         assert_eq!(find(0x101), Some(0));
         assert_eq!(find(0x150), Some(0));
         assert_eq!(find(0x280), Some(0));
         assert_eq!(find(0x281), None);
         assert_eq!(find(0x308), Some(3));
-        assert_eq!(affected.find(TaskState::Unpatched, call(0x150)), None);
+        assert_eq!(affected.find(TaskState::Unpatched, call(0x150), None), None);
     }
 
     #[test]
@@ -150,8 +203,8 @@ mod tests {
         let mut affected = Affected::default();
         affected.add(TaskState::Unpatched, range(0x100, 0x10), func(0)).expect("memory");
         let affected = affected.sorted();
-        assert!(affected.find(TaskState::Patched, call(0x110)).is_some());
+        assert!(affected.find(TaskState::Patched, call(0x110), None).is_some());
         let interrupted = Frame { pc: CodeAddr::new(0x110), kind: FrameKind::Interrupted };
-        assert!(affected.find(TaskState::Patched, interrupted).is_none());
+        assert!(affected.find(TaskState::Patched, interrupted, None).is_none());
     }
 }

@@ -42,6 +42,8 @@ struct Moving {
     /// Attempts since the transition started or turned round.
     attempts: u32,
     signaled: bool,
+    /// It went one way only, and nobody was forced.
+    straight: bool,
     tasks: Vec<TaskId>,
     slots: Vec<Slot>,
 }
@@ -64,7 +66,15 @@ impl Prepared {
     ) -> Result<Self, AttemptError<TasksError<P>>> {
         let affected = Lent::new(affected)?;
         host.tasks().init(target.opposite()).map_err(AttemptError::Tasks)?;
-        Ok(Self(Moving { target, affected, attempts: 0, signaled: false, tasks: Vec::new(), slots: Vec::new() }))
+        Ok(Self(Moving {
+            target,
+            affected,
+            attempts: 0,
+            signaled: false,
+            straight: true,
+            tasks: Vec::new(),
+            slots: Vec::new(),
+        }))
     }
 
     /// Gives up before any task has moved (kernel: `klp_cancel_transition`). Sites are routed back, and handlers have ended.
@@ -161,6 +171,7 @@ impl Running {
             self.0.target = self.0.target.opposite();
             self.0.attempts = 0;
             self.0.signaled = false;
+            self.0.straight = false;
         }
         self.0.affected.lend(host.tasks());
         match turned {
@@ -218,7 +229,8 @@ impl Running {
     }
 
     /// Switches every task without a check (kernel: `klp_force_transition`).
-    pub fn force<P: Platform>(self, host: &P) -> Switched {
+    pub fn force<P: Platform>(mut self, host: &P) -> Switched {
+        self.0.straight = false;
         host.tasks().force(self.0.target);
         // The host's contract: after `force` nobody is left to wait for.
         let _ = host.tasks().close(self.0.target);
@@ -271,7 +283,7 @@ impl Moving {
     /// Every task has moved.
     fn switched<P: Platform>(self, host: &P) -> Switched {
         host.tasks().withdraw();
-        Switched { target: self.target, affected: self.affected }
+        Switched { target: self.target, affected: self.affected, straight: self.straight }
     }
 
     /// Lists the tasks that have not moved.
@@ -336,6 +348,7 @@ impl<S: SymbolResolver> fmt::Display for Described<'_, S> {
 pub struct Switched {
     target: TaskState,
     affected: Lent,
+    straight: bool,
 }
 
 impl Switched {
@@ -343,6 +356,13 @@ impl Switched {
     #[must_use]
     pub fn target(&self) -> TaskState {
         self.target
+    }
+
+    /// Whether every task has moved here from the other state, by its own stack: each was seen on a reliable stack since the sites were
+    /// routed to the handler, or was born later.
+    #[must_use]
+    pub fn all_were_seen(&self) -> bool {
+        self.straight
     }
 
     /// Puts every task to rest. No handler asks for states any more: no func is in transition, and handlers that saw one that

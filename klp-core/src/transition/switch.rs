@@ -94,13 +94,11 @@ pub(crate) fn check<U: Unwinder>(
     target: TaskState,
     context: &U::Context,
 ) -> Outcome {
-    let mut found = None;
-    let walked = unwinder.walk(context, &mut |frame| match affected.find(target, frame) {
-        Some(func) => {
-            found = Some(func);
-            ControlFlow::Break(())
-        }
-        None => ControlFlow::Continue(()),
+    let (mut found, mut index) = (None, 0);
+    let walked = unwinder.walk(context, &mut |frame| {
+        found = affected.find(target, frame, unwinder.called(context, index, frame));
+        index += 1;
+        if found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     match (found, walked) {
         (Some(func), _) => Outcome::InFunction(func),

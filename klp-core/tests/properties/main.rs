@@ -3,7 +3,7 @@
 //! veto, faults in ports, tasks that run while the engine does.
 //!
 //! `KLP_STEPS` sets the longest sequence (default 60), `PROPTEST_CASES` how many are tried (default 1,500). The long run, with its
-//! count of steps:
+//! count of steps (`KLP_SEED` repeats a run):
 //!
 //! ```text
 //! KLP_STEPS=400 PROPTEST_CASES=6000 cargo test --release -p klp-core --test properties -- --nocapture
@@ -18,6 +18,7 @@ mod patches;
 
 use model::Model;
 use proptest::prelude::*;
+use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 use std::env;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -30,14 +31,27 @@ fn random_sequences() {
     let steps = number("KLP_STEPS", 60) as usize;
     let cases = number("PROPTEST_CASES", 1_500);
     let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    let mut runner = match env::var("KLP_SEED").ok().and_then(|seed| seed.parse::<u64>().ok()) {
+        None => TestRunner::new(config),
+        Some(seed) => {
+            let mut bytes = [0; 32];
+            bytes[..8].copy_from_slice(&seed.to_le_bytes());
+            TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
+        }
+    };
     let done = AtomicU64::new(0);
-    proptest!(config, |(self_switching: bool, ops in proptest::collection::vec(ops::op(), 1..=steps))| {
+    let sequences = (any::<bool>(), proptest::collection::vec(ops::op(), 1..=steps));
+    let run = runner.run(&sequences, |(self_switching, ops)| {
         let mut model = Model::new(self_switching);
         for op in &ops {
             model.apply(op);
             done.fetch_add(1, Ordering::Relaxed);
         }
         model.take_down();
+        Ok(())
     });
+    if let Err(error) = run {
+        panic!("{error}");
+    }
     println!("{} random steps in {cases} sequences without a finding", done.into_inner());
 }

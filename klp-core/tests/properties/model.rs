@@ -36,6 +36,7 @@ pub(crate) struct Model {
 impl Model {
     pub(crate) fn new(self_switching: bool) -> Self {
         let (host, ledger) = (SimOs::new(), Ledger::default());
+        host.see_suspended(std::env::var_os("KLP_BLIND").is_none());
         host.set_self_switching(self_switching);
         let (funcs, waiting) = patches::build(&host, &ledger);
         host.not_loaded(MOD);
@@ -281,6 +282,8 @@ impl Model {
             (None, Some(waits)) => self.ids[patch] = Some(self.engine.add(waits).expect("it is new")),
             (Some(id), None) => match self.engine.remove(id) {
                 Ok(removed) => {
+                    // Its memory may go.
+                    self.engine.host().forbid_code_of(SPECS[patch].name);
                     assert!(!self.order.contains(&patch) && !self.forced[patch]);
                     self.ids[patch] = None;
                     self.waiting[patch] = Some(removed);
@@ -333,6 +336,14 @@ impl Model {
             TaskOp::Cold => {
                 host.go_cold(task);
             }
+            TaskOp::Helper => {
+                host.go_helper(task);
+            }
+            TaskOp::End(end, index) => {
+                host.begin_end(task, end, func(index));
+            }
+            TaskOp::Suspend => host.suspend(task),
+            TaskOp::Resume(by) => host.resume(task, tasks[by % tasks.len()]),
             TaskOp::Child if tasks.len() < MAX_TASKS => {
                 host.spawn_child("child", task);
             }

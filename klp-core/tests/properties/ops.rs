@@ -42,6 +42,14 @@ pub(crate) enum TaskOp {
     Step,
     Return,
     Cold,
+    /// To code of the patch that belongs to no function.
+    Helper,
+    /// It comes to the jump in which the function ends, number so and so; if that goes anywhere, to that function.
+    End(usize, usize),
+    /// Its stack becomes one that no task runs.
+    Suspend,
+    /// It goes on, by that task.
+    Resume(usize),
     Child,
     Fork,
     Exit,
@@ -56,7 +64,11 @@ fn task_op() -> impl Strategy<Value = TaskOp> {
         4 => any::<usize>().prop_map(TaskOp::BeginCall),
         8 => Just(TaskOp::Step),
         6 => Just(TaskOp::Return),
-        1 => Just(TaskOp::Cold),
+        2 => Just(TaskOp::Cold),
+        2 => Just(TaskOp::Helper),
+        4 => any::<(usize, usize)>().prop_map(|(end, func)| TaskOp::End(end, func)),
+        1 => Just(TaskOp::Suspend),
+        1 => any::<usize>().prop_map(TaskOp::Resume),
         1 => Just(TaskOp::Child),
         1 => Just(TaskOp::Fork),
         1 => Just(TaskOp::Exit),

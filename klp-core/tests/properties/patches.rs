@@ -1,8 +1,9 @@
 //! The patches that random sequences are about.
 
 use super::ledger::Ledger;
+use klp_core::addr::TextRange;
 use klp_core::model::{Func, Object, Patch, Replace, VMLINUX};
-use klp_core::sim::{Pad, Place, SimFunc, SimOs};
+use klp_core::sim::{End, Pad, Place, SimFunc, SimOs};
 use klp_core::state::State;
 
 /// The module that comes and goes.
@@ -15,6 +16,8 @@ pub(crate) struct Spec {
     place: Place,
     pub(crate) replace: Replace,
     pub(crate) states: &'static [(u64, u32)],
+    /// Whether its code is one range, with a part that belongs to no function, and is given as such.
+    whole: bool,
     /// Functions of the base image.
     base: &'static [&'static str],
     /// Functions of the module.
@@ -29,16 +32,80 @@ pub(crate) const PATCHES: usize = 10;
 
 /// Patches that share functions, replace each other, belong to sets, and know states in several versions.
 pub(crate) const SPECS: [Spec; PATCHES] = [
-    Spec { name: "a", place: NEAR, replace: Replace::None, states: &[], base: &["f", "g", "h"], module: &["m"] },
-    Spec { name: "b", place: FAR, replace: Replace::None, states: &[], base: &["f", "g"], module: &[] },
-    Spec { name: "c", place: NEAR, replace: Replace::None, states: &[(1, 1)], base: &["f", "h"], module: &["m", "n"] },
-    Spec { name: "d", place: FAR, replace: Replace::None, states: &[(1, 2)], base: &["h"], module: &["m", "n"] },
-    Spec { name: "all1", place: NEAR, replace: Replace::All, states: &[(1, 1)], base: &["f"], module: &["m"] },
-    Spec { name: "all2", place: FAR, replace: Replace::All, states: &[(1, 2)], base: &["g", "p"], module: &[] },
-    Spec { name: "set1", place: NEAR, replace: Replace::Set(1), states: &[], base: &["p"], module: &["q"] },
-    Spec { name: "set1_later", place: FAR, replace: Replace::Set(1), states: &[], base: &["r"], module: &["q"] },
-    Spec { name: "set2", place: NEAR, replace: Replace::Set(2), states: &[], base: &["r"], module: &["o"] },
-    Spec { name: "set3", place: NEAR, replace: Replace::Set(3), states: &[], base: &[], module: &["o"] },
+    Spec {
+        name: "a",
+        place: NEAR,
+        whole: false,
+        replace: Replace::None,
+        states: &[],
+        base: &["f", "g", "h"],
+        module: &["m"],
+    },
+    Spec { name: "b", place: FAR, whole: true, replace: Replace::None, states: &[], base: &["f", "g"], module: &[] },
+    Spec {
+        name: "c",
+        place: NEAR,
+        whole: false,
+        replace: Replace::None,
+        states: &[(1, 1)],
+        base: &["f", "h"],
+        module: &["m", "n"],
+    },
+    Spec {
+        name: "d",
+        place: FAR,
+        whole: true,
+        replace: Replace::None,
+        states: &[(1, 2)],
+        base: &["h"],
+        module: &["m", "n"],
+    },
+    Spec {
+        name: "all1",
+        place: NEAR,
+        whole: false,
+        replace: Replace::All,
+        states: &[(1, 1)],
+        base: &["f"],
+        module: &["m"],
+    },
+    Spec {
+        name: "all2",
+        place: FAR,
+        whole: true,
+        replace: Replace::All,
+        states: &[(1, 2)],
+        base: &["g", "p"],
+        module: &[],
+    },
+    Spec {
+        name: "set1",
+        place: NEAR,
+        whole: false,
+        replace: Replace::Set(1),
+        states: &[],
+        base: &["p"],
+        module: &["q"],
+    },
+    Spec {
+        name: "set1_later",
+        place: FAR,
+        whole: true,
+        replace: Replace::Set(1),
+        states: &[],
+        base: &["r"],
+        module: &["q"],
+    },
+    Spec {
+        name: "set2",
+        place: NEAR,
+        whole: false,
+        replace: Replace::Set(2),
+        states: &[],
+        base: &["r"],
+        module: &["o"],
+    },
+    Spec { name: "set3", place: NEAR, whole: false, replace: Replace::Set(3), states: &[], base: &[], module: &["o"] },
 ];
 
 impl Spec {
@@ -67,16 +134,30 @@ impl Spec {
     }
 
     fn build(&self, host: &SimOs, funcs: &[(&str, SimFunc)], ledger: &Ledger) -> Patch {
-        let object = |name: &str, wanted: &[&str]| {
+        let find = |wanted: &str| funcs.iter().find(|(name, _)| *name == wanted).expect("it was made");
+        let mut code: Vec<TextRange> = Vec::new();
+        let mut object = |name: &str, wanted: &[&str]| {
             let new = wanted.iter().map(|wanted| {
-                let (name, func) = funcs.iter().find(|(name, _)| name == wanted).expect("it was made");
-                Func::new(name, host.replacement(self.name, *func, self.place).start()).expect("memory")
+                let (name, func) = find(wanted);
+                // The new `f` has a part, and ends in a jump to `g` at times, as the old one does.
+                let ends: &[End] = if *name == "f" { &[End::In(find("g").1)] } else { &[] };
+                let new = host.replacement_ending(self.name, *func, self.place, ends);
+                code.push(new);
+                if *name == "f" || *name == "m" {
+                    code.push(host.cold_part_of(new));
+                }
+                Func::new(name, new.start()).expect("memory")
             });
             let object = Object::module(name).and_then(|object| object.funcs_from(new));
             object.map(|object| object.with_callbacks(Box::new(ledger.clone())))
         };
         let mut patch = Patch::builder(self.name).replace(self.replace);
         patch = patch.object(object(VMLINUX, self.base)).object(object(MOD, self.module));
+        if self.whole {
+            let (start, last) = (code[0].start(), host.helper(self.name, code[0]));
+            let len = last.end().get() - start.get();
+            patch = patch.code(TextRange::new(start, len).expect("it does not wrap"));
+        }
         for (id, version) in self.states {
             patch = patch.state(State::new(*id, *version));
         }
@@ -86,13 +167,27 @@ impl Spec {
 
 /// Makes the functions of the system, one of which nobody patches, and the patches.
 pub(crate) fn build(host: &SimOs, ledger: &Ledger) -> (Vec<SimFunc>, [Option<Patch>; PATCHES]) {
-    let whole = ["f", "g", "p", "r"].map(|name| (name, host.function(VMLINUX, name)));
+    let g = host.function(VMLINUX, "g");
+    let bystander = host.function(VMLINUX, "bystander");
+    // `f` ends in a jump to `g`, `r` in one to a function that nobody patches; `p` goes anywhere.
+    let ends = |name| match name {
+        "f" => vec![End::In(g)],
+        "r" => vec![End::In(bystander)],
+        "p" => vec![End::Anywhere],
+        _ => vec![],
+    };
+    let base = |name| host.function_ending(VMLINUX, name, Pad::Whole, &ends(name));
+    let whole = ["f", "p", "r"].map(|name| (name, base(name)));
+    let others = [("g", g), ("bystander", bystander)];
     let split = [("h", host.function_with(VMLINUX, "h", Pad::Split))];
     let module = ["m", "n", "o", "q"].map(|name| (name, host.function_with(MOD, name, Pad::Split)));
-    let bystander = [("bystander", host.function(MOD, "bystander"))];
+    let module_bystander = [("module_bystander", host.function(MOD, "module_bystander"))];
+    host.by_pointer(module[0].1);
+    host.by_pointer(whole[2].1);
+    host.cold_part(whole[0].1);
     host.cold_part(whole[0].1);
     host.cold_part(module[0].1);
-    let funcs = [&whole[..], &split, &module, &bystander].concat();
+    let funcs = [&whole[..], &split, &module, &module_bystander, &others].concat();
     let patches = SPECS.each_ref().map(|spec| {
         let patch = spec.build(host, &funcs, ledger);
         host.know(&patch);

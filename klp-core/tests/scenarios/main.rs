@@ -1,6 +1,7 @@
 //! Scenarios on the simulated OS, told by the engine's log line by line, named after what Linux's selftests call them where
 //! there is such a test.
 
+mod activations;
 mod callbacks;
 #[path = "../common/mod.rs"]
 mod common;
@@ -16,7 +17,7 @@ use klp_core::addr::CodeAddr;
 use klp_core::audit::audit;
 use klp_core::error::{ApiMisuse, Error, PatchReason};
 use klp_core::model::{Func, Object, Patch, VMLINUX};
-use klp_core::port::{Doubt, Platform, PortErrorKind, Reason, TaskSet, TaskState};
+use klp_core::port::{Doubt, Platform, PortErrorKind, Reason, TaskId, TaskSet, TaskState};
 use klp_core::sim::machine::Insn;
 use klp_core::sim::{Claim, Pad, Place, SimFunc, SimOs, Sleep, Step, insmod};
 use klp_core::transition::Hindrance;

@@ -26,6 +26,8 @@ pub(crate) struct ElfFile {
     names: Vec<u8>,
     by_name: NameIndex,
     functions: OnceLock<Vec<(u64, u64, usize)>>,
+    /// Symbols called `NAME.cold` or `NAME.cold.N`, sorted by `NAME`.
+    parts: OnceLock<Vec<usize>>,
 }
 
 /// A symbol that has an address.
@@ -132,6 +134,19 @@ impl ElfFile {
         if addr < end { self.symbols.get(index) } else { None }
     }
 
+    /// The parts that a compiler split off functions called `name`.
+    pub(crate) fn parts_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Symbol> {
+        let whole = |index: &usize| self.symbols.get(*index).and_then(|part| part_of(self.name(part)));
+        let parts = self.parts.get_or_init(|| {
+            let mut parts: Vec<_> = (0..self.symbols.len()).filter(|index| whole(index).is_some()).collect();
+            parts.sort_by(|one, other| whole(one).cmp(&whole(other)));
+            parts
+        });
+        let from = parts.partition_point(|part| whole(part) < Some(name));
+        let same = parts[from..].iter().take_while(move |part| whole(part) == Some(name));
+        same.filter_map(|index| self.symbols.get(*index))
+    }
+
     /// The symbol's name.
     pub(crate) fn name(&self, symbol: &Symbol) -> &str {
         core::str::from_utf8(self.name_bytes(symbol)).unwrap_or("?")
@@ -155,6 +170,13 @@ impl ElfFile {
         functions.dedup_by_key(|&mut (start, ..)| start);
         functions
     }
+}
+
+/// The function that a symbol called `symbol` is a part of: `NAME` of `NAME.cold` and `NAME.cold.N`.
+pub(crate) fn part_of(symbol: &str) -> Option<&str> {
+    let (name, number) = symbol.rsplit_once(".cold")?;
+    let digits = number.strip_prefix('.').unwrap_or(if number.is_empty() { "0" } else { "" });
+    (!digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit())).then_some(name)
 }
 
 impl NameIndex {
@@ -185,6 +207,16 @@ mod tests {
         assert_eq!(file.name(file.function_at(main.addr + main.len - 1).expect("it has a length")), "main");
         assert!(file.named("no such function").next().is_none());
         assert!(file.section(".text").expect("a program has code").contains(CodeAddr::new(main.addr)));
+    }
+
+    #[test]
+    fn parts_have_the_name_of_their_function() {
+        assert_eq!(part_of("work.cold"), Some("work"));
+        assert_eq!(part_of("work.cold.12"), Some("work"));
+        assert_eq!(part_of("work.constprop.0.cold"), Some("work.constprop.0"));
+        for other in ["work", "work.cold.", "work.cold.x", "work.colder", "work.part.0"] {
+            assert_eq!(part_of(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! A thread that is inside of affected functions whenever a stop signal finds it leaves them now and then: when it calls the
 //! outermost of them again, no other is on its stack. So while tasks move, a thread that has not moved walks its own stack at a
-//! redirected call, before the handler chooses. If that fails, it tries again only in a call from further up the stack:
+//! redirected call, before the handler chooses: where [`ops::may_switch`](klp_core::ops::may_switch) says that entries are called and not
+//! jumped to, so that whatever the thread is in has a frame. If that fails, it tries again only in a call from further up the stack:
 //! deeper ones have the same function below them.
 
 use super::records::{Record, registry};
@@ -13,7 +14,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use klp_arch_x86_64::stub::Preserved;
 use klp_core::mem::try_box;
-use klp_core::port::{EntryCheck, TaskState};
+use klp_core::port::{EntryCheck, TaskState, Unwinder};
 
 /// What threads look at.
 pub(crate) struct Loan {
@@ -72,9 +73,12 @@ pub(crate) unsafe fn try_switch(record: &Record, sp: u64, preserved: *const Pres
     }
     // SAFETY: the caller's promise: the return address is at `sp`. And the check is lent.
     let (regs, check) = unsafe { ((*preserved).caller(sp, *(sp as *const u64)), &*loan.check) };
-    let mut kept = false;
+    let (mut kept, mut index) = (false, 0);
     let walked = loan.space.stacks.walk_call(&regs, &mut |frame| {
-        kept = check.keeps(loan.target, frame);
+        // The call that led here says nothing: nobody jumps to this entry.
+        let called = if index == 0 { None } else { loan.space.stacks.called(&regs, index, frame) };
+        index += 1;
+        kept = check.keeps(loan.target, frame, called);
         if kept { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     if walked.is_ok() && !kept {

@@ -23,10 +23,11 @@ use klp_core::port::{EntryHost, TaskId, Unwinder};
 entry_stub!(fn klp_os_linux_entry_stub, fast, slow);
 crate::notrace!(klp_os_linux_entry_stub);
 
-/// For threads that have a record and are in the state that they are to be in, or cannot be. 0: this one is not.
+/// For threads that have a record and are in the state that they are to be in, or cannot be now or here. 0: this one is not.
 extern "C" fn fast(arg: u64, sp: u64) -> u64 {
     match records::known() {
-        Some(record) if !record.tries_at(sp) => record.run(|| decide(record, arg)),
+        // SAFETY: thunks bring only arguments that the engine made.
+        Some(record) if !record.tries_at(sp) || !unsafe { ops::may_switch(arg) } => record.run(|| decide(record, arg)),
         _ => 0,
     }
 }
@@ -35,8 +36,11 @@ extern "C" fn fast(arg: u64, sp: u64) -> u64 {
 unsafe extern "C" fn slow(arg: u64, sp: u64, preserved: *const Preserved) -> u64 {
     let record = records::current();
     record.run(|| {
-        // SAFETY: the stub's promise.
-        unsafe { entry::try_switch(record, sp, preserved) };
+        // SAFETY: thunks bring only arguments that the engine made.
+        if unsafe { ops::may_switch(arg) } {
+            // SAFETY: the stub's promise.
+            unsafe { entry::try_switch(record, sp, preserved) };
+        }
         decide(record, arg)
     })
 }

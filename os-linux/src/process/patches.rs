@@ -1,5 +1,6 @@
 //! The patch objects in memory: what is needed to unwind through their functions and to name them.
 
+use super::elf_file::part_of;
 use super::error::Error;
 use super::lock::Mutex;
 use super::unwind;
@@ -52,6 +53,18 @@ impl Patches {
     /// Their unwind tables.
     pub(crate) fn tables(&self) -> Vec<Arc<Table>> {
         self.images.lock().iter().filter_map(|loaded| loaded.table.clone()).collect()
+    }
+
+    /// Reports the parts that the compiler split off the function at `addr`; `false` if that is in none of the images.
+    pub(crate) fn parts_of(&self, addr: CodeAddr, found: &mut dyn FnMut(TextRange)) -> bool {
+        let images = self.images.lock();
+        let Some(loaded) = images.iter().find(|loaded| loaded.image.image().text.contains(addr)) else { return false };
+        let functions = loaded.image.functions();
+        if let Some((name, _)) = functions.iter().find(|(_, range)| range.contains(addr)) {
+            let parts = functions.iter().filter(|(part, _)| part_of(part) == Some(&**name));
+            parts.for_each(|(_, range)| found(*range));
+        }
+        true
     }
 
     /// The function that `addr` lies in, with its name.

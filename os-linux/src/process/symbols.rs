@@ -61,6 +61,31 @@ impl SymbolResolver for Symbols {
         function(&self.space, addr, |range, _, _| range)
     }
 
+    fn parts(
+        &self,
+        func: TextRange,
+        known_as: Option<(&str, &str)>,
+        found: &mut dyn FnMut(TextRange),
+    ) -> Result<(), Error> {
+        if self.space.patches.parts_of(func.start(), found) {
+            return Ok(());
+        }
+        let Some(object) = self.space.objects.at(func.start()) else { return Ok(()) };
+        let file = object.file()?;
+        let mut report = |name: &str| {
+            for part in file.parts_of(name) {
+                if let Some(range) = TextRange::new(CodeAddr::new(part.addr.wrapping_add(object.bias)), part.len) {
+                    found(range);
+                }
+            }
+        };
+        // A function may have several names; a part bears one of them.
+        let first = file.function_at(func.start().get().wrapping_sub(object.bias)).map(|symbol| file.name(symbol));
+        let given = known_as.map(|(_, name)| name).filter(|name| Some(*name) != first);
+        first.into_iter().chain(given).for_each(&mut report);
+        Ok(())
+    }
+
     fn describe(&self, addr: CodeAddr, out: &mut dyn fmt::Write) -> fmt::Result {
         describe(&self.space, addr, out)
     }

@@ -130,6 +130,7 @@ impl Look for Visit<'_> {
 unsafe impl TaskSet for Tasks {
     type Context = Regs;
     type Error = Error;
+    const SWITCH_AT_ENTRIES: bool = true;
 
     fn current_state(&self) -> TaskState {
         records::current().state()

@@ -1,0 +1,243 @@
+//! The code of both sides of a transition: every byte that a task may be in because of the patches that move, or of those that
+//! give way to them.
+//!
+//! A patch owns more code than its new functions: parts that the compiler split off them, and whatever its image has beside. What of
+//! a patch can be attributed to a function counts for that function; the rest counts for all of them.
+
+use super::batch::moving;
+use super::objects::{Bound, BoundFunc};
+use super::{Inner, Record};
+use crate::addr::{CodeAddr, TextRange};
+use crate::mem::{OutOfMemory, try_push};
+use crate::ops::FuncNode;
+use crate::port::{Arch, Platform, TaskSet, TaskState, Text, Tracer};
+use crate::transition::{Affected, AffectedFunc};
+use alloc::vec::Vec;
+use core::ptr;
+
+/// Bytes of code that are looked at in one go for jumps.
+const MAX_CODE: usize = 1 << 16;
+
+impl<P: Platform> Inner<P> {
+    /// The code of both sides of the transition, sorted. Says to each affected function's ops whether tasks may switch themselves at
+    /// its entry.
+    pub(super) fn affected(&self, host: &P) -> Result<Affected, OutOfMemory> {
+        let mut affected = Affected::default();
+        let versions = Versions::of(&self.patches)?;
+        // Versions that tasks leave or come back to, of patches that stay.
+        let mut below: Vec<usize> = Vec::new();
+        for (number, record) in (0..).zip(moving(&self.patches)) {
+            if let Some(code) = record.patch.code() {
+                affected.add_code(TaskState::Patched, code, number)?;
+            }
+            for (bound, func) in record.bounds().flat_map(Bound::funcs_with_nodes) {
+                let at = AffectedFunc { patch: number, ..func.at };
+                let (entry, _) = func.entry_and_body(host.tracer());
+                affected.add_entry(entry, at)?;
+                if bound.target().is_some() {
+                    affected.add(TaskState::Patched, bound.range(), at)?;
+                    func.parts.iter().try_for_each(|part| affected.add(TaskState::Patched, *part, at))?;
+                    // What goes back to an older version runs code of that patch.
+                    if let Some(older) = func.same_code_below(bound) {
+                        if let Some(version) = versions.find(older) {
+                            let parts = &version.func.parts;
+                            parts.iter().try_for_each(|part| affected.add(TaskState::Patched, *part, at))?;
+                            try_push(&mut below, ptr::from_ref(older).addr())?;
+                        }
+                    }
+                } else {
+                    func.add_original(&mut affected, TaskState::Patched, at)?;
+                }
+                match func.previous(bound).filter(|previous| previous.target().is_some()) {
+                    None => func.add_original(&mut affected, TaskState::Unpatched, at)?,
+                    Some(previous) => {
+                        affected.add(TaskState::Unpatched, previous.range(), at)?;
+                        if let Some(version) = versions.find(previous) {
+                            let parts = &version.func.parts;
+                            parts.iter().try_for_each(|part| affected.add(TaskState::Unpatched, *part, at))?;
+                            try_push(&mut below, ptr::from_ref(previous).addr())?;
+                        }
+                    }
+                }
+            }
+        }
+        below.sort_unstable();
+        let last = u32::try_from(moving(&self.patches).count().saturating_sub(1)).unwrap_or(u32::MAX);
+        for (index, record) in self.patches.iter().enumerate() {
+            if self.gives_way_now(index) {
+                for (node, func) in record.bounds().flat_map(Bound::funcs_with_nodes) {
+                    let at = AffectedFunc::other(last);
+                    affected.add(TaskState::Unpatched, node.range(), at)?;
+                    func.parts.iter().try_for_each(|part| affected.add(TaskState::Unpatched, *part, at))?;
+                }
+                if let Some(code) = record.patch.code() {
+                    affected.add_code(TaskState::Unpatched, code, last)?;
+                }
+            } else if !record.moves {
+                add_rest(&mut affected, record, &below, last)?;
+            }
+        }
+        let mut affected = affected.sorted();
+        if P::Tasks::SWITCH_AT_ENTRIES {
+            self.judge_entries(host, &mut affected)?;
+        } else {
+            affected.set_lendable(true);
+        }
+        Ok(affected)
+    }
+
+    /// Finds out at which entries tasks may switch themselves: those that no affected code jumps to. A task that comes to such an
+    /// entry was called, so that whatever it is still in has a frame on its stack.
+    fn judge_entries(&self, host: &P, affected: &mut Affected) -> Result<(), OutOfMemory> {
+        let mut targets = Targets { known: Vec::new(), unknown: false, full: false };
+        let mut buffer = Vec::new();
+        for range in affected.ranges() {
+            targets.look::<P>(host, range, &mut buffer)?;
+        }
+        for func in moving(&self.patches).flat_map(Record::bounds).flat_map(Bound::funcs) {
+            let (_, body) = func.entry_and_body(host.tracer());
+            targets.look::<P>(host, body, &mut buffer)?;
+        }
+        if targets.full {
+            return Err(OutOfMemory);
+        }
+        targets.known.sort_unstable();
+        // One that leads out of the affected code may lead back in from there.
+        let away = targets.known.iter().any(|target| !affected.contains(*target));
+        affected.set_lendable(!targets.unknown && !away);
+        for func in moving(&self.patches).flat_map(Record::bounds).flat_map(Bound::funcs) {
+            let (entry, _) = func.entry_and_body(host.tracer());
+            let from = targets.known.partition_point(|target| *target < entry.start());
+            let jumped_to = targets.known.get(from).is_some_and(|target| entry.contains(*target));
+            func.ops.let_switch(!jumped_to);
+        }
+        Ok(())
+    }
+}
+
+/// What of the code of `record`, which stays, belongs to none of its functions, if one of those is among `below`: to be left, or to be
+/// come back to.
+fn add_rest<P: Platform>(
+    affected: &mut Affected,
+    record: &Record<P>,
+    below: &[usize],
+    patch: u32,
+) -> Result<(), OutOfMemory> {
+    let Some(code) = record.patch.code() else { return Ok(()) };
+    let is_below = |node: &FuncNode| below.binary_search(&ptr::from_ref(node).addr()).is_ok();
+    if !record.bounds().flat_map(Bound::funcs_with_nodes).any(|(node, _)| is_below(node)) {
+        return Ok(());
+    }
+    let mut others = Vec::new();
+    for (node, func) in record.bounds().flat_map(Bound::funcs_with_nodes).filter(|(node, _)| !is_below(node)) {
+        try_push(&mut others, node.range())?;
+        others.try_reserve(func.parts.len())?;
+        others.extend_from_slice(&func.parts);
+    }
+    others.sort_unstable_by_key(|range| range.start());
+    let mut from = code.start();
+    let end = TextRange::new(code.end(), 0);
+    for other in others.into_iter().chain(end) {
+        let len = other.start().get().saturating_sub(from.get());
+        if let Some(rest) = TextRange::new(from, len).filter(|rest| !rest.is_empty() && from < code.end()) {
+            affected.add_code(TaskState::Unpatched, rest, patch)?;
+            affected.add_code(TaskState::Patched, rest, patch)?;
+        }
+        from = from.max(other.end());
+    }
+    Ok(())
+}
+
+/// Every version on a stack of functions, by its node.
+struct Versions<'a, P: Platform>(Vec<Version<'a, P>>);
+
+struct Version<'a, P: Platform> {
+    node: usize,
+    func: &'a BoundFunc<P>,
+}
+
+impl<'a, P: Platform> Versions<'a, P> {
+    fn of(patches: &'a [Record<P>]) -> Result<Self, OutOfMemory> {
+        let mut versions = Vec::new();
+        for record in patches.iter().filter(|record| record.enabled && !record.moves) {
+            for (node, func) in record.bounds().flat_map(Bound::funcs_with_nodes) {
+                try_push(&mut versions, Version { node: ptr::from_ref(node).addr(), func })?;
+            }
+        }
+        versions.sort_unstable_by_key(|version| version.node);
+        Ok(Self(versions))
+    }
+
+    fn find(&self, node: &FuncNode) -> Option<&Version<'a, P>> {
+        let found = self.0.binary_search_by_key(&ptr::from_ref(node).addr(), |version| version.node);
+        self.0.get(found.ok()?)
+    }
+}
+
+/// Where affected code jumps to.
+struct Targets {
+    known: Vec<CodeAddr>,
+    /// Some jump does not tell, or some code could not be read.
+    unknown: bool,
+    full: bool,
+}
+
+impl Targets {
+    /// Adds the jumps that leave `range`.
+    fn look<P: Platform>(&mut self, host: &P, range: TextRange, buffer: &mut Vec<u8>) -> Result<(), OutOfMemory> {
+        if self.unknown {
+            return Ok(());
+        }
+        let Some(len) = usize::try_from(range.len()).ok().filter(|len| *len <= MAX_CODE) else {
+            self.unknown = true;
+            return Ok(());
+        };
+        buffer.clear();
+        buffer.try_reserve(len)?;
+        buffer.resize(len, 0);
+        if host.text().read(range.start(), buffer).is_err() {
+            self.unknown = true;
+            return Ok(());
+        }
+        let Self { known, unknown, full } = self;
+        P::Arch::jumps(range.start(), buffer, &mut |to| match to {
+            None => *unknown = true,
+            Some(to) if range.contains(to) => {}
+            Some(to) => *full |= try_push(known, to).is_err(),
+        });
+        Ok(())
+    }
+}
+
+impl<P: Platform> BoundFunc<P> {
+    /// The entry, where calls may be redirected, and what lies behind it.
+    fn entry_and_body(&self, tracer: &P::Tracer) -> (TextRange, TextRange) {
+        let body = tracer.original(self.site).get().clamp(self.old.start().get(), self.old.end().get());
+        let part = |from: CodeAddr, to: CodeAddr| TextRange::new(from, to.get() - from.get()).unwrap_or(self.old);
+        (part(self.old.start(), CodeAddr::new(body)), part(CodeAddr::new(body), self.old.end()))
+    }
+
+    /// Adds the code of the original to one side.
+    fn add_original(&self, affected: &mut Affected, side: TaskState, at: AffectedFunc) -> Result<(), OutOfMemory> {
+        affected.add(side, self.old, at)?;
+        self.cold.iter().try_for_each(|part| affected.add(side, *part, at))
+    }
+
+    /// The older version whose code `node` runs, too: that which it goes back to.
+    fn same_code_below<'a>(&'a self, node: &'a FuncNode) -> Option<&'a FuncNode> {
+        let stack = self.ops.stack();
+        let mut nodes = core::iter::successors(stack.top(), |node| stack.below(node));
+        nodes.find(|other| !ptr::eq(*other, node) && other.range() == node.range())
+    }
+
+    /// The replacement that runs where this one does not: the next one below that is not in transition with it, or the present
+    /// top if this is not on the stack yet.
+    fn previous<'a>(&'a self, node: &'a FuncNode) -> Option<&'a FuncNode> {
+        let stack = self.ops.stack();
+        let mut nodes = core::iter::successors(stack.top(), |node| stack.below(node));
+        match nodes.find(|other| ptr::eq(*other, node)) {
+            Some(_) => nodes.find(|other| !other.in_transition()),
+            None => stack.top(),
+        }
+    }
+}
