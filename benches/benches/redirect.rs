@@ -4,7 +4,7 @@
 
 use core::ffi::{c_int, c_uint};
 use klp_core::addr::{CodeAddr, TextRange};
-use klp_core::ops::{Nodes, Ops};
+use klp_core::ops::Ops;
 use klp_core::port::{Platform, Route, Routing, SymbolResolver, Tracer};
 use klp_core::{Error, Func, Object, Patch, Poll};
 use klp_os_linux::process::{Livepatch, Options};
@@ -94,9 +94,7 @@ fn handler_always(livepatch: &Livepatch) -> Result<(), Box<dyn std::error::Error
         host.symbols().function_at(CodeAddr::new(function as usize as u64)).ok_or("a function without a symbol")
     };
     let site = host.tracer().site_of(range(call_handler)?).map_err(|error| error.to_string())?;
-    let ops = Ops::leak(klp_core::mem::try_box(Ops::new(host.tracer().original(site)))?);
-    let mut nodes = Nodes::new([range(new_call)?].into_iter())?;
-    ops.stack().push(&mut nodes, 0);
+    let ops = Ops::leak(klp_core::mem::try_box(Ops::new(range(new_call)?.start()))?);
     host.tracer().route(&[Routing { site, to: Route::Handler(ops.arg()) }]).map_err(|error| error.to_string())?;
     Ok(())
 }

@@ -6,9 +6,10 @@
 //! ```
 //!
 //! Each thread calls an outer function that calls both functions of the pair, computes, sleeps, waits in system calls or takes a
-//! signal in between, and returns which versions it saw. Seeing two is a mix. Version 1 is in two patches, each with half of the functions,
+//! signal in between, sleeps in a part that was split off, or ends in a jump to another patched function; it returns which versions it saw. Seeing two is a mix. Version 1 is in two patches, each with half of the functions,
 //! that are enabled and disabled as one. The patch with version 2 takes their place, and they must not come on top of it, since they
-//! know an older version of the same state.
+//! know an older version of the same state. Patch objects take each other's place, too, and are unloaded as soon as they are replaced, while
+//! threads sleep in what is none of their new functions.
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
@@ -19,8 +20,8 @@ use klp_core::model::Replace;
 use klp_core::state::State;
 use klp_core::{Func, Object, Patch, PatchId, Poll, addr::CodeAddr};
 use klp_demo_pairs::{
-    FUNCS_1, FUNCS_2, MODULE, MODULE_FUNCS_1, MODULE_FUNCS_2, Outer, Replaced, install_handler, outer_extra,
-    outer_signal, outer_sleep, outer_spin, outer_syscall, set_module,
+    FUNCS_1, FUNCS_2, LOADED, MODULE, MODULE_FUNCS_1, MODULE_FUNCS_2, Outer, Replaced, install_handler, outer_cold,
+    outer_extra, outer_loaded, outer_sibling, outer_signal, outer_sleep, outer_spin, outer_syscall, set_module,
 };
 use klp_os_linux::process::{Livepatch, Options};
 use std::io::IsTerminal;
@@ -45,6 +46,9 @@ struct Args {
     #[arg(long = "break")]
     broken: Option<Break>,
 }
+
+/// A transition that takes longer does not finish.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Break {
@@ -98,6 +102,7 @@ fn main() -> Result<ExitCode> {
     println!("threads born and died      {}", COUNTS.died.load(Relaxed));
     println!("transitions completed      {}, {} of them reversed at least once", soak.completed, soak.reversed);
     println!("  that replaced a patch    {}", soak.replaced);
+    println!("patches unloaded           {}", soak.unloaded);
     println!("older patches refused      {}", soak.refused);
     println!("kicks                      {}", soak.kicks);
     println!("library came and went      {}", COUNTS.libraries.load(Relaxed));
@@ -124,11 +129,14 @@ struct Soak {
     first: [PatchId; 2],
     /// The one with version 2, which takes their place.
     second: PatchId,
+    /// The patch object that was enabled last, and which of the two it is.
+    loaded: Option<(PatchId, usize)>,
     rng: fastrand::Rng,
     broken: Option<Break>,
     completed: u64,
     reversed: u64,
     replaced: u64,
+    unloaded: u64,
     refused: u64,
     kicks: u64,
     longest: Duration,
@@ -162,11 +170,13 @@ impl Soak {
             livepatch,
             first: [add(half(0)?)?, add(half(1)?)?],
             second: add(second)?,
+            loaded: None,
             rng: fastrand::Rng::with_seed(args.seed),
             broken: args.broken,
             completed: 0,
             reversed: 0,
             replaced: 0,
+            unloaded: 0,
             refused: 0,
             kicks: 0,
             longest: Duration::ZERO,
@@ -178,7 +188,12 @@ impl Soak {
         let begin = Instant::now();
         let mut next_line = begin;
         while begin.elapsed() < time {
-            self.transition()?;
+            // What is forced away cannot be unloaded.
+            if self.broken.is_none() && self.rng.u32(..4) == 0 {
+                self.reload()?;
+            } else {
+                self.transition()?;
+            }
             let now = Instant::now();
             if now >= next_line {
                 let text = format!("{} transitions, {} mixes", self.completed, COUNTS.mixes.load(Relaxed));
@@ -197,7 +212,6 @@ impl Soak {
     /// One transition from its beginning to its end, whichever way it ends.
     fn transition(&mut self) -> Result<()> {
         let engine = self.livepatch.engine();
-        let begin = Instant::now();
         let (first, second) = (self.first, [self.second]);
         let status = engine.status()?;
         let enabled = |patch| status.iter().any(|status| status.id == patch && status.enabled);
@@ -215,12 +229,41 @@ impl Soak {
                 (&second, false)
             }
         };
-        let livepatch = self.livepatch;
+        let poll = self.bring_on(patches, enable)?;
+        self.replaced += u64::from(replaces && matches!(poll, Poll::Complete { enabled: true, .. }));
+        Ok(())
+    }
+
+    /// Loads a patch object that takes the place of the one before, and unloads that.
+    fn reload(&mut self) -> Result<()> {
+        let next = self.loaded.map_or(0, |(_, number)| 1 - number);
+        let patch = self.livepatch.load_file(LOADED[next])?;
+        let poll = self.bring_on(&[patch], true)?;
+        let gone = match poll {
+            Poll::Complete { enabled: true, .. } => self.loaded.replace((patch, next)).map(|(old, _)| old),
+            _ => Some(patch),
+        };
+        if let Some(gone) = gone {
+            self.livepatch.unload(gone)?;
+            self.unloaded += 1;
+        }
+        Ok(())
+    }
+
+    /// Enables or disables `patches` as one, turning round at times.
+    fn bring_on(&mut self, patches: &[PatchId], enable: bool) -> Result<Poll> {
+        let (livepatch, engine) = (self.livepatch, self.livepatch.engine());
+        let begin = Instant::now();
         let mut poll = if enable { livepatch.enable_all(patches)? } else { livepatch.disable_all(patches)? };
         // Any of them stands for all.
         let patch = *self.rng.choice(patches).context("no patch")?;
         let mut reversed = false;
         while let Poll::Waiting { .. } = poll {
+            if begin.elapsed() > PATIENCE {
+                let blockers = engine.blockers(patch)?;
+                let lines: Vec<_> = blockers.iter().map(ToString::to_string).collect();
+                bail!("a transition does not finish:\n{}", lines.join("\n"));
+            }
             if self.broken == Some(Break::StackCheck) {
                 poll = engine.force(patch)?;
                 continue;
@@ -242,9 +285,8 @@ impl Soak {
         }
         self.completed += 1;
         self.reversed += u64::from(reversed);
-        self.replaced += u64::from(replaces && matches!(poll, Poll::Complete { enabled: true, .. }));
         self.longest = self.longest.max(begin.elapsed());
-        Ok(())
+        Ok(poll)
     }
 }
 
@@ -306,12 +348,15 @@ fn visit(livepatch: &'static Livepatch, twice: bool) -> Result<()> {
 /// Starts worker number `index`.
 fn worker(index: u32) -> Result<JoinHandle<()>> {
     COUNTS.born.fetch_add(1, Relaxed);
-    let (name, work): (&str, fn()) = match index % 8 {
+    let (name, work): (&str, fn()) = match index % 11 {
         0 => ("spin", spin),
         1 | 2 => ("sleep", || repeat(outer_sleep, 1000)),
         3 | 4 => ("syscall", || repeat(outer_syscall, 2000)),
         5 => ("extra", || repeat(outer_extra, 1000)),
-        6 => ("signal", || repeat_and_rest(outer_signal, 500)),
+        6 => ("sibling", || repeat(outer_sibling, 1000)),
+        7 => ("cold", || repeat(outer_cold, 1000)),
+        8 => ("loaded", || repeat(outer_loaded, 1000)),
+        9 => ("signal", || repeat_and_rest(outer_signal, 500)),
         _ => ("churn", churn),
     };
     let thread = std::thread::Builder::new().name(format!("{name}-{index}"));

@@ -52,9 +52,9 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             view,
             layout,
             image,
-            text: zeros(layout.size.text)?,
-            rodata: zeros(layout.size.rodata)?,
-            data: zeros(layout.filled_data)?,
+            text: filled(layout.size.text, P::Arch::FILL)?,
+            rodata: filled(layout.size.rodata, 0)?,
+            data: filled(layout.filled_data, 0)?,
             values,
         };
         for (section, spot) in view.sections().iter().zip(&layout.sections) {
@@ -293,9 +293,9 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
     }
 }
 
-fn zeros(len: u64) -> Result<Vec<u8>, Error> {
+fn filled(len: u64, with: u8) -> Result<Vec<u8>, Error> {
     let len = usize::try_from(len).map_err(|_| Error::OutOfMemory)?;
     let mut bytes = try_vec(len)?;
-    bytes.resize(len, 0);
+    bytes.resize(len, with);
     Ok(bytes)
 }

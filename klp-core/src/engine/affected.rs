@@ -32,7 +32,7 @@ impl<P: Platform> Inner<P> {
             }
             for (bound, func) in record.bounds().flat_map(Bound::funcs_with_nodes) {
                 let at = AffectedFunc { patch: number, ..func.at };
-                let (entry, _) = func.entry_and_body(host.tracer());
+                let entry = func.entry(host.tracer());
                 affected.add_entry(entry, at)?;
                 if bound.target().is_some() {
                     affected.add(TaskState::Patched, bound.range(), at)?;
@@ -91,12 +91,19 @@ impl<P: Platform> Inner<P> {
     fn judge_entries(&self, host: &P, affected: &mut Affected) -> Result<(), OutOfMemory> {
         let mut targets = Targets { known: Vec::new(), unknown: false, full: false };
         let mut buffer = Vec::new();
-        for range in affected.ranges() {
-            targets.look::<P>(host, range, &mut buffer)?;
-        }
+        // What stands at entries is the tracer's; there it leads to versions that are looked at themselves.
+        let mut entries = Vec::new();
         for func in moving(&self.patches).flat_map(Record::bounds).flat_map(Bound::funcs) {
-            let (_, body) = func.entry_and_body(host.tracer());
-            targets.look::<P>(host, body, &mut buffer)?;
+            try_push(&mut entries, func.entry(host.tracer()))?;
+        }
+        entries.sort_unstable_by_key(|entry| (entry.start(), entry.end()));
+        for range in affected.ranges() {
+            let at = entries.partition_point(|entry| entry.start() < range.start());
+            let entry = entries.get(at).filter(|entry| entry.start() == range.start());
+            let from = entry.map_or(range.start(), |entry| entry.end());
+            if let Some(body) = range.end().get().checked_sub(from.get()).and_then(|len| TextRange::new(from, len)) {
+                targets.look::<P>(host, body, &mut buffer)?;
+            }
         }
         if targets.full {
             return Err(OutOfMemory);
@@ -106,7 +113,7 @@ impl<P: Platform> Inner<P> {
         let away = targets.known.iter().any(|target| !affected.contains(*target));
         affected.set_lendable(!targets.unknown && !away);
         for func in moving(&self.patches).flat_map(Record::bounds).flat_map(Bound::funcs) {
-            let (entry, _) = func.entry_and_body(host.tracer());
+            let entry = func.entry(host.tracer());
             let from = targets.known.partition_point(|target| *target < entry.start());
             let jumped_to = targets.known.get(from).is_some_and(|target| entry.contains(*target));
             func.ops.let_switch(!jumped_to);
@@ -210,11 +217,11 @@ impl Targets {
 }
 
 impl<P: Platform> BoundFunc<P> {
-    /// The entry, where calls may be redirected, and what lies behind it.
-    fn entry_and_body(&self, tracer: &P::Tracer) -> (TextRange, TextRange) {
-        let body = tracer.original(self.site).get().clamp(self.old.start().get(), self.old.end().get());
-        let part = |from: CodeAddr, to: CodeAddr| TextRange::new(from, to.get() - from.get()).unwrap_or(self.old);
-        (part(self.old.start(), CodeAddr::new(body)), part(CodeAddr::new(body), self.old.end()))
+    /// The entry, where calls may be redirected: what lies in front of the body.
+    fn entry(&self, tracer: &P::Tracer) -> TextRange {
+        let len = self.old.start().distance_to(tracer.original(self.site));
+        let len = u64::try_from(len).unwrap_or(0).min(self.old.len());
+        TextRange::new(self.old.start(), len).unwrap_or(self.old)
     }
 
     /// Adds the code of the original to one side.

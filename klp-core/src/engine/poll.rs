@@ -96,7 +96,7 @@ impl<P: Platform> Inner<P> {
             Attempt::Switched(switched) => return self.complete(host, leader, switched),
             Attempt::Waiting { running, pending } => (running, pending),
             // Memory or the host's list of tasks: the next poll tries again.
-            Attempt::Failed { running, .. } => {
+            Attempt::Failed(running) => {
                 self.tell(host, |patch| Event::NotTried { patch });
                 (running, pending)
             }

@@ -35,14 +35,19 @@ impl Ops {
 
     /// Gives it to another site, behind which the function goes on at `original`. Nothing is on the stack, and no task is on its
     /// way from the old site, or it goes to the new one's function.
-    #[must_use]
-    pub fn serve(&'static self, original: CodeAddr) -> &'static Self {
+    pub(crate) fn serve(&'static self, original: CodeAddr) -> &'static Self {
         self.original.store(original.get(), Ordering::Relaxed);
         self
     }
 
     /// The replacements, newest first.
-    #[must_use]
+    #[cfg(not(loom))]
+    pub(crate) fn stack(&self) -> &FuncStack {
+        &self.stack
+    }
+
+    /// The replacements, newest first.
+    #[cfg(loom)]
     pub fn stack(&self) -> &FuncStack {
         &self.stack
     }

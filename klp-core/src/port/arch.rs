@@ -115,6 +115,10 @@ pub trait Arch: 'static {
     /// How far, in bytes, a jump in an entry site reaches, either way.
     const REACH: u64;
 
+    /// What stands between the functions of an image: a byte that, however often it stands there, is whole instructions to
+    /// [`jumps`](Arch::jumps), and best stops whoever gets there.
+    const FILL: u8 = 0;
+
     /// Recognises the patchable entry at the start of `bytes`; `None` if these are not the bytes of an *unpatched*
     /// entry. `bytes` starts where the compiler's table says, or at the function.
     fn entry(bytes: &[u8]) -> Option<Entry>;

@@ -9,7 +9,12 @@
 //!    (idle)
 //! ```
 //!
-//! The engine owns the stage and what goes with it; nothing here calls the engine.
+//! The engine owns the stage and what goes with it; nothing here calls the engine. What makes no sense in a stage does not compile, and
+//! nobody else can make one.
+//!
+//! ```compile_fail
+//! use klp_core::transition::Switched; // "every task has moved" is for the engine to say
+//! ```
 
 #[allow(unsafe_code, reason = "the affected code is lent to tasks")]
 mod lent;
@@ -18,6 +23,6 @@ mod stages;
 mod straggler;
 mod switch;
 
-pub use stack_check::{Affected, AffectedFunc};
-pub use stages::{Attempt, AttemptError, Prepared, Running, Straggler, Switched, TasksError};
+pub(crate) use stack_check::{Affected, AffectedFunc};
+pub(crate) use stages::{Attempt, Prepared, Running, Straggler, Switched};
 pub use straggler::{Blocker, Hindrance};

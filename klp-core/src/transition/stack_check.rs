@@ -9,32 +9,32 @@ use alloc::vec::Vec;
 
 /// A function of a patch in transition, by positions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct AffectedFunc {
+pub(crate) struct AffectedFunc {
     /// Position of the patch among those that are in transition together.
-    pub patch: u32,
+    pub(crate) patch: u32,
     /// Position of the object in the patch.
-    pub object: u32,
+    pub(crate) object: u32,
     /// Position of the function in the object.
-    pub func: u32,
+    pub(crate) func: u32,
 }
 
 impl AffectedFunc {
     /// Code of the patch that is none of its new functions.
     #[must_use]
-    pub const fn other(patch: u32) -> Self {
+    pub(crate) const fn other(patch: u32) -> Self {
         Self { patch, object: u32::MAX, func: u32::MAX }
     }
 
     /// A function of a replaced patch that goes back to the original.
     #[must_use]
-    pub const fn nop(patch: u32) -> Self {
+    pub(crate) const fn nop(patch: u32) -> Self {
         Self { patch, object: u32::MAX, func: u32::MAX - 1 }
     }
 }
 
 /// The code of both sides of a transition.
 #[derive(Debug, Default)]
-pub struct Affected {
+pub(crate) struct Affected {
     unpatched: Side,
     patched: Side,
     /// Whether tasks may look at it to switch themselves at entries.
@@ -68,7 +68,7 @@ impl Affected {
     /// # Errors
     ///
     /// [`OutOfMemory`].
-    pub fn add(&mut self, side: TaskState, range: TextRange, func: AffectedFunc) -> Result<(), OutOfMemory> {
+    pub(crate) fn add(&mut self, side: TaskState, range: TextRange, func: AffectedFunc) -> Result<(), OutOfMemory> {
         try_push(&mut self.side(side).funcs.0, (range, func))
     }
 
@@ -78,7 +78,7 @@ impl Affected {
     /// # Errors
     ///
     /// [`OutOfMemory`].
-    pub fn add_entry(&mut self, entry: TextRange, func: AffectedFunc) -> Result<(), OutOfMemory> {
+    pub(crate) fn add_entry(&mut self, entry: TextRange, func: AffectedFunc) -> Result<(), OutOfMemory> {
         self.add(TaskState::Unpatched, entry, func)?;
         self.add(TaskState::Patched, entry, func)
     }
@@ -88,13 +88,13 @@ impl Affected {
     /// # Errors
     ///
     /// [`OutOfMemory`].
-    pub fn add_code(&mut self, side: TaskState, code: TextRange, patch: u32) -> Result<(), OutOfMemory> {
+    pub(crate) fn add_code(&mut self, side: TaskState, code: TextRange, patch: u32) -> Result<(), OutOfMemory> {
         try_push(&mut self.side(side).code.0, (code, AffectedFunc::other(patch)))
     }
 
     /// Sorts what was added.
     #[must_use]
-    pub fn sorted(mut self) -> Self {
+    pub(crate) fn sorted(mut self) -> Self {
         for side in [&mut self.unpatched, &mut self.patched] {
             side.funcs.sort();
             side.code.sort();
@@ -105,7 +105,7 @@ impl Affected {
     /// The affected function that keeps a task from being switched to `target`: it is in its code, or `called` it there and has not come
     /// back, though the function may have ended in a jump.
     #[must_use]
-    pub fn find(&self, target: TaskState, frame: Frame, called: Option<CodeAddr>) -> Option<AffectedFunc> {
+    pub(crate) fn find(&self, target: TaskState, frame: Frame, called: Option<CodeAddr>) -> Option<AffectedFunc> {
         let side = match target {
             TaskState::Patched => &self.unpatched,
             TaskState::Unpatched | TaskState::Idle => &self.patched,

@@ -1,23 +1,5 @@
-//! The stages of a transition, as types: what makes no sense in a stage does not compile.
-//!
-//! ```compile_fail
-//! # use klp_core::{port::Platform, transition::Running};
-//! fn cancel_what_runs<P: Platform>(host: &P, running: Running) {
-//!     running.cancel(host); // only `Prepared` can be cancelled: tasks have moved
-//! }
-//! ```
-//! ```compile_fail
-//! # use klp_core::{port::Platform, transition::Prepared};
-//! fn reverse_what_never_ran<P: Platform>(host: &P, prepared: Prepared) {
-//!     let _ = prepared.reverse(host); // only `Running` can be reversed
-//! }
-//! ```
-//! ```compile_fail
-//! # use klp_core::{port::Platform, transition::Running};
-//! fn finish_while_tasks_wait<P: Platform>(host: &P, running: Running) {
-//!     running.finish(host); // only `Switched`: every task has moved
-//! }
-//! ```
+//! The stages of a transition, as types: only what is `Prepared` can be cancelled, only what is `Running` reversed, and only when it is
+//! `Switched` do tasks come to rest.
 
 use super::lent::Lent;
 use super::stack_check::{Affected, AffectedFunc};
@@ -33,7 +15,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 /// The error of a platform's tasks.
-pub type TasksError<P> = <<P as Platform>::Tasks as TaskSet>::Error;
+pub(crate) type TasksError<P> = <<P as Platform>::Tasks as TaskSet>::Error;
 
 #[derive(Debug)]
 struct Moving {
@@ -51,7 +33,7 @@ struct Moving {
 /// Every task is in the state that the transition starts from; none has moved.
 #[derive(Debug)]
 #[must_use]
-pub struct Prepared(Moving);
+pub(crate) struct Prepared(Moving);
 
 impl Prepared {
     /// Puts every task into the state opposite to `target` (kernel: `klp_init_transition`).
@@ -59,7 +41,7 @@ impl Prepared {
     /// # Errors
     ///
     /// The tasks' own, or [`AttemptError::OutOfMemory`]; every task is idle then.
-    pub fn init<P: Platform>(
+    pub(crate) fn init<P: Platform>(
         host: &P,
         target: TaskState,
         affected: Affected,
@@ -78,7 +60,7 @@ impl Prepared {
     }
 
     /// Gives up before any task has moved (kernel: `klp_cancel_transition`). Sites are routed back, and handlers have ended.
-    pub fn cancel<P: Platform>(self, host: &P) {
+    pub(crate) fn cancel<P: Platform>(self, host: &P) {
         host.tasks().finish();
     }
 
@@ -87,7 +69,7 @@ impl Prepared {
     /// # Errors
     ///
     /// The tasks' own; the stage comes back.
-    pub fn start<P: Platform>(mut self, host: &P) -> Result<Running, (Self, TasksError<P>)> {
+    pub(crate) fn start<P: Platform>(mut self, host: &P) -> Result<Running, (Self, TasksError<P>)> {
         match host.tasks().start(self.0.target) {
             Ok(()) => {
                 self.0.affected.lend(host.tasks());
@@ -101,11 +83,11 @@ impl Prepared {
 /// Tasks move.
 #[derive(Debug)]
 #[must_use]
-pub struct Running(Moving);
+pub(crate) struct Running(Moving);
 
 /// What [`Running::try_complete`] achieved.
 #[derive(Debug)]
-pub enum Attempt<E> {
+pub(crate) enum Attempt {
     /// Every task has moved.
     Switched(Switched),
     /// `pending` tasks have not; or new ones are being born right now, if it is 0.
@@ -115,18 +97,13 @@ pub enum Attempt<E> {
         /// How many have not moved.
         pending: usize,
     },
-    /// The attempt could not be made. Nothing is lost; try again.
-    Failed {
-        /// The stage.
-        running: Running,
-        /// Why.
-        error: AttemptError<E>,
-    },
+    /// The attempt could not be made, for want of memory or because the tasks could not be listed. Nothing is lost; try again.
+    Failed(Running),
 }
 
 /// Why an attempt could not be made.
 #[derive(Debug)]
-pub enum AttemptError<E> {
+pub(crate) enum AttemptError<E> {
     /// Memory ran out.
     OutOfMemory,
     /// The tasks could not be listed.
@@ -136,7 +113,7 @@ pub enum AttemptError<E> {
 impl<E: PortError> AttemptError<E> {
     /// The engine's error for it, met while `doing` something for `patch`.
     #[must_use]
-    pub fn into_error(self, doing: &'static str, patch: &str) -> Error {
+    pub(crate) fn into_error(self, doing: &'static str, patch: &str) -> Error {
         match self {
             Self::OutOfMemory => Error::OutOfMemory,
             Self::Tasks(error) => Error::port(doing, patch, &error),
@@ -153,7 +130,7 @@ impl<E> From<OutOfMemory> for AttemptError<E> {
 impl Running {
     /// Where tasks move to.
     #[must_use]
-    pub fn target(&self) -> TaskState {
+    pub(crate) fn target(&self) -> TaskState {
         self.0.target
     }
 
@@ -162,7 +139,7 @@ impl Running {
     /// # Errors
     ///
     /// The tasks' own; the transition goes on as before then.
-    pub fn reverse<P: Platform>(mut self, host: &P) -> Result<Self, (Self, TasksError<P>)> {
+    pub(crate) fn reverse<P: Platform>(mut self, host: &P) -> Result<Self, (Self, TasksError<P>)> {
         // A task that is switching itself to the old target right now must not do so after the turn.
         host.tasks().withdraw();
         host.tracer().synchronize();
@@ -185,7 +162,7 @@ impl Running {
     /// # Errors
     ///
     /// [`OutOfMemory`]; everything is as before.
-    pub fn extend<P: Platform>(&mut self, host: &P, affected: Affected) -> Result<(), OutOfMemory> {
+    pub(crate) fn extend<P: Platform>(&mut self, host: &P, affected: Affected) -> Result<(), OutOfMemory> {
         let affected = Lent::new(affected)?;
         host.tasks().withdraw();
         let proof = Synchronized::with(host.tracer());
@@ -196,14 +173,10 @@ impl Running {
 
     /// Tries to switch each task that has not moved (kernel: `klp_try_complete_transition`). `waiting` hears of those
     /// that could not be switched.
-    pub fn try_complete<P: Platform>(
-        mut self,
-        host: &P,
-        waiting: &mut dyn FnMut(TaskId, Straggler),
-    ) -> Attempt<TasksError<P>> {
+    pub(crate) fn try_complete<P: Platform>(mut self, host: &P, waiting: &mut dyn FnMut(TaskId, Straggler)) -> Attempt {
         self.0.attempts = self.0.attempts.saturating_add(1);
         match self.0.switch_tasks(host, waiting) {
-            Err(error) => Attempt::Failed { running: self, error },
+            Err(_) => Attempt::Failed(self),
             Ok(0) if host.tasks().close(self.0.target) == Progress::Done => Attempt::Switched(self.0.switched(host)),
             Ok(pending) => Attempt::Waiting { running: self, pending },
         }
@@ -211,7 +184,7 @@ impl Running {
 
     /// Whether the stragglers are to be kicked now: every [`KICK_INTERVAL`] attempts after the first.
     #[must_use]
-    pub fn kick_is_due(&self) -> bool {
+    pub(crate) fn kick_is_due(&self) -> bool {
         self.0.attempts > KICK_INTERVAL && self.0.attempts % KICK_INTERVAL == 1
     }
 
@@ -220,7 +193,7 @@ impl Running {
     /// # Errors
     ///
     /// If the tasks cannot be listed.
-    pub fn kick<P: Platform>(&mut self, host: &P) -> Result<bool, AttemptError<TasksError<P>>> {
+    pub(crate) fn kick<P: Platform>(&mut self, host: &P) -> Result<bool, AttemptError<TasksError<P>>> {
         self.0.list(host)?;
         for task in &self.0.tasks {
             host.tasks().kick(*task);
@@ -229,7 +202,7 @@ impl Running {
     }
 
     /// Switches every task without a check (kernel: `klp_force_transition`).
-    pub fn force<P: Platform>(mut self, host: &P) -> Switched {
+    pub(crate) fn force<P: Platform>(mut self, host: &P) -> Switched {
         self.0.straight = false;
         host.tasks().force(self.0.target);
         // The host's contract: after `force` nobody is left to wait for.
@@ -242,7 +215,7 @@ impl Running {
     /// # Errors
     ///
     /// If the tasks cannot be listed, or memory runs out.
-    pub fn blockers<P: Platform>(
+    pub(crate) fn blockers<P: Platform>(
         &mut self,
         host: &P,
         name_of: &mut dyn FnMut(AffectedFunc) -> Result<(Name, Name), OutOfMemory>,
@@ -272,7 +245,7 @@ impl Running {
 
 /// Why [`Running::try_complete`] did not switch a task.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Straggler {
+pub(crate) enum Straggler {
     /// It is inside this function.
     InFunction(AffectedFunc),
     /// As it says; never [`Obstacle::InFunction`].
@@ -345,7 +318,7 @@ impl<S: SymbolResolver> fmt::Display for Described<'_, S> {
 /// Every task is in the target state, also those not born yet.
 #[derive(Debug)]
 #[must_use]
-pub struct Switched {
+pub(crate) struct Switched {
     target: TaskState,
     affected: Lent,
     straight: bool,
@@ -354,20 +327,20 @@ pub struct Switched {
 impl Switched {
     /// Where the tasks are.
     #[must_use]
-    pub fn target(&self) -> TaskState {
+    pub(crate) fn target(&self) -> TaskState {
         self.target
     }
 
     /// Whether every task has moved here from the other state, by its own stack: each was seen on a reliable stack since the sites were
     /// routed to the handler, or was born later.
     #[must_use]
-    pub fn all_were_seen(&self) -> bool {
+    pub(crate) fn all_were_seen(&self) -> bool {
         self.straight
     }
 
     /// Puts every task to rest. No handler asks for states any more: no func is in transition, and handlers that saw one that
     /// was have ended, as `proof` says, which was made when this stage was reached already.
-    pub fn finish<P: Platform>(self, host: &P, proof: &Synchronized) {
+    pub(crate) fn finish<P: Platform>(self, host: &P, proof: &Synchronized) {
         host.tasks().finish();
         self.affected.reclaim(proof);
     }

@@ -5,7 +5,7 @@
  *
  * The three functions with `extra` in their names are there in versions 0 and 1 only: a patch with version 2 that takes the
  * place of one with version 1 brings back the originals. Those with `module` are in a shared library (module.c) that
- * comes and goes, and their replacements here.
+ * comes and goes, and their replacements here. The replacements of those with `loaded` are in patch objects (loaded.c).
  */
 #define _GNU_SOURCE
 #include <poll.h>
@@ -28,7 +28,19 @@
 /* The original names, which both versions call. */
 unsigned first(unsigned), second(unsigned);
 unsigned outer_spin(unsigned), outer_sleep(unsigned), outer_syscall(unsigned), outer_signal(unsigned);
+unsigned outer_sibling(unsigned), sibling(unsigned, unsigned), outer_cold(unsigned);
 unsigned extra_first(unsigned), extra_second(unsigned);
+
+/* Sleeps that long, in microseconds. Calls of it are unlikely: compilers move them to a part of their own (outer_cold.cold). */
+__attribute__((cold)) void pairs_nap(unsigned);
+#if !VERSION
+__attribute__((cold)) FUNC void pairs_nap(unsigned work)
+{
+	struct timespec pause = { .tv_nsec = work * 1000L };
+
+	nanosleep(&pause, 0);
+}
+#endif
 
 /* The functions of the shared library, while it is there. */
 extern unsigned (*module_first)(unsigned), (*module_second)(unsigned);
@@ -94,6 +106,36 @@ FUNC unsigned NAME(outer_signal)(unsigned work)
 	return seen | pairs_in_handler | second(work);
 }
 
+/* What outer_sibling ends in, by a jump: it leaves no frame, and its caller's version must be this one. */
+FUNC unsigned NAME(sibling)(unsigned work, unsigned seen)
+{
+	for (volatile unsigned i = 0; i < work; i++)
+		;
+	return seen | SEEN;
+}
+
+FUNC unsigned NAME(outer_sibling)(unsigned work)
+{
+	unsigned seen = SEEN | first(1);
+
+	/* What has the address of a local variable escape cannot end in a jump. */
+	pairs_nap(work);
+	seen |= second(1);
+	return sibling(work, seen);
+}
+
+/* Sleeps between the two in the part that is split off. */
+FUNC unsigned NAME(outer_cold)(unsigned work)
+{
+	unsigned seen = SEEN | first(1);
+
+	if (__builtin_expect(work > 0, 0)) {
+		pairs_nap(work);
+		seen |= first(1);
+	}
+	return seen | second(1);
+}
+
 #if VERSION < 2
 FUNC unsigned NAME(extra_first)(unsigned work)
 {
@@ -147,6 +189,24 @@ unsigned (*module_first)(unsigned), (*module_second)(unsigned);
 #endif
 
 #if !VERSION
+/* What the patch objects replace. */
+FUNC unsigned loaded_first(unsigned work)
+{
+	for (volatile unsigned i = 0; i < work; i++)
+		;
+	return SEEN;
+}
+
+unsigned loaded_first(unsigned), outer_loaded(unsigned);
+
+FUNC unsigned outer_loaded(unsigned work)
+{
+	unsigned seen = SEEN | loaded_first(1);
+
+	pairs_nap(work);
+	return seen | loaded_first(1);
+}
+
 static void on_signal(int signal)
 {
 	(void)signal;

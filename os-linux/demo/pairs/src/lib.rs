@@ -8,6 +8,9 @@ pub type Outer = unsafe extern "C" fn(c_uint) -> c_uint;
 /// The shared library that comes and goes, and how patches call it.
 pub const MODULE: (&str, &str) = (env!("KLP_PAIRS_MODULE"), "libpairs_module");
 
+/// Patch objects that replace [`outer_loaded`] and what it calls, and each other.
+pub const LOADED: [&str; 2] = [env!("KLP_PAIRS_LOADED_1"), env!("KLP_PAIRS_LOADED_2")];
+
 macro_rules! outers {
     ($($(#[$doc:meta])* $vis:vis fn $name:ident;)*) => {
         unsafe extern "C" {
@@ -29,6 +32,18 @@ outers! {
     pub fn outer_signal;
     /// Sleeps between the calls of another pair, which version 2 does not have.
     pub fn outer_extra;
+    /// Sleeps between them, and ends in a jump to another function that is patched.
+    pub fn outer_sibling;
+    /// Sleeps between them in a part that the compiler split off.
+    pub fn outer_cold;
+    /// Sleeps between two calls of a function that patch objects replace.
+    pub fn outer_loaded;
+    fn new1_outer_sibling;
+    fn new1_outer_cold;
+    fn new2_outer_sibling;
+    fn new2_outer_cold;
+    fn new1_sibling;
+    fn new2_sibling;
     fn new1_first;
     fn new1_second;
     fn new1_outer_spin;
@@ -62,7 +77,7 @@ unsafe extern "C" {
 pub type Replaced = (&'static str, Outer);
 
 /// What version 1 changes in the program.
-pub const FUNCS_1: [Replaced; 9] = [
+pub const FUNCS_1: [Replaced; 12] = [
     ("first", new1_first),
     ("second", new1_second),
     ("outer_spin", new1_outer_spin),
@@ -72,6 +87,9 @@ pub const FUNCS_1: [Replaced; 9] = [
     ("extra_first", new1_extra_first),
     ("extra_second", new1_extra_second),
     ("outer_extra", new1_outer_extra),
+    ("outer_sibling", new1_outer_sibling),
+    ("outer_cold", new1_outer_cold),
+    ("sibling", new1_sibling),
 ];
 
 /// What version 1 changes in the shared library.
@@ -79,13 +97,16 @@ pub const MODULE_FUNCS_1: [Replaced; 3] =
     [("module_first", new1_module_first), ("module_second", new1_module_second), ("module_outer", new1_module_outer)];
 
 /// What version 2 changes in the program.
-pub const FUNCS_2: [Replaced; 6] = [
+pub const FUNCS_2: [Replaced; 9] = [
     ("first", new2_first),
     ("second", new2_second),
     ("outer_spin", new2_outer_spin),
     ("outer_sleep", new2_outer_sleep),
     ("outer_syscall", new2_outer_syscall),
     ("outer_signal", new2_outer_signal),
+    ("outer_sibling", new2_outer_sibling),
+    ("outer_cold", new2_outer_cold),
+    ("sibling", new2_sibling),
 ];
 
 /// What version 2 changes in the shared library.
