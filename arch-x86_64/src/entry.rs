@@ -3,6 +3,7 @@
 //! Answers to the kernel's `arch/x86/kernel/ftrace.c`, without its state: encodings only.
 #![forbid(unsafe_code)]
 
+use crate::jumps::jumps;
 use klp_core::addr::CodeAddr;
 use klp_core::port::{Arch, Code, Entry, Intruder, OutOfReach};
 
@@ -19,7 +20,7 @@ use klp_core::port::{Arch, Code, Entry, Intruder, OutOfReach};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct X86_64;
 
-const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
+pub(crate) const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
 const NOP: u8 = 0x90;
 const INT3: u8 = 0xcc;
 /// `jmp rel32`.
@@ -27,11 +28,11 @@ const JMP: u8 = 0xe9;
 /// `jmp rel8`.
 const JMP_SHORT: u8 = 0xeb;
 /// `call rel32`.
-const CALL: u8 = 0xe8;
+pub(crate) const CALL: u8 = 0xe8;
 /// `jmp *disp32(%rip)`.
-const JMP_MEMORY: [u8; 2] = [0xff, 0x25];
+pub(crate) const JMP_MEMORY: [u8; 2] = [0xff, 0x25];
 /// `jmp *0(%rip)`: the target is the eight bytes behind the instruction.
-const JMP_NEXT_QUAD: [u8; 6] = [0xff, 0x25, 0, 0, 0, 0];
+pub(crate) const JMP_NEXT_QUAD: [u8; 6] = [0xff, 0x25, 0, 0, 0, 0];
 /// `movabs $imm64, %r11`.
 const MOVABS_R11: [u8; 2] = [0x49, 0xbb];
 
@@ -46,6 +47,9 @@ impl Arch for X86_64 {
 
     /// 2 GiB, less the jump itself and what an instruction around a field of 32 bits takes.
     const REACH: u64 = (1 << 31) - 16;
+
+    /// `int3`.
+    const FILL: u8 = 0xcc;
 
     fn entry(bytes: &[u8]) -> Option<Entry> {
         let bytes = bytes.get(..Self::MAX_ENTRY).unwrap_or(bytes);
@@ -114,6 +118,14 @@ impl Arch for X86_64 {
     /// `jmp *0(%rip)` and the address; 14 bytes. Needs no register.
     fn veneer(_at: CodeAddr, to: CodeAddr) -> Code {
         code(&[&JMP_NEXT_QUAD, &to.get().to_le_bytes()])
+    }
+
+    /// Decodes one instruction after the other. Beside jumps through registers and memory, `None`
+    /// stands for far jumps, for branches that Intel's and AMD's processors read differently, and
+    /// for a return to an address that the instruction before it wrote (a retpoline). A
+    /// [`veneer`](Arch::veneer) tells where it leads.
+    fn jumps(at: CodeAddr, code: &[u8], each: &mut dyn FnMut(Option<CodeAddr>)) {
+        jumps(at, code, each);
     }
 }
 

@@ -3,9 +3,11 @@
 //! Read in this order:
 //!
 //! 1. `entry`: [`X86_64`], the bytes of patchable entries, jumps, thunks and veneers ([`Arch`](klp_core::port::Arch));
-//! 2. [`entry_stub!`]: the piece of assembly between a thunk and the handler, the only one in this crate;
-//! 3. `relocs`: the relocations of patch objects ([`Relocator`](klp_core::port::Relocator));
-//! 4. [`unwind`]: stacks that can be trusted, from tables compiled out of `.eh_frame`.
+//! 2. `jumps` and [`calls`]: where code goes, read off its bytes;
+//! 3. [`entry_stub!`]: the piece of assembly between a thunk and the handler, the only one in this
+//!    crate;
+//! 4. `relocs`: the relocations of patch objects ([`Relocator`](klp_core::port::Relocator));
+//! 5. [`unwind`]: stacks that can be trusted, from tables compiled out of `.eh_frame`.
 //!
 //! All but the stub is pure, numbers in and numbers out, and runs on any machine.
 //!
@@ -23,7 +25,9 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod calls;
 mod entry;
+mod jumps;
 mod relocs;
 pub mod stub;
 pub mod unwind;

@@ -27,6 +27,18 @@ impl Preserved {
     }
 }
 
+/// Most bytes of stack, below `rsp` at a patched function's entry, that an [entry
+/// stub](crate::entry_stub) needs on the way of its fast handler, without what that handler takes.
+pub const FAST_STACK_MAX: usize = crate::__entry_stub_vectors!(bytes) + 72 + 15 + 16 + 8;
+
+/// Most bytes of stack, below `rsp` at a patched function's entry, that an [entry
+/// stub](crate::entry_stub) needs on the way of its slow handler, without what that handler takes.
+pub const SLOW_STACK_MAX: usize = crate::__entry_stub_vectors!(bytes) + 72 + 48 + MAX_XSAVE + 63 + 8;
+
+/// Where the component 6 of XSAVE ends on processors that have all the others up to it, too (Intel
+/// SDM volume 1, section 13.4.3; those that lack MPX have it earlier).
+const MAX_XSAVE: usize = 1152 + 512;
+
 /// Defines an entry stub, a function to whose address [`thunk`](klp_core::port::Arch::thunk)s lead.
 ///
 /// ```
@@ -57,7 +69,8 @@ impl Preserved {
 /// ```
 ///
 /// If `fast` returns 0, `slow` is called and decides. It gets both arguments again, and as a third, `*const`
-/// [`Preserved`](crate::stub::Preserved), the registers that a walk of the caller's stack needs.
+/// [`Preserved`](crate::stub::Preserved), the registers that a walk of the caller's stack needs (at
+/// a multiple of 8, if `sp` is one).
 ///
 /// # What a handler may do
 ///
@@ -66,8 +79,34 @@ impl Preserved {
 /// halves of the registers alone; `ymm` or `zmm` if it is AVX or AVX-512; nothing on targets without SSE. (Compiled for AVX
 /// without AVX-512, any instruction may clear the upper halves of `zmm`: 512-bit arguments are lost then.) In particular, such a handler
 /// calls nothing of a C library: its `memcpy` may be an AVX one, and clears what it does not know to be an argument.
-/// A slow handler may do all that: around it, the stub saves whatever vector state the machine has, on its stack
-/// (up to 3 KiB). On targets without SSE, there is no vector state in the hands of compiled code, and none is saved.
+/// A slow handler may do all that: around it, the stub saves all of `zmm0` to `zmm15` that the
+/// machine has, on its stack. On targets without SSE, there is no vector state in the hands of
+/// compiled code, and none is saved.
+///
+/// # Alignment
+///
+/// A handler is called with the stack aligned to 16 bytes as the psABI asks for, whatever the
+/// patched function's caller did (hand-written code, code for other ABIs).
+///
+/// # What it needs of the stack
+///
+/// Beside what the handler itself takes, in bytes below `rsp` at the patched function's entry:
+///
+/// | way | bytes |
+/// |---|---|
+/// | fast handler, caller as the psABI asks for | V + 72 + 8 |
+/// | fast handler, another caller | V + 72 + 16 + 8, and up to 15 that align it |
+/// | slow handler | V + 72 + 48 + X + 8, and up to 63 that align it to 64 |
+///
+/// [`FAST_STACK_MAX`](crate::stub::FAST_STACK_MAX) and
+/// [`SLOW_STACK_MAX`](crate::stub::SLOW_STACK_MAX) are the most that this can be.
+///
+/// V is what the stub saves of the vector registers around a fast handler: 0, 128 (SSE), 256 (AVX)
+/// or 512 (AVX-512), as this crate is compiled. X is the size of the machine's XSAVE area up to the
+/// end of the components that may hold arguments (Intel SDM volume 1, section 13.4.3): 0 without
+/// XSAVE, 576 without AVX, 832 with AVX, up to 1664 with AVX-512. What else the machine has, AMX's
+/// 8 KiB of tiles for one, costs nothing. With SSE and AVX-512, the slow way takes 1920 bytes and
+/// up to 56 that align it; with SSE and AVX, 1088 and up to 56.
 ///
 /// # No unwind information
 ///
@@ -81,7 +120,7 @@ macro_rules! entry_stub {
     ($(#[$doc:meta])* $vis:vis fn $name:ident, $handler:path, $slow:path) => {
         $crate::__entry_stub!(
             [$(#[$doc])*] [$vis] $name,
-            $crate::__entry_stub_slow!(), ["{handler}"],
+            $crate::__entry_stub_slow!($name), ["{handler}"],
             handler = sym $handler, slow = sym $slow
         );
     };
@@ -89,7 +128,9 @@ macro_rules! entry_stub {
 
 // The stack while the handler runs, for V bytes of vector registers (0, 128, 256 or 512). A function is entered with
 // rsp + 8 a multiple of 16 (psABI 3.2.2, "The Stack Frame"), and the frame is an odd multiple of 8, so rsp is a multiple of
-// 16 at the call, as psABI 3.2.2 asks for.
+// 16 at the call, as psABI 3.2.2 asks for. If the caller did not keep to that, the handler is
+// called from label 5: rsp is brought down to the next multiple of 16 and, below it, saved twice,
+// once to be popped and once to keep that multiple.
 //
 //      rsp + V + 72    return address of the patched function's caller      <- rsp at entry
 //      rsp + V + 64    r11: the number for the handler
@@ -132,7 +173,10 @@ macro_rules! __entry_stub {
             $crate::__entry_stub_vectors!(save),
             "mov rdi, r11",
             "lea rsi, [rsp + {V} + 72]",
+            "test spl, 15",
+            "jnz 5f",
             ::core::concat!("call ", $handler),
+            "6:",
             $slow,
             "mov r11, rax",
             $crate::__entry_stub_vectors!(restore),
@@ -146,6 +190,14 @@ macro_rules! __entry_stub {
             "mov rax, [rsp + {V} + 56]",
             "add rsp, {V} + 72",
             "notrack jmp r11",
+            "5:",
+            "mov rax, rsp",
+            "and rsp, -16",
+            "push rax",
+            "push rax",
+            ::core::concat!("call ", $handler),
+            "pop rsp",
+            "jmp 6b",
             ::core::concat!(".size ", ::core::stringify!($name), ", . - ", ::core::stringify!($name)),
             ".popsection",
             V = const $crate::__entry_stub_vectors!(bytes),
@@ -177,26 +229,26 @@ macro_rules! __entry_stub_vectors {
     };
     (save) => {
         "
-        movaps [rsp], xmm0
-        movaps [rsp + 16], xmm1
-        movaps [rsp + 32], xmm2
-        movaps [rsp + 48], xmm3
-        movaps [rsp + 64], xmm4
-        movaps [rsp + 80], xmm5
-        movaps [rsp + 96], xmm6
-        movaps [rsp + 112], xmm7
+        movups [rsp], xmm0
+        movups [rsp + 16], xmm1
+        movups [rsp + 32], xmm2
+        movups [rsp + 48], xmm3
+        movups [rsp + 64], xmm4
+        movups [rsp + 80], xmm5
+        movups [rsp + 96], xmm6
+        movups [rsp + 112], xmm7
         "
     };
     (restore) => {
         "
-        movaps xmm0, [rsp]
-        movaps xmm1, [rsp + 16]
-        movaps xmm2, [rsp + 32]
-        movaps xmm3, [rsp + 48]
-        movaps xmm4, [rsp + 64]
-        movaps xmm5, [rsp + 80]
-        movaps xmm6, [rsp + 96]
-        movaps xmm7, [rsp + 112]
+        movups xmm0, [rsp]
+        movups xmm1, [rsp + 16]
+        movups xmm2, [rsp + 32]
+        movups xmm3, [rsp + 48]
+        movups xmm4, [rsp + 64]
+        movups xmm5, [rsp + 80]
+        movups xmm6, [rsp + 96]
+        movups xmm7, [rsp + 112]
         "
     };
 }
@@ -267,18 +319,30 @@ macro_rules! __entry_stub_vectors {
     };
 }
 
-// The way of the slow handler. It lies apart from the fast one's, with rbp as the anchor of the stub's frame and rbx lost to
-// `cpuid`; both belong to the caller.
+// The way of the slow handler. It lies apart from the fast one's, with rbp as the anchor of the
+// stub's frame:
+//
+//      rbp + V + 80    return address of the patched function's caller      <- rsp at entry
+//      rbp + V + 72    r11
+//      rbp +  8        the rest of the frame above                          <- rsp at the call above
+//      rbp             rbp of the caller
+//      rbp -  8        rbx
+//      rbp - 40        r15, r14, r13, r12: with those above, what `Preserved` is
+//      rsp             area of XSAVE, aligned to 64                         <- rsp at the call
 //
 // The components of XSAVE that vector arguments lie in (Intel SDM volume 1, chapter 13): 1 SSE, 2 AVX, 6 upper halves of
-// zmm0 to zmm15. The area is in standard form; its size for all that the system enabled is ebx of leaf 0xd. XRSTOR wants
+// zmm0 to zmm15. The area is in standard form: component 1 lies in the first 576 bytes, 2 and 6
+// where leaf 0xd of CPUID says (eax: size, ebx: offset) if the system enabled them (XCR0). XSAVE
+// writes those that are asked for, and nothing behind them. The size is asked for once: CPUID is
+// slow, and very slow in virtual machines. Threads that race for it write the same. XRSTOR wants
 // the header's bytes behind the first eight to be zero, and XSAVE does not write them.
 #[cfg(target_feature = "sse")]
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __entry_stub_slow {
-    () => {
-        "
+    ($name:ident) => {
+        ::core::concat!(
+            "
         test rax, rax
         jnz 4f
         push rbp
@@ -288,16 +352,14 @@ macro_rules! __entry_stub_slow {
         push r13
         push r14
         push r15
-        mov eax, 1
-        xor ecx, ecx
-        cpuid
-        bt ecx, 27 // OSXSAVE
-        jnc 2f
-        mov eax, 0xd
-        xor ecx, ecx
-        cpuid
-        mov ebx, ebx
-        sub rsp, rbx
+        mov eax, [rip + ",
+            ::core::stringify!($name),
+            "_xsave]
+        test eax, eax
+        jz 7f
+    20: cmp eax, 1
+        je 2f
+        sub rsp, rax
         and rsp, -64
         xor eax, eax
         mov [rsp + 512], rax
@@ -315,11 +377,11 @@ macro_rules! __entry_stub_slow {
         lea rsi, [rbp + {V} + 80]
         lea rdx, [rbp - 40]
         call {slow}
-        mov rbx, rax
+        mov rcx, rax
         mov eax, 0x46
         xor edx, edx
         xrstor64 [rsp]
-        mov rax, rbx
+        mov rax, rcx
         jmp 3f
     2:  // No registers wider than those that are saved already.
         and rsp, -16
@@ -327,11 +389,48 @@ macro_rules! __entry_stub_slow {
         lea rsi, [rbp + {V} + 80]
         lea rdx, [rbp - 40]
         call {slow}
-    3:  mov rbx, [rbp - 8]
-        mov rsp, rbp
+        jmp 3f
+    7:  // The size is not known yet: r9d counts it, r8d is XCR0. 1 says that there is no XSAVE.
+        mov eax, 1
+        xor ecx, ecx
+        cpuid
+        mov r9d, 1
+        bt ecx, 27 // OSXSAVE
+        jnc 9f
+        xor ecx, ecx
+        xgetbv
+        mov r8d, eax
+        mov r9d, 576
+        mov r10d, 2
+    7:  bt r8d, r10d
+        jnc 8f
+        mov eax, 0xd
+        mov ecx, r10d
+        cpuid
+        add eax, ebx
+        cmp eax, r9d
+        cmova r9d, eax
+    8:  add r10d, 4
+        cmp r10d, 6
+        jbe 7b
+    9:  mov rbx, [rbp - 8]
+        mov eax, r9d
+        mov [rip + ",
+            ::core::stringify!($name),
+            "_xsave], eax
+        jmp 20b
+        .pushsection .bss
+        .balign 4
+    ",
+            ::core::stringify!($name),
+            "_xsave:
+        .zero 4
+        .popsection
+    3:  mov rsp, rbp
         pop rbp
     4:
         "
+        )
     };
 }
 
@@ -339,7 +438,7 @@ macro_rules! __entry_stub_slow {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __entry_stub_slow {
-    () => {
+    ($name:ident) => {
         "
         test rax, rax
         jnz 4f
@@ -350,6 +449,7 @@ macro_rules! __entry_stub_slow {
         push r13
         push r14
         push r15
+        and rsp, -16
         mov rdi, [rbp + {V} + 72]
         lea rsi, [rbp + {V} + 80]
         lea rdx, [rbp - 40]

@@ -17,7 +17,7 @@ mod walk;
 #[cfg(feature = "eh-frame")]
 mod compile;
 
-pub use table::{FrameRule, Reg, Rule, Slot, Table, TableBuilder, TableError};
+pub use table::{FrameRule, Place, Reg, Rule, Slot, Table, TableBuilder, TableError};
 pub use walk::{Regs, walk, walk_call};
 
 #[cfg(feature = "eh-frame")]

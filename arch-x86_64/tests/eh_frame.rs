@@ -21,9 +21,16 @@ const EXPRESSION: u8 = 0x10;
 const ADVANCE: u8 = 0x40;
 const OFFSET: u8 = 0x80;
 
+// Expressions (DWARF 5, section 7.7).
+const BREG: u8 = 0x70;
+const DEREF: u8 = 0x06;
+
 const RBX: u8 = 3;
 const RBP: u8 = 6;
 const RSP: u8 = 7;
+const R10: u8 = 10;
+const R12: u8 = 12;
+const R13: u8 = 13;
 const RA: u8 = 16;
 
 /// What every compiler's CIE says: the CFA is rsp + 8, the return address is 8 below it.
@@ -44,7 +51,12 @@ impl Section {
 
     fn cie(&mut self, augmentation: &str, instructions: &[u8]) -> u32 {
         // Identity, version; augmentation; alignments 1 and -8, return address; pointers are sdata4, relative to their place.
-        let body = [&[0, 0, 0, 0, 1][..], augmentation.as_bytes(), &[0, 1, 0x78, RA, 1, 0x1b], instructions].concat();
+        self.cie_returning_to(RA, augmentation, instructions)
+    }
+
+    fn cie_returning_to(&mut self, column: u8, augmentation: &str, instructions: &[u8]) -> u32 {
+        let body =
+            [&[0, 0, 0, 0, 1][..], augmentation.as_bytes(), &[0, 1, 0x78, column, 1, 0x1b], instructions].concat();
         self.entry(&body)
     }
 
@@ -73,7 +85,7 @@ fn frame(cfa_base: Reg, cfa_offset: i32, saved: &[(Reg, i64)]) -> Rule {
     for &(reg, below) in saved {
         slots[reg as usize] = Slot::below_cfa(below).expect("a slot");
     }
-    Rule::Frame(FrameRule { cfa_base, cfa_offset, saved: slots })
+    Rule::Frame(FrameRule { cfa_base, cfa_in_memory: false, cfa_offset, saved: slots })
 }
 
 /// One function of 32 bytes at `TEXT + 16` with these instructions.
@@ -136,6 +148,115 @@ fn only_an_undefined_return_address_ends_a_stack() {
 }
 
 #[test]
+fn only_rip_is_a_return_address() {
+    for (column, expected) in [(RA, frame(Reg::Rsp, 8, &[])), (RBX, Rule::Unknown), (17, Rule::Unknown)] {
+        let mut section = Section(Vec::new());
+        let cie = section.cie_returning_to(column, "zR", &USUAL);
+        section.fde(cie, TEXT, 32, &[]);
+        assert_eq!(rule(&section.compile(), 0), expected, "column {column}");
+    }
+}
+
+/// What GCC 12 -O2 -mavx2 says about a function with `alloca` and a `__m256`.
+#[test]
+fn a_realigned_frame() {
+    let table = function(&[
+        ADVANCE | 4,
+        DEF_CFA,
+        R10,
+        0, // lea r10, [rsp + 8]
+        ADVANCE | 4,
+        EXPRESSION,
+        RBP,
+        2,
+        BREG | RBP,
+        0, // push rbp; mov rbp, rsp
+        ADVANCE | 4,
+        DEF_CFA_EXPRESSION,
+        3,
+        BREG | RBP,
+        0x70,
+        DEREF, // -16: push r12; push r10
+        EXPRESSION,
+        R12,
+        2,
+        BREG | RBP,
+        0x78, // -8
+        ADVANCE | 1,
+        EXPRESSION,
+        RBX,
+        3,
+        BREG | RBP,
+        0xf8,
+        0x78, // -1032 + 128: push rbx
+        OFFSET | R13,
+        2, // pushed before all this
+        ADVANCE | 8,
+        DEF_CFA,
+        R10,
+        0, // pop everything
+        ADVANCE | 4,
+        DEF_CFA,
+        RSP,
+        8, // lea rsp, [r10 - 8]
+    ]);
+    let mut realigned = FrameRule { cfa_base: Reg::Rbp, cfa_in_memory: true, cfa_offset: -16, saved: [Slot::SAME; 6] };
+    realigned.saved[Reg::Rbp as usize] = Slot::below_base(0).expect("a slot");
+    realigned.saved[Reg::R12 as usize] = Slot::below_base(8).expect("a slot");
+    let whole = {
+        let mut whole = realigned;
+        whole.saved[Reg::Rbx as usize] = Slot::below_base(904).expect("a slot");
+        whole.saved[Reg::R13 as usize] = Slot::below_cfa(16).expect("a slot");
+        whole
+    };
+    let expected = [
+        (16, frame(Reg::Rsp, 8, &[])),
+        (20, Rule::Unknown),
+        (27, Rule::Unknown),
+        (28, Rule::Frame(realigned)),
+        (29, Rule::Frame(whole)),
+        (37, Rule::Unknown),
+        // That rbp is at rbp + 0 is still said, and wrong by now.
+        (41, Rule::Unknown),
+        (47, Rule::Unknown),
+    ];
+    for (offset, expected) in expected {
+        assert_eq!(rule(&table, offset), expected, "at {offset}");
+    }
+}
+
+#[test]
+fn other_expressions_are_unknown() {
+    let cfa = |expression: &[u8], rest: &[u8]| {
+        rule(&function(&[&[DEF_CFA_EXPRESSION, expression.len() as u8][..], expression, rest].concat()), 20)
+    };
+    let good = FrameRule { cfa_base: Reg::Rbx, cfa_in_memory: true, cfa_offset: -128, saved: [Slot::SAME; 6] };
+    assert_eq!(cfa(&[BREG | RBX, 0x80, 0x7f, DEREF], &[]), Rule::Frame(good));
+    let strange: [&[u8]; 11] = [
+        &[],
+        &[DEREF],
+        &[BREG | RBP],
+        &[BREG | RBP, 0x70],
+        &[BREG | RBP, DEREF],                   // an offset of 6
+        &[BREG | RBP, 0xf0, DEREF],             // an offset of 880
+        &[BREG | RBP, 0x80, 0x80, 0x01, DEREF], // a long one
+        &[BREG | RBP, 0x70, DEREF, DEREF],
+        &[BREG, 0x70, DEREF], // rax
+        &[BREG | RSP, 0x70, DEREF],
+        &[BREG | RBP, 0x70, DEREF, 0x23, 8], // plus 8
+    ];
+    for expression in strange {
+        assert_eq!(cfa(expression, &[]), Rule::Unknown, "{expression:x?}");
+    }
+    // Registers relative to another one, above it, too far below, not at a word.
+    for place in [&[BREG | RBX, 0][..], &[BREG | RBP, 8], &[BREG | RBP, 0x80, 0x78], &[BREG | RBP, 0x7c], &[BREG | RBP]]
+    {
+        let register = [&[EXPRESSION, R12, place.len() as u8][..], place].concat();
+        assert_eq!(cfa(&[BREG | RBP, 0x70, DEREF], &register), Rule::Unknown, "{place:x?}");
+    }
+}
+
+#[test]
 fn what_rows_cannot_express_is_unknown() {
     let strange: [&[u8]; 10] = [
         &[DEF_CFA, 0, 8],                        // relative to rax
@@ -147,7 +268,7 @@ fn what_rows_cannot_express_is_unknown() {
         &[EXPRESSION, RBP, 2, 0x76, 0], // at rbp + 0
         &[UNDEFINED, RBP],              // lost for ever
         &[0x11, RBP, 0x7f],             // 8 *above* the CFA (offset_extended_sf)
-        &[OFFSET | RBX, 0x80, 0x02],    // 2048 below it
+        &[OFFSET | RBX, 0x80, 0x01],    // 1024 below it
     ];
     for instructions in strange {
         assert_eq!(rule(&function(instructions), 20), Rule::Unknown, "{instructions:x?}");

@@ -6,11 +6,12 @@ mod common;
 use common::{Frames, objects};
 use core::cell::RefCell;
 use core::ffi::{c_int, c_void};
+use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use core::time::Duration;
 use core::{hint, mem, ptr};
 use klp_arch_x86_64::X86_64;
-use klp_arch_x86_64::unwind::{Regs, Rule};
+use klp_arch_x86_64::unwind::{Regs, Rule, walk};
 use klp_core::addr::CodeAddr;
 use klp_core::port::{Arch, Doubt, FrameKind};
 use std::collections::HashMap;
@@ -40,13 +41,29 @@ fn a_thread_ends_reliably() {
 }
 
 #[test]
-fn more_frames_than_a_stack_check_follows() {
-    deep(120, &|| {
+fn more_frames_than_the_limit() {
+    deep(150, &|| {
         let mut frames = Frames::new();
         let doubt = frames.walk(regs_here!()).expect_err("too deep");
         assert_eq!(doubt.why, Doubt::NoEnd);
-        assert_eq!(frames.as_slice().len(), klp_core::config::MAX_STACK_ENTRIES);
+        assert_eq!(frames.as_slice().len(), common::LIMIT);
     });
+}
+
+#[test]
+fn without_a_limit_a_deep_stack_is_walked_to_its_end() {
+    let thread = thread::Builder::new().stack_size(1 << 28).spawn(|| {
+        deep(100_000, &|| {
+            let mut count = 0;
+            let result = walk(regs_here!(), usize::MAX, common::rule, common::read, &mut |_| {
+                count += 1;
+                ControlFlow::Continue(())
+            });
+            assert_eq!(result, Ok(()));
+            assert!(count > 100_000, "{count}");
+        });
+    });
+    thread.expect("a thread").join().expect("no panic");
 }
 
 #[test]
@@ -192,6 +209,94 @@ fn interrupted_anywhere() {
     println!("{reliable} reliable, {unreliable} not");
     assert_eq!(DIFFERENT.load(Relaxed), 0, "a stack called reliable was not what the other unwinder saw");
     assert!(reliable > 1000 && reliable > 50 * unreliable, "{reliable} reliable, {unreliable} not");
+}
+
+core::arch::global_asm!(
+    ".pushsection .text",
+    ".type klp_test_return_column,@function",
+    "klp_test_return_column:",
+    ".cfi_startproc",
+    ".cfi_return_column 3", // rbx
+    "nop",
+    "ret",
+    ".cfi_endproc",
+    ".size klp_test_return_column, . - klp_test_return_column",
+    ".popsection",
+);
+
+// SAFETY: defined above; never called.
+unsafe extern "C" {
+    fn klp_test_return_column();
+}
+
+#[test]
+fn a_return_address_in_another_column_is_not_understood() {
+    assert_eq!(common::find(CodeAddr::new(klp_test_return_column as *const () as u64)), Rule::Unknown);
+}
+
+// What GCC 12 -O2 -mavx2 makes of a function with `alloca` and a `__m256`, around a call of its
+// first argument: the frame is aligned to 32 bytes, and the caller's is found by what r10 was.
+core::arch::global_asm!(
+    ".pushsection .text",
+    ".type klp_test_realigned,@function",
+    "klp_test_realigned:",
+    ".cfi_startproc",
+    "lea r10, [rsp + 8]",
+    ".cfi_def_cfa 10, 0",
+    "and rsp, -32",
+    "push qword ptr [r10 - 8]",
+    "push rbp",
+    "mov rbp, rsp",
+    ".cfi_escape 0x10, 0x6, 0x2, 0x76, 0", // rbp at rbp + 0
+    "push r12",
+    "push r10",
+    ".cfi_escape 0xf, 0x3, 0x76, 0x70, 0x6",  // CFA in memory at rbp - 16
+    ".cfi_escape 0x10, 0xc, 0x2, 0x76, 0x78", // r12 at rbp - 8
+    "push rbx",
+    ".cfi_escape 0x10, 0x3, 0x2, 0x76, 0x68", // rbx at rbp - 24
+    "sub rsp, 136",
+    "xor ebx, ebx",
+    "xor r12d, r12d",
+    "mov rax, rdi",
+    "mov rdi, rsi",
+    "call rax",
+    "lea rsp, [rbp - 24]",
+    "pop rbx",
+    "pop r10",
+    ".cfi_def_cfa 10, 0",
+    "pop r12",
+    "pop rbp",
+    "lea rsp, [r10 - 8]",
+    ".cfi_def_cfa 7, 8",
+    "ret",
+    ".cfi_endproc",
+    ".size klp_test_realigned, . - klp_test_realigned",
+    ".popsection",
+);
+
+// SAFETY: defined above, with this signature.
+unsafe extern "C" {
+    fn klp_test_realigned(call: extern "C" fn(u64), arg: u64);
+}
+
+extern "C" fn realigned(depth: u64) {
+    if depth > 0 {
+        // SAFETY: it calls what it is given.
+        return unsafe { klp_test_realigned(realigned, depth - 1) };
+    }
+    let (mut ours, mut theirs) = (Frames::new(), Frames::new());
+    let result = ours.walk(regs_here!());
+    theirs.trace();
+    assert_eq!(result, Ok(()));
+    assert!(ours.ends(&theirs), "{:?}\n{:?}", ours.as_slice(), theirs.as_slice());
+    let start = klp_test_realigned as *const () as u64;
+    let through = ours.as_slice().iter().filter(|frame| (start..start + 128).contains(&frame.pc.get())).count();
+    assert_eq!(through, 5);
+}
+
+#[test]
+fn through_realigned_frames() {
+    deep(10, &|| realigned(5));
 }
 
 static IN_HANDLER: AtomicU64 = AtomicU64::new(0);

@@ -9,6 +9,8 @@ use klp_core::port::{Frame, FrameKind, Unreliable, Unwinder};
 
 const TEXT: u64 = 0x1000;
 const STACK: u64 = 0x8000;
+/// Frames that are visited at most.
+const LIMIT: usize = 90;
 
 // Functions, 16 bytes each.
 const PLAIN: u64 = TEXT; // CFA = rsp + 8
@@ -21,14 +23,23 @@ const FAR: u64 = TEXT + 0x60; // CFA = rsp + 8, rbx saved 136 bytes below rsp
 const DOWN: u64 = TEXT + 0x70; // CFA = rsp - 8
 const BY_RBX: u64 = TEXT + 0x80; // CFA = rbx + 16
 const STANDS: u64 = TEXT + 0x90; // CFA = rsp
-const NOTHING: u64 = TEXT + 0xa0;
+const REALIGNED: u64 = TEXT + 0xa0; // CFA in memory at rbp - 16; rbp at rbp, r12 at rbp - 8, r13 16 below the CFA
+const NOTHING: u64 = TEXT + 0xb0;
 
 fn frame(cfa_base: Reg, cfa_offset: i32, saved: &[(Reg, i64)]) -> Rule {
     let mut slots = [Slot::SAME; 6];
     for &(reg, below) in saved {
         slots[reg as usize] = Slot::below_cfa(below).expect("a slot");
     }
-    Rule::Frame(FrameRule { cfa_base, cfa_offset, saved: slots })
+    Rule::Frame(FrameRule { cfa_base, cfa_in_memory: false, cfa_offset, saved: slots })
+}
+
+fn realigned() -> Rule {
+    let mut saved = [Slot::SAME; 6];
+    saved[Reg::Rbp as usize] = Slot::below_base(0).expect("a slot");
+    saved[Reg::R12 as usize] = Slot::below_base(8).expect("a slot");
+    saved[Reg::R13 as usize] = Slot::below_cfa(16).expect("a slot");
+    Rule::Frame(FrameRule { cfa_base: Reg::Rbp, cfa_in_memory: true, cfa_offset: -16, saved })
 }
 
 struct Machine(Table);
@@ -48,6 +59,7 @@ impl Machine {
             (DOWN, frame(Reg::Rsp, -8, &[])),
             (BY_RBX, frame(Reg::Rbx, 16, &[])),
             (STANDS, frame(Reg::Rsp, 0, &[])),
+            (REALIGNED, realigned()),
             (NOTHING, Rule::Gap),
         ] {
             table.push(CodeAddr::new(start), rule).expect("in order");
@@ -71,7 +83,7 @@ unsafe impl Unwinder for Machine {
             assert_eq!(addr % 8, 0, "{addr:#x}");
             task.stack.get(usize::try_from(addr.checked_sub(STACK)? / 8).ok()?).copied()
         };
-        walk(task.regs, |pc| self.0.find(pc), read, visit)
+        walk(task.regs, LIMIT, |frame| self.0.find(frame.lookup()), read, visit)
     }
 }
 
@@ -109,7 +121,7 @@ fn conforms() {
     let task = |pc, stack| Task { regs: at(pc), stack };
     let mut loops = vec![PLAIN + 1; 200];
     loops[199] = START;
-    let hundred: Vec<_> = [interrupted(PLAIN)].into_iter().chain([call(PLAIN + 1); 99]).collect();
+    let as_many: Vec<_> = [interrupted(PLAIN)].into_iter().chain([call(PLAIN + 1); LIMIT - 1]).collect();
 
     let cases = [
         (
@@ -134,7 +146,7 @@ fn conforms() {
         ("no ucontext", task(SIGNAL, vec![0; 20]), vec![interrupted(SIGNAL)], Some(BadMemory)),
         ("downwards", task(DOWN, vec![START; 4]), vec![interrupted(DOWN)], Some(NoEnd)),
         ("on the spot", task(STANDS, vec![START; 4]), vec![interrupted(STANDS)], Some(NoEnd)),
-        ("endless", task(PLAIN, loops), hundred, Some(NoEnd)),
+        ("endless", task(PLAIN, loops), as_many, Some(NoEnd)),
         ("below the red zone", task(FAR, vec![START; 4]), vec![interrupted(FAR)], Some(Corrupt)),
     ];
     let cases = cases.each_ref().map(|(name, context, frames, doubt)| Case { name, context, frames, doubt: *doubt });
@@ -160,6 +172,7 @@ fn doubts_name_the_frame() {
 fn strange_registers_are_corrupt() {
     for regs in [
         Regs { rsp: STACK + 1, ..at(PLAIN) },
+        Regs { rsp: STACK + 4, ..at(SIGNAL) },
         Regs { rsp: u64::MAX - 7, ..at(PLAIN) },
         Regs { rbp: u64::MAX, ..at(POINTER) },
         Regs { rbp: STACK + 4, ..at(POINTER) },
@@ -187,4 +200,69 @@ fn the_red_zone_is_the_innermost_frames() {
     let outer = Task { regs: Regs { rsp: STACK + 128, ..at(TEXT) }, stack };
     let doubt = machine.walk(&outer, &mut |_| ControlFlow::Continue(())).expect_err("overwritten");
     assert_eq!(doubt, Unreliable { at: CodeAddr::new(TEXT + 1), why: Corrupt });
+}
+
+/// Walks a stack that holds `words` from `STACK` on.
+fn walked(regs: Regs, words: &[(u64, u64)]) -> (Vec<Frame>, Result<(), Unreliable>) {
+    let mut stack = vec![0; 256];
+    words.iter().for_each(|&(addr, word)| stack[((addr - STACK) / 8) as usize] = word);
+    let mut frames = Vec::new();
+    let result = Machine::new().walk(&Task { regs, stack }, &mut |frame| {
+        frames.push(frame);
+        ControlFlow::Continue(())
+    });
+    (frames, result)
+}
+
+#[test]
+fn a_realigned_frame_is_walked_through() {
+    // The caller's frame, POINTER's, is found only if rbp is right; BY_RBX's only if nothing became
+    // of rbx.
+    let base = STACK + 64;
+    let (cfa, outer) = (base + 40, base + 80);
+    let words = [
+        (base - 16, cfa),
+        (base - 8, 0x12),
+        (base, outer),
+        (cfa - 16, 0x13),
+        (cfa - 8, POINTER + 1),
+        (outer, 0xb0),
+        (outer + 8, BY_RBX + 1),
+        (outer + 40, START + 1),
+    ];
+    let regs = Regs { rip: REALIGNED + 1, rsp: STACK + 16, rbp: base, rbx: outer + 32, ..Regs::default() };
+    let expected = vec![interrupted(REALIGNED + 1), call(POINTER + 1), call(BY_RBX + 1), call(START + 1)];
+    assert_eq!(walked(regs, &words), (expected, Ok(())));
+
+    let spoiled = |regs: Regs, cfa: u64, why| {
+        let words = [(base - 16, cfa), (base + 32, START)];
+        let (_, result) = walked(regs, &words);
+        assert_eq!(result.map_err(|doubt| doubt.why), Err(why), "{regs:x?}, {cfa:#x}");
+    };
+    spoiled(regs, regs.rsp, NoEnd);
+    spoiled(regs, cfa + 4, Corrupt);
+    spoiled(regs, base, Corrupt); // rbp would lie above the frame
+    spoiled(regs, u64::MAX - 7, BadMemory);
+    spoiled(Regs { rbp: 0, ..regs }, cfa, Corrupt);
+    spoiled(Regs { rbp: u64::MAX, ..regs }, cfa, Corrupt);
+    spoiled(Regs { rbp: base + 4, ..regs }, cfa, Corrupt);
+    spoiled(Regs { rsp: base + 1024, ..regs }, cfa, Corrupt); // not its memory
+}
+
+#[test]
+fn a_circle_of_stacks_ends_without_a_limit() {
+    let words: Vec<u64> = [SIGNAL + 1].into_iter().chain([STACK + 8; 32]).collect();
+    let read = |addr: u64| words.get(usize::try_from(addr.checked_sub(STACK)? / 8).ok()?).copied();
+    let find = |frame: Frame| if frame.pc == CodeAddr::new(PLAIN) { frame_of_plain() } else { Rule::Signal };
+    let mut frames = 0;
+    let result = walk(at(PLAIN), usize::MAX, find, read, &mut |_| {
+        frames += 1;
+        ControlFlow::Continue(())
+    });
+    assert_eq!(result.map_err(|doubt| doubt.why), Err(NoEnd));
+    assert!(frames < 200, "{frames}");
+}
+
+fn frame_of_plain() -> Rule {
+    frame(Reg::Rsp, 8, &[])
 }

@@ -2,7 +2,8 @@
 //! What C and Rust know of each other: kernel types, and the functions of `shims.c` and `sysfs.c` (declared in `shims.h`).
 
 pub(crate) use kernel::bindings::{
-    Elf64_Rela, Elf64_Shdr, Elf64_Sym, klp_callbacks, klp_func, klp_object, klp_patch, klp_state, module, task_struct,
+    Elf64_Rela, Elf64_Shdr, Elf64_Sym, klp_callbacks, klp_func, klp_object, klp_patch, klp_state,
+    mod_mem_type_MOD_TEXT, module, task_struct,
 };
 pub(crate) use kernel::bindings::{
     apply_relocate_add, clear_relocate_add, ftrace_location, kallsyms_lookup_size_offset,
@@ -40,6 +41,7 @@ unsafe extern "C" {
     pub(crate) safe fn klp_host_mutex_lock(which: c_uint);
     pub(crate) safe fn klp_host_mutex_trylock(which: c_uint) -> bool;
     pub(crate) fn klp_host_mutex_unlock(which: c_uint);
+    pub(crate) safe fn klp_host_mutex_is_mine(which: c_uint) -> bool;
     pub(crate) safe fn klp_host_shadow_lock();
     pub(crate) safe fn klp_host_shadow_trylock() -> bool;
     pub(crate) fn klp_host_shadow_unlock();

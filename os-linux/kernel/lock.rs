@@ -17,6 +17,13 @@ pub(crate) type EngineLock = KernelMutex<1>;
 /// Of the table of entry sites.
 pub(crate) type SitesLock = KernelMutex<2>;
 
+impl<const NUMBER: c_uint> KernelMutex<NUMBER> {
+    /// Whether the current task holds it.
+    pub(crate) fn is_mine() -> bool {
+        host::klp_host_mutex_is_mine(NUMBER)
+    }
+}
+
 // SAFETY: `struct mutex` excludes others from `lock` until `unlock`.
 unsafe impl<const NUMBER: c_uint> RawMutex for KernelMutex<NUMBER> {
     #[allow(clippy::declare_interior_mutable_const, reason = "the mutex is not in here")]

@@ -15,7 +15,7 @@ use core::ptr;
 use klp_core::engine::PatchStatus;
 use klp_core::error::ApiMisuse;
 use klp_core::{Engine, Error, PatchId, Poll};
-use lock_api::{Mutex, RawMutex};
+use lock_api::{Mutex, MutexGuard, RawMutex};
 
 /// The patches that are enabled or in transition, in the order of enabling (kernel: `klp_patches`).
 struct Patches {
@@ -43,6 +43,14 @@ static PATCHES: Mutex<PatchesLock, Patches> =
     Mutex::const_new(PatchesLock::INIT, Patches { known: Vec::new(), transition: ptr::null_mut(), delay: FIRST_DELAY });
 
 type KernelEngine = Engine<Kernel>;
+
+/// The patches, unless the current task holds them already: then a callback of a patch calls, which must not.
+fn patches() -> Result<MutexGuard<'static, PatchesLock, Patches>, Error> {
+    if PatchesLock::is_mine() {
+        return Err(Error::ApiMisuse(ApiMisuse::InCallback));
+    }
+    Ok(PATCHES.lock())
+}
 
 /// Makes the engine, at boot.
 #[unsafe(no_mangle)]
@@ -84,7 +92,7 @@ unsafe fn enable(patch: *mut klp_patch) -> Result<(), c_int> {
         log::warning!("This architecture doesn't have support for the livepatch consistency model.");
         log::warning!("The livepatch transition may never complete.");
     }
-    if PATCHES.lock().known.iter().any(|known| known.patch == patch) {
+    if patches().map_err(misuse)?.known.iter().any(|known| known.patch == patch) {
         return Err(-errno::EINVAL);
     }
     // SAFETY: the module is there: it calls.
@@ -107,8 +115,14 @@ unsafe fn enable(patch: *mut klp_patch) -> Result<(), c_int> {
     added
 }
 
+/// The error number, after a word in the log.
+fn misuse(error: Error) -> c_int {
+    log::error!("{error}");
+    error.errno()
+}
+
 fn add_and_enable(engine: &KernelEngine, patch: *mut klp_patch, model: klp_core::Patch) -> Result<(), c_int> {
-    let mut patches = PATCHES.lock();
+    let mut patches = patches().map_err(misuse)?;
     if patches.known.try_reserve(1).is_err() {
         return Err(-errno::ENOMEM);
     }
@@ -208,7 +222,7 @@ fn with_status(
     act: impl FnOnce(&mut Patches, &KernelEngine, &PatchStatus) -> Result<c_int, Error>,
 ) -> Result<c_int, Error> {
     let engine = engine().ok_or(UNKNOWN)?;
-    let mut patches = PATCHES.lock();
+    let mut patches = patches()?;
     let status = patches.status(engine, patch)?;
     act(&mut patches, engine, &status)
 }

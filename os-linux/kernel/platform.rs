@@ -7,7 +7,7 @@ use crate::tasks::KernelTasks;
 use crate::text::{NoArch, NoRelocator, NoText};
 use crate::tracer::FtraceTracer;
 use crate::unwinder::KernelUnwinder;
-use crate::{log, relocs};
+use crate::{host, log, relocs};
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 use klp_core::event::Event;
@@ -50,6 +50,11 @@ impl Platform for Kernel {
 
     fn text(&self) -> &NoText {
         &self.text
+    }
+
+    /// The current task, by its address.
+    fn caller(&self) -> u64 {
+        host::klp_host_current().addr() as u64
     }
 
     fn event(&self, event: &Event<'_>) {

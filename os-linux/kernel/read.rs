@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
 //! What a patch module says, in klp-core's words: `struct klp_patch` → [`Patch`] (kernel: `klp_init_patch`).
 
-use crate::host::{self, errno, klp_func, klp_object, klp_patch};
+use crate::host::{self, errno, klp_func, klp_object, klp_patch, mod_mem_type_MOD_TEXT, module};
 use crate::states;
 use alloc::boxed::Box;
 use core::ffi::c_int;
-use klp_core::addr::CodeAddr;
+use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::mem::try_box;
 use klp_core::model::{CallbackContext, Callbacks, Replace, VMLINUX};
 use klp_core::state::State;
@@ -21,6 +21,10 @@ pub(crate) unsafe fn patch(patch: &klp_patch) -> Result<Patch, c_int> {
     let name = unsafe { host::module_name(patch.mod_) }.ok_or(-errno::EINVAL)?;
     let mut builder = Patch::builder(name);
     // SAFETY: the caller's promise.
+    if let Some(code) = unsafe { code(patch.mod_) } {
+        builder = builder.code(code);
+    }
+    // SAFETY: the caller's promise.
     for c_object in unsafe { objects(patch) } {
         // SAFETY: it is one of the patch's.
         builder = builder.object(unsafe { object(c_object) });
@@ -31,6 +35,20 @@ pub(crate) unsafe fn patch(patch: &klp_patch) -> Result<Patch, c_int> {
     }
     let replace = if patch.replace { Replace::All } else { Replace::None };
     builder.replace(replace).build().map_err(|error| error.errno())
+}
+
+/// All code of a module that stays, if it has any. What runs once, while the module is loaded, is elsewhere.
+///
+/// # Safety
+///
+/// `module` is a module.
+unsafe fn code(module: *const module) -> Option<TextRange> {
+    // SAFETY: the caller's promise; the loader has laid the module out before any code of it runs.
+    let (base, size) = unsafe {
+        let text = &raw const (*module).mem[mod_mem_type_MOD_TEXT as usize];
+        ((*text).base, (*text).size)
+    };
+    TextRange::new(CodeAddr::new(base.addr() as u64), size.into()).filter(|code| !code.is_empty())
 }
 
 /// The objects of a patch: an array that ends with one that has neither name nor functions.

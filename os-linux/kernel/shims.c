@@ -67,19 +67,32 @@ static struct mutex *const klp_mutexes[KLP_MUTEX_COUNT] = {
 	[KLP_MUTEX_SITES] = &klp_sites_mutex,
 };
 
+/* Who holds each. Nobody but the holder itself writes the holder, so each task knows whether that is the task. */
+static struct task_struct *klp_holders[KLP_MUTEX_COUNT];
+
 void klp_host_mutex_lock(unsigned int which)
 {
 	mutex_lock(klp_mutexes[which]);
+	WRITE_ONCE(klp_holders[which], current);
 }
 
 bool klp_host_mutex_trylock(unsigned int which)
 {
-	return mutex_trylock(klp_mutexes[which]);
+	if (!mutex_trylock(klp_mutexes[which]))
+		return false;
+	WRITE_ONCE(klp_holders[which], current);
+	return true;
 }
 
 void klp_host_mutex_unlock(unsigned int which)
 {
+	WRITE_ONCE(klp_holders[which], NULL);
 	mutex_unlock(klp_mutexes[which]);
+}
+
+bool klp_host_mutex_is_mine(unsigned int which)
+{
+	return READ_ONCE(klp_holders[which]) == current;
 }
 
 static DEFINE_SPINLOCK(klp_shadow_spinlock);

@@ -19,6 +19,7 @@ enum klp_host_mutex { KLP_MUTEX_PATCHES, KLP_MUTEX_ENGINE, KLP_MUTEX_SITES, KLP_
 void klp_host_mutex_lock(unsigned int which);
 bool klp_host_mutex_trylock(unsigned int which);
 void klp_host_mutex_unlock(unsigned int which);
+bool klp_host_mutex_is_mine(unsigned int which);
 void klp_host_shadow_lock(void);
 bool klp_host_shadow_trylock(void);
 void klp_host_shadow_unlock(void);

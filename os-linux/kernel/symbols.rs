@@ -4,7 +4,9 @@
 use crate::host;
 use crate::log::Errno;
 use core::ffi::{CStr, c_int, c_void};
+use core::ptr;
 use klp_core::addr::{CodeAddr, TextRange};
+use klp_core::mem::{Name, OutOfMemory};
 use klp_core::model::VMLINUX;
 use klp_core::port::{Symbol, SymbolResolver};
 
@@ -27,19 +29,40 @@ impl SymbolResolver for KernelSymbols {
     }
 
     fn symbols(&self, object: &str, name: &str, found: &mut dyn FnMut(Symbol)) -> Result<(), Errno> {
-        let mut search = Search { name: name.as_bytes(), found };
-        let arg = (&raw mut search).cast::<c_void>();
+        let mut search = Search { name: name.as_bytes(), what: Sought::Whole, found };
         if object == VMLINUX {
+            let arg = (&raw mut search).cast::<c_void>();
             // SAFETY: the callback gets `arg`, a `Search` that is there until the function has returned.
             host::with_c_str(name, |name| unsafe {
                 host::kallsyms_on_each_match_symbol(Some(matched), name.cast(), arg)
             });
         } else {
-            // SAFETY: as above.
-            host::with_c_str(object, |object| unsafe {
-                host::module_kallsyms_on_each_symbol(object.cast(), Some(seen), arg)
-            });
+            search.walk(object);
         }
+        Ok(())
+    }
+
+    /// Finds `NAME.cold` everywhere, and `NAME.cold.N` in modules, whose symbols are all walked anyway. kallsyms finds those of the
+    /// kernel itself by their full names; so there numbered parts, which GCC before 9 makes, are not found.
+    fn parts(
+        &self,
+        _func: TextRange,
+        known_as: Option<(&str, &str)>,
+        found: &mut dyn FnMut(TextRange),
+    ) -> Result<(), Errno> {
+        // Those of new functions are code of their patch.
+        let Some((object, name)) = known_as else { return Ok(()) };
+        let found = &mut |symbol: Symbol| {
+            if let Some(part) = TextRange::new(symbol.addr, symbol.len) {
+                found(part);
+            }
+        };
+        if object == VMLINUX {
+            let cold = Name::display(&format_args!("{name}.cold"))
+                .map_err(|OutOfMemory| Errno { what: "no memory for a name", errno: -host::errno::ENOMEM })?;
+            return self.symbols(object, &cold, found);
+        }
+        Search { name: name.as_bytes(), what: Sought::Parts, found }.walk(object);
         Ok(())
     }
 
@@ -65,10 +88,43 @@ impl SymbolResolver for KernelSymbols {
 /// What a walk over symbols looks for.
 struct Search<'a> {
     name: &'a [u8],
+    what: Sought,
     found: &'a mut dyn FnMut(Symbol),
 }
 
+/// What may follow the name.
+#[derive(Clone, Copy)]
+enum Sought {
+    /// Nothing.
+    Whole,
+    /// `.cold` or `.cold.N`.
+    Parts,
+}
+
+impl Sought {
+    fn takes(self, rest: &[u8]) -> bool {
+        match (self, rest.strip_prefix(b".cold")) {
+            (Self::Whole, _) => rest.is_empty(),
+            (Self::Parts, None) => false,
+            (Self::Parts, Some([])) => true,
+            (Self::Parts, Some([b'.', number @ ..])) => {
+                !number.is_empty() && number.iter().all(|digit| digit.is_ascii_digit())
+            }
+            (Self::Parts, Some(_)) => false,
+        }
+    }
+}
+
 impl Search<'_> {
+    /// Looks at each symbol of a module.
+    fn walk(&mut self, object: &str) {
+        let arg = ptr::from_mut(self).cast::<c_void>();
+        // SAFETY: the callback gets `arg`, a `Search` that is there until the function has returned.
+        host::with_c_str(object, |object| unsafe {
+            host::module_kallsyms_on_each_symbol(object.cast(), Some(seen), arg)
+        });
+    }
+
     fn hit(&mut self, addr: usize) {
         let addr = addr as u64;
         let len = size_and_offset(addr).map_or(0, |(len, offset)| len - offset.min(len));
@@ -85,13 +141,17 @@ unsafe extern "C" fn matched(arg: *mut c_void, addr: usize) -> c_int {
 
 /// A symbol of the module.
 unsafe extern "C" fn seen(arg: *mut c_void, name: *const u8, addr: usize) -> c_int {
-    // SAFETY: as in `matched`.
+    // SAFETY: `walk` passes a `Search`, and does not use it meanwhile.
     let search = unsafe { &mut *arg.cast::<Search<'_>>() };
     // Byte by byte, as most names differ early: this is called for each symbol of the module.
-    let wanted = search.name.iter().chain(&[0]);
+    let mut wanted = search.name.iter().enumerate();
     // SAFETY: kallsyms passes a C string, which is not read beyond its end: a difference is found there at the latest.
-    if wanted.enumerate().all(|(at, byte)| unsafe { *name.add(at) } == *byte) {
-        search.hit(addr);
+    if wanted.all(|(at, byte)| unsafe { *name.add(at) } == *byte) {
+        // SAFETY: no byte until here was its end.
+        let rest = unsafe { CStr::from_ptr(name.add(search.name.len()).cast()) };
+        if search.what.takes(rest.to_bytes()) {
+            search.hit(addr);
+        }
     }
     0
 }

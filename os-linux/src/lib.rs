@@ -6,7 +6,7 @@
 //! `-pg -mfentry -mnop-mcount -mrecord-mcount -fno-pic`) and patch objects; [`process::Livepatch`] does the rest.
 //!
 //! Reading order, from bottom to top: `process/sys.rs` (system calls) → `lock.rs` → `records.rs` (what is known of each
-//! thread) → `scan.rs` → `stop.rs` (stopping threads) → `objects.rs`, `elf_file.rs`, `patches.rs`, `unwind.rs`, `space.rs` (what
+//! thread) → `scan.rs` → `stop.rs` (stopping threads) → `contexts.rs`, `ucontext.rs` (stacks that no thread runs on) → `objects.rs`, `elf_file.rs`, `patches.rs`, `unwind.rs`, `space.rs` (what
 //! is in memory) → `tasks.rs` (the port `TaskSet`) → `trap.rs`, `pads.rs`, `memory.rs`, `text.rs` (the port `Text`) → `shadow.rs`, `symbols.rs`,
 //! `sites.rs`, `notrace.rs` → `entry.rs`, `handler.rs` (the way of a redirected call) → `linker.rs`, `adopt.rs`, `library.rs` (shared libraries) → `fork.rs` →
 //! `mod.rs` (it all together).

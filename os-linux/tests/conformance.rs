@@ -183,7 +183,8 @@ fn unwinder() {
     // Stacks as memory: fx_value, which has no frame of its own, called by itself, called by the outermost function.
     let value = addr_of_fn!(fx_value);
     let good = [value + 1, value + 1, start + 1, 0, 0, 0];
-    let endless = [value + 1; 2 * MAX_STACK_ENTRIES];
+    let mut deep = vec![value + 1; 20 * MAX_STACK_ENTRIES];
+    deep.extend([start + 1, 0, 0, 0]);
     let astray = [value + 1, good.as_ptr() as u64, 0, 0];
     let regs = |stack: &[u64]| Regs { rip: value, rsp: stack.as_ptr() as u64, ..Regs::default() };
     let frames = |calls: &[u64]| -> Vec<Frame> {
@@ -196,7 +197,7 @@ fn unwinder() {
     let cases = [
         ("reliable", regs(&good), frames(&good[..3]), None),
         ("no table", regs(&astray), frames(&astray[..2]), Some(Doubt::NoTable)),
-        ("no end", regs(&endless), frames(&endless[..MAX_STACK_ENTRIES - 1]), Some(Doubt::NoEnd)),
+        ("deep", regs(&deep), frames(&deep[..=20 * MAX_STACK_ENTRIES]), None),
         ("unmapped", unmapped, frames(&[]), Some(Doubt::BadMemory)),
     ];
     let cases =

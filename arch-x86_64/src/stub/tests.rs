@@ -110,6 +110,22 @@ core::arch::global_asm!(
     "mov r8, rcx; mov r9, rcx; mov r10, rcx; mov r11, rcx",
     "pop rax",
     "ret",
+    // Handlers that need no stack. The slow one touches what lies just above its own frame.
+    "klp_test_bare:", // returns its argument
+    "mov rax, rdi",
+    "ret",
+    "klp_test_bare_zero:",
+    "xor eax, eax",
+    "ret",
+    // fn klp_test_on_stack(target, rsp) -> u64: calls the target with `rsp` at its entry
+    "klp_test_on_stack:",
+    "push rbx",
+    "mov rbx, rsp",
+    "lea rsp, [rsi + 8]",
+    "call rdi",
+    "mov rsp, rbx",
+    "pop rbx",
+    "ret",
     "klp_test_slow:", // as a C library's memcpy does; returns its argument
     "push rdi",
     "test rsp, 15; jz 2f; ud2; 2:",
@@ -130,6 +146,9 @@ unsafe extern "C" {
     fn klp_test_fast(arg: u64) -> u64;
     fn klp_test_fast_zero(arg: u64) -> u64;
     fn klp_test_slow(arg: u64) -> u64;
+    fn klp_test_bare(arg: u64) -> u64;
+    fn klp_test_bare_zero(arg: u64) -> u64;
+    fn klp_test_on_stack(target: u64, rsp: u64) -> u64;
 }
 
 crate::entry_stub!(fn klp_test_stub_one, klp_test_fast);
@@ -226,6 +245,102 @@ fn a_fast_handler_decides() {
 #[test]
 fn a_slow_handler_decides() {
     everything_arrives_through(klp_test_stub_slow);
+}
+
+crate::entry_stub!(fn klp_test_stub_bare, klp_test_bare);
+crate::entry_stub!(fn klp_test_stub_bare_slow, klp_test_bare_zero, klp_test_bare);
+
+extern "C" fn seventy_seven() -> u64 {
+    77
+}
+
+/// How deep below `rsp` at the entry the stub and a handler without a stack of its own write, if
+/// the entry's `rsp` is the one given modulo 64.
+fn depth(stub: unsafe extern "C" fn(), entry_modulo_64: u64) -> usize {
+    const PAINT: u8 = 0xa5;
+    let page = Page::with_thunk(seventy_seven as *const () as u64, stub as *const () as u64);
+    let mut stack = std::vec![PAINT; 1 << 16];
+    let top = (stack.as_ptr() as u64 + (1 << 15)) & !63;
+    let entry = top + entry_modulo_64;
+    // SAFETY: the stub and its handlers need less than half of the stack; above `rsp`, a return
+    // address is all that is used.
+    assert_eq!(unsafe { klp_test_on_stack(page.0 as u64, entry) }, 77);
+    let low = stack.iter().position(|&byte| byte != PAINT).expect("a return address was written");
+    let _ = &mut stack;
+    (entry - stack.as_ptr() as u64) as usize - low
+}
+
+/// The size of the XSAVE area up to the end of the components 2 and 6, if the system enabled them.
+#[cfg(target_feature = "sse")]
+fn xsave_len() -> usize {
+    use core::arch::x86_64::{__cpuid, __cpuid_count};
+    if __cpuid(1).ecx & 1 << 27 == 0 {
+        return 0;
+    }
+    let xcr0: u32;
+    // SAFETY: the system enabled XSAVE, so there is `xgetbv`; it changes nothing else.
+    unsafe { core::arch::asm!("xgetbv", in("ecx") 0, out("eax") xcr0, out("edx") _, options(nomem, nostack)) };
+    let ends = [2, 6].into_iter().filter(|component| xcr0 & 1 << component != 0).map(|component| {
+        let leaf = __cpuid_count(0xd, component);
+        leaf.ebx + leaf.eax
+    });
+    ends.max().unwrap_or(0).max(576) as usize
+}
+
+#[test]
+fn the_stack_that_it_needs_is_as_documented() {
+    use crate::stub::{FAST_STACK_MAX, SLOW_STACK_MAX};
+    let frame = crate::__entry_stub_vectors!(bytes) + 72;
+    // Where rsp points to the return address of a caller that keeps to the ABI, and of others.
+    for modulo in [56, 8, 24, 40, 0, 16, 48, 9, 63, 52] {
+        // The handler's return address, and on an unaligned stack two words and what aligns them.
+        let (at_call, extra) = (modulo as usize + 4096 - frame, if modulo % 16 == 8 { 0 } else { 16 });
+        let fast = modulo as usize + 4096 - ((at_call & !15) - extra - 8);
+        assert_eq!(depth(klp_test_stub_bare, modulo), fast, "{modulo}");
+        assert!(fast <= FAST_STACK_MAX);
+        #[cfg(target_feature = "sse")]
+        {
+            let slow = modulo as usize + 4096 - (((at_call - 48 - xsave_len()) & !63) - 8);
+            assert_eq!(depth(klp_test_stub_bare_slow, modulo), slow, "{modulo}");
+            assert!(slow <= SLOW_STACK_MAX, "{slow}");
+            std::println!("rsp = {modulo} modulo 64: fast {fast}, slow {slow}, at most {SLOW_STACK_MAX}");
+        }
+    }
+}
+
+#[test]
+fn a_caller_may_align_its_stack_in_any_way() {
+    let stack = std::vec![0_u64; 1 << 13];
+    let top = (stack.as_ptr_range().end as u64 - 4096) & !63;
+    let through = |stub: unsafe extern "C" fn(), entry| {
+        let page = Page::with_thunk(seventy_seven as *const () as u64, stub as *const () as u64);
+        // SAFETY: as in `depth`.
+        assert_eq!(unsafe { klp_test_on_stack_spoiled(page.0 as u64, entry) }, 77, "{entry:#x}");
+    };
+    for entry in top..top + 64 {
+        // `klp_test_fast` and `klp_test_slow` check the alignment of theirs.
+        through(klp_test_stub_one, entry);
+        through(klp_test_stub_two, entry);
+        through(klp_test_stub_slow, entry);
+    }
+    for entry in (top..top + 64).step_by(8) {
+        through(klp_test_stub_note, entry);
+        assert_eq!(NOTED.get().expect("the handler ran").0, entry, "it is told of the caller's own");
+    }
+}
+
+/// As `klp_test_on_stack`, for handlers that look at what `r13` says of vector registers: no wide
+/// ones.
+unsafe fn klp_test_on_stack_spoiled(target: u64, rsp: u64) -> u64 {
+    let answer;
+    // SAFETY: the caller's duty; what a call may change is declared.
+    unsafe {
+        core::arch::asm!(
+            "push r13", "push r13", "xor r13d, r13d", "call {on_stack}", "pop r13", "pop r13",
+            on_stack = sym klp_test_on_stack, in("rdi") target, in("rsi") rsp, out("rax") answer, clobber_abi("C"),
+        );
+    }
+    answer
 }
 
 std::thread_local! {

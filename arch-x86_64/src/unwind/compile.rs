@@ -115,6 +115,11 @@ impl<'a> Source<'a> {
         builder: &mut TableBuilder,
     ) -> Result<bool, TableError> {
         let Some(fde) = self.fde(function.entry) else { return Ok(false) };
+        if fde.cie().return_address_register() != gimli::X86_64::RA {
+            // The rules of that column, which need not even be a register's, say where the function
+            // returns to.
+            return Ok(false);
+        }
         let Some(undefined) = self.undefined(&fde) else { return Ok(false) };
         let Ok(mut rows) = fde.rows(&self.section, &self.bases, context) else { return Ok(false) };
         let mut next = function.range.start();
@@ -125,8 +130,11 @@ impl<'a> Source<'a> {
                         return Ok(false);
                     }
                     if row.start_address() < row.end_address() {
-                        let rule =
-                            if fde.is_signal_trampoline() { self.signal_rule(row) } else { frame_rule(row, undefined) };
+                        let rule = if fde.is_signal_trampoline() {
+                            self.signal_rule(row)
+                        } else {
+                            self.frame_rule(row, undefined)
+                        };
                         builder.push(next, rule.unwrap_or(Rule::Unknown))?;
                     }
                     next = CodeAddr::new(row.end_address());
@@ -167,8 +175,65 @@ impl<'a> Source<'a> {
         (self.expression(cfa)? == RSP && self.expression(&ra)? == RIP).then_some(Rule::Signal)
     }
 
+    fn frame_rule(&self, row: &Row, undefined: Undefined) -> Option<Rule> {
+        match row.register(gimli::X86_64::RA) {
+            RegisterRule::Offset(-8) => {}
+            RegisterRule::Undefined if undefined == Undefined::ReturnAddress => return Some(Rule::End),
+            _ => return None,
+        }
+        if !matches!(row.register(gimli::X86_64::RSP), RegisterRule::Undefined | RegisterRule::ValOffset(0)) {
+            return None;
+        }
+        let (cfa_base, cfa_in_memory, cfa_offset) = match *row.cfa() {
+            CfaRule::RegisterAndOffset { register, offset } => {
+                let reg = [Reg::Rsp].into_iter().chain(Reg::SAVED).find(|&reg| dwarf(reg) == register)?;
+                (reg, false, offset)
+            }
+            CfaRule::Expression(ref cfa) => {
+                let (reg, offset) = register_and_offset(self.expression(cfa)?.strip_suffix(&[DW_OP_DEREF])?)?;
+                (reg, true, offset)
+            }
+        };
+        let mut saved = [Slot::SAME; 6];
+        for (slot, reg) in saved.iter_mut().zip(Reg::SAVED) {
+            *slot = match row.register(dwarf(reg)) {
+                RegisterRule::Undefined | RegisterRule::SameValue => Slot::SAME,
+                RegisterRule::Offset(offset) => Slot::below_cfa(offset.checked_neg()?)?,
+                RegisterRule::Expression(place) if cfa_in_memory => {
+                    let (base, offset) = register_and_offset(self.expression(&place)?)?;
+                    if base != cfa_base {
+                        return None;
+                    }
+                    Slot::below_base(offset.checked_neg()?)?
+                }
+                _ => return None,
+            };
+        }
+        Some(Rule::Frame(FrameRule { cfa_base, cfa_in_memory, cfa_offset: i32::try_from(cfa_offset).ok()?, saved }))
+    }
+
     fn expression(&self, expression: &UnwindExpression<usize>) -> Option<&'a [u8]> {
         Some(expression.get(&self.section).ok()?.0.slice())
+    }
+}
+
+/// `DW_OP_deref` (DWARF 5, section 7.7.1).
+const DW_OP_DEREF: u8 = 0x06;
+
+/// Reads `DW_OP_breg<reg> offset` (DWARF 5, section 2.5.1.2), for a preserved register other than
+/// `rsp`, and an offset of at most two bytes, which is more than any compiler's function needs.
+fn register_and_offset(expression: &[u8]) -> Option<(Reg, i64)> {
+    const DW_OP_BREG0: u8 = 0x70;
+    let (&op, offset) = expression.split_first()?;
+    let number = u16::from(op.checked_sub(DW_OP_BREG0)?);
+    let reg = Reg::SAVED.into_iter().find(|&reg| dwarf(reg).0 == number)?;
+    // LEB128 (DWARF 5, section 7.6): seven bits a byte, the lowest first; bit 6 of the last byte is
+    // the sign.
+    let sign = |byte: u8| i64::from(byte & 0x3f) - i64::from(byte & 0x40);
+    match *offset {
+        [only @ 0..=0x7f] => Some((reg, sign(only))),
+        [low @ 0x80..=0xff, high @ 0..=0x7f] => Some((reg, i64::from(low & 0x7f) + 128 * sign(high))),
+        _ => None,
     }
 }
 
@@ -178,28 +243,6 @@ enum Undefined {
     Nothing,
     /// The return address: the function is where a stack ends.
     ReturnAddress,
-}
-
-fn frame_rule(row: &Row, undefined: Undefined) -> Option<Rule> {
-    match row.register(gimli::X86_64::RA) {
-        RegisterRule::Offset(-8) => {}
-        RegisterRule::Undefined if undefined == Undefined::ReturnAddress => return Some(Rule::End),
-        _ => return None,
-    }
-    if !matches!(row.register(gimli::X86_64::RSP), RegisterRule::Undefined | RegisterRule::ValOffset(0)) {
-        return None;
-    }
-    let CfaRule::RegisterAndOffset { register, offset } = *row.cfa() else { return None };
-    let mut saved = [Slot::SAME; 6];
-    for (slot, reg) in saved.iter_mut().zip(Reg::SAVED) {
-        *slot = match row.register(dwarf(reg)) {
-            RegisterRule::Undefined | RegisterRule::SameValue => Slot::SAME,
-            RegisterRule::Offset(offset) => Slot::below_cfa(offset.checked_neg()?)?,
-            _ => return None,
-        };
-    }
-    let cfa_base = [Reg::Rsp].into_iter().chain(Reg::SAVED).find(|&reg| dwarf(reg) == register)?;
-    Some(Rule::Frame(FrameRule { cfa_base, cfa_offset: i32::try_from(offset).ok()?, saved }))
 }
 
 fn is_preserved(register: gimli::Register) -> bool {

@@ -32,24 +32,50 @@ impl Reg {
     pub const SAVED: [Self; 6] = [Self::Rbp, Self::Rbx, Self::R12, Self::R13, Self::R14, Self::R15];
 }
 
-/// Where the caller's value of a register is: in the register still, or in memory below the CFA.
+/// Where the caller's value of a register is: in the register still, or in memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Slot(u8);
+pub struct Slot(i8);
+
+/// Where a [`Slot`] is, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// In the register: it was not changed.
+    Same,
+    /// So far below the CFA.
+    BelowCfa(u64),
+    /// So far below where [`FrameRule::cfa_base`] points to.
+    BelowBase(u64),
+}
 
 impl Slot {
     /// The register was not changed.
     pub const SAME: Self = Self(0);
 
-    /// Saved `below` bytes below the CFA; `None` if that is not one of 8, 16, … 2040.
+    /// Saved `below` bytes below the CFA; `None` if that is not one of 8, 16, … 1016.
     #[must_use]
     pub const fn below_cfa(below: i64) -> Option<Self> {
-        if below > 0 && below <= 8 * u8::MAX as i64 && below % 8 == 0 { Some(Self((below / 8) as u8)) } else { None }
+        if below > 0 && below <= 8 * i8::MAX as i64 && below % 8 == 0 { Some(Self((below / 8) as i8)) } else { None }
     }
 
-    /// How many bytes below the CFA it was saved; `None` if it was not changed.
+    /// Saved `below` bytes below where the base register points to; `None` if that is not one of 0,
+    /// 8, … 1016.
     #[must_use]
-    pub const fn bytes_below_cfa(self) -> Option<u64> {
-        if self.0 == 0 { None } else { Some(8 * self.0 as u64) }
+    pub const fn below_base(below: i64) -> Option<Self> {
+        if below >= 0 && below <= 8 * i8::MAX as i64 && below % 8 == 0 {
+            Some(Self(!((below / 8) as i8)))
+        } else {
+            None
+        }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub const fn place(self) -> Place {
+        match self.0 {
+            0 => Place::Same,
+            below @ 1.. => Place::BelowCfa(8 * below as u64),
+            below => Place::BelowBase(8 * !below as u64),
+        }
     }
 }
 
@@ -59,8 +85,12 @@ impl Slot {
 /// eight bytes below.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FrameRule {
-    /// The CFA is this register plus `cfa_offset`.
+    /// The CFA is this register plus `cfa_offset`, or in memory there.
     pub cfa_base: Reg,
+    /// Whether the CFA is what the eight bytes at `cfa_base` plus `cfa_offset` hold: so does a
+    /// function find its caller's frame that aligns its own one more strictly (GCC's "dynamic
+    /// realign argument pointer").
+    pub cfa_in_memory: bool,
     /// In bytes.
     pub cfa_offset: i32,
     /// Where the caller's values of [`Reg::SAVED`] are.
@@ -236,7 +266,7 @@ mod tests {
     }
 
     fn frame(cfa_offset: i32) -> Rule {
-        Rule::Frame(FrameRule { cfa_base: Reg::Rsp, cfa_offset, saved: [Slot::SAME; 6] })
+        Rule::Frame(FrameRule { cfa_base: Reg::Rsp, cfa_in_memory: false, cfa_offset, saved: [Slot::SAME; 6] })
     }
 
     #[test]
@@ -301,12 +331,16 @@ mod tests {
 
     #[test]
     fn slots_hold_what_fits() {
-        for below in [8, 16, 2040] {
-            assert_eq!(Slot::below_cfa(below).and_then(Slot::bytes_below_cfa), Some(below.unsigned_abs()));
+        assert_eq!(Slot::SAME.place(), Place::Same);
+        for below in [8, 16, 1016] {
+            assert_eq!(Slot::below_cfa(below).map(Slot::place), Some(Place::BelowCfa(below.unsigned_abs())));
         }
-        for below in [0, -8, 4, 12, 2048, i64::MIN, i64::MAX] {
-            assert_eq!(Slot::below_cfa(below), None, "{below}");
+        for below in [0, 8, 16, 1016] {
+            assert_eq!(Slot::below_base(below).map(Slot::place), Some(Place::BelowBase(below.unsigned_abs())));
         }
-        assert_eq!(Slot::SAME.bytes_below_cfa(), None);
+        for below in [-8, 4, 12, 1024, i64::MIN, i64::MAX] {
+            assert_eq!((Slot::below_cfa(below), Slot::below_base(below)), (None, None), "{below}");
+        }
+        assert_eq!(Slot::below_cfa(0), None);
     }
 }

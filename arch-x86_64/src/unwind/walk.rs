@@ -1,7 +1,7 @@
 //! From registers to the end of the stack.
 #![forbid(unsafe_code)]
 
-use super::table::{FrameRule, Reg, Rule};
+use super::table::{FrameRule, Place, Reg, Rule};
 use core::ops::ControlFlow;
 use klp_core::addr::CodeAddr;
 use klp_core::config::MAX_STACK_ENTRIES;
@@ -67,22 +67,31 @@ impl Regs {
     }
 }
 
+/// Most signal frames that a walk goes through. They may lead to another stack, so nothing else
+/// keeps a broken stack from leading in a circle.
+const MAX_SIGNALS: usize = MAX_STACK_ENTRIES;
+
 /// Visits the frames of a stopped task, from the innermost one, whose `rip` is the next instruction to be executed.
 ///
-/// `find` gives the rule at an address ([`Table::find`](super::Table::find) of the right object; [`Rule::Gap`] if there is
-/// none). `read` gives the eight bytes at an address, a multiple of 8; `None` if it is not one of the task's stack. Takes no lock, allocates nothing,
+/// `find` gives the rule of a frame ([`Table::find`](super::Table::find) of the right object, at
+/// [`Frame::lookup`]; [`Rule::Gap`] if there is none). `read` gives the eight bytes at an address,
+/// a multiple of 8; `None` if it is not one of the task's stack. Takes no lock, allocates nothing,
 /// cannot panic, if they do not.
+///
+/// At most `limit` frames are visited. The walk ends without that, too: each frame lies strictly
+/// above the one that it called, and it goes through [`MAX_STACK_ENTRIES`] signal frames at most.
 ///
 /// # Errors
 ///
-/// [`Unreliable`], also if there are more than [`MAX_STACK_ENTRIES`] frames. If `visit` breaks off, that is `Ok`.
+/// [`Unreliable`], also if there are more frames than `limit`. If `visit` breaks off, that is `Ok`.
 pub fn walk(
     regs: Regs,
-    find: impl Fn(CodeAddr) -> Rule,
+    limit: usize,
+    find: impl Fn(Frame) -> Rule,
     read: impl Fn(u64) -> Option<u64>,
     visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
 ) -> Result<(), Unreliable> {
-    walk_from(FrameKind::Interrupted, regs, find, read, visit)
+    walk_from(FrameKind::Interrupted, regs, limit, find, read, visit)
 }
 
 /// Visits the frames of a task that has just made a call: `regs.rip` is the return address, the other registers are as they
@@ -93,49 +102,69 @@ pub fn walk(
 /// As [`walk`].
 pub fn walk_call(
     regs: Regs,
-    find: impl Fn(CodeAddr) -> Rule,
+    limit: usize,
+    find: impl Fn(Frame) -> Rule,
     read: impl Fn(u64) -> Option<u64>,
     visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
 ) -> Result<(), Unreliable> {
-    walk_from(FrameKind::Call, regs, find, read, visit)
+    walk_from(FrameKind::Call, regs, limit, find, read, visit)
 }
 
 fn walk_from(
     innermost: FrameKind,
     regs: Regs,
-    find: impl Fn(CodeAddr) -> Rule,
+    limit: usize,
+    find: impl Fn(Frame) -> Rule,
     read: impl Fn(u64) -> Option<u64>,
     visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
 ) -> Result<(), Unreliable> {
     let mut regs = regs;
     let mut kind = innermost;
-    for _ in 0..MAX_STACK_ENTRIES {
+    let mut signals = 0;
+    for _ in 0..limit {
         let frame = Frame { pc: CodeAddr::new(regs.rip), kind };
         if visit(frame).is_break() {
             return Ok(());
         }
         let doubt = |why| Unreliable { at: frame.pc, why };
-        kind = match find(frame.lookup()) {
+        match find(frame) {
             Rule::Frame(rule) => {
                 regs = caller(&regs, &rule, kind, &read).map_err(doubt)?;
-                FrameKind::Call
+                kind = FrameKind::Call;
             }
             Rule::Signal => {
+                signals += 1;
+                if signals > MAX_SIGNALS {
+                    return Err(doubt(Doubt::NoEnd));
+                }
+                if regs.rsp % 8 != 0 {
+                    return Err(doubt(Doubt::Corrupt));
+                }
                 regs = Regs::from_ucontext(regs.rsp, &read).ok_or(doubt(Doubt::BadMemory))?;
-                FrameKind::Interrupted
+                kind = FrameKind::Interrupted;
             }
             Rule::End => return Ok(()),
             Rule::Unknown => return Err(doubt(Doubt::UnknownRule)),
             Rule::Gap => return Err(doubt(Doubt::NoTable)),
-        };
+        }
     }
     Err(Unreliable { at: CodeAddr::new(regs.rip), why: Doubt::NoEnd })
 }
 
 /// The registers of the caller of a frame.
 fn caller(regs: &Regs, rule: &FrameRule, kind: FrameKind, read: &impl Fn(u64) -> Option<u64>) -> Result<Regs, Doubt> {
+    // Below this, memory is not the frame's: what was saved there may be overwritten.
+    let live = match kind {
+        FrameKind::Interrupted => regs.rsp.saturating_sub(RED_ZONE),
+        FrameKind::Call => regs.rsp,
+    };
+    let read_live = |addr: Option<u64>| {
+        let addr = addr.filter(|&addr| addr >= live && addr % 8 == 0).ok_or(Doubt::Corrupt)?;
+        read(addr).ok_or(Doubt::BadMemory)
+    };
     let base = regs.get(rule.cfa_base);
-    let cfa = base.checked_add_signed(rule.cfa_offset.into()).ok_or(Doubt::Corrupt)?;
+    let at_base = base.checked_add_signed(rule.cfa_offset.into());
+    let cfa = if rule.cfa_in_memory { read_live(at_base)? } else { at_base.ok_or(Doubt::Corrupt)? };
     if cfa % 8 != 0 {
         return Err(Doubt::Corrupt);
     }
@@ -143,22 +172,16 @@ fn caller(regs: &Regs, rule: &FrameRule, kind: FrameKind, read: &impl Fn(u64) ->
     if cfa <= regs.rsp {
         return Err(Doubt::NoEnd);
     }
-    // Below this, memory is not the frame's: what was saved there may be overwritten.
-    let live = match kind {
-        FrameKind::Interrupted => regs.rsp.saturating_sub(RED_ZONE),
-        FrameKind::Call => regs.rsp,
-    };
-    let read_below_cfa = |below: u64| {
-        let addr = cfa.checked_sub(below).filter(|&addr| addr >= live).ok_or(Doubt::Corrupt)?;
-        read(addr).ok_or(Doubt::BadMemory)
-    };
     let mut outer = *regs;
-    outer.rip = read_below_cfa(8)?;
+    outer.rip = read_live(cfa.checked_sub(8))?;
     outer.rsp = cfa;
     for (reg, slot) in Reg::SAVED.into_iter().zip(rule.saved) {
-        if let Some(below) = slot.bytes_below_cfa() {
-            outer.set(reg, read_below_cfa(below)?);
-        }
+        let addr = match slot.place() {
+            Place::Same => continue,
+            Place::BelowCfa(below) => cfa.checked_sub(below),
+            Place::BelowBase(below) => base.checked_sub(below).filter(|&addr| addr < cfa),
+        };
+        outer.set(reg, read_live(addr)?);
     }
     Ok(outer)
 }

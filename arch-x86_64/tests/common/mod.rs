@@ -34,21 +34,49 @@ pub(crate) fn find(pc: CodeAddr) -> Rule {
     objects().iter().find(|object| object.table.text().contains(pc)).map_or(Rule::Gap, |object| object.table.find(pc))
 }
 
+/// Where the functions that `makecontext` was given return to.
+fn foot() -> CodeAddr {
+    static FOOT: OnceLock<CodeAddr> = OnceLock::new();
+    extern "C" fn nothing() {}
+    *FOOT.get_or_init(|| {
+        let mut stack = [0_u64; 256];
+        // SAFETY: all-zero is a valid value of this plain struct; the context is never gone to, and
+        // its stack outlives it.
+        unsafe {
+            let mut context: libc::ucontext_t = core::mem::zeroed();
+            assert_eq!(libc::getcontext(&raw mut context), 0);
+            context.uc_stack.ss_sp = stack.as_mut_ptr().cast();
+            context.uc_stack.ss_size = size_of_val(&stack);
+            context.uc_link = ptr::null_mut();
+            libc::makecontext(&raw mut context, nothing, 0);
+            CodeAddr::new(*(context.uc_mcontext.gregs[libc::REG_RSP as usize] as *const u64))
+        }
+    })
+}
+
+/// The rule of a frame.
+pub(crate) fn rule(frame: Frame) -> Rule {
+    if frame.kind == FrameKind::Call && frame.pc == foot() { Rule::End } else { find(frame.lookup()) }
+}
+
 /// Reads the stack of this process.
 pub(crate) fn read(addr: u64) -> Option<u64> {
     // SAFETY: addresses come from rules that hold on a real stack; a wrong one ends the test with a fault.
     (addr % 8 == 0 && addr >= 4096).then(|| unsafe { ptr::read_volatile(addr as *const u64) })
 }
 
-/// Frames, as many as a stack check follows. Needs no heap.
+/// Most frames that are kept.
+pub(crate) const LIMIT: usize = 128;
+
+/// Frames, as many as [`LIMIT`]. Needs no heap.
 pub(crate) struct Frames {
     len: usize,
-    frames: [Frame; 128],
+    frames: [Frame; LIMIT],
 }
 
 impl Frames {
     pub(crate) const fn new() -> Self {
-        Self { len: 0, frames: [Frame { pc: CodeAddr::new(0), kind: FrameKind::Call }; 128] }
+        Self { len: 0, frames: [Frame { pc: CodeAddr::new(0), kind: FrameKind::Call }; LIMIT] }
     }
 
     pub(crate) fn push(&mut self, frame: Frame) {
@@ -56,10 +84,10 @@ impl Frames {
         self.len += 1;
     }
 
-    /// Walks a stack of this process.
+    /// Walks a stack of this process, as far as [`LIMIT`].
     pub(crate) fn walk(&mut self, regs: Regs) -> Result<(), Unreliable> {
         self.len = 0;
-        walk(regs, find, read, &mut |frame| {
+        walk(regs, LIMIT, rule, read, &mut |frame| {
             self.push(frame);
             ControlFlow::Continue(())
         })

@@ -9,7 +9,7 @@ use super::objects::{Bound, BoundFunc};
 use super::{Inner, Record};
 use crate::addr::{CodeAddr, TextRange};
 use crate::mem::{OutOfMemory, try_push};
-use crate::ops::FuncNode;
+use crate::ops::{FuncNode, Switch};
 use crate::port::{Arch, Platform, TaskSet, TaskState, Text, Tracer};
 use crate::transition::{Affected, AffectedFunc};
 use alloc::vec::Vec;
@@ -79,47 +79,60 @@ impl<P: Platform> Inner<P> {
         }
         let mut affected = affected.sorted();
         if P::Tasks::SWITCH_AT_ENTRIES {
-            self.judge_entries(host, &mut affected)?;
+            self.judge_entries(host, &mut affected, &versions)?;
         } else {
             affected.set_lendable(true);
         }
         Ok(affected)
     }
 
-    /// Finds out at which entries tasks may switch themselves: those that no affected code jumps to. A task that comes to such an
-    /// entry was called, so that whatever it is still in has a frame on its stack.
-    fn judge_entries(&self, host: &P, affected: &mut Affected) -> Result<(), OutOfMemory> {
-        let mut targets = Targets { known: Vec::new(), unknown: false, full: false };
-        let mut buffer = Vec::new();
+    /// Finds out at which entries tasks may switch themselves: where it is certain that a task was called, so that whatever it is still
+    /// in has a frame on its stack.
+    ///
+    /// * Everywhere but at entries that affected code jumps to, if that never jumps out of itself or to where the code does not tell.
+    /// * Otherwise, at the entry of a function that is only left by its return: if the call in front of the task's return address is one
+    ///   of that function, nothing else has run since.
+    fn judge_entries(&self, host: &P, affected: &mut Affected, versions: &Versions<'_, P>) -> Result<(), OutOfMemory> {
         // What stands at entries is the tracer's; there it leads to versions that are looked at themselves.
+        let funcs = || moving(&self.patches).flat_map(Record::bounds).flat_map(Bound::funcs_with_nodes);
         let mut entries = Vec::new();
-        for func in moving(&self.patches).flat_map(Record::bounds).flat_map(Bound::funcs) {
+        for (_, func) in funcs() {
             try_push(&mut entries, func.entry(host.tracer()))?;
         }
         entries.sort_unstable_by_key(|entry| (entry.start(), entry.end()));
+        let (mut all, mut buffer) = (Targets::new(), Vec::new());
         for range in affected.ranges() {
             let at = entries.partition_point(|entry| entry.start() < range.start());
             let entry = entries.get(at).filter(|entry| entry.start() == range.start());
-            let from = entry.map_or(range.start(), |entry| entry.end());
-            if let Some(body) = range.end().get().checked_sub(from.get()).and_then(|len| TextRange::new(from, len)) {
-                targets.look::<P>(host, body, &mut buffer)?;
+            if let Some(body) = behind(range, entry.copied()) {
+                all.look::<P>(host, body, &mut buffer)?;
             }
         }
-        if targets.full {
-            return Err(OutOfMemory);
-        }
-        targets.known.sort_unstable();
-        // One that leads out of the affected code may lead back in from there.
-        let away = targets.known.iter().any(|target| !affected.contains(*target));
-        affected.set_lendable(!targets.unknown && !away);
-        for func in moving(&self.patches).flat_map(Record::bounds).flat_map(Bound::funcs) {
+        all.known.sort_unstable();
+        let everywhere = !all.unknown && all.known.iter().all(|target| affected.contains(*target));
+        let mut lendable = everywhere;
+        for (node, func) in funcs() {
             let entry = func.entry(host.tracer());
-            let from = targets.known.partition_point(|target| *target < entry.start());
-            let jumped_to = targets.known.get(from).is_some_and(|target| entry.contains(*target));
-            func.ops.let_switch(!jumped_to);
+            let switch = if !everywhere {
+                let closed = func.is_closed(host, node, versions, &mut buffer)?;
+                if closed { Switch::IfCalled } else { Switch::Never }
+            } else {
+                let from = all.known.partition_point(|target| *target < entry.start());
+                let jumped_to = all.known.get(from).is_some_and(|target| entry.contains(*target));
+                if jumped_to { Switch::Never } else { Switch::Always }
+            };
+            lendable |= switch != Switch::Never;
+            func.ops.let_switch(switch, entry.start());
         }
+        affected.set_lendable(lendable);
         Ok(())
     }
+}
+
+/// What of `range` lies behind `entry`, with which it begins.
+fn behind(range: TextRange, entry: Option<TextRange>) -> Option<TextRange> {
+    let from = entry.map_or(range.start(), TextRange::end);
+    TextRange::new(from, range.end().get().checked_sub(from.get())?)
 }
 
 /// What of the code of `record`, which stays, belongs to none of its functions, if one of those is among `below`: to be left, or to be
@@ -181,20 +194,20 @@ impl<'a, P: Platform> Versions<'a, P> {
     }
 }
 
-/// Where affected code jumps to.
+/// Where code jumps to outside of itself.
 struct Targets {
     known: Vec<CodeAddr>,
     /// Some jump does not tell, or some code could not be read.
     unknown: bool,
-    full: bool,
 }
 
 impl Targets {
+    fn new() -> Self {
+        Self { known: Vec::new(), unknown: false }
+    }
+
     /// Adds the jumps that leave `range`.
     fn look<P: Platform>(&mut self, host: &P, range: TextRange, buffer: &mut Vec<u8>) -> Result<(), OutOfMemory> {
-        if self.unknown {
-            return Ok(());
-        }
         let Some(len) = usize::try_from(range.len()).ok().filter(|len| *len <= MAX_CODE) else {
             self.unknown = true;
             return Ok(());
@@ -206,17 +219,45 @@ impl Targets {
             self.unknown = true;
             return Ok(());
         }
-        let Self { known, unknown, full } = self;
+        let Self { known, unknown } = self;
+        let mut full = Ok(());
         P::Arch::jumps(range.start(), buffer, &mut |to| match to {
             None => *unknown = true,
             Some(to) if range.contains(to) => {}
-            Some(to) => *full |= try_push(known, to).is_err(),
+            Some(to) if full.is_ok() => full = try_push(known, to),
+            Some(_) => {}
         });
-        Ok(())
+        full
     }
 }
 
 impl<P: Platform> BoundFunc<P> {
+    /// Whether tasks leave each version of the function, `node`'s and the one that runs where that does not, by its return only.
+    fn is_closed(
+        &self,
+        host: &P,
+        node: &FuncNode,
+        versions: &Versions<'_, P>,
+        buffer: &mut Vec<u8>,
+    ) -> Result<bool, OutOfMemory> {
+        let mut own = Vec::new();
+        let mut add = |range: Option<TextRange>| range.map_or(Ok(()), |range| try_push(&mut own, range));
+        add(behind(self.old, Some(self.entry(host.tracer()))))?;
+        self.cold.iter().chain(&self.parts).try_for_each(|part| add(Some(*part)))?;
+        let replacements = [Some(node), self.previous(node), self.same_code_below(node)];
+        for replacement in replacements.into_iter().flatten().filter(|node| node.target().is_some()) {
+            add(Some(replacement.range()))?;
+            let parts = versions.find(replacement).map_or(&[][..], |version| &version.func.parts);
+            parts.iter().try_for_each(|part| add(Some(*part)))?;
+        }
+        let mut targets = Targets::new();
+        for range in &own {
+            targets.look::<P>(host, *range, buffer)?;
+        }
+        let within = |to: &CodeAddr| own.iter().any(|range| range.contains(*to));
+        Ok(!targets.unknown && targets.known.iter().all(within))
+    }
+
     /// The entry, where calls may be redirected: what lies in front of the body.
     fn entry(&self, tracer: &P::Tracer) -> TextRange {
         let len = self.old.start().distance_to(tracer.original(self.site));

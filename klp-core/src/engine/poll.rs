@@ -141,6 +141,7 @@ impl<P: Platform> Inner<P> {
                 self.patches[index].bounds_mut().for_each(Bound::remove);
             }
         }
+        bounds(&self.patches).flat_map(Bound::funcs).for_each(|func| func.ops.forbid_switch());
         self.patches.iter_mut().flat_map(|record| &mut record.nops).for_each(Bound::remove);
         // Every function of a patch that gives way is among theirs or among the nops.
         self.settle_moving(host);

@@ -20,7 +20,8 @@ mod handler;
 #[cfg_attr(not(loom), allow(unreachable_pub, reason = "public to those tests"))]
 mod stack;
 
-pub use handler::{Ops, handler, may_switch};
+pub(crate) use handler::Switch;
+pub use handler::{Ops, handler, may_switch, may_switch_at_all};
 #[cfg(not(loom))]
 pub(crate) use stack::{FuncNode, Nodes, Synchronized};
 #[cfg(loom)]

@@ -201,8 +201,10 @@ impl Shared {
     /// The real handler, on behalf of `id`, with the world unlocked.
     fn run_handler(&self, mut world: spin::MutexGuard<'_, World>, id: TaskId, arg: u64) -> CodeAddr {
         world.current = Some(id);
+        let callee = world.tasks.get(&id).and_then(|task| task.frames.last()).map(|(_, func)| *func);
+        let called = callee.and_then(|func| world.called(func));
         // SAFETY: as below.
-        world.may_switch = unsafe { ops::may_switch(arg) };
+        world.may_switch = unsafe { ops::may_switch(arg, || called) };
         drop(world);
         // SAFETY: a thunk that the engine's tracer wrote has loaded `arg`. The run is one step of the simulation: it ends
         // before anybody can ask `synchronize` about it.

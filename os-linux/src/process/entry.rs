@@ -2,19 +2,22 @@
 //!
 //! A thread that is inside of affected functions whenever a stop signal finds it leaves them now and then: when it calls the
 //! outermost of them again, no other is on its stack. So while tasks move, a thread that has not moved walks its own stack at a
-//! redirected call, before the handler chooses: where [`ops::may_switch`](klp_core::ops::may_switch) says that entries are called and not
-//! jumped to, so that whatever the thread is in has a frame. If that fails, it tries again only in a call from further up the stack:
+//! redirected call, before the handler chooses: where [`ops::may_switch`](klp_core::ops::may_switch) says that it was called and has not
+//! jumped there, so that whatever it is in has a frame. If that fails, it tries again only in a call from further up the stack:
 //! deeper ones have the same function below them.
 
 use super::records::{Record, registry};
 use super::space::Space;
+use super::ucontext;
 use alloc::sync::Arc;
 use core::ops::ControlFlow;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use klp_arch_x86_64::stub::Preserved;
+use klp_core::addr::CodeAddr;
 use klp_core::mem::try_box;
-use klp_core::port::{EntryCheck, TaskState, Unwinder};
+use klp_core::ops;
+use klp_core::port::{EntryCheck, Frame, FrameKind, TaskState, Unwinder};
 
 /// What threads look at.
 pub(crate) struct Loan {
@@ -63,19 +66,28 @@ pub(crate) fn withdraw() {
 ///
 /// # Safety
 ///
-/// `sp` and `preserved` are what the entry stub hands to a slow handler.
-pub(crate) unsafe fn try_switch(record: &Record, sp: u64, preserved: *const Preserved) {
+/// `arg`, `sp` and `preserved` are what the entry stub hands to a slow handler.
+pub(crate) unsafe fn try_switch(record: &Record, arg: u64, sp: u64, preserved: *const Preserved) {
     // SAFETY: a loan stays until the runs that began before its end have ended; this is one.
     // ORDER(loan): acquire; the partner is the store in `lend`.
     let Some(loan) = (unsafe { LOAN.load(Ordering::Acquire).as_ref() }) else { return record.try_above(u64::MAX) };
     if record.state() == loan.target {
         return record.try_above(u64::MAX);
     }
-    // SAFETY: the caller's promise: the return address is at `sp`. And the check is lent.
-    let (regs, check) = unsafe { ((*preserved).caller(sp, *(sp as *const u64)), &*loan.check) };
+    if record.is_between() || ucontext::unregistered().is_some() {
+        return;
+    }
+    // SAFETY: the caller's promise: the return address is at `sp`, aligned or not. And the check is lent.
+    let (regs, check) = unsafe { ((*preserved).caller(sp, (sp as *const u64).read_unaligned()), &*loan.check) };
+    let caller = Frame { pc: CodeAddr::new(regs.rip), kind: FrameKind::Call };
+    // What the entry says is read behind the loan, so that it belongs to the same transition.
+    // SAFETY: the caller's promise.
+    if !unsafe { ops::may_switch(arg, || loan.space.stacks.called(&regs, 0, caller)) } {
+        return;
+    }
     let (mut kept, mut index) = (false, 0);
     let walked = loan.space.stacks.walk_call(&regs, &mut |frame| {
-        // The call that led here says nothing: nobody jumps to this entry.
+        // The call that led here was the last thing that happened.
         let called = if index == 0 { None } else { loan.space.stacks.called(&regs, index, frame) };
         index += 1;
         kept = check.keeps(loan.target, frame, called);

@@ -1,6 +1,7 @@
 //! What can go wrong with a process.
 
 use super::sys::Errno;
+use super::ucontext::Unregistered;
 use core::fmt;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::port::{PortError, PortErrorKind, TaskId, TaskName};
@@ -51,6 +52,8 @@ pub enum Error {
     },
     /// Threads come and go so fast that they cannot be listed.
     Churn,
+    /// Coroutines may be suspended where nobody sees them.
+    Contexts(Unregistered),
     /// The process has its livepatch engine already.
     Twice,
     /// Somebody else has a handler on a signal that is needed.
@@ -110,6 +113,7 @@ impl fmt::Display for Error {
                 write!(f, "thread {} ({name}) may stand in an entry pad: it {why}", task.0)
             }
             Self::Churn => f.write_str("threads come and go too fast to be listed"),
+            Self::Contexts(why) => why.fmt(f),
             Self::Twice => f.write_str("the process has its livepatch engine already"),
             Self::SignalTaken { signal } => write!(f, "signal {signal} has a handler of somebody else"),
             Self::NameTaken { object } => write!(f, "another object is called '{object}' already"),
@@ -169,6 +173,7 @@ impl PortError for Error {
             Self::Os { errno: Errno(libc::ENOMEM), .. } | Self::OutOfMemory => PortErrorKind::OutOfMemory,
             Self::Os { errno: Errno(libc::EPERM | libc::EACCES), .. } => PortErrorKind::Denied,
             Self::NoMemoryInReach { .. } => PortErrorKind::NoMemoryInReach,
+            Self::Contexts(_) => PortErrorKind::Denied,
             Self::NotText { .. } => PortErrorKind::NotFound,
             Self::TextChanged { .. } | Self::SignalTaken { .. } | Self::NameTaken { .. } => PortErrorKind::Held,
             _ => PortErrorKind::Failed,

@@ -17,7 +17,7 @@ use super::sys::{Errno, gettid, nap};
 use super::{records, shadows, stop, trap};
 use core::cell::RefCell;
 use core::mem::ManuallyDrop;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
 use lock_api::{MutexGuard, RawMutex};
 use std::os::fd::RawFd;
@@ -49,10 +49,17 @@ pub(crate) fn close_in_children(socket: RawFd) {
 
 /// Has the functions below called at every `fork`.
 pub(crate) fn install() -> Result<(), Error> {
+    static DONE: AtomicBool = AtomicBool::new(false);
+    if DONE.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
     // SAFETY: the functions take no arguments and stay for ever.
     match unsafe { libc::pthread_atfork(Some(prepare), Some(in_parent), Some(in_child)) } {
         0 => Ok(()),
-        errno => Err(Error::Os { call: "pthread_atfork", errno: Errno(errno) }),
+        errno => {
+            DONE.store(false, Ordering::Relaxed);
+            Err(Error::Os { call: "pthread_atfork", errno: Errno(errno) })
+        }
     }
 }
 

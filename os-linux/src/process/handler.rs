@@ -27,7 +27,9 @@ crate::notrace!(klp_os_linux_entry_stub);
 extern "C" fn fast(arg: u64, sp: u64) -> u64 {
     match records::known() {
         // SAFETY: thunks bring only arguments that the engine made.
-        Some(record) if !record.tries_at(sp) || !unsafe { ops::may_switch(arg) } => record.run(|| decide(record, arg)),
+        Some(record) if !record.tries_at(sp) || !unsafe { ops::may_switch_at_all(arg) } => {
+            record.run(|| decide(record, arg))
+        }
         _ => 0,
     }
 }
@@ -36,11 +38,8 @@ extern "C" fn fast(arg: u64, sp: u64) -> u64 {
 unsafe extern "C" fn slow(arg: u64, sp: u64, preserved: *const Preserved) -> u64 {
     let record = records::current();
     record.run(|| {
-        // SAFETY: thunks bring only arguments that the engine made.
-        if unsafe { ops::may_switch(arg) } {
-            // SAFETY: the stub's promise.
-            unsafe { entry::try_switch(record, sp, preserved) };
-        }
+        // SAFETY: the stub's promise; thunks bring only arguments that the engine made.
+        unsafe { entry::try_switch(record, arg, sp, preserved) };
         decide(record, arg)
     })
 }

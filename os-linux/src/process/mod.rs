@@ -20,15 +20,22 @@
 //!   changed, one that blocks the other holds transitions back.
 //! * The stop signal interrupts system calls; `signal(7)` lists the few that are not restarted, but fail with `EINTR`
 //!   (`nanosleep`, `poll`, `epoll_wait`, …). Programs that handle signals at all are prepared for that.
-//! * A thread has some 4 KiB of stack left wherever it is.
+//! * A thread has stack left wherever it is: at a redirected call, for the entry stub
+//!   ([`SLOW_STACK_MAX`](klp_arch_x86_64::stub::SLOW_STACK_MAX)) and what the handler calls; anywhere, for the kernel's signal frame
+//!   (`getauxval(AT_MINSIGSTKSZ)` tells how large it is) and the stop signal's handler. Some 4 KiB and a signal frame are enough.
 //! * A library that is loaded by a plain `dlopen` is patched once [`Livepatch::enable`], [`Livepatch::adopt`] or the control socket's
 //!   server takes notice of it, and stays in memory from then on. [`Livepatch::open_library`] patches it before anybody can call it.
 //! * Callbacks of patches must not call the dynamic linker, and constructors of libraries must not wait for a thread that calls
 //!   `adopt` or `enable`, unless `open_library` loads them.
+//! * Whoever switches between stacks (coroutines, fibers) registers them, as [`Context`]s: a
+//!   suspended one may be in the midst of a function that changes. Where it is noticed that somebody
+//!   makes stacks and says nothing of it, nothing is patched; see [`Contexts`] and
+//!   `docs/coroutines.md`. What switches by hand and registers nothing cannot be noticed.
 //! * The engine's event sink must not fork, nor must callbacks, nor constructors and destructors of shadow variables.
 
 mod adopt;
 mod context;
+mod contexts;
 mod elf_file;
 mod entry;
 mod error;
@@ -53,11 +60,13 @@ mod sys;
 mod tasks;
 mod text;
 mod trap;
+mod ucontext;
 mod unwind;
 
 #[cfg(feature = "control")]
 pub(crate) use fork::close_in_children;
 
+pub use contexts::{Context, Contexts};
 pub use error::{Error, LoadError, Silence};
 pub use fork::EngineLock;
 pub use handler::EntryPoints;
@@ -68,6 +77,7 @@ pub use symbols::Symbols;
 pub use sys::Errno;
 pub use tasks::{Tasks, Ways};
 pub use text::ProcessText;
+pub use ucontext::Unregistered;
 pub use unwind::Stacks;
 
 use adopt::Known;
@@ -94,17 +104,22 @@ pub struct Options {
     pub stop_signal: i32,
     /// Takes one line of the engine's log at a time; must not call the engine.
     pub events: Option<EventSink>,
+    /// What is known of the process's coroutines.
+    pub contexts: Contexts,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { stop_signal: libc::SIGRTMAX() - 2, events: None }
+        Self { stop_signal: libc::SIGRTMAX() - 2, events: None, contexts: Contexts::default() }
     }
 }
 
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Options").field("stop_signal", &self.stop_signal).finish_non_exhaustive()
+        f.debug_struct("Options")
+            .field("stop_signal", &self.stop_signal)
+            .field("contexts", &self.contexts)
+            .finish_non_exhaustive()
     }
 }
 
@@ -147,6 +162,11 @@ impl Platform for Process {
         self.tracer.text()
     }
 
+    /// The calling thread's id.
+    fn caller(&self) -> u64 {
+        sys::gettid().into()
+    }
+
     fn event(&self, event: &Event<'_>) {
         if let Some(sink) = &self.events {
             sink(event);
@@ -177,6 +197,10 @@ impl Livepatch {
         sys::register_barriers().map_err(Error::os("membarrier"))?;
         let space = Arc::new(Space::default());
         space.refresh()?;
+        ucontext::begin();
+        if options.contexts == Contexts::Registered {
+            ucontext::waive();
+        }
         stop::install(options.stop_signal)?;
         trap::install()?;
         fork::install()?;
@@ -261,7 +285,13 @@ impl Livepatch {
     /// As there, and if an enabled patch does not let one of the libraries in.
     pub fn preflight(&'static self, patch: PatchId) -> Result<Preflight, klp_core::Error> {
         self.adopt_for(patch)?;
-        self.engine.preflight(patch)
+        let mut report = self.engine.preflight(patch)?;
+        if let Err(error) = tasks::check_contexts() {
+            let name = self.engine.with_patch(patch, |patch| patch.name().try_clone())??;
+            report.findings.try_reserve(1).map_err(|_| klp_core::Error::OutOfMemory)?;
+            report.findings.push(klp_core::Error::port("initializing tasks", &name, &error));
+        }
+        Ok(report)
     }
 
     /// Starts to enable a patch; see [`Engine::enable`], which knows nothing of libraries that were loaded behind the engine's back:

@@ -26,6 +26,8 @@ pub(crate) struct Object {
     pub(crate) segments: Vec<Segment>,
     /// Where `.eh_frame_hdr` is, if it is there.
     pub(crate) eh_frame_hdr: Option<TextRange>,
+    /// What the dynamic linker has made read-only after it had relocated it.
+    pub(crate) relro: Option<TextRange>,
     build_id: Option<Vec<u8>>,
     file: OnceLock<ElfFile>,
     /// Its unwind rules, once compiled.
@@ -317,6 +319,7 @@ fn dl_object(first: bool, path: &Path, bias: u64, headers: &[libc::Elf64_Phdr]) 
         bias,
         segments,
         eh_frame_hdr,
+        relro: of_type(libc::PT_GNU_RELRO).find_map(range),
         build_id,
         file: OnceLock::new(),
         unwind: OnceLock::new(),

@@ -4,6 +4,7 @@
 //! on its behalf; there is never more than one per thread id. Records live in chunks that are never unmapped. All but the
 //! fields of a record change under one [`SignalLock`], so that a signal or entry handler may join at any time.
 
+use super::contexts::{Pool, Slot};
 use super::lock::{Guard, SignalLock};
 use super::sys::{KeepErrno, gettid, map_zeroed, nap, thread_exists};
 use core::cell::Cell;
@@ -15,8 +16,13 @@ use klp_core::port::{TaskId, TaskState};
 /// One thread.
 #[repr(align(64))]
 pub(crate) struct Record {
-    /// The thread's [`TaskState`], as a number.
-    state: AtomicI8,
+    /// The thread's [`TaskState`], as a number, while it runs on no registered context; see
+    /// `contexts.rs`.
+    own: AtomicI8,
+    /// Whether the thread goes from one context to another just now, so that nobody may move it.
+    between: AtomicBool,
+    /// The registered context that the thread runs on: this bears its state then. Null: none.
+    context: AtomicPtr<Slot>,
     /// Whether the thread blocks SIGTRAP, as far as is known: a [`Mask`].
     trap_mask: AtomicU8,
     /// Whether the thread itself has found the record; if not, a scan made it.
@@ -48,7 +54,9 @@ pub(crate) enum Mask {
 impl Record {
     const fn new() -> Self {
         Self {
-            state: AtomicI8::new(TaskState::Idle as i8),
+            own: AtomicI8::new(TaskState::Idle as i8),
+            between: AtomicBool::new(false),
+            context: AtomicPtr::new(ptr::null_mut()),
             trap_mask: AtomicU8::new(Mask::Unknown as u8),
             owned: AtomicBool::new(false),
             tid: AtomicU32::new(0),
@@ -63,12 +71,51 @@ impl Record {
         self.tid.load(Ordering::Relaxed)
     }
 
+    /// The state of what the thread runs.
     pub(crate) fn state(&self) -> TaskState {
-        TaskState::from_i8(self.state.load(Ordering::Acquire)).unwrap_or(TaskState::Idle)
+        match self.context() {
+            Some(context) => context.state(),
+            None => TaskState::from_i8(self.own.load(Ordering::Acquire)).unwrap_or(TaskState::Idle),
+        }
     }
 
+    /// Puts what the thread runs into `state`.
     pub(crate) fn set_state(&self, state: TaskState) {
-        self.state.store(state as i8, Ordering::Release);
+        match self.context() {
+            Some(context) => context.set_state(state),
+            None => self.set_own(state),
+        }
+    }
+
+    /// Sets the state that the thread is in while it runs on no registered context.
+    pub(crate) fn set_own(&self, state: TaskState) {
+        // ORDER(contexts): see `contexts::set_all`.
+        self.own.store(state as i8, Ordering::SeqCst);
+    }
+
+    /// The registered context that the thread runs on.
+    #[inline]
+    pub(crate) fn context(&self) -> Option<&'static Slot> {
+        // SAFETY: slots are never unmapped.
+        unsafe { self.context.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// From here on the thread runs on `context`; `None`: on no registered one.
+    pub(crate) fn set_context(&self, context: Option<&'static Slot>) {
+        self.context.store(context.map_or(ptr::null_mut(), |slot| ptr::from_ref(slot).cast_mut()), Ordering::Release);
+    }
+
+    /// Whether the thread has left a context and not entered another one yet.
+    #[inline]
+    pub(crate) fn is_between(&self) -> bool {
+        self.between.load(Ordering::Acquire)
+    }
+
+    /// Only for the record's own thread.
+    pub(crate) fn set_between(&self, between: bool) {
+        self.between.store(between, Ordering::Release);
+        // A signal handler of the same thread sees it before all that follows.
+        compiler_fence(Ordering::SeqCst);
     }
 
     pub(crate) fn trap_known_open(&self) -> bool {
@@ -120,7 +167,12 @@ impl Record {
 
     /// Makes the record one of the thread `tid`, new to us.
     fn begin(&self, tid: u32, state: TaskState) {
-        self.set_state(state);
+        if let Some(context) = self.context() {
+            context.abandon();
+        }
+        self.set_context(None);
+        self.set_between(false);
+        self.set_own(state);
         self.set_trap_mask(Mask::Unknown);
         self.owned.store(false, Ordering::Relaxed);
         self.runs.store(0, Ordering::Relaxed);
@@ -152,7 +204,8 @@ thread_local! {
     static CURRENT: Cell<Option<&'static Record>> = const { Cell::new(None) };
 }
 
-static REGISTRY: SignalLock<Registry> = SignalLock::new(Registry { newborn: TaskState::Idle, joined: 0 });
+static REGISTRY: SignalLock<Registry> =
+    SignalLock::new(Registry { newborn: TaskState::Idle, joined: 0, contexts: Pool::new() });
 
 /// The calling thread's record, if it has found it before.
 #[inline]
@@ -194,6 +247,8 @@ pub(crate) struct Registry {
     pub(crate) newborn: TaskState,
     /// Threads that made themselves known.
     pub(crate) joined: u64,
+    /// What registered contexts have in common.
+    pub(crate) contexts: Pool,
 }
 
 /// The registry, locked. No signal reaches the calling thread until the guard is gone.
@@ -285,6 +340,7 @@ impl Registry {
     pub(crate) fn keep_only_caller(&mut self) {
         let own = CURRENT.get();
         let tid = gettid();
+        self.contexts.keep_only_those_of(own.map_or(0, Record::tid), tid);
         for (slot, record) in slots() {
             if own.is_some_and(|own| ptr::eq(own, record)) {
                 record.tid.store(tid, Ordering::Relaxed);

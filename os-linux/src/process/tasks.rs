@@ -1,4 +1,4 @@
-//! Threads as tasks: the port [`TaskSet`].
+//! Threads and suspended [contexts](super::contexts) as tasks: the port [`TaskSet`].
 //!
 //! Each thread has a record that holds its state. A thread that is seen for the first time gets the state that the registry
 //! has for newborn threads:
@@ -14,6 +14,7 @@
 //! go through the handler, and the first of them makes its record.
 
 use super::context::Interrupted;
+use super::contexts;
 use super::entry::{self, Loan};
 use super::error::Error;
 use super::lock::Mutex;
@@ -22,6 +23,7 @@ use super::scan;
 use super::space::Space;
 use super::stop::{self, Look, Missed, Records, why_missed};
 use super::sys::thread_exists;
+use super::ucontext;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 use klp_arch_x86_64::unwind::Regs;
@@ -55,6 +57,8 @@ pub struct Ways {
     pub running: u64,
     /// Switched by themselves, in a call of an affected function.
     pub entering: u64,
+    /// Contexts that were switched while they were suspended.
+    pub suspended: u64,
     /// Threads seen for the first time at a call that was being redirected, or at a stop signal.
     pub joined: u64,
 }
@@ -64,6 +68,7 @@ struct WayCounts {
     in_system_call: AtomicU64,
     running: AtomicU64,
     entering: Arc<AtomicU64>,
+    suspended: AtomicU64,
 }
 
 impl Tasks {
@@ -77,6 +82,7 @@ impl Tasks {
             in_system_call: self.ways.in_system_call.load(Ordering::Relaxed),
             running: self.ways.running.load(Ordering::Relaxed),
             entering: self.ways.entering.load(Ordering::Relaxed),
+            suspended: self.ways.suspended.load(Ordering::Relaxed),
             joined: registry().joined,
         }
     }
@@ -110,6 +116,9 @@ struct Visit<'a> {
 
 impl Look for Visit<'_> {
     fn look(&self, index: usize, thread: &mut Interrupted<'_>, record: &Record) -> bool {
+        if record.is_between() {
+            return false;
+        }
         if let Some(state) = self.visitor.visit(index, &thread.regs()) {
             record.set_state(state);
             record.try_above(u64::MAX);
@@ -125,7 +134,11 @@ impl Look for Visit<'_> {
 //   newborn threads take the target only after that; see the top of this file.
 // * A task born in a transition starts in the initial state while the list is not complete, and in the target state after that,
 //   which fits any stack: its calls of affected functions all went through the handler.
-// * A visited task sets its own state, in the signal handler in which it was visited.
+// * A visited thread sets its own state, in the signal handler in which it was visited; a visited
+//   context cannot be entered.
+// * What a context is in the middle of is known while it is suspended, and it is one of `pending`
+//   then; while a thread runs on it, the thread is. Contexts that are not registered keep a
+//   transition from its beginning, or, if they are made during one, from its end.
 // * `current_state` makes a record, under the lock under which `pending` and `close` read them.
 unsafe impl TaskSet for Tasks {
     type Context = Regs;
@@ -137,6 +150,7 @@ unsafe impl TaskSet for Tasks {
     }
 
     fn init(&self, initial: TaskState) -> Result<(), Error> {
+        check_contexts()?;
         let mut inner = self.inner.lock();
         inner.complete = false;
         inner.target = None;
@@ -162,8 +176,16 @@ unsafe impl TaskSet for Tasks {
         Self::catch_up(&mut inner)?;
         let listing = &mut inner.listing;
         let is_pending = |record: &Record| record.state() != target;
-        registry().retire(|record| is_pending(record) && !thread_exists(record.tid()));
-        list_records(listing, is_pending)?;
+        {
+            let mut registry = registry();
+            registry.retire(|record| is_pending(record) && !thread_exists(record.tid()));
+            contexts::retire();
+        }
+        list_tasks(listing, target)?;
+        if check_contexts().is_err() {
+            listing.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
+            listing.push(contexts::UNREGISTERED);
+        }
         listing.sort_unstable();
         listing.iter().copied().for_each(each);
         Ok(())
@@ -173,6 +195,14 @@ unsafe impl TaskSet for Tasks {
         // Threads may stand in objects that came since the last time. Without memory for their tables, they wait.
         let _ = self.space.refresh();
         let mut inner = self.inner.lock();
+        if ucontext::unregistered().is_some() {
+            // Whoever moved now could go on in the midst of something that another one has begun in
+            // the other state.
+            (0..tasks.len()).for_each(|index| visitor.missed(index, Reason::Running));
+            return;
+        }
+        let moved = contexts::visit(tasks, visitor);
+        self.ways.suspended.fetch_add(moved, Ordering::Relaxed);
         let records = &mut inner.records;
         let Ok(round) = stop::stop(tasks, &Visit { visitor, ways: &self.ways }, records) else {
             (0..tasks.len()).for_each(|index| visitor.missed(index, Reason::Running));
@@ -210,7 +240,11 @@ unsafe impl TaskSet for Tasks {
         }
         let mut registry = registry();
         registry.retire(|record| record.state() != target && !thread_exists(record.tid()));
-        if registry.records().all(|record| record.state() == target) { Progress::Done } else { Progress::Waiting }
+        contexts::retire();
+        // Contexts first; see `contexts.rs`.
+        let done = contexts::all_are_in(target) && registry.records().all(|record| record.state() == target);
+        // Whoever makes a context says so before, in the state that it is in then.
+        if done && ucontext::unregistered().is_none() { Progress::Done } else { Progress::Waiting }
     }
 
     fn force(&self, target: TaskState) {
@@ -232,19 +266,37 @@ unsafe impl TaskSet for Tasks {
     }
 
     fn name(&self, task: TaskId) -> TaskName {
-        scan::name(task)
+        if task == contexts::UNREGISTERED {
+            let name = ucontext::unregistered().map_or("", |why| why.name());
+            return TaskName::try_from(name).unwrap_or_default();
+        }
+        contexts::name(task).unwrap_or_else(|| scan::name(task))
     }
 }
 
-/// Lists the threads whose records fit `which`.
-fn list_records(listing: &mut Vec<TaskId>, which: impl Fn(&Record) -> bool) -> Result<(), Error> {
+/// Whether all contexts are registered, as far as can be said.
+///
+/// # Errors
+///
+/// [`Error::Contexts`].
+pub(crate) fn check_contexts() -> Result<(), Error> {
+    ucontext::look_at_objects();
+    ucontext::unregistered().map_or(Ok(()), |why| Err(Error::Contexts(why)))
+}
+
+/// Lists the threads and suspended contexts that are not in `target`.
+fn list_tasks(listing: &mut Vec<TaskId>, target: TaskState) -> Result<(), Error> {
     loop {
         listing.clear();
-        let known = registry().records().count();
+        let known = {
+            let registry = registry();
+            registry.records().count() + contexts::pending(target).count()
+        };
         // Not with the registry locked: the allocator's lock may be held by a thread that waits for the registry.
         listing.try_reserve(known + 16).map_err(|_| Error::OutOfMemory)?;
         let registry = registry();
-        let fit = registry.records().filter(|record| which(record)).map(|record| TaskId(record.tid().into()));
+        let threads = registry.records().filter(|record| record.state() != target);
+        let fit = threads.map(|record| TaskId(record.tid().into())).chain(contexts::pending(target));
         let room = listing.capacity();
         listing.extend(fit.take(room));
         if listing.len() < room {
@@ -253,9 +305,10 @@ fn list_records(listing: &mut Vec<TaskId>, which: impl Fn(&Record) -> bool) -> R
     }
 }
 
-/// Puts every thread into `state`, also those that nobody has seen yet.
+/// Puts every thread and every context into `state`, also those that nobody has seen yet.
 fn set_all(state: TaskState) {
     let mut registry = registry();
     registry.newborn = state;
-    registry.records().for_each(|record| record.set_state(state));
+    contexts::set_all(state);
+    registry.records().for_each(|record| record.set_own(state));
 }

@@ -1,17 +1,19 @@
 //! Stacks: the port [`Unwinder`], on tables of every object in the process.
 
+use super::context::Interrupted;
 use super::error::Error;
 use super::objects::{Object, Objects};
 use super::stop::wait_outside;
-use super::sys;
+use super::{sys, ucontext};
 use alloc::sync::Arc;
 use core::cell::Cell;
 use core::ops::ControlFlow;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use klp_arch_x86_64::calls;
 use klp_arch_x86_64::unwind::{self, EhFrame, Regs, Rule, Table};
 use klp_core::addr::{CodeAddr, TextRange};
-use klp_core::port::{Frame, Unreliable, Unwinder};
+use klp_core::port::{Frame, FrameKind, Unreliable, Unwinder};
 
 /// The unwind tables of the process.
 ///
@@ -21,21 +23,43 @@ pub struct Stacks {
     set: AtomicPtr<Set>,
     /// Walks under way.
     walks: AtomicU32,
+    /// See [`foot`]; 0: not known.
+    foot: AtomicU64,
 }
 
-/// Tables, sorted by their text, which does not overlap.
+/// What walks look at. Both are sorted by address, and nothing in them overlaps.
 #[derive(Clone, Default)]
-struct Set(Vec<Arc<Table>>);
+struct Set {
+    /// Tables, by their text.
+    tables: Vec<Arc<Table>>,
+    /// Memory that the dynamic linker has made read-only: what stands there never changes.
+    relro: Vec<TextRange>,
+}
 
 impl Set {
+    /// The table for the code that `pc` is in.
+    fn table(&self, pc: CodeAddr) -> Option<&Table> {
+        let behind = self.tables.partition_point(|table| table.text().start() <= pc);
+        let table = self.tables.get(behind.checked_sub(1)?)?;
+        table.text().contains(pc).then_some(&**table)
+    }
+
+    /// Whether the word at `addr` never changes.
+    fn is_constant(&self, addr: u64) -> bool {
+        let at = CodeAddr::new(addr);
+        let behind = self.relro.partition_point(|relro| relro.start() <= at);
+        let relro = behind.checked_sub(1).and_then(|index| self.relro.get(index));
+        relro.is_some_and(|relro| relro.contains(at) && relro.contains(at.wrapping_add(7)))
+    }
+
     fn rule(&self, pc: CodeAddr) -> Rule {
-        let behind = self.0.partition_point(|table| table.text().start() <= pc);
-        match behind.checked_sub(1).and_then(|index| self.0.get(index)) {
-            Some(table) => table.find(pc),
-            None => Rule::Gap,
-        }
+        self.table(pc).map_or(Rule::Gap, |table| table.find(pc))
     }
 }
+
+/// Frames that a walk visits at most: more than any recursion has. Every frame takes eight bytes of
+/// a stack at least, so stacks that can be walked end long before.
+const MAX_FRAMES: usize = 1 << 24;
 
 impl Stacks {
     /// Makes the tables those of `objects` and `images`. Not to be called by two threads at once.
@@ -44,12 +68,17 @@ impl Stacks {
     ///
     /// [`Error::OutOfMemory`]; the tables stay as they were.
     pub(crate) fn update(&self, objects: &Objects, images: &[Arc<Table>]) -> Result<(), Error> {
-        let mut tables = images.to_vec();
+        if self.foot.load(Ordering::Relaxed) == 0 {
+            self.foot.store(foot(), Ordering::Relaxed);
+        }
+        let (mut tables, mut relro) = (images.to_vec(), Vec::new());
         for object in objects.all() {
             tables.extend(table_of(&object)?);
+            relro.extend(object.relro);
         }
         tables.sort_unstable_by_key(|table| table.text().start());
-        let before = self.set.swap(Box::into_raw(Box::new(Set(tables))), Ordering::SeqCst);
+        relro.sort_unstable_by_key(|relro: &TextRange| relro.start());
+        let before = self.set.swap(Box::into_raw(Box::new(Set { tables, relro })), Ordering::SeqCst);
         // ORDER(tables): a walk counts itself before it reads the pointer; whoever is not counted here reads the new one.
         wait_outside(&self.walks);
         if !before.is_null() {
@@ -71,13 +100,11 @@ impl Stacks {
         seen: impl Fn(u64, u64),
         visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
     ) -> Result<(), Unreliable> {
-        self.walks.fetch_add(1, Ordering::SeqCst);
-        let memory = StackMemory::default();
-        let read = |addr| memory.read(addr).inspect(|&value| seen(addr, value));
-        let rule = |pc| self.current().map_or(Rule::Gap, |set| set.rule(pc));
-        let result = unwind::walk(*regs, rule, read, visit);
-        self.walks.fetch_sub(1, Ordering::SeqCst);
-        result
+        self.during_walk(|rule| {
+            let memory = StackMemory::default();
+            let read = |addr| memory.read(addr).inspect(|&value| seen(addr, value));
+            unwind::walk(*regs, MAX_FRAMES, rule, read, visit)
+        })
     }
 
     /// Walks the stack of a thread that has just made a call; see [`unwind::walk_call`].
@@ -86,10 +113,28 @@ impl Stacks {
         regs: &Regs,
         visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
     ) -> Result<(), Unreliable> {
+        self.during_walk(|rule| {
+            let memory = StackMemory::default();
+            unwind::walk_call(*regs, MAX_FRAMES, rule, |addr| memory.read(addr), visit)
+        })
+    }
+
+    /// Runs `walk` with the rules of frames, which stay as long as it runs.
+    fn during_walk<T>(&self, walk: impl FnOnce(&dyn Fn(Frame) -> Rule) -> T) -> T {
+        self.with_tables(|set| {
+            let foot = self.foot.load(Ordering::Relaxed);
+            walk(&|frame| match frame.kind {
+                // It goes on in another context, if at all, which is looked at by itself.
+                FrameKind::Call if foot != 0 && frame.pc.get() == foot => Rule::End,
+                _ => set.map_or(Rule::Gap, |set| set.rule(frame.lookup())),
+            })
+        })
+    }
+
+    /// Runs `look` with the tables, which stay as long as it runs.
+    fn with_tables<T>(&self, look: impl FnOnce(Option<&Set>) -> T) -> T {
         self.walks.fetch_add(1, Ordering::SeqCst);
-        let memory = StackMemory::default();
-        let rule = |pc| self.current().map_or(Rule::Gap, |set| set.rule(pc));
-        let result = unwind::walk_call(*regs, rule, |addr| memory.read(addr), visit);
+        let result = look(self.current());
         self.walks.fetch_sub(1, Ordering::SeqCst);
         result
     }
@@ -101,14 +146,90 @@ impl Stacks {
     }
 }
 
-// SAFETY: `unwind::walk` says `Ok` only if rules from the objects' own unwind tables led to a frame that they mark as outermost. Entry
-// stubs, thunks and veneers are in no table. It reads only memory that can be read, of a thread that is stopped in the walk.
+// SAFETY: `unwind::walk` says `Ok` only if rules from the objects' own unwind tables led to a frame
+// that they mark as outermost, or to the return address that `makecontext` puts there. Entry stubs,
+// thunks and veneers are in no table. It reads only memory that can be read, of a thread that is
+// stopped in the walk.
 unsafe impl Unwinder for Stacks {
     type Context = Regs;
 
     fn walk(&self, regs: &Regs, visit: &mut dyn FnMut(Frame) -> ControlFlow<()>) -> Result<(), Unreliable> {
         self.walk_seeing(regs, |_, _| (), visit)
     }
+
+    /// Of a direct call. If it went to an entry of a procedure linkage table, or to a veneer, the
+    /// function is the one that this leads to now: until it has been called once, that may be the
+    /// dynamic linker's resolver.
+    fn called(&self, _: &Regs, _: usize, frame: Frame) -> Option<CodeAddr> {
+        if frame.kind != FrameKind::Call {
+            return None;
+        }
+        self.with_tables(|set| called(set?, frame.pc))
+    }
+}
+
+/// What was called by the call that ends at `return_address`, if its bytes tell.
+fn called(set: &Set, return_address: CodeAddr) -> Option<CodeAddr> {
+    let memory = StackMemory::default();
+    let mut buffer = [0; calls::SLOT_CALL_LEN];
+    let before = return_address.wrapping_sub(buffer.len() as u64);
+    let before: [u8; calls::SLOT_CALL_LEN] = code(set, &memory, before, &mut buffer)?.try_into().ok()?;
+    let [_, direct @ ..] = before;
+    let target = match calls::called_slot(return_address, before).filter(|slot| set.is_constant(*slot)) {
+        Some(slot) => word(&memory, slot)?,
+        None => calls::called(return_address, direct)?,
+    };
+    let mut entry = [0; calls::MAX_LINKAGE];
+    let slot = code(set, &memory, target, &mut entry).and_then(|entry| calls::linkage_slot(target, entry));
+    Some(match slot {
+        Some(slot) => word(&memory, slot)?,
+        None => target,
+    })
+}
+
+/// The address that stands at `slot`.
+fn word(memory: &StackMemory, slot: u64) -> Option<CodeAddr> {
+    let mut address = [0; 8];
+    memory.read_bytes(slot, &mut address)?;
+    Some(CodeAddr::new(u64::from_le_bytes(address)))
+}
+
+/// The code at `at`: as much of it as `buffer` has room for, and as lies before the text ends.
+/// `None` if it is in no table's text, or cannot be read.
+fn code<'a>(set: &Set, memory: &StackMemory, at: CodeAddr, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+    let left = set.table(at)?.text().end().get().checked_sub(at.get())?;
+    let len = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+    let bytes = buffer.get_mut(..len)?;
+    memory.read_bytes(at.get(), bytes)?;
+    Some(bytes)
+}
+
+/// Where functions that `makecontext` was given return to: the first byte of a function of the C
+/// library's, so that what stands before it has nothing to do with it. 0: there is no such place.
+#[cfg(target_env = "gnu")]
+fn foot() -> u64 {
+    extern "C" fn nothing() {}
+    let mut stack = [0_u64; 256];
+    // SAFETY: all-zero is a valid value of this plain struct. The context is never gone to, so that
+    // nothing happens but that `makecontext` writes a return address to the top of its stack, which
+    // is as long as it says.
+    unsafe {
+        let mut context: libc::ucontext_t = core::mem::zeroed();
+        if libc::getcontext(&raw mut context) != 0 {
+            return 0;
+        }
+        context.uc_stack.ss_sp = stack.as_mut_ptr().cast();
+        context.uc_stack.ss_size = size_of_val(&stack);
+        context.uc_link = ptr::null_mut();
+        ucontext::unnoted(|| libc::makecontext(&raw mut context, nothing, 0));
+        let sp = Interrupted::new((&raw mut context).cast()).regs().rsp;
+        ptr::read_volatile(sp as *const u64)
+    }
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn foot() -> u64 {
+    0
 }
 
 /// Reads stack memory, asking the kernel first whether a page can be read.
@@ -133,6 +254,16 @@ impl StackMemory {
         // hence volatile: no value is assumed.
         Some(unsafe { ptr::read_volatile(addr as *const u64) })
     }
+
+    /// Fills `bytes` from `addr` on; `None` if they cannot all be read.
+    fn read_bytes(&self, addr: u64, bytes: &mut [u8]) -> Option<()> {
+        for (offset, byte) in bytes.iter_mut().enumerate() {
+            let addr = addr.checked_add(offset as u64)?;
+            let word = self.read(addr & !7)?.to_le_bytes();
+            *byte = *word.get((addr & 7) as usize)?;
+        }
+        Some(())
+    }
 }
 
 /// The table of `object`, compiled at the first call; `None` if it has no unwind information.
@@ -156,9 +287,18 @@ pub(crate) fn compile(section: EhFrame<'_>, text: TextRange) -> Result<Option<Ta
     }
 }
 
+/// `.eh_frame`, by what is mapped, or else by the file's section headers.
+fn eh_frame(object: &Object) -> Option<EhFrame<'_>> {
+    indexed_eh_frame(object).or_else(|| {
+        let section = object.file().ok()?.section(".eh_frame")?;
+        let addr = section.start().wrapping_add(object.bias);
+        Some(EhFrame { bytes: object.bytes(TextRange::new(addr, section.len())?)?, addr })
+    })
+}
+
 /// `.eh_frame`, as `.eh_frame_hdr` says where it is (Linux Standard Base, "The .eh_frame_hdr section"). Its end is not
 /// said: it ends with an entry of length zero, and at the latest with its segment.
-fn eh_frame(object: &Object) -> Option<EhFrame<'_>> {
+fn indexed_eh_frame(object: &Object) -> Option<EhFrame<'_>> {
     const VERSION: u8 = 1;
     const PCREL_SDATA4: u8 = 0x1b;
     let header = object.eh_frame_hdr?.start();
@@ -171,4 +311,222 @@ fn eh_frame(object: &Object) -> Option<EhFrame<'_>> {
     let end = object.segment(addr)?.range.end();
     let bytes = object.bytes(TextRange::new(addr, end.get() - addr.get())?)?;
     Some(EhFrame { bytes, addr })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::cell::UnsafeCell;
+    use core::ffi::{c_int, c_void};
+    use core::hint::black_box;
+    use std::process::Command;
+
+    /// The tables of this process.
+    fn stacks() -> Stacks {
+        let (objects, stacks) = (Objects::default(), Stacks::default());
+        objects.refresh(&mut |_| ());
+        stacks.update(&objects, &[]).expect("memory");
+        stacks
+    }
+
+    /// The registers here, as they are after a call.
+    macro_rules! regs_here {
+        () => {{
+            // SAFETY: all-zero is a valid value of this plain struct, and `getcontext` fills it.
+            let mut context: libc::ucontext_t = unsafe { core::mem::zeroed() };
+            // SAFETY: the structure is a valid one.
+            assert_eq!(unsafe { libc::getcontext(&raw mut context) }, 0);
+            // SAFETY: it holds what the kernel would save, and nobody else uses it.
+            unsafe { Interrupted::new((&raw mut context).cast()) }.regs()
+        }};
+    }
+
+    /// Walks from `regs`; the addresses that the frames' calls went to.
+    fn calls_of(stacks: &Stacks, regs: &Regs) -> Vec<Option<CodeAddr>> {
+        let mut all = Vec::new();
+        let walked = stacks.walk_call(regs, &mut |frame| {
+            all.push(stacks.called(regs, all.len(), frame));
+            ControlFlow::Continue(())
+        });
+        assert_eq!(walked, Ok(()));
+        all
+    }
+
+    #[inline(never)]
+    fn inner(stacks: &Stacks) -> Vec<Option<CodeAddr>> {
+        let regs = regs_here!();
+        black_box(calls_of(stacks, &regs))
+    }
+
+    #[inline(never)]
+    fn outer(stacks: &Stacks) -> Vec<Option<CodeAddr>> {
+        black_box(inner(black_box(stacks)))
+    }
+
+    #[test]
+    fn a_direct_call_tells_what_it_called() {
+        let called = outer(&stacks());
+        let addr = |function: fn(&Stacks) -> Vec<Option<CodeAddr>>| Some(CodeAddr::new(function as *const () as u64));
+        // Here, `inner` has called `getcontext`.
+        assert_eq!(called[1..3], [addr(inner), addr(outer)]);
+    }
+
+    // Calls qsort by way of the procedure linkage table.
+    core::arch::global_asm!(
+        ".pushsection .text",
+        ".type klp_test_call_by_plt,@function",
+        "klp_test_call_by_plt:",
+        ".cfi_startproc",
+        "sub rsp, 8",
+        ".cfi_adjust_cfa_offset 8",
+        "call qsort@PLT",
+        "klp_test_called_by_plt:",
+        "add rsp, 8",
+        ".cfi_adjust_cfa_offset -8",
+        "ret",
+        ".cfi_endproc",
+        ".size klp_test_call_by_plt, . - klp_test_call_by_plt",
+        ".popsection",
+    );
+
+    // SAFETY: defined above, with the signature of qsort.
+    unsafe extern "C" {
+        fn klp_test_call_by_plt(
+            base: *mut c_void,
+            count: usize,
+            size: usize,
+            compare: extern "C" fn(*const c_void, *const c_void) -> c_int,
+        );
+        fn klp_test_called_by_plt();
+    }
+
+    std::thread_local! {
+        static CALLED: UnsafeCell<Vec<(Frame, Option<CodeAddr>)>> = const { UnsafeCell::new(Vec::new()) };
+    }
+
+    extern "C" fn compare(_: *const c_void, _: *const c_void) -> c_int {
+        let (stacks, regs) = (stacks(), regs_here!());
+        let mut all = Vec::new();
+        let walked = stacks.walk_call(&regs, &mut |frame| {
+            all.push((frame, stacks.called(&regs, all.len(), frame)));
+            ControlFlow::Continue(())
+        });
+        assert_eq!(walked, Ok(()));
+        // SAFETY: the thread's own, and not in use elsewhere.
+        CALLED.with(|called| unsafe { *called.get() = all });
+        0
+    }
+
+    #[test]
+    fn a_call_by_a_linkage_table_tells_the_function() {
+        let mut two = [2_u8, 1];
+        // SAFETY: an array of two elements of one byte.
+        unsafe { klp_test_call_by_plt(two.as_mut_ptr().cast(), two.len(), 1, compare) };
+        // SAFETY: as in `compare`.
+        let all = CALLED.with(|called| unsafe { core::mem::take(&mut *called.get()) });
+        let behind = CodeAddr::new(klp_test_called_by_plt as *const () as u64);
+        let (_, called) = all.iter().find(|(frame, _)| frame.pc == behind).expect("it is on the stack");
+        assert_eq!(*called, Some(CodeAddr::new(libc::qsort as *const () as u64)));
+    }
+
+    #[test]
+    fn what_is_no_code_was_not_called() {
+        let (stacks, data) = (stacks(), [0xe8_u8; 32]);
+        let frame = |pc, kind| Frame { pc: CodeAddr::new(pc), kind };
+        for pc in [0, 5, 0x1000, data.as_ptr() as u64 + 16, u64::MAX - 7, u64::MAX] {
+            assert_eq!(stacks.called(&Regs::default(), 1, frame(pc, FrameKind::Call)), None, "{pc:#x}");
+        }
+        let interrupted = frame(klp_test_called_by_plt as *const () as u64, FrameKind::Interrupted);
+        assert_eq!(stacks.called(&Regs::default(), 0, interrupted), None);
+    }
+
+    /// How many frames there are from here on.
+    #[inline(never)]
+    fn frames(stacks: &Stacks) -> usize {
+        let (mut frames, regs) = (0, regs_here!());
+        let walked = stacks.walk_call(&regs, &mut |_| {
+            frames += 1;
+            ControlFlow::Continue(())
+        });
+        assert_eq!(walked, Ok(()));
+        frames
+    }
+
+    #[inline(never)]
+    fn deep(depth: usize, stacks: &Stacks) -> usize {
+        if depth == 0 { frames(stacks) } else { black_box(deep(depth - 1, black_box(stacks))) }
+    }
+
+    #[test]
+    fn a_deep_recursion_is_walked_to_its_end() {
+        let run = || assert!(deep(200_000, &stacks()) > 200_000);
+        let thread = std::thread::Builder::new().stack_size(1 << 28).spawn(run).expect("a thread");
+        thread.join().expect("no panic");
+    }
+
+    #[cfg(target_env = "gnu")]
+    #[test]
+    fn the_stack_of_a_coroutine_ends() {
+        std::thread_local! {
+            // SAFETY: all-zero is a valid value of these plain structs.
+            static CONTEXTS: UnsafeCell<[libc::ucontext_t; 2]> = const { UnsafeCell::new(unsafe { core::mem::zeroed() }) };
+            static FRAMES: Cell<usize> = const { Cell::new(0) };
+            static LINKED: Cell<bool> = const { Cell::new(false) };
+        }
+        extern "C" fn coroutine() {
+            FRAMES.set(deep(3, &stacks()));
+            if !LINKED.get() {
+                // SAFETY: the caller waits there.
+                CONTEXTS.with(|contexts| unsafe { libc::setcontext(contexts.get().cast()) });
+            }
+        }
+        let mut stack = vec![0_u64; 1 << 17];
+        let [caller, own] = CONTEXTS.with(|contexts| {
+            let first: *mut libc::ucontext_t = contexts.get().cast();
+            // SAFETY: there are two of them.
+            [first, unsafe { first.add(1) }]
+        });
+        for linked in [false, true] {
+            LINKED.set(linked);
+            // SAFETY: the thread's own. The coroutine goes back to here, and its stack stays until
+            // then.
+            unsafe {
+                assert_eq!(libc::getcontext(own), 0);
+                (*own).uc_stack.ss_sp = stack.as_mut_ptr().cast();
+                (*own).uc_stack.ss_size = size_of_val(&*stack);
+                (*own).uc_link = if linked { caller } else { ptr::null_mut() };
+                ucontext::unnoted(|| libc::makecontext(own, coroutine, 0));
+                assert_eq!(libc::swapcontext(caller, own), 0);
+            }
+            // `frames`, `deep` four times, the coroutine and its foot.
+            assert_eq!(FRAMES.get(), 7, "{linked}");
+        }
+        black_box(&mut stack);
+    }
+
+    #[test]
+    fn tables_without_an_index_are_found_by_the_file() {
+        let dir = std::env::temp_dir().join(format!("klp-no-index-{}", sys::getpid()));
+        std::fs::create_dir_all(&dir).expect("a directory");
+        let (source, library) = (dir.join("no_index.c"), dir.join("no_index.so"));
+        std::fs::write(&source, "int klp_no_index(int x) { return x + 1; }\n").expect("a file");
+        let linked = Command::new("cc")
+            .args(["-shared", "-fPIC", "-Wl,--no-eh-frame-hdr", "-o"])
+            .args([&library, &source])
+            .status();
+        assert!(linked.expect("a C compiler").success());
+        let name = std::ffi::CString::new(library.to_str().expect("UTF-8")).expect("no zero");
+        // SAFETY: the library has no constructors that do harm.
+        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) };
+        assert!(!handle.is_null());
+        // SAFETY: the handle is valid.
+        let function = unsafe { libc::dlsym(handle, c"klp_no_index".as_ptr()) } as u64;
+        let objects = Objects::default();
+        objects.refresh(&mut |_| ());
+        let object = objects.at(CodeAddr::new(function)).expect("it is mapped");
+        assert_eq!(object.eh_frame_hdr, None);
+        let table = table_of(&object).expect("memory").expect("it has a table");
+        assert!(matches!(table.find(CodeAddr::new(function)), Rule::Frame(_)));
+        std::fs::remove_dir_all(&dir).expect("it is ours");
+    }
 }

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * Contexts: stacks that can be suspended, as coroutines are, made known to the livepatch engine of
+ * the process.
+ *
+ * Whoever switches between stacks says so, before and after:
+ *
+ *	klp_context_leave(mine);
+ *	swapcontext(&my_registers, &other_registers);
+ *	klp_context_enter(mine);
+ *
+ * and klp_context_enter(fresh) is the first thing that is done on a new stack. All this in C++,
+ * too. Nothing of it is for signal handlers. docs/coroutines.md says more.
+ */
+#ifndef KLP_CONTEXT_H
+#define KLP_CONTEXT_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* A stack that can be suspended. */
+struct klp_context;
+
+/*
+ * Registers a context that nothing runs on yet, or one that has not been suspended yet. Its name
+ * (15 bytes of it) is what the engine calls it when it holds a transition back; NULL: "context" and
+ * a number. NULL if there is no memory: leave and enter take it, and the engine refuses to patch
+ * from then on.
+ */
+struct klp_context *klp_context_new(const char *name);
+
+/* The context of the stack that the calling thread began on. It goes with the thread. */
+struct klp_context *klp_context_of_thread(void);
+
+/*
+ * Forgets a context, before the memory of its stack goes. Nobody goes on there any more; or the
+ * calling thread does, and the stack is an ordinary one from here on.
+ */
+void klp_context_free(struct klp_context *context);
+
+/* The thread has come to the context; what it ran on before it has left. */
+void klp_context_enter(struct klp_context *context);
+
+/* Used by klp_context_leave: rip, rsp, rbp, rbx, r12, r13, r14, r15. */
+void klp_context_leave_from(struct klp_context *context, const uint64_t *registers);
+
+/*
+ * The thread is about to go away from the context. The function that calls this stays where it is
+ * until the context is entered again: it calls the switch itself, and does not return before.
+ */
+static inline __attribute__((always_inline)) void klp_context_leave(struct klp_context *context)
+{
+	uint64_t registers[8];
+
+	__asm__ volatile("leaq	1f(%%rip), %%rax\n\t"
+			 "movq	%%rax, (%0)\n\t"
+			 "movq	%%rsp, 8(%0)\n\t"
+			 "movq	%%rbp, 16(%0)\n\t"
+			 "movq	%%rbx, 24(%0)\n\t"
+			 "movq	%%r12, 32(%0)\n\t"
+			 "movq	%%r13, 40(%0)\n\t"
+			 "movq	%%r14, 48(%0)\n\t"
+			 "movq	%%r15, 56(%0)\n"
+			 "1:"
+			 : : "r"(registers) : "rax", "memory");
+	klp_context_leave_from(context, registers);
+}
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,625 @@
+//! Contexts: stacks that can be suspended, as coroutines are. Whoever switches between them
+//! registers them here.
+//!
+//! A stack that no thread runs on is memory like any other: what it is in the middle of can only be
+//! known if somebody tells. So each registered context bears a [`TaskState`] of its own, which
+//! stays with it wherever it goes on. A thread has the state of the context that it runs on; a
+//! suspended context is a task by itself.
+//!
+//! ```text
+//!            first leave or enter        leave             enter
+//!   Fresh ─────────────────────► Running ─────► Suspended ─────► Running …
+//!   nothing is on its stack      a thread's     a task: walked from the registers
+//!                                state          that `leave` was given
+//! ```
+//!
+//! Between `leave` and `enter` a thread is on no stack that it could be judged by. It keeps the
+//! state that it left with, and nobody moves it.
+//!
+//! Why none is missed when a transition closes: a state is copied from one place to another only in
+//! `leave`, from a context to the thread that leaves it, and at the first `leave` or `enter` of a
+//! context, from the thread to the context. `close` looks at contexts first, then at threads, with
+//! the registry locked. The second copy is made with the registry locked too, so it is over or has
+//! not begun. Whoever the first copy gave an old state had it from a context in the old state,
+//! which moved after that, if at all. So either the context is seen in the old state, or the thread
+//! is.
+
+use super::fork;
+use super::records::{self, Record, registry};
+use super::sys::{KeepErrno, SignalsBlocked, gettid, map_zeroed, nap, thread_exists};
+use super::ucontext;
+use core::cell::OnceCell;
+use core::ffi::{CStr, c_char, c_void};
+use core::fmt::Write;
+use core::ptr;
+use core::sync::atomic::{AtomicI8, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use core::time::Duration;
+use klp_arch_x86_64::unwind::Regs;
+use klp_core::port::{Reason, TaskId, TaskName, TaskState, Visitor};
+
+/// What becomes of the process's contexts; see `docs/coroutines.md`.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Contexts {
+    /// Nothing is patched once somebody has made a context that is not registered, as far as that
+    /// can be noticed.
+    #[default]
+    Refuse,
+    /// All are registered, says whoever sets this. If one is not, threads may run both versions of
+    /// what it is in the middle of, and it may go on in memory that is free.
+    Registered,
+}
+
+/// A stack that can be suspended, registered.
+///
+/// This is a handle: copies of it mean the same context. In C, `<klp/context.h>` has the same
+/// functions.
+#[derive(Clone, Copy)]
+pub struct Context(&'static Slot);
+
+impl Context {
+    /// Registers a context. If nothing runs on it yet, it is [entered](Self::enter) when it begins;
+    /// else [left](Self::leave) when it is suspended for the first time. `name`, of which 15 bytes
+    /// count, is what the engine's [`blockers`](klp_core::Engine::blockers) call it; empty:
+    /// `context` and a number. `None` if there is no memory.
+    ///
+    /// Not for signal handlers, as nothing of this.
+    pub fn new(name: &str) -> Option<Self> {
+        fork::install().ok()?;
+        registry().contexts.take(name).map(Self)
+    }
+
+    /// The context of the calling thread's own stack, the one that the thread began on. It is
+    /// registered at the first call, and freed when the thread ends. `None` if there is no memory.
+    pub fn of_thread() -> Option<Self> {
+        std::thread_local! {
+            static OWN: OnceCell<Own> = const { OnceCell::new() };
+        }
+        OWN.try_with(|own| {
+            if own.get().is_none() {
+                let context = Self::new("")?;
+                context.0.home.store(gettid(), Ordering::Relaxed);
+                let _ = own.set(Own(context));
+            }
+            own.get().map(|own| own.0)
+        })
+        .ok()
+        .flatten()
+    }
+
+    /// Forgets the context. If the calling thread runs on it, the stack is an ordinary one of the
+    /// thread again.
+    ///
+    /// # Safety
+    ///
+    /// Nobody enters or leaves the context any more. If it is suspended, nobody goes on there; its
+    /// stack is still there.
+    pub unsafe fn free(self) {
+        free(self.0);
+    }
+
+    /// Says that the calling thread is about to go away from the context, which it runs on. From
+    /// here to the next [`enter`](Self::enter) nobody moves the thread.
+    ///
+    /// # Safety
+    ///
+    /// The thread does go to another context, which it enters, or does not come back. The calling
+    /// function does not return before that, nor does it leave its frame in another way (by a tail
+    /// call); and not until the context is entered again. It must not be called in a signal
+    /// handler. [`switch`](Self::switch) does it right.
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "the registers are those of the function that calls")]
+    pub unsafe fn leave(self) {
+        let mut regs = [0_u64; 8];
+        // SAFETY: registers are read, and written to an array that is large enough.
+        unsafe {
+            core::arch::asm!(
+                "lea {pc}, [rip + 2f]",
+                "mov [{to}], {pc}",
+                "mov [{to} + 8], rsp",
+                "mov [{to} + 16], rbp",
+                "mov [{to} + 24], rbx",
+                "mov [{to} + 32], r12",
+                "mov [{to} + 40], r13",
+                "mov [{to} + 48], r14",
+                "mov [{to} + 56], r15",
+                "2:",
+                to = in(reg) regs.as_mut_ptr(),
+                pc = out(reg) _,
+                options(nostack, preserves_flags),
+            );
+        }
+        leave(self.0, &regs);
+    }
+
+    /// Says that the calling thread has come to the context: the first thing that is done there.
+    ///
+    /// # Safety
+    ///
+    /// The calling thread runs on the context's stack, and has [left](Self::leave) the one that it
+    /// ran on before. It must not be called in a signal handler.
+    pub unsafe fn enter(self) {
+        enter(self.0);
+    }
+
+    /// Leaves the context, calls `away`, which switches to another one, and enters it again when
+    /// that returns.
+    ///
+    /// # Safety
+    ///
+    /// The calling thread runs on the context, and `away` returns when a thread, this or another,
+    /// runs on it again.
+    #[inline(never)]
+    pub unsafe fn switch(self, away: impl FnOnce()) {
+        // SAFETY: this function is on the stack until the context is entered.
+        unsafe { self.leave() };
+        away();
+        // SAFETY: the caller's promise.
+        unsafe { self.enter() };
+    }
+}
+
+impl core::fmt::Debug for Context {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_tuple("Context").field(&self.0.name().as_str()).finish()
+    }
+}
+
+/// The context of a thread's own stack.
+struct Own(Context);
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        free(self.0.0);
+    }
+}
+
+/// Ids of contexts begin here: no thread has such an id.
+const FIRST_ID: u64 = 1 << 32;
+
+/// The task that stands for all contexts that are not registered.
+pub(crate) const UNREGISTERED: TaskId = TaskId(FIRST_ID);
+
+/// What a context is doing.
+mod phase {
+    /// There is none in the slot.
+    pub(super) const FREE: u8 = 0;
+    /// It is registered, and was neither entered nor left. Its state means nothing.
+    pub(super) const FRESH: u8 = 1;
+    /// A thread runs on it.
+    pub(super) const RUNNING: u8 = 2;
+    /// Nobody does.
+    pub(super) const SUSPENDED: u8 = 3;
+    /// As `SUSPENDED`, and nobody may enter it: its stack is being walked.
+    pub(super) const VISITED: u8 = 4;
+    /// The thread is gone that ran on it, or whose own stack it was.
+    pub(super) const DEAD: u8 = 5;
+}
+
+/// Room for one context.
+#[repr(align(64))]
+pub(crate) struct Slot {
+    phase: AtomicU8,
+    state: AtomicI8,
+    /// The thread whose own stack it is; 0: of none.
+    home: AtomicU32,
+    /// Its [`TaskId`].
+    id: AtomicU64,
+    /// The registers to walk its stack with while it is suspended, in the order of
+    /// `<klp/context.h>`.
+    regs: [AtomicU64; 8],
+    name: [AtomicU8; NAME],
+    /// The next free slot.
+    next: AtomicPtr<Slot>,
+}
+
+/// Bytes of a context's name at most.
+const NAME: usize = klp_core::config::TASK_NAME_LEN;
+
+impl Slot {
+    pub(crate) fn state(&self) -> TaskState {
+        TaskState::from_i8(self.state.load(Ordering::SeqCst)).unwrap_or(TaskState::Idle)
+    }
+
+    pub(crate) fn set_state(&self, state: TaskState) {
+        self.state.store(state as i8, Ordering::SeqCst);
+    }
+
+    fn phase(&self) -> u8 {
+        self.phase.load(Ordering::Acquire)
+    }
+
+    fn id(&self) -> TaskId {
+        TaskId(self.id.load(Ordering::Relaxed))
+    }
+
+    /// From `from` to `to`; says which phase it is in if that is not `from`.
+    fn turn(&self, from: u8, to: u8) -> Result<(), u8> {
+        self.phase.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).map(drop)
+    }
+
+    /// The thread that runs on it is gone.
+    pub(crate) fn abandon(&self) {
+        let _ = self.turn(phase::RUNNING, phase::DEAD);
+    }
+
+    /// Whether there may be something on its stack.
+    fn lives(&self) -> bool {
+        matches!(self.phase(), phase::RUNNING | phase::SUSPENDED | phase::VISITED)
+    }
+
+    fn is_suspended(&self) -> bool {
+        matches!(self.phase(), phase::SUSPENDED | phase::VISITED)
+    }
+
+    fn regs(&self) -> Regs {
+        let [rip, rsp, rbp, rbx, r12, r13, r14, r15] = [0, 1, 2, 3, 4, 5, 6, 7].map(|index: usize| {
+            // `leave` has written them before it turned to `SUSPENDED`.
+            self.regs[index].load(Ordering::Relaxed)
+        });
+        Regs { rip, rsp, rbp, rbx, r12, r13, r14, r15 }
+    }
+
+    fn name(&self) -> TaskName {
+        let mut bytes = [0; NAME];
+        for (byte, stored) in bytes.iter_mut().zip(&self.name) {
+            *byte = stored.load(Ordering::Relaxed);
+        }
+        let len = bytes.iter().position(|&byte| byte == 0).unwrap_or(NAME);
+        let mut name = TaskName::new();
+        for letter in core::str::from_utf8(&bytes[..len]).unwrap_or_default().chars() {
+            let _ = name.push(letter);
+        }
+        if name.is_empty() {
+            let _ = write!(name, "context {}", self.id().0 - FIRST_ID);
+        }
+        name
+    }
+
+    fn set_name(&self, name: &str) {
+        let mut len = name.len().min(NAME);
+        while !name.is_char_boundary(len) {
+            len -= 1;
+        }
+        let letters = name.as_bytes()[..len].iter().copied().chain(core::iter::repeat(0));
+        for (stored, letter) in self.name.iter().zip(letters) {
+            stored.store(letter, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Slots of one block.
+const CHUNK: usize = 512;
+
+/// A block of slots, never unmapped. All zeros is what it begins with.
+struct Chunk {
+    slots: [Slot; CHUNK],
+    next: AtomicPtr<Chunk>,
+}
+
+static FIRST: AtomicPtr<Chunk> = AtomicPtr::new(ptr::null_mut());
+
+/// Every slot, used or not.
+fn slots() -> impl Iterator<Item = &'static Slot> {
+    // SAFETY: a chunk is published whole, and never unmapped.
+    let chunk = |link: &AtomicPtr<Chunk>| unsafe { link.load(Ordering::Acquire).as_ref::<'static>() };
+    core::iter::successors(chunk(&FIRST), move |last| chunk(&last.next)).flat_map(|chunk| &chunk.slots)
+}
+
+/// What contexts have in common; part of the registry.
+pub(crate) struct Pool {
+    /// The first of the free slots.
+    free: AtomicPtr<Slot>,
+    /// The id of the last context.
+    last: u64,
+}
+
+impl Pool {
+    pub(crate) const fn new() -> Self {
+        Self { free: AtomicPtr::new(ptr::null_mut()), last: FIRST_ID }
+    }
+
+    fn take(&mut self, name: &str) -> Option<&'static Slot> {
+        if self.free.load(Ordering::Relaxed).is_null() {
+            self.grow()?;
+        }
+        // SAFETY: slots are never unmapped.
+        let slot: &'static Slot = unsafe { self.free.load(Ordering::Relaxed).as_ref() }?;
+        self.free.store(slot.next.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.last += 1;
+        slot.id.store(self.last, Ordering::Relaxed);
+        slot.home.store(0, Ordering::Relaxed);
+        slot.set_state(TaskState::Idle);
+        slot.set_name(name);
+        slot.phase.store(phase::FRESH, Ordering::Release);
+        Some(slot)
+    }
+
+    fn give_back(&mut self, slot: &'static Slot) {
+        slot.phase.store(phase::FREE, Ordering::Release);
+        slot.next.store(self.free.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.free.store(ptr::from_ref(slot).cast_mut(), Ordering::Relaxed);
+    }
+
+    fn grow(&mut self) -> Option<()> {
+        let chunk = map_zeroed(size_of::<Chunk>()).ok()?.cast::<Chunk>();
+        // SAFETY: the mapping is new, large enough, aligned to a page, and zeros are a chunk of
+        // free slots.
+        let new: &'static Chunk = unsafe { &*chunk };
+        new.next.store(FIRST.load(Ordering::Relaxed), Ordering::Relaxed);
+        FIRST.store(chunk, Ordering::Release);
+        new.slots.iter().for_each(|slot| self.give_back(slot));
+        Some(())
+    }
+
+    /// After `fork`, in the child: the calling thread, which was `before`, is `now`. The stacks of
+    /// other threads are not run on any more.
+    #[allow(clippy::unused_self, clippy::needless_pass_by_ref_mut, reason = "the lock's guard is what permits it")]
+    pub(crate) fn keep_only_those_of(&mut self, before: u32, now: u32) {
+        for slot in slots() {
+            match slot.home.load(Ordering::Relaxed) {
+                0 => {}
+                home if home == before => slot.home.store(now, Ordering::Relaxed),
+                _ if slot.is_suspended() => slot.phase.store(phase::DEAD, Ordering::Relaxed),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Whoever registers contexts has made a mistake: what is suspended is not known any more.
+#[cold]
+fn misused() {
+    ucontext::note(ucontext::MISUSE);
+}
+
+/// See [`Context::leave`]. `regs` are those to walk the context's stack with.
+///
+/// Not inlined, nor is `enter`: where thread-local variables are must not be known from before a
+/// switch, which may end on another thread.
+#[inline(never)]
+fn leave(slot: &'static Slot, regs: &[u64; 8]) {
+    let record = records::current();
+    match record.context() {
+        Some(context) if ptr::eq(context, slot) => {}
+        // The stack that it runs on was not registered before.
+        None if begin(record, slot) => {}
+        _ => return misused(),
+    }
+    record.set_between(true);
+    // ORDER(contexts): see `set_all`.
+    loop {
+        let state = slot.state();
+        record.set_own(state);
+        if slot.state() == state {
+            break;
+        }
+    }
+    record.set_context(None);
+    for (stored, reg) in slot.regs.iter().zip(regs) {
+        stored.store(*reg, Ordering::Relaxed);
+    }
+    slot.phase.store(phase::SUSPENDED, Ordering::Release);
+}
+
+/// See [`Context::enter`].
+#[inline(never)]
+fn enter(slot: &'static Slot) {
+    let record = records::current();
+    if !record.is_between() {
+        // What it ran on until now was left without a word.
+        return misused();
+    }
+    let mut tries = 0_u32;
+    loop {
+        match slot.turn(phase::SUSPENDED, phase::RUNNING) {
+            Ok(()) => break,
+            Err(phase::FRESH) if begin(record, slot) => return,
+            Err(phase::VISITED) if tries < 100 => core::hint::spin_loop(),
+            Err(phase::VISITED) => nap_quietly(),
+            Err(_) => return misused(),
+        }
+        tries = tries.saturating_add(1);
+    }
+    arrive(record, slot);
+}
+
+/// The stack that the thread of `record` runs on is that of `slot`, which is fresh: it takes the
+/// thread's state. Says whether it was.
+#[cold]
+fn begin(record: &Record, slot: &'static Slot) -> bool {
+    let _errno = KeepErrno::new();
+    // With the registry locked, nobody looks at states, and no signal handler moves the thread.
+    let _registry = registry();
+    if slot.phase() != phase::FRESH {
+        return false;
+    }
+    slot.set_state(record.state());
+    slot.phase.store(phase::RUNNING, Ordering::Release);
+    arrive(record, slot);
+    true
+}
+
+fn arrive(record: &Record, slot: &'static Slot) {
+    record.set_context(Some(slot));
+    record.set_between(false);
+    // What it has tried was on another stack.
+    record.try_above(0);
+}
+
+fn free(slot: &'static Slot) {
+    let record = records::current();
+    let mut tries = 0_u32;
+    loop {
+        let mut registry = registry();
+        match slot.phase() {
+            phase::FREE => return misused(),
+            phase::RUNNING => {
+                if !record.context().is_some_and(|context| ptr::eq(context, slot)) {
+                    return misused();
+                }
+                record.set_own(slot.state());
+                record.set_context(None);
+                return registry.contexts.give_back(slot);
+            }
+            phase::VISITED => {}
+            // A visit may begin at this moment.
+            before if slot.turn(before, phase::DEAD).is_ok() => return registry.contexts.give_back(slot),
+            _ => {}
+        }
+        drop(registry);
+        tries = tries.saturating_add(1);
+        if tries < 100 { core::hint::spin_loop() } else { nap_quietly() }
+    }
+}
+
+/// Lets a visit go on.
+fn nap_quietly() {
+    let _errno = KeepErrno::new();
+    nap(Duration::from_micros(50));
+}
+
+/// Puts every context into `state`. With the registry locked, and before [`Record::set_own`] of
+/// every thread.
+///
+/// ORDER(contexts): `leave` reads a context's state, writes it to the thread, and reads it again;
+/// here the context's state is written, then the thread's. In the one order of all these, either
+/// the second reading comes after the context was written, and `leave` copies again, or the copy
+/// comes before the thread was written.
+pub(crate) fn set_all(state: TaskState) {
+    slots().for_each(|slot| slot.set_state(state));
+}
+
+/// Whether every context that has something on its stack is in `target`. With the registry locked.
+pub(crate) fn all_are_in(target: TaskState) -> bool {
+    slots().filter(|slot| slot.lives()).all(|slot| slot.state() == target)
+}
+
+/// Forgets suspended stacks of threads that are gone. With the registry locked.
+pub(crate) fn retire() {
+    for slot in slots().filter(|slot| slot.phase() == phase::SUSPENDED) {
+        let home = slot.home.load(Ordering::Relaxed);
+        if home != 0 && !thread_exists(home) {
+            let _ = slot.turn(phase::SUSPENDED, phase::DEAD);
+        }
+    }
+}
+
+/// The suspended contexts that are not in `target`. With the registry locked.
+pub(crate) fn pending(target: TaskState) -> impl Iterator<Item = TaskId> {
+    slots().filter(move |slot| slot.is_suspended() && slot.state() != target).map(Slot::id)
+}
+
+/// Lets `visitor` look at the contexts among `tasks` (sorted), which nobody enters meanwhile; says
+/// how many it moved.
+pub(crate) fn visit(tasks: &[TaskId], visitor: &dyn Visitor<Regs>) -> u64 {
+    let mut moved = 0;
+    if tasks.last().is_none_or(|last| last.0 <= FIRST_ID) {
+        return moved;
+    }
+    for slot in slots().filter(|slot| slot.phase() != phase::FREE) {
+        let Ok(index) = tasks.binary_search(&slot.id()) else { continue };
+        // A signal handler of this thread must not wait for the visit to end.
+        let _signals = SignalsBlocked::new();
+        match slot.turn(phase::SUSPENDED, phase::VISITED) {
+            // Another context has this slot now.
+            Ok(()) if tasks[index] != slot.id() => {}
+            Ok(()) => {
+                if let Some(state) = visitor.visit(index, &slot.regs()) {
+                    slot.set_state(state);
+                    moved += 1;
+                }
+            }
+            Err(phase::RUNNING) => {
+                visitor.missed(index, Reason::Running);
+                continue;
+            }
+            Err(_) => continue,
+        }
+        slot.phase.store(phase::SUSPENDED, Ordering::Release);
+    }
+    moved
+}
+
+/// The name of the context `task`; `None` if `task` is a thread.
+pub(crate) fn name(task: TaskId) -> Option<TaskName> {
+    if task.0 < FIRST_ID {
+        return None;
+    }
+    let _registry = registry();
+    let found = slots().find(|slot| slot.phase() != phase::FREE && slot.id() == task);
+    Some(found.map(Slot::name).unwrap_or_default())
+}
+
+/// What C gets for `context`.
+fn handle(context: Option<Context>) -> *mut c_void {
+    context.map_or(ptr::null_mut(), |context| ptr::from_ref(context.0).cast_mut().cast())
+}
+
+/// # Safety
+///
+/// `handle` is null, or what [`handle`] has made.
+unsafe fn slot<'a>(handle: *mut c_void) -> Option<&'a Slot> {
+    // SAFETY: slots are never unmapped.
+    unsafe { handle.cast::<Slot>().as_ref() }
+}
+
+/// `klp_context_new` of `<klp/context.h>`.
+///
+/// # Safety
+///
+/// `name` is null or a string.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn klp_context_new(name: *const c_char) -> *mut c_void {
+    // SAFETY: the caller's promise.
+    let name = if name.is_null() { c"" } else { unsafe { CStr::from_ptr(name) } };
+    handle(Context::new(name.to_str().unwrap_or_default()))
+}
+
+/// `klp_context_of_thread` of `<klp/context.h>`.
+#[unsafe(no_mangle)]
+extern "C" fn klp_context_of_thread() -> *mut c_void {
+    handle(Context::of_thread())
+}
+
+/// `klp_context_free` of `<klp/context.h>`.
+///
+/// # Safety
+///
+/// As for [`Context::free`]; or `context` is null.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn klp_context_free(context: *mut c_void) {
+    // SAFETY: the caller's promise.
+    if let Some(slot) = unsafe { slot(context) } {
+        free(slot);
+    }
+}
+
+/// The part of `klp_context_leave` that `<klp/context.h>` does not do itself. Null is a context
+/// that could not be registered.
+///
+/// # Safety
+///
+/// As for [`Context::leave`]; `regs` are eight registers of the function that calls
+/// `klp_context_leave`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn klp_context_leave_from(context: *mut c_void, regs: *const [u64; 8]) {
+    // SAFETY: the caller's promise.
+    match unsafe { (slot(context), regs.as_ref()) } {
+        (Some(slot), Some(regs)) => leave(slot, regs),
+        _ => misused(),
+    }
+}
+
+/// `klp_context_enter` of `<klp/context.h>`.
+///
+/// # Safety
+///
+/// As for [`Context::enter`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn klp_context_enter(context: *mut c_void) {
+    // SAFETY: the caller's promise.
+    match unsafe { slot(context) } {
+        Some(slot) => enter(slot),
+        None => misused(),
+    }
+}
