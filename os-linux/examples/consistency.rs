@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Each thread calls an outer function that calls both functions of the pair, computes, sleeps, waits in system calls or takes a
-//! signal in between, sleeps in a part that was split off, or ends in a jump to another patched function; it returns which versions it saw. Seeing two is a mix. Version 1 is in two patches, each with half of the functions,
+//! signal in between, sleeps in a part that was split off, is suspended as a coroutine, or ends in a jump to another patched function; it returns which
+//! versions it saw. Seeing two is a mix. Version 1 is in two patches, each with half of the functions,
 //! that are enabled and disabled as one. The patch with version 2 takes their place, and they must not come on top of it, since they
 //! know an older version of the same state. Patch objects take each other's place, too, and are unloaded as soon as they are replaced, while
 //! threads sleep in what is none of their new functions.
@@ -21,11 +22,14 @@ use klp_core::state::State;
 use klp_core::{Func, Object, Patch, PatchId, Poll, addr::CodeAddr};
 use klp_demo_pairs::{
     FUNCS_1, FUNCS_2, LOADED, MODULE, MODULE_FUNCS_1, MODULE_FUNCS_2, Outer, Replaced, install_handler, outer_cold,
-    outer_extra, outer_loaded, outer_sibling, outer_signal, outer_sleep, outer_spin, outer_syscall, set_module,
+    outer_extra, outer_loaded, outer_sibling, outer_signal, outer_sleep, outer_spin, outer_syscall, outer_yield,
+    set_module, set_yield,
 };
-use klp_os_linux::process::{Livepatch, Options};
+use klp_os_linux::process::{Contexts, Livepatch, Options};
+use klp_os_linux_fixtures::coroutines::{self, Coroutine};
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -54,6 +58,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 enum Break {
     /// Switch tasks whatever is on their stacks
     StackCheck,
+    /// Say that all coroutines are registered, and register none
+    Contexts,
 }
 
 /// What all threads count together.
@@ -83,8 +89,12 @@ fn main() -> Result<ExitCode> {
             eprintln!("livepatch: {event}");
         }
     });
-    let livepatch = Livepatch::init(Options { events: Some(events), ..Options::default() })
+    let contexts = Contexts::Registered;
+    let livepatch = Livepatch::init(Options { events: Some(events), contexts, ..Options::default() })
         .context("livepatching cannot be set up")?;
+    REGISTERS.store(args.broken != Some(Break::Contexts), Relaxed);
+    // SAFETY: no thread is there yet that calls it.
+    unsafe { set_yield(suspend) };
     let mut workers = (0..args.threads).map(worker).collect::<Result<Vec<_>>>()?;
     COUNTS.born.fetch_add(1, Relaxed);
     workers.push(std::thread::Builder::new().name("library".into()).spawn(|| come_and_go(livepatch))?);
@@ -348,7 +358,7 @@ fn visit(livepatch: &'static Livepatch, twice: bool) -> Result<()> {
 /// Starts worker number `index`.
 fn worker(index: u32) -> Result<JoinHandle<()>> {
     COUNTS.born.fetch_add(1, Relaxed);
-    let (name, work): (&str, fn()) = match index % 11 {
+    let (name, work): (&str, fn()) = match index % 12 {
         0 => ("spin", spin),
         1 | 2 => ("sleep", || repeat(outer_sleep, 1000)),
         3 | 4 => ("syscall", || repeat(outer_syscall, 2000)),
@@ -356,7 +366,8 @@ fn worker(index: u32) -> Result<JoinHandle<()>> {
         6 => ("sibling", || repeat(outer_sibling, 1000)),
         7 => ("cold", || repeat(outer_cold, 1000)),
         8 => ("loaded", || repeat(outer_loaded, 1000)),
-        9 => ("signal", || repeat_and_rest(outer_signal, 500)),
+        9 => ("coroutine", run_coroutines),
+        10 => ("signal", || repeat_and_rest(outer_signal, 500)),
         _ => ("churn", churn),
     };
     let thread = std::thread::Builder::new().name(format!("{name}-{index}"));
@@ -401,6 +412,35 @@ fn spin() {
         }
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Whether coroutines are registered with the engine.
+static REGISTERS: AtomicBool = AtomicBool::new(true);
+
+extern "C" fn suspend() {
+    coroutines::suspend();
+}
+
+/// Runs coroutines by turns, which are suspended in the midst of `outer_yield` nearly all the time.
+fn run_coroutines() {
+    let last_round = Arc::new(AtomicBool::new(false));
+    let make = |_| {
+        let last_round = Arc::clone(&last_round);
+        let body = move || {
+            while !last_round.load(Relaxed) {
+                call(outer_yield, 1);
+            }
+        };
+        if REGISTERS.load(Relaxed) { Coroutine::registered("soak", body) } else { Coroutine::unregistered(body) }
+    };
+    let mut all: Vec<_> = (0..3).map(make).collect();
+    while !COUNTS.stop.load(Relaxed) {
+        all.iter_mut().for_each(Coroutine::resume);
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    // Each is in the midst of its last call.
+    last_round.store(true, Relaxed);
+    all.iter_mut().for_each(Coroutine::resume);
 }
 
 /// Gives birth to threads that call a little and die.

@@ -116,9 +116,12 @@ fn soak(seconds: u32) -> Result<()> {
     };
     run(cargo().args(["run", "--release", "--package", "klp-os-linux", "--example", "lua_cve"]))?;
     run(&mut consistency(&["--seconds", &seconds]))?;
-    expect_failure(
-        &mut consistency(&["--seconds", "10", "--break", "stack-check"]),
-        "failed: threads saw a mix",
-        "the soak does not notice that stacks are not checked",
-    )
+    for (broken, unnoticed) in [
+        ("stack-check", "the soak does not notice that stacks are not checked"),
+        ("contexts", "the soak does not notice that coroutines are not seen"),
+    ] {
+        let mut soak = consistency(&["--seconds", "10", "--break", broken]);
+        expect_failure(&mut soak, "failed: threads saw a mix", unnoticed)?;
+    }
+    Ok(())
 }

@@ -28,7 +28,7 @@
 /* The original names, which both versions call. */
 unsigned first(unsigned), second(unsigned);
 unsigned outer_spin(unsigned), outer_sleep(unsigned), outer_syscall(unsigned), outer_signal(unsigned);
-unsigned outer_sibling(unsigned), sibling(unsigned, unsigned), outer_cold(unsigned);
+unsigned outer_yield(unsigned), outer_sibling(unsigned), sibling(unsigned, unsigned), outer_cold(unsigned);
 unsigned extra_first(unsigned), extra_second(unsigned);
 
 /* Sleeps that long, in microseconds. Calls of it are unlikely: compilers move them to a part of their own (outer_cold.cold). */
@@ -40,6 +40,12 @@ __attribute__((cold)) FUNC void pairs_nap(unsigned work)
 
 	nanosleep(&pause, 0);
 }
+#endif
+
+/* Suspends the coroutine that calls. */
+extern void (*pairs_yield)(void);
+#if !VERSION
+void (*pairs_yield)(void);
 #endif
 
 /* The functions of the shared library, while it is there. */
@@ -104,6 +110,15 @@ FUNC unsigned NAME(outer_signal)(unsigned work)
 	pairs_in_handler = 0;
 	raise(SIGUSR1);
 	return seen | pairs_in_handler | second(work);
+}
+
+/* Is suspended between the two: another stack runs meanwhile. */
+FUNC unsigned NAME(outer_yield)(unsigned work)
+{
+	unsigned seen = SEEN | first(work);
+
+	pairs_yield();
+	return seen | second(work);
 }
 
 /* What outer_sibling ends in, by a jump: it leaves no frame, and its caller's version must be this one. */

@@ -32,6 +32,10 @@ outers! {
     pub fn outer_signal;
     /// Sleeps between the calls of another pair, which version 2 does not have.
     pub fn outer_extra;
+    /// Is suspended between them; see [`set_yield`].
+    pub fn outer_yield;
+    fn new1_outer_yield;
+    fn new2_outer_yield;
     /// Sleeps between them, and ends in a jump to another function that is patched.
     pub fn outer_sibling;
     /// Sleeps between them in a part that the compiler split off.
@@ -70,6 +74,7 @@ outers! {
 unsafe extern "C" {
     static mut module_first: Option<Outer>;
     static mut module_second: Option<Outer>;
+    static mut pairs_yield: Option<extern "C" fn()>;
     fn pairs_install_handler() -> c_int;
 }
 
@@ -77,7 +82,7 @@ unsafe extern "C" {
 pub type Replaced = (&'static str, Outer);
 
 /// What version 1 changes in the program.
-pub const FUNCS_1: [Replaced; 12] = [
+pub const FUNCS_1: [Replaced; 13] = [
     ("first", new1_first),
     ("second", new1_second),
     ("outer_spin", new1_outer_spin),
@@ -87,6 +92,7 @@ pub const FUNCS_1: [Replaced; 12] = [
     ("extra_first", new1_extra_first),
     ("extra_second", new1_extra_second),
     ("outer_extra", new1_outer_extra),
+    ("outer_yield", new1_outer_yield),
     ("outer_sibling", new1_outer_sibling),
     ("outer_cold", new1_outer_cold),
     ("sibling", new1_sibling),
@@ -97,13 +103,14 @@ pub const MODULE_FUNCS_1: [Replaced; 3] =
     [("module_first", new1_module_first), ("module_second", new1_module_second), ("module_outer", new1_module_outer)];
 
 /// What version 2 changes in the program.
-pub const FUNCS_2: [Replaced; 9] = [
+pub const FUNCS_2: [Replaced; 10] = [
     ("first", new2_first),
     ("second", new2_second),
     ("outer_spin", new2_outer_spin),
     ("outer_sleep", new2_outer_sleep),
     ("outer_syscall", new2_outer_syscall),
     ("outer_signal", new2_outer_signal),
+    ("outer_yield", new2_outer_yield),
     ("outer_sibling", new2_outer_sibling),
     ("outer_cold", new2_outer_cold),
     ("sibling", new2_sibling),
@@ -118,6 +125,16 @@ pub const MODULE_FUNCS_2: [Replaced; 3] =
 pub fn install_handler() -> bool {
     // SAFETY: the handler calls functions that are safe in handlers, and touches its own thread's memory only.
     unsafe { pairs_install_handler() == 0 }
+}
+
+/// Tells [`outer_yield`] how the coroutine that calls it is suspended.
+///
+/// # Safety
+///
+/// Nobody calls [`outer_yield`] yet.
+pub unsafe fn set_yield(how: extern "C" fn()) {
+    // SAFETY: the caller's promise: nobody reads it now.
+    unsafe { pairs_yield = Some(how) };
 }
 
 /// Tells the replacements of the shared library's functions where these are.
