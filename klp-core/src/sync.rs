@@ -76,3 +76,12 @@ pub(crate) const TRANSITION_READ: Ordering =
 /// The engine's write of `func.transition`; partner of [`TRANSITION_READ`].
 pub(crate) const TRANSITION_WRITE: Ordering =
     if cfg!(klp_weaken = "transition") { Ordering::Relaxed } else { Ordering::Release };
+
+/// A task's look for what is lent to it.
+///
+/// ORDER(loan): acquire; its partner is [`LOAN_WRITE`] in `Lending::lend`. Who finds a loan finds it whole, and finds what the engine wrote
+/// of entries for the same transition.
+pub(crate) const LOAN_READ: Ordering = if cfg!(klp_weaken = "loan") { Ordering::Relaxed } else { Ordering::Acquire };
+
+/// The host's lending; partner of [`LOAN_READ`].
+pub(crate) const LOAN_WRITE: Ordering = if cfg!(klp_weaken = "loan") { Ordering::Relaxed } else { Ordering::Release };

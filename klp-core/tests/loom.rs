@@ -10,15 +10,18 @@
 //! ```text
 //! RUSTFLAGS='--cfg loom --cfg klp_weaken="stack"' cargo test -p klp-core --test loom --release
 //! RUSTFLAGS='--cfg loom --cfg klp_weaken="transition"' cargo test -p klp-core --test loom --release
+//! RUSTFLAGS='--cfg loom --cfg klp_weaken="loan"' cargo test -p klp-core --test loom --release
 //! ```
 
 #![cfg(loom)]
 
+use core::ptr::NonNull;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::mem::try_box;
 use klp_core::ops::{Nodes, Ops, Synchronized};
-use klp_core::port::{PortError, PortErrorKind, Routing, TaskState, Tracer};
-use loom::sync::atomic::{AtomicI8, Ordering};
+use klp_core::port::{Lending, PortError, PortErrorKind, Routing, TaskState, Tracer};
+use loom::cell::UnsafeCell;
+use loom::sync::atomic::{AtomicBool, AtomicI8, Ordering};
 use loom::sync::{Arc, RwLock};
 use loom::thread;
 
@@ -306,4 +309,54 @@ fn several_nodes_are_removed_at_once() {
         },
         |seen| assert_eq!(seen.to, ORIGINAL, "{seen:?}"),
     );
+}
+
+/// What is lent: written before, read by whoever finds it.
+#[derive(Debug)]
+struct Check(UnsafeCell<u32>);
+
+// SAFETY: loom finds it out if a read races with anything.
+unsafe impl Sync for Check {}
+
+/// What a task looks at, and what the engine writes for it.
+#[derive(Debug)]
+struct Lender {
+    lending: Lending<Check>,
+    /// What the engine says of an entry, for the transition whose check is lent.
+    entry: AtomicBool,
+    running: RwLock<()>,
+}
+
+/// One run of the handler by a task that would switch itself.
+fn look(lender: &Lender) {
+    let _running = lender.running.read().expect("nobody panics while holding it");
+    // SAFETY: it is used in this run only.
+    if let Some(check) = unsafe { lender.lending.borrow() } {
+        assert!(lender.entry.load(Ordering::Relaxed), "the entry's word belongs to another transition");
+        // SAFETY: it was written before it was lent, or loom has stopped the model.
+        assert_eq!(check.0.with(|check| unsafe { *check }), 7);
+    }
+}
+
+/// Who finds what is lent finds it whole, with what was said of entries before, and not after it was given back. Weakened by `loan`.
+#[test]
+fn what_is_lent_is_whole_and_is_given_back_when_nobody_looks() {
+    loom::model(|| {
+        let (entry, running) = (AtomicBool::new(false), RwLock::new(()));
+        let lender = Arc::new(Lender { lending: Lending::new(), entry, running });
+        let task = {
+            let lender = lender.clone();
+            thread::spawn(move || (0..2).for_each(|_| look(&lender)))
+        };
+        lender.entry.store(true, Ordering::Relaxed);
+        let check = Box::new(Check(UnsafeCell::new(7)));
+        // SAFETY: it stays until the loan was withdrawn and the runs have ended.
+        unsafe { lender.lending.lend(NonNull::from(&*check)) };
+        lender.lending.withdraw();
+        drop(lender.running.write().expect("nobody panics while holding it"));
+        // Nobody may look any more.
+        check.0.with_mut(|_| ());
+        drop(check);
+        task.join().expect("no look failed");
+    });
 }

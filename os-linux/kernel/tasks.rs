@@ -258,6 +258,10 @@ unsafe impl TaskSet for KernelTasks {
         TARGET.store(TaskState::Idle as i32, Ordering::Relaxed);
     }
 
+    fn exists(&self, task: TaskId) -> bool {
+        Task::find(task).is_some()
+    }
+
     fn name(&self, task: TaskId) -> TaskName {
         let mut name = TaskName::new();
         if let Some(task) = Task::find(task) {

@@ -82,7 +82,9 @@ fn loom() -> Result<()> {
         command.args(["--target-dir", "target/loom"]).env("RUSTFLAGS", flags);
         command
     };
-    for (test, orderings) in [("loom", ["stack", "transition"]), ("shadow_loom", ["shadow", "shadow-reuse"])] {
+    for (test, orderings) in
+        [("loom", &["stack", "transition", "loan"][..]), ("shadow_loom", &["shadow", "shadow-reuse"])]
+    {
         run(&mut model(test, None))?;
         for what in orderings {
             let unnoticed = format!("loom does not notice a weakened `{what}` ordering");

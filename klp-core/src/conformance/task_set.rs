@@ -119,6 +119,8 @@ impl<T: TaskSet> Bench<'_, T> {
         assert!((0..ATTEMPTS).any(|_| self.visit(&[first], None) == 1), "task {} cannot be stopped", first.0);
         assert_eq!((self.state)(first), target.opposite(), "after a look");
         assert_eq!(self.visit(&[self.gone], Some(target)), 0, "task {} is gone", self.gone.0);
+        assert!(self.tasks.exists(first), "task {} is there", first.0);
+        assert!(!self.tasks.exists(self.gone), "task {} is gone", self.gone.0);
         assert!(self.tasks.name(self.gone).is_empty(), "a task that is gone has no name");
         self.tasks.kick(first);
         self.tasks.kick(self.gone);

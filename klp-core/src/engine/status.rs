@@ -105,7 +105,7 @@ impl<P: Platform> Engine<P> {
                 if pending { target.opposite() } else { target }
             }
         };
-        Ok(if self.host.tasks().name(task).is_empty() { None } else { Some(state) })
+        Ok(self.host.tasks().exists(task).then_some(state))
     }
 
     /// The tasks that the transition under way waits for, in ascending order; none outside of transitions.

@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 /// What the handler needs to know about one entry site.
 ///
 /// Once made it lives for ever: a task may be on its way from the site to the handler at any time. When the site itself is gone, it
-/// may [serve](Ops::serve) another.
+/// may serve another.
 #[derive(Debug)]
 pub struct Ops {
     stack: FuncStack,

@@ -183,6 +183,9 @@ pub unsafe trait TaskSet: Sync {
     /// Puts every task into [`TaskState::Idle`]. No handler reads states any more.
     fn finish(&self);
 
-    /// The task's name; empty if it is gone.
+    /// Whether the task is there. It is, unless the host knows that it is gone.
+    fn exists(&self, task: TaskId) -> bool;
+
+    /// The task's name; empty if it has none, is gone, or the name cannot be read.
     fn name(&self, task: TaskId) -> TaskName;
 }

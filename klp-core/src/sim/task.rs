@@ -295,6 +295,11 @@ unsafe impl TaskSet for SimTasks {
         world.phase = Phase::Idle;
     }
 
+    fn exists(&self, task: TaskId) -> bool {
+        let _inside = self.0.inside();
+        self.0.world().tasks.contains_key(&task)
+    }
+
     fn name(&self, task: TaskId) -> TaskName {
         let _inside = self.0.inside();
         self.0.world().tasks.get(&task).map(|task| task.name.clone()).unwrap_or_default()

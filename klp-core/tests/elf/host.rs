@@ -401,6 +401,9 @@ unsafe impl<const CALLS: bool> TaskSet for Host<CALLS> {
     fn force(&self, _: TaskState) {}
     fn kick(&self, _: TaskId) {}
     fn finish(&self) {}
+    fn exists(&self, _: TaskId) -> bool {
+        false
+    }
     fn name(&self, _: TaskId) -> TaskName {
         TaskName::new()
     }

@@ -270,6 +270,15 @@ fn veneers_of_patches_that_are_gone_serve_others() {
     }
 }
 
+#[test]
+fn a_task_without_a_name_is_there() {
+    let basic = Basic::new();
+    let nameless = basic.host().spawn("");
+    assert_eq!(basic.engine.task_state(nameless), Ok(Some(TaskState::Idle)));
+    basic.host().exit(nameless);
+    assert_eq!(basic.engine.task_state(nameless), Ok(None));
+}
+
 /// A callback that calls the engine.
 struct Caller(Arc<Mutex<Option<Arc<Sim>>>>, Arc<Mutex<Vec<String>>>);
 

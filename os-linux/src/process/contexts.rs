@@ -546,8 +546,18 @@ pub(crate) fn name(task: TaskId) -> Option<TaskName> {
         return None;
     }
     let _registry = registry();
-    let found = slots().find(|slot| slot.phase() != phase::FREE && slot.id() == task);
-    Some(found.map(Slot::name).unwrap_or_default())
+    Some(find(task).map(Slot::name).unwrap_or_default())
+}
+
+/// Whether `task` is a context that is there, or stands for those that are not registered.
+pub(crate) fn exists(task: TaskId) -> bool {
+    let _registry = registry();
+    task == UNREGISTERED || find(task).is_some()
+}
+
+/// The context that is `task`. The registry is locked.
+fn find(task: TaskId) -> Option<&'static Slot> {
+    slots().find(|slot| slot.phase() != phase::FREE && slot.id() == task)
 }
 
 /// What C gets for `context`.

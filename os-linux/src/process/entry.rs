@@ -11,13 +11,13 @@ use super::space::Space;
 use super::ucontext;
 use alloc::sync::Arc;
 use core::ops::ControlFlow;
-use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
 use klp_arch_x86_64::stub::Preserved;
 use klp_core::addr::CodeAddr;
 use klp_core::mem::try_box;
 use klp_core::ops;
-use klp_core::port::{EntryCheck, Frame, FrameKind, TaskState, Unwinder};
+use klp_core::port::{EntryCheck, Frame, FrameKind, Lending, TaskState, Unwinder};
 
 /// What threads look at.
 pub(crate) struct Loan {
@@ -30,8 +30,11 @@ pub(crate) struct Loan {
 // SAFETY: the check may be used by any thread (`EntryCheck` is `Sync`), as long as it is lent.
 unsafe impl Send for Loan {}
 
+// SAFETY: as above; the rest is shared by its type.
+unsafe impl Sync for Loan {}
+
 /// The loan under way.
-static LOAN: AtomicPtr<Loan> = AtomicPtr::new(ptr::null_mut());
+static LOAN: Lending<Loan> = Lending::new();
 
 /// Lets threads switch themselves to `target`, and counts them in `switched`. Keep what comes back until the loan was withdrawn
 /// and the tracer has synchronised. `None`: there is no memory for it, and threads are switched from outside only.
@@ -48,8 +51,8 @@ pub(crate) unsafe fn lend(
     // SAFETY: only the lifetime changes; the caller promises that the check stays long enough.
     let check = unsafe { core::mem::transmute::<&dyn EntryCheck, &'static dyn EntryCheck>(check) };
     let loan = try_box(Loan { check, target, space, switched }).ok()?;
-    // ORDER(loan): release; the partner is the load in `try_switch`.
-    LOAN.store(ptr::from_ref(&loan[0]).cast_mut(), Ordering::Release);
+    // SAFETY: the caller keeps it until the loan was withdrawn and the tracer has synchronised.
+    unsafe { LOAN.lend(NonNull::from(&loan[0])) };
     for record in registry().records().filter(|record| record.state() != target) {
         record.try_above(0);
     }
@@ -58,7 +61,7 @@ pub(crate) unsafe fn lend(
 
 /// Ends the loan. Threads that look at it are inside a run of the handler.
 pub(crate) fn withdraw() {
-    LOAN.store(ptr::null_mut(), Ordering::SeqCst);
+    LOAN.withdraw();
 }
 
 /// Switches the calling thread, which stands at the entry of an affected function with the stack pointer `sp`, if nothing keeps it.
@@ -68,9 +71,8 @@ pub(crate) fn withdraw() {
 ///
 /// `arg`, `sp` and `preserved` are what the entry stub hands to a slow handler.
 pub(crate) unsafe fn try_switch(record: &Record, arg: u64, sp: u64, preserved: *const Preserved) {
-    // SAFETY: a loan stays until the runs that began before its end have ended; this is one.
-    // ORDER(loan): acquire; the partner is the store in `lend`.
-    let Some(loan) = (unsafe { LOAN.load(Ordering::Acquire).as_ref() }) else { return record.try_above(u64::MAX) };
+    // SAFETY: it is used inside of this run of the handler only.
+    let Some(loan) = (unsafe { LOAN.borrow() }) else { return record.try_above(u64::MAX) };
     if record.state() == loan.target {
         return record.try_above(u64::MAX);
     }

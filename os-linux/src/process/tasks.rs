@@ -265,6 +265,13 @@ unsafe impl TaskSet for Tasks {
         set_all(TaskState::Idle);
     }
 
+    fn exists(&self, task: TaskId) -> bool {
+        match u32::try_from(task.0) {
+            Ok(tid) => thread_exists(tid),
+            Err(_) => contexts::exists(task),
+        }
+    }
+
     fn name(&self, task: TaskId) -> TaskName {
         if task == contexts::UNREGISTERED {
             let name = ucontext::unregistered().map_or("", |why| why.name());
