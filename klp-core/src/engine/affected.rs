@@ -28,7 +28,7 @@ impl<P: Platform> Inner<P> {
         let mut below: Vec<usize> = Vec::new();
         for (number, record) in (0..).zip(moving(&self.patches)) {
             if let Some(code) = record.patch.code() {
-                affected.add_code(TaskState::Patched, code, number)?;
+                affected.add_code(TaskState::Patched, code, AffectedFunc::other(number))?;
             }
             for (bound, func) in record.bounds().flat_map(Bound::funcs_with_nodes) {
                 let at = AffectedFunc { patch: number, ..func.at };
@@ -63,18 +63,18 @@ impl<P: Platform> Inner<P> {
         }
         below.sort_unstable();
         let last = u32::try_from(moving(&self.patches).count().saturating_sub(1)).unwrap_or(u32::MAX);
+        let older = AffectedFunc::older(last);
         for (index, record) in self.patches.iter().enumerate() {
             if self.gives_way_now(index) {
                 for (node, func) in record.bounds().flat_map(Bound::funcs_with_nodes) {
-                    let at = AffectedFunc::other(last);
-                    affected.add(TaskState::Unpatched, node.range(), at)?;
-                    func.parts.iter().try_for_each(|part| affected.add(TaskState::Unpatched, *part, at))?;
+                    affected.add(TaskState::Unpatched, node.range(), older)?;
+                    func.parts.iter().try_for_each(|part| affected.add(TaskState::Unpatched, *part, older))?;
                 }
                 if let Some(code) = record.patch.code() {
-                    affected.add_code(TaskState::Unpatched, code, last)?;
+                    affected.add_code(TaskState::Unpatched, code, older)?;
                 }
             } else if !record.moves {
-                add_rest(&mut affected, record, &below, last)?;
+                add_rest(&mut affected, record, &below, older)?;
             }
         }
         let mut affected = affected.sorted();
@@ -141,7 +141,7 @@ fn add_rest<P: Platform>(
     affected: &mut Affected,
     record: &Record<P>,
     below: &[usize],
-    patch: u32,
+    at: AffectedFunc,
 ) -> Result<(), OutOfMemory> {
     let Some(code) = record.patch.code() else { return Ok(()) };
     let is_below = |node: &FuncNode| below.binary_search(&ptr::from_ref(node).addr()).is_ok();
@@ -160,8 +160,8 @@ fn add_rest<P: Platform>(
     for other in others.into_iter().chain(end) {
         let len = other.start().get().saturating_sub(from.get());
         if let Some(rest) = TextRange::new(from, len).filter(|rest| !rest.is_empty() && from < code.end()) {
-            affected.add_code(TaskState::Unpatched, rest, patch)?;
-            affected.add_code(TaskState::Patched, rest, patch)?;
+            affected.add_code(TaskState::Unpatched, rest, at)?;
+            affected.add_code(TaskState::Patched, rest, at)?;
         }
         from = from.max(other.end());
     }

@@ -34,6 +34,9 @@ pub(super) fn names_in(patch: &Patch, at: AffectedFunc) -> (&str, &str) {
     if at == AffectedFunc::other(at.patch) {
         return (patch.name(), "(other code of the patch)");
     }
+    if at == AffectedFunc::older(at.patch) {
+        return (patch.name(), "(code of an older patch)");
+    }
     if at == AffectedFunc::nop(at.patch) {
         return (patch.name(), "(a function that goes back to the original)");
     }

@@ -25,6 +25,12 @@ impl AffectedFunc {
         Self { patch, object: u32::MAX, func: u32::MAX }
     }
 
+    /// Code of an older patch, which gives way to the patch or stays below it.
+    #[must_use]
+    pub(crate) const fn older(patch: u32) -> Self {
+        Self { patch, object: u32::MAX, func: u32::MAX - 2 }
+    }
+
     /// A function of a replaced patch that goes back to the original.
     #[must_use]
     pub(crate) const fn nop(patch: u32) -> Self {
@@ -83,13 +89,13 @@ impl Affected {
         self.add(TaskState::Patched, entry, func)
     }
 
-    /// Adds code of patch number `patch` to one side, whatever functions it belongs to.
+    /// Adds code of a patch to one side, whatever functions it belongs to.
     ///
     /// # Errors
     ///
     /// [`OutOfMemory`].
-    pub(crate) fn add_code(&mut self, side: TaskState, code: TextRange, patch: u32) -> Result<(), OutOfMemory> {
-        try_push(&mut self.side(side).code.0, (code, AffectedFunc::other(patch)))
+    pub(crate) fn add_code(&mut self, side: TaskState, code: TextRange, at: AffectedFunc) -> Result<(), OutOfMemory> {
+        try_push(&mut self.side(side).code.0, (code, at))
     }
 
     /// Sorts what was added.
@@ -145,8 +151,8 @@ struct Ranges(Vec<(TextRange, AffectedFunc)>);
 
 impl Ranges {
     fn sort(&mut self) {
-        self.0.sort_unstable_by_key(|(range, _)| (range.start(), range.end()));
-        // Aliases and shared cold parts overlap: the union counts, under the name of the first.
+        // Aliases and shared cold parts overlap: the union counts, under the name of the first, which is that of a function if there is one.
+        self.0.sort_unstable_by_key(|(range, at)| (range.start(), range.end(), at.object));
         self.0.dedup_by(|(next, _), (kept, _)| {
             let overlaps = next.start() < kept.end();
             if overlaps && next.end() > kept.end() {

@@ -49,6 +49,8 @@ fn replacing_waits_for_all_code_of_what_gives_way() {
     let (basic, a) = asleep_in_helper();
     let b = add(&basic.engine, whole(basic.host(), "b", basic.f, Replace::All));
     waits(basic.engine.enable(b));
+    let blockers = basic.engine.blockers(b).expect("it is in transition");
+    assert!(blockers[0].to_string().contains("'(code of an older patch)' of 'b'"), "{}", blockers[0]);
     assert!(matches!(basic.engine.remove(a), Err(Error::ApiMisuse(ApiMisuse::AlreadyEnabled))));
     basic.host().ret(basic.task);
     assert_eq!(basic.engine.poll(), complete(b, true).expect("it completes"));
