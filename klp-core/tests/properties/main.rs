@@ -3,7 +3,7 @@
 //! veto, faults in ports, tasks that run while the engine does.
 //!
 //! `KLP_STEPS` sets the longest sequence (default 60), `PROPTEST_CASES` how many are tried (default 1,500). The long run, with its
-//! count of steps (`KLP_SEED` repeats a run):
+//! count of steps (`KLP_SEED` repeats a run; with `KLP_BLIND` the host does not list suspended stacks, and mixes must be found):
 //!
 //! ```text
 //! KLP_STEPS=400 PROPTEST_CASES=6000 cargo test --release -p klp-core --test properties -- --nocapture
