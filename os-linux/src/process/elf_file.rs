@@ -26,8 +26,8 @@ pub(crate) struct ElfFile {
     names: Vec<u8>,
     by_name: NameIndex,
     functions: OnceLock<Vec<(u64, u64, usize)>>,
-    /// Symbols called `NAME.cold` or `NAME.cold.N`, sorted by `NAME`.
-    parts: OnceLock<Vec<usize>>,
+    /// Symbols called `NAME.cold` or `NAME.cold.N`, each with the length of `NAME`, sorted by that.
+    parts: OnceLock<Vec<(usize, usize)>>,
 }
 
 /// A symbol that has an address.
@@ -136,15 +136,17 @@ impl ElfFile {
 
     /// The parts that a compiler split off functions called `name`.
     pub(crate) fn parts_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Symbol> {
-        let whole = |index: &usize| self.symbols.get(*index).and_then(|part| part_of(self.name(part)));
+        let whole = |&(index, len): &(usize, usize)| self.name_bytes(&self.symbols[index]).get(..len);
         let parts = self.parts.get_or_init(|| {
-            let mut parts: Vec<_> = (0..self.symbols.len()).filter(|index| whole(index).is_some()).collect();
+            let part = |(index, symbol)| part_of(self.name(symbol)).map(|name| (index, name.len()));
+            let mut parts: Vec<_> = self.symbols.iter().enumerate().filter_map(part).collect();
             parts.sort_by(|one, other| whole(one).cmp(&whole(other)));
             parts
         });
-        let from = parts.partition_point(|part| whole(part) < Some(name));
-        let same = parts[from..].iter().take_while(move |part| whole(part) == Some(name));
-        same.filter_map(|index| self.symbols.get(*index))
+        let name = Some(name.as_bytes());
+        let from = parts.partition_point(|part| whole(part) < name);
+        let same = parts[from..].iter().take_while(move |part| whole(part) == name);
+        same.filter_map(|(index, _)| self.symbols.get(*index))
     }
 
     /// The symbol's name.

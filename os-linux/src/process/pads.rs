@@ -9,7 +9,7 @@ use super::records::Record;
 use super::scan;
 use super::stop::{self, Look, Missed, Records, why_missed};
 use super::sys;
-use super::unwind::{StackMemory, Stacks};
+use super::unwind::{Stacks, stack_memory};
 use core::cell::Cell;
 use core::ops::ControlFlow;
 use core::ptr;
@@ -22,8 +22,8 @@ use std::time::Instant;
 /// How long threads may take to show where they are.
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// Words of a stack that are searched at most (64 MiB).
-const MAX_WORDS: u64 = 8 << 20;
+/// Bytes of a stack that are searched at most.
+const MAX_SEARCHED: u64 = 64 << 20;
 
 /// The pads of a batch of changes.
 pub(crate) struct Pads<'a> {
@@ -87,11 +87,13 @@ impl<'a> Pads<'a> {
     fn none_on_stack(&self, regs: &Regs) -> bool {
         let (Some(first), Some(last)) = (self.batch.first(), self.batch.last()) else { return true };
         let hull = first.at.get()..last.at.get() + last.old.len() as u64;
-        let memory = StackMemory::default();
+        let memory = stack_memory();
         let start = regs.rsp.next_multiple_of(8);
-        (0..MAX_WORDS)
-            .map_while(|index| memory.read(start.checked_add(8 * index)?))
-            .all(|word| !hull.contains(&word) || self.body(word).is_none())
+        let pages = core::iter::successors(Some(start), |addr| Some((addr / sys::PAGE + 1) * sys::PAGE));
+        pages
+            .take_while(|addr| addr - start < MAX_SEARCHED)
+            .map_while(|addr| memory.page_from(addr))
+            .all(|mut words| words.all(|word| !hull.contains(&word) || self.body(word).is_none()))
     }
 
     /// Moves all code that was interrupted in a pad, by walking the stack. Says whether the walk got to its end.

@@ -201,6 +201,7 @@ unsafe impl TaskSet for Tasks {
             (0..tasks.len()).for_each(|index| visitor.missed(index, Reason::Running));
             return;
         }
+        let _round = self.space.stacks.round();
         let moved = contexts::visit(tasks, visitor);
         self.ways.suspended.fetch_add(moved, Ordering::Relaxed);
         let records = &mut inner.records;

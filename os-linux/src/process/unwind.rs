@@ -9,7 +9,7 @@ use alloc::sync::Arc;
 use core::cell::Cell;
 use core::ops::ControlFlow;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use klp_arch_x86_64::calls;
 use klp_arch_x86_64::unwind::{self, EhFrame, Regs, Rule, Table};
 use klp_core::addr::{CodeAddr, TextRange};
@@ -25,6 +25,7 @@ pub struct Stacks {
     walks: AtomicU32,
     /// See [`foot`]; 0: not known.
     foot: AtomicU64,
+    code: CodePages,
 }
 
 /// What walks look at. Both are sorted by address, and nothing in them overlaps.
@@ -54,6 +55,51 @@ impl Set {
 
     fn rule(&self, pc: CodeAddr) -> Rule {
         self.table(pc).map_or(Rule::Gap, |table| table.find(pc))
+    }
+}
+
+/// Pages of code that were found readable in this round of looks at threads: most threads have called the same code.
+///
+/// Between rounds it is closed, and every page is asked for.
+struct CodePages {
+    open: AtomicBool,
+    /// Each at its number modulo the length. No code is in page 0.
+    pages: [AtomicU64; 64],
+}
+
+impl Default for CodePages {
+    fn default() -> Self {
+        Self { open: AtomicBool::new(false), pages: [const { AtomicU64::new(0) }; 64] }
+    }
+}
+
+impl CodePages {
+    fn slot(&self, page: u64) -> &AtomicU64 {
+        &self.pages[page as usize % self.pages.len()]
+    }
+
+    fn is_readable(&self, page: u64) -> bool {
+        if self.open.load(Ordering::Relaxed) && self.slot(page).load(Ordering::Relaxed) == page {
+            return page != 0;
+        }
+        let readable = sys::readable(page * sys::PAGE);
+        if readable {
+            self.slot(page).store(page, Ordering::Relaxed);
+        }
+        readable
+    }
+
+    /// Begins a round, which ends when the answer is dropped.
+    fn round(&self) -> impl Drop + '_ {
+        struct Round<'a>(&'a CodePages);
+        impl Drop for Round<'_> {
+            fn drop(&mut self) {
+                self.0.open.store(false, Ordering::Relaxed);
+            }
+        }
+        self.pages.iter().for_each(|page| page.store(0, Ordering::Relaxed));
+        self.open.store(true, Ordering::Relaxed);
+        Round(self)
     }
 }
 
@@ -93,6 +139,12 @@ impl Stacks {
         self.walks.store(0, Ordering::SeqCst);
     }
 
+    /// Begins a round of looks at threads, which ends when the answer is dropped: in it, code that was found readable once is taken to
+    /// stay so.
+    pub(crate) fn round(&self) -> impl Drop + '_ {
+        self.code.round()
+    }
+
     /// Walks from `regs`; `seen` is told of every word of the stack that is read, with its address.
     pub(crate) fn walk_seeing(
         &self,
@@ -101,7 +153,7 @@ impl Stacks {
         visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
     ) -> Result<(), Unreliable> {
         self.during_walk(|rule| {
-            let memory = StackMemory::default();
+            let memory = stack_memory();
             let read = |addr| memory.read(addr).inspect(|&value| seen(addr, value));
             unwind::walk(*regs, MAX_FRAMES, rule, read, visit)
         })
@@ -114,7 +166,7 @@ impl Stacks {
         visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
     ) -> Result<(), Unreliable> {
         self.during_walk(|rule| {
-            let memory = StackMemory::default();
+            let memory = stack_memory();
             unwind::walk_call(*regs, MAX_FRAMES, rule, |addr| memory.read(addr), visit)
         })
     }
@@ -164,13 +216,13 @@ unsafe impl Unwinder for Stacks {
         if frame.kind != FrameKind::Call {
             return None;
         }
-        self.with_tables(|set| called(set?, frame.pc))
+        self.with_tables(|set| called(set?, &self.code, frame.pc))
     }
 }
 
 /// What was called by the call that ends at `return_address`, if its bytes tell.
-fn called(set: &Set, return_address: CodeAddr) -> Option<CodeAddr> {
-    let memory = StackMemory::default();
+fn called(set: &Set, pages: &CodePages, return_address: CodeAddr) -> Option<CodeAddr> {
+    let memory = Memory::new(|page| pages.is_readable(page));
     let mut buffer = [0; calls::SLOT_CALL_LEN];
     let before = return_address.wrapping_sub(buffer.len() as u64);
     let before: [u8; calls::SLOT_CALL_LEN] = code(set, &memory, before, &mut buffer)?.try_into().ok()?;
@@ -188,7 +240,7 @@ fn called(set: &Set, return_address: CodeAddr) -> Option<CodeAddr> {
 }
 
 /// The address that stands at `slot`.
-fn word(memory: &StackMemory, slot: u64) -> Option<CodeAddr> {
+fn word(memory: &Memory<impl Fn(u64) -> bool>, slot: u64) -> Option<CodeAddr> {
     let mut address = [0; 8];
     memory.read_bytes(slot, &mut address)?;
     Some(CodeAddr::new(u64::from_le_bytes(address)))
@@ -196,7 +248,7 @@ fn word(memory: &StackMemory, slot: u64) -> Option<CodeAddr> {
 
 /// The code at `at`: as much of it as `buffer` has room for, and as lies before the text ends.
 /// `None` if it is in no table's text, or cannot be read.
-fn code<'a>(set: &Set, memory: &StackMemory, at: CodeAddr, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+fn code<'a>(set: &Set, memory: &Memory<impl Fn(u64) -> bool>, at: CodeAddr, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
     let left = set.table(at)?.text().end().get().checked_sub(at.get())?;
     let len = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
     let bytes = buffer.get_mut(..len)?;
@@ -236,23 +288,41 @@ fn foot() -> u64 {
 ///
 /// Rules from an object's own tables lead to real stack slots only, but a stack that a bug has overwritten must not kill the
 /// process here.
-#[derive(Default)]
-pub(crate) struct StackMemory {
+pub(crate) fn stack_memory() -> Memory<impl Fn(u64) -> bool> {
+    Memory::new(|page| sys::readable(page * sys::PAGE))
+}
+
+/// Reads memory of pages that can be read.
+pub(crate) struct Memory<R> {
+    /// Says whether a page can be read, by its number.
+    is_readable: R,
     /// The page that was last found readable.
     page: Cell<Option<u64>>,
 }
 
-impl StackMemory {
+impl<R: Fn(u64) -> bool> Memory<R> {
+    fn new(is_readable: R) -> Self {
+        Self { is_readable, page: Cell::new(None) }
+    }
+
     /// The eight bytes at `addr`, which must be a multiple of eight.
     pub(crate) fn read(&self, addr: u64) -> Option<u64> {
         let page = addr / sys::PAGE;
-        if addr % 8 != 0 || self.page.get() != Some(page) && !sys::readable(addr) {
+        if addr % 8 != 0 || self.page.get() != Some(page) && !(self.is_readable)(page) {
             return None;
         }
         self.page.set(Some(page));
         // SAFETY: the page can be read, and an aligned word does not leave it. Another thread may write the word at this moment,
         // hence volatile: no value is assumed.
         Some(unsafe { ptr::read_volatile(addr as *const u64) })
+    }
+
+    /// The words from `addr` on, which must be a multiple of eight, up to the end of the page; `None` if it cannot be read.
+    pub(crate) fn page_from(&self, addr: u64) -> Option<impl Iterator<Item = u64>> {
+        self.read(addr)?;
+        let end = (addr / sys::PAGE + 1) * sys::PAGE;
+        // SAFETY: as in `read`.
+        Some((addr..end).step_by(8).map(|addr| unsafe { ptr::read_volatile(addr as *const u64) }))
     }
 
     /// Fills `bytes` from `addr` on; `None` if they cannot all be read.
