@@ -69,7 +69,7 @@ impl<P: Platform> Inner<P> {
         let object = &patch.objects()[object];
         let callbacks = object.callbacks()?;
         let previous = |id| previous(&self.patches[..index], id);
-        Some(call(callbacks, &CallbackContext::new(patch, object.name(), &previous)))
+        Some(call(callbacks, &CallbackContext::new(patch.name(), object.name(), patch.states(), &previous)))
     }
 }
 

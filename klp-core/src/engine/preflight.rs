@@ -91,7 +91,7 @@ impl<P: Platform> Inner<P> {
             if goes {
                 try_push(&mut report.replaces, record.patch.name().try_clone()?)?;
             }
-            if !state::compatible(patch, &record.patch, goes) {
+            if !state::compatible(patch.states(), record.patch.states(), goes) {
                 let with = record.patch.name().try_clone()?;
                 let refused = Error::patch(patch.name(), None, None, PatchReason::IncompatibleStates { with });
                 try_push(&mut report.findings, refused)?;
