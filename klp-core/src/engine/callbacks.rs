@@ -1,6 +1,6 @@
 //! Calling what a patch author wants around patching, in Linux's symmetry (kernel: `klp_pre_patch_callback` and its like).
 
-use super::{Inner, Record};
+use super::inner::{Inner, Record};
 use crate::error::{Error, PatchReason};
 use crate::event::Event;
 use crate::model::CallbackContext;

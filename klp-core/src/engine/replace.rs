@@ -2,8 +2,8 @@
 //! `klp_is_patch_compatible`).
 
 use super::batch::bounds;
+use super::inner::{Inner, Record};
 use super::objects::{Bound, FuncSet};
-use super::{Inner, Record};
 use crate::error::{Error, PatchReason};
 use crate::event::Event;
 use crate::mem::{OutOfMemory, try_push};
