@@ -8,76 +8,10 @@ use crate::addr::CodeAddr;
 use crate::error::{Error, PatchReason};
 use crate::mem::{Name, OutOfMemory, try_push, try_vec};
 use crate::model::Object;
+pub use crate::model::reloc::{Detours, Field, KlpSymbol, Reloc};
 use crate::port::{Arch, Code, Fill, Platform, RelocError, Relocator, Support, Text};
 use crate::sympos;
 use alloc::vec::Vec;
-
-/// A symbol of the patched system: `.klp.sym.OBJECT.NAME,POSITION`.
-#[derive(Debug, PartialEq, Eq)]
-pub struct KlpSymbol {
-    /// The object that it belongs to.
-    pub object: Name,
-    /// Its name there.
-    pub name: Name,
-    /// 0 if the name must be unique in the object, otherwise which of its symbols is meant, counted from 1.
-    pub pos: u32,
-}
-
-/// One field to be relocated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Field {
-    /// Where it is in the patched system.
-    pub at: CodeAddr,
-    /// The ELF relocation type.
-    pub kind: u32,
-    /// The addend.
-    pub addend: i64,
-    /// How many bytes belong to the image from `at` on, at most [`Relocator::MAX_LEN`]: the field does not tell its own size.
-    pub room: u8,
-}
-
-/// All references from one section of a patch to one symbol.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Reloc {
-    section: Name,
-    symbol: KlpSymbol,
-    detours: Detours,
-    fields: Vec<Field>,
-}
-
-impl Reloc {
-    /// References to `symbol` from `fields`, which lie in the section called `section` (for messages).
-    ///
-    /// # Safety
-    ///
-    /// Fields and detours lie in memory from [`Text::alloc`] that is not freed before the patch is gone; nothing else
-    /// uses the detours.
-    #[must_use]
-    pub const unsafe fn new(section: Name, symbol: KlpSymbol, detours: Detours, fields: Vec<Field>) -> Self {
-        Self { section, symbol, detours, fields }
-    }
-
-    /// The symbol.
-    #[must_use]
-    pub const fn symbol(&self) -> &KlpSymbol {
-        &self.symbol
-    }
-
-    /// The fields.
-    #[must_use]
-    pub fn fields(&self) -> &[Field] {
-        &self.fields
-    }
-}
-
-/// Memory beside the image that references to one symbol may lead through.
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
-pub struct Detours {
-    /// Eight bytes for the symbol's address ([`Support::AddressSlot`]).
-    pub slot: Option<CodeAddr>,
-    /// Room for [`Arch::veneer`] ([`Support::Veneer`]).
-    pub veneer: Option<CodeAddr>,
-}
 
 /// Where a relocation led in the end.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -149,9 +83,9 @@ fn plan<P: Platform>(
     reloc: &Reloc,
     writes: &mut Vec<Write>,
 ) -> Result<(), Error> {
-    let symbol = resolve(platform, patch, &reloc.symbol)?;
+    let symbol = resolve(platform, patch, reloc.symbol())?;
     let mut used = Detours::default();
-    for field in &reloc.fields {
+    for field in reloc.fields() {
         edit(platform, patch, object, (reloc, field), writes, |bytes| {
             match relocate::<P::Relocator>(field, bytes, symbol.get(), reloc.detours)? {
                 Via::Direct => {}
@@ -182,7 +116,7 @@ fn plan<P: Platform>(
 pub unsafe fn clear<P: Platform>(platform: &P, patch: &str, object: &Object) -> Result<(), Error> {
     let mut writes = Vec::new();
     for reloc in object.relocs() {
-        for field in &reloc.fields {
+        for field in reloc.fields() {
             edit(platform, patch, object, (reloc, field), &mut writes, |bytes| P::Relocator::clear(field.kind, bytes))?;
         }
     }
@@ -231,7 +165,7 @@ fn edit<P: Platform>(
     platform.text().read(field.at, &mut old).map_err(|error| Error::port("reading relocations", patch, &error))?;
     let mut new = old.clone();
     if let Err(error) = change(&mut new) {
-        return Err(refused(patch, object.name(), &reloc.section, &reloc.symbol.name, error));
+        return Err(refused(patch, object.name(), &reloc.section, &reloc.symbol().name, error));
     }
     let differs = |(old, new): (&u8, &u8)| old != new;
     let Some(first) = old.iter().zip(&new).position(differs) else { return Ok(()) };

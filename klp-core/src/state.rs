@@ -1,6 +1,5 @@
 //! System states: what patches change beyond functions, and which of them fit together (kernel: `state.c`, `struct klp_state`).
 
-use crate::model::Patch;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 /// A change of the system that a patch makes with its callbacks, under a number that its successors know too.
@@ -45,11 +44,17 @@ impl State {
     }
 }
 
-/// Whether `new` may be enabled beside `old`, or on top of it (kernel: `klp_is_state_compatible`): it may not know a state of `old` in a lower
-/// version only; and if it takes the place of `old`, it must know all of them.
-pub(crate) fn compatible(new: &Patch, old: &Patch, replaces: bool) -> bool {
-    old.states().iter().all(|state| match new.state(state.id()) {
-        Some(known) => known.version() >= state.version(),
+/// The state `id` among those of a patch.
+pub(crate) fn find(states: &[State], id: u64) -> Option<&State> {
+    states.iter().find(|state| state.id == id)
+}
+
+/// Whether a patch with the states `new` may be enabled beside one with `old`, or on top of it
+/// (kernel: `klp_is_state_compatible`): it may not know a state of `old` in a lower version only; and
+/// if it takes the place of `old`, it must know all of them.
+pub(crate) fn compatible(new: &[State], old: &[State], replaces: bool) -> bool {
+    old.iter().all(|state| match find(new, state.id) {
+        Some(known) => known.version >= state.version,
         None => !replaces,
     })
 }

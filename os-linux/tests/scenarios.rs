@@ -46,7 +46,7 @@ struct Talking;
 
 impl Talking {
     fn say(callback: &str, context: &CallbackContext<'_>) {
-        log().push(format!("{}: {callback}_callback: {}", context.patch().name(), context.object()));
+        log().push(format!("{}: {callback}_callback: {}", context.patch(), context.object()));
     }
 }
 

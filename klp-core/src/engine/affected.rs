@@ -5,8 +5,8 @@
 //! a patch can be attributed to a function counts for that function; the rest counts for all of them.
 
 use super::batch::moving;
+use super::inner::{Inner, Record};
 use super::objects::{Bound, BoundFunc};
-use super::{Inner, Record};
 use crate::addr::{CodeAddr, TextRange};
 use crate::mem::{OutOfMemory, try_push};
 use crate::ops::{FuncNode, Switch};

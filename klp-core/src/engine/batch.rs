@@ -2,12 +2,11 @@
 //!
 //! While they are enabled or disabled they are marked in their records ([`Record::moves`]), and stand in the order of enabling.
 
-use super::objects::Bound;
-use super::{Inner, PatchId, Record, Transition};
+use super::inner::{Inner, PatchId, Record, Transition};
+use super::objects::{Bound, names_in};
 use crate::error::{ApiMisuse, Error, PatchReason};
 use crate::event::Event;
 use crate::mem::{OutOfMemory, try_vec};
-use crate::model::Patch;
 use crate::port::{Platform, TaskState};
 use crate::transition::AffectedFunc;
 use alloc::vec::Vec;
@@ -27,22 +26,6 @@ pub(super) fn bounds<P: Platform>(patches: &[Record<P>]) -> impl Iterator<Item =
 pub(super) fn names<P: Platform>(patches: &[Record<P>], at: AffectedFunc) -> (&str, &str) {
     let record = (0..).zip(moving(patches)).find(|(number, _)| *number == at.patch);
     record.map_or(("?", "?"), |(_, record)| names_in(&record.patch, at))
-}
-
-/// The same, in `patch`.
-pub(super) fn names_in(patch: &Patch, at: AffectedFunc) -> (&str, &str) {
-    if at == AffectedFunc::other(at.patch) {
-        return (patch.name(), "(other code of the patch)");
-    }
-    if at == AffectedFunc::older(at.patch) {
-        return (patch.name(), "(code of an older patch)");
-    }
-    if at == AffectedFunc::nop(at.patch) {
-        return (patch.name(), "(a function that goes back to the original)");
-    }
-    let object = patch.objects().get(at.object as usize);
-    let func = object.and_then(|object| object.funcs().get(at.func as usize));
-    (object.map_or("?", |object| object.name()), func.map_or("?", |func| func.old_name()))
 }
 
 impl<P: Platform> Inner<P> {

@@ -1,6 +1,6 @@
 //! Calling what a patch author wants around patching, in Linux's symmetry (kernel: `klp_pre_patch_callback` and its like).
 
-use super::{Inner, Record};
+use super::inner::{Inner, Record};
 use crate::error::{Error, PatchReason};
 use crate::event::Event;
 use crate::model::CallbackContext;
@@ -69,7 +69,7 @@ impl<P: Platform> Inner<P> {
         let object = &patch.objects()[object];
         let callbacks = object.callbacks()?;
         let previous = |id| previous(&self.patches[..index], id);
-        Some(call(callbacks, &CallbackContext::new(patch, object.name(), &previous)))
+        Some(call(callbacks, &CallbackContext::new(patch.name(), object.name(), patch.states(), &previous)))
     }
 }
 

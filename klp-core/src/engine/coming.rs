@@ -1,8 +1,9 @@
 //! Objects that come and go (kernel: `klp_module_coming`, `klp_module_going`).
 
+use super::Engine;
 use super::callbacks::Moment;
+use super::inner::Inner;
 use super::objects::{Bound, Relocated};
-use super::{Engine, Inner};
 use crate::error::Error;
 use crate::event::Event;
 use crate::mem::OutOfMemory;
@@ -51,16 +52,6 @@ impl<P: Platform> Engine<P> {
 }
 
 impl<P: Platform> Inner<P> {
-    /// Whether patch number `index` is enabled, or will be, or was until its transition ends.
-    pub(super) fn in_force(&self, index: usize) -> bool {
-        self.patches[index].enabled || self.moves(index)
-    }
-
-    /// The position of the object called `name` in patch number `index`.
-    pub(super) fn object_of(&self, index: usize, name: &str) -> Option<usize> {
-        self.patches[index].patch.objects().iter().position(|object| object.name() == name)
-    }
-
     /// Applies patch number `index` to the object that is coming, if it is in force and has it.
     pub(super) fn apply(&mut self, host: &P, index: usize, name: &str) -> Result<(), Error> {
         if !self.in_force(index) {

@@ -1,9 +1,11 @@
 //! Disabling patches, and turning a transition round (kernel: `__klp_disable_patch`, `klp_reverse_transition`).
 
+use super::Engine;
 use super::batch::{bounds, moving};
 use super::callbacks::Moment;
+use super::inner::{Inner, PatchId, Transition};
 use super::objects::Bound;
-use super::{Engine, Inner, PatchId, Poll, Transition};
+use super::poll::Poll;
 use crate::error::{ApiMisuse, Error};
 use crate::event::Event;
 use crate::ops::Synchronized;

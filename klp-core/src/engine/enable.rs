@@ -1,9 +1,11 @@
 //! Enabling patches (kernel: `klp_enable_patch`, `__klp_enable_patch`).
 
+use super::Engine;
 use super::batch::bounds;
 use super::callbacks::Moment;
+use super::inner::{Inner, PatchId, Transition};
 use super::objects::Bound;
-use super::{Engine, Inner, PatchId, Poll, Transition};
+use super::poll::Poll;
 use crate::error::{ApiMisuse, Error};
 use crate::event::Event;
 use crate::ops::Synchronized;

@@ -2,30 +2,40 @@
 //!
 //! Callbacks of patches and the host's log run with the lock held. If they call the engine, it refuses, instead of waiting for itself.
 
-use super::{Engine, Inner};
 use crate::error::{ApiMisuse, Error};
-use crate::port::Platform;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU64, Ordering};
-use lock_api::MutexGuard;
+use lock_api::{Mutex, MutexGuard, RawMutex};
+
+/// The lock.
+#[derive(Debug)]
+pub(super) struct Lock<R: RawMutex, T> {
+    inner: Mutex<R, T>,
+    /// Who holds it, by [`Platform::caller`](crate::port::Platform::caller); 0: nobody, or nobody knows.
+    holder: AtomicU64,
+}
 
 /// What the lock protects, while it is held.
-pub(super) struct Locked<'a, P: Platform> {
-    inner: MutexGuard<'a, P::Lock, Inner<P>>,
+pub(super) struct Locked<'a, R: RawMutex, T> {
+    inner: MutexGuard<'a, R, T>,
     holder: &'a AtomicU64,
 }
 
 /// Holds the engine still, unless whoever asked for it does already.
-pub(super) struct Frozen<'a, P: Platform>(Option<Locked<'a, P>>);
+pub(super) struct Frozen<'a, R: RawMutex, T>(Option<Locked<'a, R, T>>);
 
-impl<P: Platform> Engine<P> {
-    /// Takes the lock.
+impl<R: RawMutex, T> Lock<R, T> {
+    /// Protects `inner`; nobody holds it.
+    pub(super) fn new(inner: T) -> Self {
+        Self { inner: Mutex::from_raw(R::INIT, inner), holder: AtomicU64::new(0) }
+    }
+
+    /// Takes it for `caller`.
     ///
     /// # Errors
     ///
     /// [`ApiMisuse::InCallback`]: the caller holds it.
-    pub(super) fn lock(&self) -> Result<Locked<'_, P>, Error> {
-        let caller = self.host.caller();
+    pub(super) fn take(&self, caller: u64) -> Result<Locked<'_, R, T>, Error> {
         // Only the caller itself can have written its own number, so no ordering is needed to see that.
         if caller != 0 && self.holder.load(Ordering::Relaxed) == caller {
             return Err(Error::ApiMisuse(ApiMisuse::InCallback));
@@ -35,33 +45,33 @@ impl<P: Platform> Engine<P> {
         Ok(Locked { inner, holder: &self.holder })
     }
 
-    /// Takes the lock, unless the caller holds it.
-    pub(super) fn hold(&self) -> Frozen<'_, P> {
-        Frozen(self.lock().ok())
+    /// Takes it, unless the caller holds it.
+    pub(super) fn hold(&self, caller: u64) -> Frozen<'_, R, T> {
+        Frozen(self.take(caller).ok())
     }
 }
 
-impl<P: Platform> Drop for Locked<'_, P> {
+impl<R: RawMutex, T> Drop for Locked<'_, R, T> {
     fn drop(&mut self) {
         self.holder.store(0, Ordering::Relaxed);
     }
 }
 
-impl<P: Platform> Drop for Frozen<'_, P> {
+impl<R: RawMutex, T> Drop for Frozen<'_, R, T> {
     fn drop(&mut self) {
         self.0 = None;
     }
 }
 
-impl<P: Platform> Deref for Locked<'_, P> {
-    type Target = Inner<P>;
-    fn deref(&self) -> &Inner<P> {
+impl<R: RawMutex, T> Deref for Locked<'_, R, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
         &self.inner
     }
 }
 
-impl<P: Platform> DerefMut for Locked<'_, P> {
-    fn deref_mut(&mut self) -> &mut Inner<P> {
+impl<R: RawMutex, T> DerefMut for Locked<'_, R, T> {
+    fn deref_mut(&mut self) -> &mut T {
         &mut self.inner
     }
 }

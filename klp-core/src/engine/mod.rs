@@ -8,6 +8,7 @@ mod callbacks;
 mod coming;
 mod disable;
 mod enable;
+mod inner;
 mod lock;
 mod objects;
 mod poll;
@@ -17,6 +18,7 @@ mod sets;
 mod sites;
 mod status;
 
+pub use inner::PatchId;
 pub use poll::Poll;
 pub use preflight::Preflight;
 pub use status::PatchStatus;
@@ -24,19 +26,13 @@ pub use status::PatchStatus;
 use crate::error::{ApiMisuse, Error};
 use crate::mem::try_vec;
 use crate::model::Patch;
-use crate::ops::Synchronized;
 use crate::port::Platform;
 use crate::relocs;
-use crate::transition::Running;
 use alloc::vec::Vec;
-use core::sync::atomic::AtomicU64;
-use lock_api::{Mutex, RawMutex};
-use objects::{Bound, ObjectState, Relocated};
+use inner::{Inner, Record};
+use lock::{Lock, Locked};
+use objects::{ObjectState, Relocated};
 use sites::Sites;
-
-/// A patch that the engine knows.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct PatchId(u64);
 
 /// A patch that [`Engine::add`] refused, and why.
 #[derive(Debug)]
@@ -53,55 +49,14 @@ pub struct Refused {
 #[derive(Debug)]
 pub struct Engine<P: Platform> {
     host: P,
-    inner: Mutex<P::Lock, Inner<P>>,
-    /// Who holds the lock, by [`Platform::caller`]; 0: nobody, or nobody knows.
-    holder: AtomicU64,
-}
-
-/// What the engine's lock protects.
-#[derive(Debug)]
-struct Inner<P: Platform> {
-    /// In the order of enabling; patches that are not enabled come behind in the order of their arrival.
-    patches: Vec<Record<P>>,
-    sites: Sites<P>,
-    transition: Option<Transition>,
-    next_id: u64,
-}
-
-/// The transition under way.
-#[derive(Debug)]
-struct Transition {
-    /// The first of the patches that [move](Record::moves).
-    leader: PatchId,
-    running: Running,
-    pending: usize,
-    /// An object is gone, and its code is among the affected code still.
-    stale: bool,
-}
-
-/// One patch, and what the engine keeps about it.
-#[derive(Debug)]
-struct Record<P: Platform> {
-    id: PatchId,
-    patch: Patch,
-    /// One for each object of the patch.
-    objects: Vec<ObjectState<P>>,
-    /// While it takes the place of others, or one does that is enabled as one with it and stands below: functions of these others
-    /// that nobody has any more, going back to the original.
-    nops: Vec<Bound<P>>,
-    /// Whether it is enabled, or will be when its transition ends (kernel: `patch->enabled`).
-    enabled: bool,
-    /// It is in the transition under way, or in the one that is just being started.
-    moves: bool,
-    /// A forced transition left tasks inside it (kernel: `patch->forced`).
-    forced: bool,
+    lock: Lock<P::Lock, Inner<P>>,
 }
 
 impl<P: Platform> Engine<P> {
     /// An engine on `host` that knows no patch.
     pub fn new(host: P) -> Self {
         let inner = Inner { patches: Vec::new(), sites: Sites::new(), transition: None, next_id: 1 };
-        Self { host, inner: Mutex::from_raw(P::Lock::INIT, inner), holder: AtomicU64::new(0) }
+        Self { host, lock: Lock::new(inner) }
     }
 
     /// The host.
@@ -181,41 +136,15 @@ impl<P: Platform> Engine<P> {
     /// Holds the engine still, for a host that must not be changed under its feet (a process about to `fork`). Every other
     /// call waits until the guard is dropped.
     pub fn freeze(&self) -> impl Drop + '_ {
-        self.hold()
-    }
-}
-
-impl<P: Platform> Record<P> {
-    /// Everything of it that is on function stacks, or about to be.
-    fn bounds(&self) -> impl Iterator<Item = &Bound<P>> + Clone {
-        self.objects.iter().filter_map(|object| object.bound.as_ref()).chain(&self.nops)
+        self.lock.hold(self.host.caller())
     }
 
-    fn bounds_mut(&mut self) -> impl Iterator<Item = &mut Bound<P>> {
-        self.objects.iter_mut().filter_map(|object| object.bound.as_mut()).chain(&mut self.nops)
-    }
-
-    /// Takes out all that was on function stacks and is not any more, to be freed.
-    fn take_bounds(&mut self, proof: &Synchronized) {
-        for bound in self.objects.iter_mut().filter_map(|object| object.bound.take()).chain(self.nops.drain(..)) {
-            bound.free(proof);
-        }
-    }
-}
-
-impl<P: Platform> Inner<P> {
-    fn index_of(&self, id: PatchId) -> Result<usize, Error> {
-        self.patches.iter().position(|record| record.id == id).ok_or(Error::ApiMisuse(ApiMisuse::UnknownPatch))
-    }
-
-    /// Refuses while any transition is under way.
-    fn check_idle(&self) -> Result<(), Error> {
-        match &self.transition {
-            None => Ok(()),
-            Some(transition) => {
-                let record = &self.patches[self.index_of(transition.leader)?];
-                Err(Error::Busy { patch: record.patch.name().try_clone()? })
-            }
-        }
+    /// Takes the lock.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiMisuse::InCallback`]: the caller holds it.
+    fn lock(&self) -> Result<Locked<'_, P::Lock, Inner<P>>, Error> {
+        self.lock.take(self.host.caller())
     }
 }

@@ -1,6 +1,5 @@
 //! Binding a patch to what is loaded: symbols, sites, sizes, nodes (kernel: `klp_init_object_loaded`, `klp_patch_object`).
 
-use super::batch::names_in;
 use super::sites::{SiteOf, Sites};
 use crate::addr::TextRange;
 use crate::error::{Error, PatchReason};
@@ -62,6 +61,22 @@ pub(super) struct BoundFunc<P: Platform> {
     pub(super) cold: Vec<TextRange>,
     /// Those of the replacement.
     pub(super) parts: Vec<TextRange>,
+}
+
+/// The names of the object and of the function of `patch` that `at` means.
+pub(super) fn names_in(patch: &Patch, at: AffectedFunc) -> (&str, &str) {
+    if at == AffectedFunc::other(at.patch) {
+        return (patch.name(), "(other code of the patch)");
+    }
+    if at == AffectedFunc::older(at.patch) {
+        return (patch.name(), "(code of an older patch)");
+    }
+    if at == AffectedFunc::nop(at.patch) {
+        return (patch.name(), "(a function that goes back to the original)");
+    }
+    let object = patch.objects().get(at.object as usize);
+    let func = object.and_then(|object| object.funcs().get(at.func as usize));
+    (object.map_or("?", |object| object.name()), func.map_or("?", |func| func.old_name()))
 }
 
 impl<P: Platform> Bound<P> {

@@ -1,9 +1,10 @@
 //! Bringing a transition on, and to its end (kernel: `klp_transition_work_fn`, `klp_complete_transition`).
 
+use super::Engine;
 use super::batch::{bounds, names};
 use super::callbacks::Moment;
+use super::inner::{Inner, PatchId, Transition};
 use super::objects::Bound;
-use super::{Engine, Inner, PatchId, Transition};
 use crate::error::{ApiMisuse, Error};
 use crate::event::{Event, Obstacle};
 use crate::ops::Synchronized;

@@ -1,10 +1,11 @@
 //! Preflight: everything that enabling a patch would check, with all findings at once. Linux does not have this.
 
+use super::Engine;
+use super::inner::{Inner, PatchId};
 use super::objects::{Finder, FuncSet, Relocated};
 use super::replace::gives_way;
 use super::sets::Claims;
 use super::sites::SiteOf;
-use super::{Engine, Inner, PatchId};
 use crate::error::{ApiMisuse, Error, PatchReason};
 use crate::mem::{Name, OutOfMemory, try_push};
 use crate::model::Object;
@@ -91,7 +92,7 @@ impl<P: Platform> Inner<P> {
             if goes {
                 try_push(&mut report.replaces, record.patch.name().try_clone()?)?;
             }
-            if !state::compatible(patch, &record.patch, goes) {
+            if !state::compatible(patch.states(), record.patch.states(), goes) {
                 let with = record.patch.name().try_clone()?;
                 let refused = Error::patch(patch.name(), None, None, PatchReason::IncompatibleStates { with });
                 try_push(&mut report.findings, refused)?;

@@ -2,8 +2,8 @@
 //! `klp_is_patch_compatible`).
 
 use super::batch::bounds;
+use super::inner::{Inner, Record};
 use super::objects::{Bound, FuncSet};
-use super::{Inner, Record};
 use crate::error::{Error, PatchReason};
 use crate::event::Event;
 use crate::mem::{OutOfMemory, try_push};
@@ -46,7 +46,7 @@ impl<P: Platform> Inner<P> {
     pub(super) fn check_states(&self, host: &P, batch: usize, index: usize) -> Result<(), Error> {
         let patch = &self.patches[index].patch;
         for (other, record) in self.beside(batch, index) {
-            if !state::compatible(patch, &record.patch, gives_way(&self.patches, other, index)) {
+            if !state::compatible(patch.states(), record.patch.states(), gives_way(&self.patches, other, index)) {
                 host.event(&Event::Incompatible { patch: patch.name() });
                 let with = record.patch.name().try_clone()?;
                 return Err(Error::patch(patch.name(), None, None, PatchReason::IncompatibleStates { with }));

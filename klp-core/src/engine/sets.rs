@@ -3,8 +3,8 @@
 //! A function is the same if it has the same name in the same object, which need not be loaded, or the same site, whatever its name: the
 //! first is found when a patch is enabled, the second when its object is there.
 
+use super::inner::{Inner, Record};
 use super::objects::{Bound, FuncSet};
-use super::{Inner, Record};
 use crate::error::{Error, PatchReason};
 use crate::mem::{OutOfMemory, try_vec};
 use crate::model::{Func, Object, Patch, Replace};

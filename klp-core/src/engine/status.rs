@@ -1,7 +1,8 @@
 //! What the engine tells about itself.
 
+use super::Engine;
 use super::batch::names;
-use super::{Engine, Inner, PatchId};
+use super::inner::{Inner, PatchId};
 use crate::error::{ApiMisuse, Error};
 use crate::mem::{Name, OutOfMemory, try_push, try_vec};
 use crate::model::{Patch, Replace};

@@ -1,7 +1,6 @@
 //! What a patch author wants to happen around patching an object (kernel: `struct klp_callbacks`).
 
-use super::patch::Patch;
-use crate::state::State;
+use crate::state::{self, State};
 
 /// Functions that run when an object of the patch is patched or unpatched. Each is optional.
 ///
@@ -38,19 +37,25 @@ pub trait Callbacks: Send + Sync {
 
 /// What a callback is told.
 pub struct CallbackContext<'a> {
-    patch: &'a Patch,
+    patch: &'a str,
     object: &'a str,
+    states: &'a [State],
     previous: &'a dyn Fn(u64) -> Option<&'a State>,
 }
 
 impl<'a> CallbackContext<'a> {
-    pub(crate) fn new(patch: &'a Patch, object: &'a str, previous: &'a dyn Fn(u64) -> Option<&'a State>) -> Self {
-        Self { patch, object, previous }
+    pub(crate) fn new(
+        patch: &'a str,
+        object: &'a str,
+        states: &'a [State],
+        previous: &'a dyn Fn(u64) -> Option<&'a State>,
+    ) -> Self {
+        Self { patch, object, states, previous }
     }
 
-    /// The patch whose callback this is.
+    /// The name of the patch whose callback this is.
     #[must_use]
-    pub fn patch(&self) -> &'a Patch {
+    pub fn patch(&self) -> &'a str {
         self.patch
     }
 
@@ -63,7 +68,7 @@ impl<'a> CallbackContext<'a> {
     /// The state `id` of this patch (kernel: `klp_get_state`).
     #[must_use]
     pub fn state(&self, id: u64) -> Option<&'a State> {
-        self.patch.state(id)
+        state::find(self.states, id)
     }
 
     /// The state `id` of the newest patch that was enabled before this one and has it (kernel: `klp_get_prev_state`).
@@ -75,6 +80,6 @@ impl<'a> CallbackContext<'a> {
 
 impl core::fmt::Debug for CallbackContext<'_> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("CallbackContext").field("patch", self.patch.name()).field("object", &self.object).finish()
+        f.debug_struct("CallbackContext").field("patch", &self.patch).field("object", &self.object).finish()
     }
 }

@@ -5,6 +5,8 @@ mod callbacks;
 mod func;
 mod object;
 mod patch;
+#[allow(unsafe_code, reason = "fields that are written later")]
+pub(crate) mod reloc;
 
 pub use callbacks::{CallbackContext, Callbacks};
 pub use func::Func;

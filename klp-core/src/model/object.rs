@@ -2,8 +2,8 @@
 
 use super::callbacks::Callbacks;
 use super::func::Func;
+use super::reloc::Reloc;
 use crate::mem::{Name, OutOfMemory, try_push};
-use crate::relocs::Reloc;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;

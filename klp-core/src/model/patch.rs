@@ -5,7 +5,7 @@ use crate::addr::TextRange;
 use crate::config::{OBJECT_NAME_LEN, SYMBOL_NAME_LEN};
 use crate::error::{Error, PatchReason};
 use crate::mem::{Name, try_push, try_vec};
-use crate::state::State;
+use crate::state::{self, State};
 use alloc::vec::Vec;
 
 /// A set of functions to be replaced together.
@@ -82,7 +82,7 @@ impl Patch {
     /// Its state `id`.
     #[must_use]
     pub fn state(&self, id: u64) -> Option<&State> {
-        self.states.iter().find(|state| state.id() == id)
+        state::find(&self.states, id)
     }
 
     /// All code of the patch, if it was given: what the new functions call in it, too.

@@ -65,7 +65,7 @@ impl Ledger {
 
     fn called(&self, callback: &str, context: &CallbackContext<'_>, from: &[Stage], to: Stage) {
         let mut book = self.book();
-        let key = (context.patch().name().to_string(), context.object().to_string());
+        let key = (context.patch().to_string(), context.object().to_string());
         let stage = book.stages.insert(key.clone(), to).unwrap_or_default();
         if !from.contains(&stage) {
             book.wrong.push(format!("{callback} of {key:?} in stage {stage:?}"));

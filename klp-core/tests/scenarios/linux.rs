@@ -21,7 +21,7 @@ pub(crate) struct Talking {
 
 impl Talking {
     fn say(&self, callback: &str, context: &CallbackContext<'_>) {
-        let (patch, object) = (context.patch().name(), context.object());
+        let (patch, object) = (context.patch(), context.object());
         let mut line = format!("{patch}: {callback}_callback: {object}");
         if object != VMLINUX {
             let _ = write!(line, " -> {}", self.console.module_state(object));

@@ -345,7 +345,7 @@ struct Louder(Console);
 
 impl Louder {
     fn say(&self, context: &CallbackContext<'_>, what: &str) {
-        self.0.say(&format!("{}: {what}", context.patch().name()));
+        self.0.say(&format!("{}: {what}", context.patch()));
     }
 }
 
