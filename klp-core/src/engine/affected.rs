@@ -10,7 +10,7 @@ use super::objects::{Bound, BoundFunc};
 use crate::addr::{CodeAddr, TextRange};
 use crate::mem::{OutOfMemory, try_push};
 use crate::ops::{FuncNode, Switch};
-use crate::port::{Arch, Platform, TaskSet, TaskState, Text, Tracer};
+use crate::port::{Arch, Platform, TaskSet, TaskState, Text};
 use crate::transition::{Affected, AffectedFunc};
 use alloc::vec::Vec;
 use core::ptr;
@@ -32,7 +32,7 @@ impl<P: Platform> Inner<P> {
             }
             for (bound, func) in record.bounds().flat_map(Bound::funcs_with_nodes) {
                 let at = AffectedFunc { patch: number, ..func.at };
-                let entry = func.entry(host.tracer());
+                let entry = func.entry();
                 affected.add_entry(entry, at)?;
                 if bound.target().is_some() {
                     affected.add(TaskState::Patched, bound.range(), at)?;
@@ -97,7 +97,7 @@ impl<P: Platform> Inner<P> {
         let funcs = || moving(&self.patches).flat_map(Record::bounds).flat_map(Bound::funcs_with_nodes);
         let mut entries = Vec::new();
         for (_, func) in funcs() {
-            try_push(&mut entries, func.entry(host.tracer()))?;
+            try_push(&mut entries, func.entry())?;
         }
         entries.sort_unstable_by_key(|entry| (entry.start(), entry.end()));
         let (mut all, mut buffer) = (Targets::new(), Vec::new());
@@ -109,10 +109,11 @@ impl<P: Platform> Inner<P> {
             }
         }
         all.known.sort_unstable();
+        all.known.dedup();
         let everywhere = !all.unknown && all.known.iter().all(|target| affected.contains(*target));
         let mut lendable = everywhere;
         for (node, func) in funcs() {
-            let entry = func.entry(host.tracer());
+            let entry = func.entry();
             let switch = if !everywhere {
                 let closed = func.is_closed(host, node, versions, &mut buffer)?;
                 if closed { Switch::IfCalled } else { Switch::Never }
@@ -242,7 +243,7 @@ impl<P: Platform> BoundFunc<P> {
     ) -> Result<bool, OutOfMemory> {
         let mut own = Vec::new();
         let mut add = |range: Option<TextRange>| range.map_or(Ok(()), |range| try_push(&mut own, range));
-        add(behind(self.old, Some(self.entry(host.tracer()))))?;
+        add(behind(self.old, Some(self.entry())))?;
         self.cold.iter().chain(&self.parts).try_for_each(|part| add(Some(*part)))?;
         let replacements = [Some(node), self.previous(node), self.same_code_below(node)];
         for replacement in replacements.into_iter().flatten().filter(|node| node.target().is_some()) {
@@ -259,8 +260,8 @@ impl<P: Platform> BoundFunc<P> {
     }
 
     /// The entry, where calls may be redirected: what lies in front of the body.
-    fn entry(&self, tracer: &P::Tracer) -> TextRange {
-        let len = self.old.start().distance_to(tracer.original(self.site));
+    fn entry(&self) -> TextRange {
+        let len = self.old.start().distance_to(self.ops.original());
         let len = u64::try_from(len).unwrap_or(0).min(self.old.len());
         TextRange::new(self.old.start(), len).unwrap_or(self.old)
     }
