@@ -52,6 +52,10 @@ impl Platform for Kernel {
         &self.text
     }
 
+    fn self_switch(&self) -> Option<&dyn klp_core::port::SelfSwitch> {
+        Some(&KernelTasks)
+    }
+
     /// The current task, by its address.
     fn caller(&self) -> u64 {
         host::klp_host_current().addr() as u64

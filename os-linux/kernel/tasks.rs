@@ -11,7 +11,10 @@ use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_int, c_void};
 use core::sync::atomic::{AtomicBool, AtomicI32, Ordering, fence};
 use klp_core::mem::{OutOfMemory, try_vec};
-use klp_core::port::{EntryCheck, Progress, Reason, TaskId, TaskName, TaskSet, TaskState, Unwinder, Visitor};
+use klp_core::port::{
+    EntryCheck, InTurn, Moment, Moves, Progress, Reason, SelfSwitch, Stopper, TaskId, TaskName, TaskSet, TaskState,
+    Unwinder, Visitor,
+};
 
 /// All tasks.
 pub(crate) struct KernelTasks;
@@ -28,7 +31,7 @@ impl Stopped {
 /// Where tasks with `TIF_PATCH_PENDING` move to (kernel: `klp_target_state`).
 static TARGET: AtomicI32 = AtomicI32::new(TaskState::Idle as i32);
 
-/// What [`TaskSet::lend`] lent.
+/// What [`SelfSwitch::lend`] lent.
 struct Lent {
     check: UnsafeCell<Option<&'static dyn EntryCheck>>,
     /// Whether the check is there. It is written while this is false and nobody has seen it true for a while.
@@ -155,22 +158,21 @@ impl Drop for NotPreempted {
 }
 
 // SAFETY: the list of tasks has all of them, and idle tasks are counted by CPU. A new task gets its parent's state while the list is held
-// (`klp_copy_process`), so none is missed between two walks. A task is switched by itself, or while the scheduler keeps it from running.
+// (`klp_copy_process`), so none is missed between two walks.
 unsafe impl TaskSet for KernelTasks {
-    type Context = Stopped;
     type Error = Errno;
 
     fn current_state(&self) -> TaskState {
         current_state()
     }
 
-    fn init(&self, initial: TaskState) -> Result<(), Errno> {
+    fn init(&self, initial: TaskState, _: InTurn) -> Result<(), Errno> {
         // SAFETY: tasks are not freed while they are shown.
         each_task(|task| unsafe { set_state(task, initial) });
         Ok(())
     }
 
-    fn start(&self, target: TaskState) -> Result<(), Errno> {
+    fn start(&self, target: TaskState, _: InTurn) -> Result<(), Errno> {
         if TARGET.load(Ordering::Relaxed) != TaskState::Idle as i32 {
             // Turning round: nobody may still be moving to the old target.
             // SAFETY: tasks are not freed while they are shown.
@@ -189,56 +191,26 @@ unsafe impl TaskSet for KernelTasks {
         Ok(())
     }
 
-    fn pending(&self, target: TaskState, each: &mut dyn FnMut(TaskId)) -> Result<(), Errno> {
-        let mut ids = list(target)
+    fn pending(&self, moves: &Moves, each: &mut dyn FnMut(TaskId)) -> Result<(), Errno> {
+        let mut ids = list(moves.target())
             .map_err(|OutOfMemory| Errno { what: "no memory for a list of tasks", errno: -host::errno::ENOMEM })?;
         ids.sort_unstable();
         ids.into_iter().for_each(each);
         Ok(())
     }
 
-    fn with_stopped(&self, tasks: &[TaskId], visitor: &dyn Visitor<Stopped>) {
-        for (index, id) in tasks.iter().enumerate() {
-            if let Some(task) = Task::find(*id) {
-                let mut visit = Visit { index, visitor, switched: false };
-                // SAFETY: the task is not freed; `visit` stays until the function returns.
-                unsafe { host::klp_host_call_stopped(task.0, Visit::call, (&raw mut visit).cast()) };
-                if !visit.switched {
-                    // An idle task that stays idle never passes the place where it could switch itself.
-                    // SAFETY: the task is not freed.
-                    unsafe { host::klp_host_kick_idle(task.0) };
-                }
-            }
-        }
-    }
-
-    unsafe fn lend(&self, check: &dyn EntryCheck) {
-        // SAFETY: the caller keeps it until `withdraw` and a wait behind it, and after that it is not used.
-        let check = unsafe { core::mem::transmute::<&dyn EntryCheck, &'static dyn EntryCheck>(check) };
-        // SAFETY: what was lent before was withdrawn, and the engine has waited since: nobody reads.
-        unsafe { *LENT.check.get() = Some(check) };
-        // ORDER(check): release; the partner is in `Lent::get`.
-        LENT.valid.store(true, Ordering::Release);
-        host::klp_host_watch_resched(true);
-    }
-
-    fn withdraw(&self) {
-        LENT.valid.store(false, Ordering::Relaxed);
-        host::klp_host_watch_resched(false);
-    }
-
-    fn close(&self, target: TaskState) -> Progress {
+    fn close(&self, moves: &Moves) -> Progress {
         let mut done = true;
         // SAFETY: tasks are not freed while they are shown.
-        each_task(|task| done &= unsafe { state_of(task) } == target);
+        each_task(|task| done &= unsafe { state_of(task) } == moves.target());
         if done { Progress::Done } else { Progress::Waiting }
     }
 
-    fn force(&self, target: TaskState) {
+    fn force(&self, moves: &Moves) {
         // SAFETY: tasks are not freed while they are shown.
         each_task(|task| unsafe {
             host::klp_host_set_pending(task, false);
-            set_state(task, target);
+            set_state(task, moves.target());
         });
     }
 
@@ -249,7 +221,7 @@ unsafe impl TaskSet for KernelTasks {
         }
     }
 
-    fn finish(&self) {
+    fn finish(&self, _: InTurn) {
         // SAFETY: tasks are not freed while they are shown.
         each_task(|task| unsafe {
             host::klp_host_set_pending(task, false);
@@ -272,6 +244,49 @@ unsafe impl TaskSet for KernelTasks {
             }
         }
         name
+    }
+}
+
+// SAFETY: a task is visited while the scheduler keeps it from running (`task_call_func`), or by itself.
+unsafe impl Stopper for KernelTasks {
+    type Context = Stopped;
+
+    fn with_stopped(&self, _: &Moves, tasks: &[TaskId], visitor: &dyn Visitor<Stopped>) {
+        for (index, id) in tasks.iter().enumerate() {
+            if let Some(task) = Task::find(*id) {
+                let mut visit = Visit { index, visitor, switched: false };
+                // SAFETY: the task is not freed; `visit` stays until the function returns.
+                unsafe { host::klp_host_call_stopped(task.0, Visit::call, (&raw mut visit).cast()) };
+                if !visit.switched {
+                    // An idle task that stays idle never passes the place where it could switch itself.
+                    // SAFETY: the task is not freed.
+                    unsafe { host::klp_host_kick_idle(task.0) };
+                }
+            }
+        }
+    }
+}
+
+// SAFETY: tasks look with preemption off, which `synchronize` waits for, and only at `valid`. They look where they give the CPU up,
+// which no patch changes.
+unsafe impl SelfSwitch for KernelTasks {
+    fn moment(&self) -> Moment {
+        Moment::Elsewhere
+    }
+
+    unsafe fn lend(&self, _: &Moves, check: &dyn EntryCheck) {
+        // SAFETY: the caller keeps it until `withdraw` and a wait behind it, and after that it is not used.
+        let check = unsafe { core::mem::transmute::<&dyn EntryCheck, &'static dyn EntryCheck>(check) };
+        // SAFETY: what was lent before was withdrawn, and the engine has waited since: nobody reads.
+        unsafe { *LENT.check.get() = Some(check) };
+        // ORDER(check): release; the partner is in `Lent::get`.
+        LENT.valid.store(true, Ordering::Release);
+        host::klp_host_watch_resched(true);
+    }
+
+    fn withdraw(&self) {
+        LENT.valid.store(false, Ordering::Relaxed);
+        host::klp_host_watch_resched(false);
     }
 }
 
@@ -300,7 +315,7 @@ fn list(target: TaskState) -> Result<Vec<TaskId>, OutOfMemory> {
             // SAFETY: as above; it does not run, and will come with its state.
             unsafe {
                 host::klp_host_set_pending(task, false);
-                set_state(task, target);
+                set_state(task, moves.target());
             }
         });
         if missing == 0 {

@@ -10,7 +10,7 @@ use super::objects::{Bound, BoundFunc};
 use crate::addr::{CodeAddr, TextRange};
 use crate::mem::{OutOfMemory, try_push};
 use crate::ops::{FuncNode, Switch};
-use crate::port::{Arch, Platform, TaskSet, TaskState, Text};
+use crate::port::{Arch, Moment, Platform, TaskState, Text};
 use crate::transition::{Affected, AffectedFunc};
 use alloc::vec::Vec;
 use core::ptr;
@@ -78,7 +78,7 @@ impl<P: Platform> Inner<P> {
             }
         }
         let mut affected = affected.sorted();
-        if P::Tasks::SWITCH_AT_ENTRIES {
+        if host.self_switch().is_some_and(|tasks| tasks.moment() == Moment::Entry) {
             self.judge_entries(host, &mut affected, &versions)?;
         } else {
             affected.set_lendable(true);

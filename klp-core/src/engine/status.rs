@@ -156,7 +156,7 @@ impl<P: Platform> Engine<P> {
 impl<P: Platform> Inner<P> {
     fn each_pending(&self, host: &P, each: &mut dyn FnMut(TaskId)) -> Result<(), Error> {
         let Some(transition) = &self.transition else { return Ok(()) };
-        let listed = host.tasks().pending(transition.running.target(), each);
+        let listed = transition.running.pending(host, each);
         listed.map_err(|error| Error::port("listing tasks", self.leader(), &error))
     }
 }

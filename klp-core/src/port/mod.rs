@@ -7,7 +7,9 @@
 //! | [`Unwinder`] | arch crate, wrapped by the OS | `Ok` means every function that the task may return to was visited |
 //! | [`Text`] | OS | changes live instructions, hands out memory for code |
 //! | [`Tracer`] | [`EntryTracer`], or the OS | finds entry sites and routes them |
-//! | [`TaskSet`] | OS | no task is missed; stops a task while its stack is checked |
+//! | [`TaskSet`] | OS | no task is missed |
+//! | [`Stopper`] | OS | stops a task while its stack is checked |
+//! | [`SelfSwitch`] | OS, if it can | tasks look at their own stacks |
 //! | [`SymbolResolver`] | OS | every symbol of a name in an object |
 //! | [`Platform`] | OS | ties the parts together |
 
@@ -19,6 +21,9 @@ mod error;
 mod lending;
 mod platform;
 mod relocator;
+mod self_switch;
+mod stages;
+mod stopper;
 mod symbol_resolver;
 mod task_set;
 mod text;
@@ -33,8 +38,11 @@ pub use error::{PortError, PortErrorKind};
 pub use lending::Lending;
 pub use platform::Platform;
 pub use relocator::{RelocError, Relocator, Support};
+pub use self_switch::{EntryCheck, Moment, SelfSwitch};
+pub use stages::{Closed, InTurn, Moves, Stated};
+pub use stopper::{Reason, Stopper, Visitor};
 pub use symbol_resolver::{Symbol, SymbolResolver};
-pub use task_set::{EntryCheck, Progress, Reason, TaskId, TaskName, TaskSet, TaskState, Visitor};
+pub use task_set::{Progress, TaskId, TaskName, TaskSet, TaskState};
 pub use text::{Fill, Image, ImageLayout, Poke, Text};
 pub use tracer::{HandlerArg, Route, Routing, Tracer};
 pub use unwinder::{Doubt, Frame, FrameKind, Unreliable, Unwinder};

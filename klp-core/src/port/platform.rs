@@ -2,6 +2,8 @@
 
 use super::arch::Arch;
 use super::relocator::Relocator;
+use super::self_switch::SelfSwitch;
+use super::stopper::Stopper;
 use super::symbol_resolver::SymbolResolver;
 use super::task_set::TaskSet;
 use super::text::Text;
@@ -25,7 +27,7 @@ pub trait Platform: Sync + Sized + 'static {
     /// Walks stacks.
     type Unwinder: Unwinder;
     /// The tasks, stopped in the form that the unwinder walks.
-    type Tasks: TaskSet<Context = <Self::Unwinder as Unwinder>::Context>;
+    type Tasks: TaskSet + Stopper<Context = <Self::Unwinder as Unwinder>::Context>;
     /// Looks names up.
     type Symbols: SymbolResolver;
     /// Memory of code and patch images.
@@ -45,6 +47,11 @@ pub trait Platform: Sync + Sized + 'static {
     fn symbols(&self) -> &Self::Symbols;
     /// The text.
     fn text(&self) -> &Self::Text;
+
+    /// The tasks once more, if they switch themselves.
+    fn self_switch(&self) -> Option<&dyn SelfSwitch> {
+        None
+    }
 
     /// Completes the code of `patch` for `object`, which is there now, on a host whose own loader keeps the relocations of patches
     /// (kernel: `klp_apply_object_relocs`). No task executes that code.

@@ -1,10 +1,8 @@
 //! The tasks of the host, and which version of the patched functions each of them runs.
 
 use super::error::PortError;
-use super::unwinder::Frame;
-use crate::addr::CodeAddr;
+use super::stages::{InTurn, Moves};
 use crate::config::TASK_NAME_LEN;
-use core::fmt;
 
 /// Which version a task runs during a transition (kernel: `task->patch_state`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,25 +46,6 @@ pub struct TaskId(pub u64);
 /// The name of a task (kernel: `comm`).
 pub type TaskName = heapless::String<TASK_NAME_LEN>;
 
-/// Why a task could not be visited.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum Reason {
-    /// It runs and could not be stopped in time.
-    Running = 1,
-    /// It refuses to be stopped: the signal, or whatever stops it, is blocked.
-    Blocked = 2,
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Running => "is running",
-            Self::Blocked => "blocks the signal that would stop it",
-        })
-    }
-}
-
 /// How far the tasks have come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Progress {
@@ -76,50 +55,114 @@ pub enum Progress {
     Waiting,
 }
 
-/// What is done with a stopped task. May run on the stopped task itself, in a signal handler: no lock, no allocation, no
-/// panic; several tasks may be visited at once.
-pub trait Visitor<C: ?Sized>: Sync {
-    /// Looks at `tasks[index]`, which is stopped as `context` shows, and says which state to put it into; `None`: leave it.
-    fn visit(&self, index: usize, context: &C) -> Option<TaskState>;
-
-    /// `tasks[index]` could not be stopped.
-    fn missed(&self, index: usize, reason: Reason);
-}
-
-/// What a task may not be in when it switches itself at the entry of an affected function.
-pub trait EntryCheck: Sync {
-    /// Whether `frame` keeps a task from moving to `target`; `called` is what
-    /// [`Unwinder::called`](super::Unwinder::called) says of it, and `None` for the call that led to the entry. May run on any task at
-    /// any time: no lock, no allocation, no panic.
-    fn keeps(&self, target: TaskState, frame: Frame, called: Option<CodeAddr>) -> bool;
-}
-
-/// The tasks of the host.
+/// The tasks of the host: their states, and lists of them. How they are stopped and looked at is
+/// [`Stopper`](super::Stopper)'s.
 ///
-/// A transition is `init` → sites routed to the handler → `start` → (`pending`, `with_stopped`)* → `close` → `finish`. `start`
-/// comes again, with the other target, when the transition is reversed; `finish` comes without `start` when it is cancelled.
-/// All but [`current_state`](TaskSet::current_state) are called with the engine's lock held, never at the same time.
+/// A transition goes through [`Stated`](super::Stated), [`Moves`] and [`Closed`](super::Closed), and
+/// these types call what changes states: a porter need not ask what came before. The sites are routed
+/// to the handler between [`init`](TaskSet::init) and [`start`](TaskSet::start). All but
+/// [`current_state`](TaskSet::current_state) are called with the engine's lock held, never at the
+/// same time.
 ///
 /// # Safety
 ///
-/// * No task is missed: one that may have entered an affected function before the sites were routed is reported by
-///   [`pending`](TaskSet::pending) until it is in the target state or gone.
-/// * A task born during a transition starts in its parent's state, or in any state that fits what is on its stack.
-/// * A task does not run between the beginning of its [`Visitor::visit`] and the moment its new state is in force.
-/// * A task whose [`current_state`](TaskSet::current_state) a handler has read in this transition is known to
-///   `pending` and `close`.
+/// * No task is missed: one that may have entered an affected function before the sites were routed
+///   is reported by [`pending`](TaskSet::pending) until it is in the target state or gone.
+/// * A task born during a transition starts in its parent's state, or in any state that fits what is
+///   on its stack.
+/// * A task whose [`current_state`](TaskSet::current_state) a handler has read in this transition is
+///   known to `pending` and `close`.
 ///
 /// # For OS porters
 ///
 /// `klp_core::conformance::task_set` (feature `conformance`) is the test to call.
+///
+/// A system of one task, which runs the engine itself. It is stopped whenever the engine looks, and
+/// moves if no affected function is on its stack:
+///
+/// ```
+/// use core::sync::atomic::{AtomicI8, Ordering};
+/// use klp_core::port::{
+///     InTurn, Moves, PortError, PortErrorKind, Progress, Stated, Stopper, TaskId, TaskName, TaskSet,
+///     TaskState, Visitor,
+/// };
+///
+/// struct Alone(AtomicI8);
+///
+/// #[derive(Debug)]
+/// enum Never {}
+/// # impl core::fmt::Display for Never {
+/// #     fn fmt(&self, _: &mut core::fmt::Formatter<'_>) -> core::fmt::Result { match *self {} }
+/// # }
+/// # impl PortError for Never {
+/// #     fn kind(&self) -> PortErrorKind { match *self {} }
+/// # }
+///
+/// impl Alone {
+///     fn set(&self, state: TaskState) {
+///         self.0.store(state as i8, Ordering::Relaxed);
+///     }
+/// }
+///
+/// // SAFETY: the only task is always known, and nobody is born.
+/// unsafe impl TaskSet for Alone {
+///     type Error = Never;
+///     fn current_state(&self) -> TaskState {
+///         TaskState::from_i8(self.0.load(Ordering::Relaxed)).unwrap_or(TaskState::Idle)
+///     }
+///     fn init(&self, initial: TaskState, _: InTurn) -> Result<(), Never> {
+///         self.set(initial);
+///         Ok(())
+///     }
+///     fn start(&self, _: TaskState, _: InTurn) -> Result<(), Never> {
+///         Ok(())
+///     }
+///     fn pending(&self, moves: &Moves, each: &mut dyn FnMut(TaskId)) -> Result<(), Never> {
+///         if self.current_state() != moves.target() {
+///             each(TaskId(1));
+///         }
+///         Ok(())
+///     }
+///     fn close(&self, moves: &Moves) -> Progress {
+///         if self.current_state() == moves.target() { Progress::Done } else { Progress::Waiting }
+///     }
+///     fn force(&self, moves: &Moves) {
+///         self.set(moves.target());
+///     }
+///     fn kick(&self, _: TaskId) {}
+///     fn finish(&self, _: InTurn) {
+///         self.set(TaskState::Idle);
+///     }
+///     fn exists(&self, task: TaskId) -> bool {
+///         task == TaskId(1)
+///     }
+///     fn name(&self, _: TaskId) -> TaskName {
+///         TaskName::try_from("alone").unwrap_or_default()
+///     }
+/// }
+///
+/// // SAFETY: the task is in here, so it does not run anything else meanwhile.
+/// unsafe impl Stopper for Alone {
+///     type Context = ();
+///     fn with_stopped(&self, _: &Moves, tasks: &[TaskId], visitor: &dyn Visitor<()>) {
+///         for index in (0..tasks.len()).filter(|index| tasks[*index] == TaskId(1)) {
+///             if let Some(state) = visitor.visit(index, &()) {
+///                 self.set(state);
+///             }
+///         }
+///     }
+/// }
+///
+/// let tasks = Alone(AtomicI8::new(-1));
+/// // SAFETY: it is the only transition.
+/// let Ok(stated) = (unsafe { Stated::init(&tasks, TaskState::Patched) });
+/// assert_eq!(tasks.current_state(), TaskState::Unpatched);
+/// stated.cancel(&tasks);
+/// assert_eq!(tasks.current_state(), TaskState::Idle);
+/// ```
 pub unsafe trait TaskSet: Sync {
-    /// A stopped task, as the unwinder takes it.
-    type Context: ?Sized;
     /// What can go wrong.
     type Error: PortError;
-
-    /// Whether tasks of this host switch themselves at [entries](TaskSet::lend). Only then the engine works out where they may.
-    const SWITCH_AT_ENTRIES: bool = false;
 
     /// The state of the task that calls. The handler's only question: no lock, no allocation, no panic.
     fn current_state(&self) -> TaskState;
@@ -129,59 +172,37 @@ pub unsafe trait TaskSet: Sync {
     /// # Errors
     ///
     /// Every task is idle then.
-    fn init(&self, initial: TaskState) -> Result<(), Self::Error>;
+    fn init(&self, initial: TaskState, turn: InTurn) -> Result<(), Self::Error>;
 
-    /// Starts (or, after a reversal, restarts) to move tasks to `target`. Every affected site leads to the handler by now: from
-    /// here on a task that is born, or seen for the first time, may take `target`.
+    /// Starts (or, after a reversal, restarts) to move tasks to `target`. Every affected site leads to
+    /// the handler by now: from here on a task that is born, or seen for the first time, may take
+    /// `target`.
     ///
     /// # Errors
     ///
     /// The transition is then cancelled with [`finish`](TaskSet::finish); on a restart it keeps its old target.
-    fn start(&self, target: TaskState) -> Result<(), Self::Error>;
+    fn start(&self, target: TaskState, turn: InTurn) -> Result<(), Self::Error>;
 
-    /// Reports every task that is not in `target`, in ascending order.
+    /// Reports every task that is not in the target state, in ascending order.
     ///
     /// # Errors
     ///
     /// If the tasks cannot be listed now; the engine asks again at its next poll.
-    fn pending(&self, target: TaskState, each: &mut dyn FnMut(TaskId)) -> Result<(), Self::Error>;
+    fn pending(&self, moves: &Moves, each: &mut dyn FnMut(TaskId)) -> Result<(), Self::Error>;
 
-    /// Stops each of `tasks` (sorted), lets `visitor` look at it, and puts it into the state that the visitor says. A task
-    /// that is gone is passed over. Returns when the last visit has ended.
-    fn with_stopped(&self, tasks: &[TaskId], visitor: &dyn Visitor<Self::Context>);
+    /// Says whether every task is in the target state. After [`Progress::Done`] this stays true until
+    /// [`finish`](TaskSet::finish), also for tasks that are being born.
+    fn close(&self, moves: &Moves) -> Progress;
 
-    /// Lends the tasks `check`: until [`withdraw`](TaskSet::withdraw), a task that calls an affected function may switch itself there,
-    /// before the handler chooses, if [`ops::may_switch`](crate::ops::may_switch) says so of the entry, its stack below that call is
-    /// reliable, and `check` keeps no frame of it. So threads move that are inside of affected functions whenever they are looked at
-    /// from outside.
-    ///
-    /// A task does this inside a run of the handler. A host that cannot walk stacks there leaves this out. A host that does it says
-    /// so by [`SWITCH_AT_ENTRIES`](TaskSet::SWITCH_AT_ENTRIES); one that has other moments at which a task can look at its own
-    /// stack (a kernel's scheduler) may use the check there.
-    ///
-    /// # Safety
-    ///
-    /// `check` stays until [`withdraw`](TaskSet::withdraw) was called and
-    /// [`Tracer::synchronize`](super::Tracer::synchronize) has returned after it.
-    unsafe fn lend(&self, check: &dyn EntryCheck) {
-        let _ = check;
-    }
-
-    /// Ends what [`lend`](TaskSet::lend) began: no task begins to use the check any more.
-    fn withdraw(&self) {}
-
-    /// Says whether every task is in `target`. After [`Progress::Done`] this stays true until [`finish`](TaskSet::finish),
-    /// also for tasks that are being born.
-    fn close(&self, target: TaskState) -> Progress;
-
-    /// Puts every task into `target`, whatever it is in the middle of (kernel: `klp_force_transition`).
-    fn force(&self, target: TaskState);
+    /// Puts every task into the target state, whatever it is in the middle of (kernel:
+    /// `klp_force_transition`).
+    fn force(&self, moves: &Moves);
 
     /// Makes `task` leave an interruptible sleep if it is in one, as a signal that has no other effect would.
     fn kick(&self, task: TaskId);
 
     /// Puts every task into [`TaskState::Idle`]. No handler reads states any more.
-    fn finish(&self);
+    fn finish(&self, turn: InTurn);
 
     /// Whether the task is there. It is, unless the host knows that it is gone.
     fn exists(&self, task: TaskId) -> bool;

@@ -89,6 +89,9 @@ impl Platform for SimOs {
     fn text(&self) -> &SimText {
         &self.text
     }
+    fn self_switch(&self) -> Option<&dyn crate::port::SelfSwitch> {
+        Some(&self.tasks)
+    }
 
     /// One thread at a time drives the system.
     fn caller(&self) -> u64 {

@@ -6,8 +6,8 @@ use super::shared::{Phase, Shared, World};
 use super::versions::Span;
 use crate::addr::CodeAddr;
 use crate::port::{
-    Doubt, EntryCheck, Frame, FrameKind, Progress, Reason, TaskId, TaskName, TaskSet, TaskState, Unreliable, Unwinder,
-    Visitor,
+    Doubt, EntryCheck, Frame, FrameKind, InTurn, Moment, Moves, Progress, Reason, SelfSwitch, Stopper, TaskId,
+    TaskName, TaskSet, TaskState, Unreliable, Unwinder, Visitor,
 };
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -197,15 +197,13 @@ pub struct SimTasks(pub(super) Arc<Shared>);
 // SAFETY: all tasks are in one map; a task that is visited takes no step before its new state is in force; children are made
 // with their parent's state.
 unsafe impl TaskSet for SimTasks {
-    type Context = SimContext;
     type Error = SimError;
-    const SWITCH_AT_ENTRIES: bool = true;
 
     fn current_state(&self) -> TaskState {
         self.0.current_state()
     }
 
-    fn init(&self, initial: TaskState) -> Result<(), SimError> {
+    fn init(&self, initial: TaskState, _: InTurn) -> Result<(), SimError> {
         let _inside = self.0.enter("TaskSet::init")?;
         let mut world = self.0.world();
         world.set_all(initial);
@@ -213,23 +211,69 @@ unsafe impl TaskSet for SimTasks {
         Ok(())
     }
 
-    fn start(&self, target: TaskState) -> Result<(), SimError> {
+    fn start(&self, target: TaskState, _: InTurn) -> Result<(), SimError> {
         let _inside = self.0.enter("TaskSet::start")?;
         self.0.world().phase = Phase::Moving(target);
         Ok(())
     }
 
-    fn pending(&self, target: TaskState, each: &mut dyn FnMut(TaskId)) -> Result<(), SimError> {
+    fn pending(&self, moves: &Moves, each: &mut dyn FnMut(TaskId)) -> Result<(), SimError> {
         let inside = self.0.enter("TaskSet::pending")?;
         let world = self.0.world();
-        let pending = world.tasks.iter().filter(|(_, task)| task.state != target && world.sees(task));
+        let pending = world.tasks.iter().filter(|(_, task)| task.state != moves.target() && world.sees(task));
         let pending: Vec<_> = pending.map(|(id, _)| *id).collect();
         drop(world);
         inside.outside(|| pending.into_iter().for_each(each));
         Ok(())
     }
 
-    fn with_stopped(&self, tasks: &[TaskId], visitor: &dyn Visitor<SimContext>) {
+    fn close(&self, moves: &Moves) -> Progress {
+        let Ok(_inside) = self.0.enter("TaskSet::close") else { return Progress::Waiting };
+        let world = self.0.world();
+        let all = world.tasks.values().filter(|task| world.sees(task)).all(|task| task.state == moves.target());
+        drop(world);
+        if all { Progress::Done } else { Progress::Waiting }
+    }
+
+    fn force(&self, moves: &Moves) {
+        let _inside = self.0.inside();
+        self.0.world().set_all(moves.target());
+    }
+
+    fn kick(&self, task: TaskId) {
+        let _inside = self.0.inside();
+        if let Some(task) = self.0.world().tasks.get_mut(&task) {
+            task.kicks += 1;
+            if task.sleep == Sleep::Interruptible {
+                task.sleep = Sleep::Awake;
+            }
+        }
+    }
+
+    fn finish(&self, _: InTurn) {
+        let _inside = self.0.inside();
+        self.0.make_noise();
+        let mut world = self.0.world();
+        world.set_all(TaskState::Idle);
+        world.phase = Phase::Idle;
+    }
+
+    fn exists(&self, task: TaskId) -> bool {
+        let _inside = self.0.inside();
+        self.0.world().tasks.contains_key(&task)
+    }
+
+    fn name(&self, task: TaskId) -> TaskName {
+        let _inside = self.0.inside();
+        self.0.world().tasks.get(&task).map(|task| task.name.clone()).unwrap_or_default()
+    }
+}
+
+// SAFETY: a simulated task runs only when the test lets it.
+unsafe impl Stopper for SimTasks {
+    type Context = SimContext;
+
+    fn with_stopped(&self, _: &Moves, tasks: &[TaskId], visitor: &dyn Visitor<SimContext>) {
         let (inside, fails) = match self.0.enter("TaskSet::with_stopped") {
             Ok(inside) => (inside, false),
             Err(_) => (self.0.inside(), true),
@@ -251,8 +295,15 @@ unsafe impl TaskSet for SimTasks {
             }
         }
     }
+}
 
-    unsafe fn lend(&self, check: &dyn EntryCheck) {
+// SAFETY: tasks look only while the test has them make a step, and `withdraw` takes the check away.
+unsafe impl SelfSwitch for SimTasks {
+    fn moment(&self) -> Moment {
+        Moment::Entry
+    }
+
+    unsafe fn lend(&self, _: &Moves, check: &dyn EntryCheck) {
         let _inside = self.0.inside();
         // SAFETY: the caller keeps it until `withdraw`, where it is given up; the simulated handler has always ended by then.
         let check = unsafe { Lent::new(check) };
@@ -262,46 +313,5 @@ unsafe impl TaskSet for SimTasks {
     fn withdraw(&self) {
         let _inside = self.0.inside();
         self.0.world().lent = None;
-    }
-
-    fn close(&self, target: TaskState) -> Progress {
-        let Ok(_inside) = self.0.enter("TaskSet::close") else { return Progress::Waiting };
-        let world = self.0.world();
-        let all = world.tasks.values().filter(|task| world.sees(task)).all(|task| task.state == target);
-        drop(world);
-        if all { Progress::Done } else { Progress::Waiting }
-    }
-
-    fn force(&self, target: TaskState) {
-        let _inside = self.0.inside();
-        self.0.world().set_all(target);
-    }
-
-    fn kick(&self, task: TaskId) {
-        let _inside = self.0.inside();
-        if let Some(task) = self.0.world().tasks.get_mut(&task) {
-            task.kicks += 1;
-            if task.sleep == Sleep::Interruptible {
-                task.sleep = Sleep::Awake;
-            }
-        }
-    }
-
-    fn finish(&self) {
-        let _inside = self.0.inside();
-        self.0.make_noise();
-        let mut world = self.0.world();
-        world.set_all(TaskState::Idle);
-        world.phase = Phase::Idle;
-    }
-
-    fn exists(&self, task: TaskId) -> bool {
-        let _inside = self.0.inside();
-        self.0.world().tasks.contains_key(&task)
-    }
-
-    fn name(&self, task: TaskId) -> TaskName {
-        let _inside = self.0.inside();
-        self.0.world().tasks.get(&task).map(|task| task.name.clone()).unwrap_or_default()
     }
 }

@@ -6,7 +6,7 @@ use super::stack_check::Affected;
 use crate::addr::CodeAddr;
 use crate::mem::{OutOfMemory, try_box};
 use crate::ops::Synchronized;
-use crate::port::{Frame, TaskSet, TaskState};
+use crate::port::{Frame, Moves, SelfSwitch, TaskState};
 use alloc::boxed::Box;
 use core::ops::Deref;
 use core::ptr::NonNull;
@@ -33,18 +33,16 @@ impl Lent {
         Ok(Self { affected: NonNull::from(affected), lent: false })
     }
 
-    /// Lets tasks switch themselves at the entries of affected functions.
-    /// They may not if affected code jumps who knows where.
-    pub(super) fn lend<T: TaskSet>(&mut self, tasks: &T) {
-        if !self.is_lendable() {
-            return;
-        }
+    /// Lets tasks switch themselves, on a host where they do. They may not at entries if affected code
+    /// jumps who knows where.
+    pub(super) fn lend(&mut self, tasks: Option<&dyn SelfSwitch>, moves: &Moves) {
+        let Some(tasks) = tasks.filter(|_| self.is_lendable()) else { return };
         self.lent = true;
         // SAFETY: the memory goes in `reclaim` alone, with a proof that was made after `withdraw`.
-        unsafe { tasks.lend(&**self) };
+        unsafe { tasks.lend(moves, &**self) };
     }
 
-    /// Gives the memory back. `proof` was made after [`TaskSet::withdraw`].
+    /// Gives the memory back. `proof` was made after [`SelfSwitch::withdraw`].
     pub(super) fn reclaim(mut self, proof: &Synchronized) {
         let _ = proof;
         self.lent = false;

@@ -10,16 +10,18 @@ use crate::error::Error;
 use crate::event::Obstacle;
 use crate::mem::{Name, OutOfMemory, try_push, try_vec};
 use crate::ops::Synchronized;
-use crate::port::{Platform, PortError, Progress, SymbolResolver, TaskId, TaskSet, TaskState, Tracer};
+use crate::port::{
+    Closed, Moves, Platform, PortError, SelfSwitch, Stated, Stopper, SymbolResolver, TaskId, TaskSet, TaskState, Tracer,
+};
 use alloc::vec::Vec;
 use core::fmt;
 
 /// The error of a platform's tasks.
 pub(crate) type TasksError<P> = <<P as Platform>::Tasks as TaskSet>::Error;
 
+/// What goes with a transition until everybody has moved.
 #[derive(Debug)]
-struct Moving {
-    target: TaskState,
+struct Course {
     affected: Lent,
     /// Attempts since the transition started or turned round.
     attempts: u32,
@@ -33,7 +35,10 @@ struct Moving {
 /// Every task is in the state that the transition starts from; none has moved.
 #[derive(Debug)]
 #[must_use]
-pub(crate) struct Prepared(Moving);
+pub(crate) struct Prepared {
+    stated: Stated,
+    course: Course,
+}
 
 impl Prepared {
     /// Puts every task into the state opposite to `target` (kernel: `klp_init_transition`).
@@ -41,27 +46,23 @@ impl Prepared {
     /// # Errors
     ///
     /// The tasks' own, or [`AttemptError::OutOfMemory`]; every task is idle then.
+    #[allow(unsafe_code, reason = "the one who begins transitions")]
     pub(crate) fn init<P: Platform>(
         host: &P,
         target: TaskState,
         affected: Affected,
     ) -> Result<Self, AttemptError<TasksError<P>>> {
         let affected = Lent::new(affected)?;
-        host.tasks().init(target.opposite()).map_err(AttemptError::Tasks)?;
-        Ok(Self(Moving {
-            target,
-            affected,
-            attempts: 0,
-            signaled: false,
-            straight: true,
-            tasks: Vec::new(),
-            slots: Vec::new(),
-        }))
+        // SAFETY: the tasks are the engine's, which has one transition at a time.
+        let stated = unsafe { Stated::init(host.tasks(), target) }.map_err(AttemptError::Tasks)?;
+        let course =
+            Course { affected, attempts: 0, signaled: false, straight: true, tasks: Vec::new(), slots: Vec::new() };
+        Ok(Self { stated, course })
     }
 
     /// Gives up before any task has moved (kernel: `klp_cancel_transition`). Sites are routed back, and handlers have ended.
     pub(crate) fn cancel<P: Platform>(self, host: &P) {
-        host.tasks().finish();
+        self.stated.cancel(host.tasks());
     }
 
     /// Lets tasks move (kernel: `klp_start_transition`). Sites are routed to the handler.
@@ -69,13 +70,14 @@ impl Prepared {
     /// # Errors
     ///
     /// The tasks' own; the stage comes back.
-    pub(crate) fn start<P: Platform>(mut self, host: &P) -> Result<Running, (Self, TasksError<P>)> {
-        match host.tasks().start(self.0.target) {
-            Ok(()) => {
-                self.0.affected.lend(host.tasks());
-                Ok(Running(self.0))
+    pub(crate) fn start<P: Platform>(self, host: &P) -> Result<Running, (Self, TasksError<P>)> {
+        let Self { stated, mut course } = self;
+        match stated.start(host.tasks()) {
+            Ok(moves) => {
+                course.affected.lend(host.self_switch(), &moves);
+                Ok(Running { moves, course })
             }
-            Err(error) => Err((self, error)),
+            Err((stated, error)) => Err((Self { stated, course }, error)),
         }
     }
 }
@@ -83,7 +85,10 @@ impl Prepared {
 /// Tasks move.
 #[derive(Debug)]
 #[must_use]
-pub(crate) struct Running(Moving);
+pub(crate) struct Running {
+    moves: Moves,
+    course: Course,
+}
 
 /// What [`Running::try_complete`] achieved.
 #[derive(Debug)]
@@ -131,7 +136,16 @@ impl Running {
     /// Where tasks move to.
     #[must_use]
     pub(crate) fn target(&self) -> TaskState {
-        self.0.target
+        self.moves.target()
+    }
+
+    /// Lists the tasks that have not moved.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be listed.
+    pub(crate) fn pending<P: Platform>(&self, host: &P, each: &mut dyn FnMut(TaskId)) -> Result<(), TasksError<P>> {
+        host.tasks().pending(&self.moves, each)
     }
 
     /// Turns round: tasks that have moved move back (kernel: `klp_reverse_transition`).
@@ -141,16 +155,16 @@ impl Running {
     /// The tasks' own; the transition goes on as before then.
     pub(crate) fn reverse<P: Platform>(mut self, host: &P) -> Result<Self, (Self, TasksError<P>)> {
         // A task that is switching itself to the old target right now must not do so after the turn.
-        host.tasks().withdraw();
+        withdraw(host);
         host.tracer().synchronize();
-        let turned = host.tasks().start(self.0.target.opposite());
+        let Self { moves, course } = &mut self;
+        let turned = moves.turn(host.tasks());
         if turned.is_ok() {
-            self.0.target = self.0.target.opposite();
-            self.0.attempts = 0;
-            self.0.signaled = false;
-            self.0.straight = false;
+            course.attempts = 0;
+            course.signaled = false;
+            course.straight = false;
         }
-        self.0.affected.lend(host.tasks());
+        course.affected.lend(host.self_switch(), moves);
         match turned {
             Ok(()) => Ok(self),
             Err(error) => Err((self, error)),
@@ -164,28 +178,32 @@ impl Running {
     /// [`OutOfMemory`]; everything is as before.
     pub(crate) fn extend<P: Platform>(&mut self, host: &P, affected: Affected) -> Result<(), OutOfMemory> {
         let affected = Lent::new(affected)?;
-        host.tasks().withdraw();
+        withdraw(host);
         let proof = Synchronized::with(host.tracer());
-        core::mem::replace(&mut self.0.affected, affected).reclaim(&proof);
-        self.0.affected.lend(host.tasks());
+        core::mem::replace(&mut self.course.affected, affected).reclaim(&proof);
+        self.course.affected.lend(host.self_switch(), &self.moves);
         Ok(())
     }
 
     /// Tries to switch each task that has not moved (kernel: `klp_try_complete_transition`). `waiting` hears of those
     /// that could not be switched.
     pub(crate) fn try_complete<P: Platform>(mut self, host: &P, waiting: &mut dyn FnMut(TaskId, Straggler)) -> Attempt {
-        self.0.attempts = self.0.attempts.saturating_add(1);
-        match self.0.switch_tasks(host, waiting) {
-            Err(_) => Attempt::Failed(self),
-            Ok(0) if host.tasks().close(self.0.target) == Progress::Done => Attempt::Switched(self.0.switched(host)),
-            Ok(pending) => Attempt::Waiting { running: self, pending },
+        self.course.attempts = self.course.attempts.saturating_add(1);
+        let Self { moves, mut course } = self;
+        match course.switch_tasks(host, &moves, waiting) {
+            Err(_) => Attempt::Failed(Self { moves, course }),
+            Ok(0) => match moves.close(host.tasks()) {
+                Ok(closed) => Attempt::Switched(course.switched(host, closed)),
+                Err(moves) => Attempt::Waiting { running: Self { moves, course }, pending: 0 },
+            },
+            Ok(pending) => Attempt::Waiting { running: Self { moves, course }, pending },
         }
     }
 
     /// Whether the stragglers are to be kicked now: every [`KICK_INTERVAL`] attempts after the first.
     #[must_use]
     pub(crate) fn kick_is_due(&self) -> bool {
-        self.0.attempts > KICK_INTERVAL && self.0.attempts % KICK_INTERVAL == 1
+        self.course.attempts > KICK_INTERVAL && self.course.attempts % KICK_INTERVAL == 1
     }
 
     /// Makes stragglers leave interruptible sleeps (kernel: `klp_send_signals`). Says whether it was the first time.
@@ -194,20 +212,18 @@ impl Running {
     ///
     /// If the tasks cannot be listed.
     pub(crate) fn kick<P: Platform>(&mut self, host: &P) -> Result<bool, AttemptError<TasksError<P>>> {
-        self.0.list(host)?;
-        for task in &self.0.tasks {
+        self.course.list(host, &self.moves)?;
+        for task in &self.course.tasks {
             host.tasks().kick(*task);
         }
-        Ok(!core::mem::replace(&mut self.0.signaled, true))
+        Ok(!core::mem::replace(&mut self.course.signaled, true))
     }
 
     /// Switches every task without a check (kernel: `klp_force_transition`).
     pub(crate) fn force<P: Platform>(mut self, host: &P) -> Switched {
-        self.0.straight = false;
-        host.tasks().force(self.0.target);
-        // The host's contract: after `force` nobody is left to wait for.
-        let _ = host.tasks().close(self.0.target);
-        self.0.switched(host)
+        self.course.straight = false;
+        let closed = self.moves.force(host.tasks());
+        self.course.switched(host, closed)
     }
 
     /// Names each task that has not moved, and why. Changes nothing.
@@ -220,13 +236,14 @@ impl Running {
         host: &P,
         name_of: &mut dyn FnMut(AffectedFunc) -> Result<(Name, Name), OutOfMemory>,
     ) -> Result<Vec<Blocker>, AttemptError<TasksError<P>>> {
-        self.0.list(host)?;
-        let tasks = &self.0.tasks;
+        let Self { moves, course } = self;
+        course.list(host, moves)?;
+        let tasks = &course.tasks;
         let mut looks = try_vec(tasks.len())?;
         looks.resize_with(tasks.len(), Look::new);
         let looker =
-            Looker { unwinder: host.unwinder(), affected: &self.0.affected, target: self.0.target, looks: &looks };
-        host.tasks().with_stopped(tasks, &looker);
+            Looker { unwinder: host.unwinder(), affected: &course.affected, target: moves.target(), looks: &looks };
+        host.tasks().with_stopped(moves, tasks, &looker);
         let mut blockers = try_vec(tasks.len())?;
         for (task, look) in tasks.iter().zip(&looks) {
             if look.outcome() == Outcome::NotSeen {
@@ -252,19 +269,24 @@ pub(crate) enum Straggler {
     Other(Obstacle<'static>),
 }
 
-impl Moving {
+/// No task begins to switch itself any more.
+fn withdraw<P: Platform>(host: &P) {
+    host.self_switch().into_iter().for_each(SelfSwitch::withdraw);
+}
+
+impl Course {
     /// Every task has moved.
-    fn switched<P: Platform>(self, host: &P) -> Switched {
-        host.tasks().withdraw();
-        Switched { target: self.target, affected: self.affected, straight: self.straight }
+    fn switched<P: Platform>(self, host: &P, closed: Closed) -> Switched {
+        withdraw(host);
+        Switched { closed, affected: self.affected, straight: self.straight }
     }
 
     /// Lists the tasks that have not moved.
-    fn list<P: Platform>(&mut self, host: &P) -> Result<(), AttemptError<TasksError<P>>> {
+    fn list<P: Platform>(&mut self, host: &P, moves: &Moves) -> Result<(), AttemptError<TasksError<P>>> {
         self.tasks.clear();
         let mut full = Ok(());
         host.tasks()
-            .pending(self.target, &mut |task| {
+            .pending(moves, &mut |task| {
                 if full.is_ok() {
                     full = try_push(&mut self.tasks, task);
                 }
@@ -277,18 +299,23 @@ impl Moving {
     fn switch_tasks<P: Platform>(
         &mut self,
         host: &P,
+        moves: &Moves,
         waiting: &mut dyn FnMut(TaskId, Straggler),
     ) -> Result<usize, AttemptError<TasksError<P>>> {
-        self.list(host)?;
+        self.list(host, moves)?;
         if self.tasks.is_empty() {
             return Ok(0);
         }
         self.slots.clear();
         self.slots.try_reserve(self.tasks.len()).map_err(OutOfMemory::from)?;
         self.slots.resize_with(self.tasks.len(), Slot::default);
-        let switcher =
-            Switcher { unwinder: host.unwinder(), affected: &self.affected, target: self.target, slots: &self.slots };
-        host.tasks().with_stopped(&self.tasks, &switcher);
+        let switcher = Switcher {
+            unwinder: host.unwinder(),
+            affected: &self.affected,
+            target: moves.target(),
+            slots: &self.slots,
+        };
+        host.tasks().with_stopped(moves, &self.tasks, &switcher);
         let mut left = 0;
         for (task, slot) in self.tasks.iter().zip(&self.slots) {
             let straggler = match slot.get() {
@@ -319,7 +346,7 @@ impl<S: SymbolResolver> fmt::Display for Described<'_, S> {
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Switched {
-    target: TaskState,
+    closed: Closed,
     affected: Lent,
     straight: bool,
 }
@@ -328,7 +355,7 @@ impl Switched {
     /// Where the tasks are.
     #[must_use]
     pub(crate) fn target(&self) -> TaskState {
-        self.target
+        self.closed.target()
     }
 
     /// Whether every task has moved here from the other state, by its own stack: each was seen on a reliable stack since the sites were
@@ -341,7 +368,7 @@ impl Switched {
     /// Puts every task to rest. No handler asks for states any more: no func is in transition, and handlers that saw one that
     /// was have ended, as `proof` says, which was made when this stage was reached already.
     pub(crate) fn finish<P: Platform>(self, host: &P, proof: &Synchronized) {
-        host.tasks().finish();
+        self.closed.finish(host.tasks());
         self.affected.reclaim(proof);
     }
 }

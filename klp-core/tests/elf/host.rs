@@ -8,9 +8,9 @@ use core::fmt;
 use core::ops::ControlFlow;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::port::{
-    Arch, CallC, Code, Entry, Fill, Frame, Image, ImageLayout, Intruder, OutOfReach, Platform, Poke, PortError,
-    PortErrorKind, Progress, RelocError, Relocator, Routing, Support, Symbol, SymbolResolver, TaskId, TaskName,
-    TaskSet, TaskState, Text, Tracer, Unreliable, Unwinder, Visitor,
+    Arch, CallC, Code, Entry, Fill, Frame, Image, ImageLayout, InTurn, Intruder, Moves, OutOfReach, Platform, Poke,
+    PortError, PortErrorKind, Progress, RelocError, Relocator, Routing, Stopper, Support, Symbol, SymbolResolver,
+    TaskId, TaskName, TaskSet, TaskState, Text, Tracer, Unreliable, Unwinder, Visitor,
 };
 use std::sync::Mutex;
 
@@ -379,32 +379,36 @@ unsafe impl<const CALLS: bool> Unwinder for Host<CALLS> {
 
 // SAFETY: there are no tasks.
 unsafe impl<const CALLS: bool> TaskSet for Host<CALLS> {
-    type Context = ();
     type Error = ToyError;
 
     fn current_state(&self) -> TaskState {
         TaskState::Idle
     }
-    fn init(&self, _: TaskState) -> Result<(), ToyError> {
+    fn init(&self, _: TaskState, _: InTurn) -> Result<(), ToyError> {
         Ok(())
     }
-    fn start(&self, _: TaskState) -> Result<(), ToyError> {
+    fn start(&self, _: TaskState, _: InTurn) -> Result<(), ToyError> {
         Ok(())
     }
-    fn pending(&self, _: TaskState, _: &mut dyn FnMut(TaskId)) -> Result<(), ToyError> {
+    fn pending(&self, _: &Moves, _: &mut dyn FnMut(TaskId)) -> Result<(), ToyError> {
         Ok(())
     }
-    fn with_stopped(&self, _: &[TaskId], _: &dyn Visitor<()>) {}
-    fn close(&self, _: TaskState) -> Progress {
+    fn close(&self, _: &Moves) -> Progress {
         Progress::Done
     }
-    fn force(&self, _: TaskState) {}
+    fn force(&self, _: &Moves) {}
     fn kick(&self, _: TaskId) {}
-    fn finish(&self) {}
+    fn finish(&self, _: InTurn) {}
     fn exists(&self, _: TaskId) -> bool {
         false
     }
     fn name(&self, _: TaskId) -> TaskName {
         TaskName::new()
     }
+}
+
+// SAFETY: there are no tasks.
+unsafe impl<const CALLS: bool> Stopper for Host<CALLS> {
+    type Context = ();
+    fn with_stopped(&self, _: &Moves, _: &[TaskId], _: &dyn Visitor<()>) {}
 }

@@ -17,7 +17,7 @@ use klp_core::addr::CodeAddr;
 use klp_core::audit::audit;
 use klp_core::error::{ApiMisuse, Error, PatchReason};
 use klp_core::model::{Func, Object, Patch, VMLINUX};
-use klp_core::port::{Doubt, Platform, PortErrorKind, Reason, TaskId, TaskSet, TaskState};
+use klp_core::port::{Doubt, Platform, PortErrorKind, Reason, TaskId, TaskState};
 use klp_core::sim::machine::Insn;
 use klp_core::sim::{Claim, Pad, Place, SimFunc, SimOs, Sleep, Step, insmod};
 use klp_core::transition::Hindrance;
@@ -337,7 +337,10 @@ fn mixes_are_noticed() {
     basic.engine.enable(p).expect("starts");
     check(&basic.engine);
     // Behind the engine's back.
-    basic.host().tasks().force(TaskState::Patched);
+    let tasks = basic.host().tasks();
+    // SAFETY: none; that is what the test is about, and simulated tasks come to no harm.
+    let stated = unsafe { klp_core::port::Stated::init(tasks, TaskState::Patched) }.expect("it does not fail");
+    let _ = stated.start(tasks).expect("it does not fail").force(tasks);
     let findings = audit(&basic.engine).expect_err("the task has old code on its stack");
     assert_eq!(findings[0].to_string(), "task 1 is Patched, but has code of the other side at 0x1000008");
     assert!(basic.host().call(basic.task, basic.g));

@@ -162,6 +162,10 @@ impl Platform for Process {
         self.tracer.text()
     }
 
+    fn self_switch(&self) -> Option<&dyn klp_core::port::SelfSwitch> {
+        Some(&self.tasks)
+    }
+
     /// The calling thread's id.
     fn caller(&self) -> u64 {
         sys::gettid().into()

@@ -27,7 +27,10 @@ use super::ucontext;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 use klp_arch_x86_64::unwind::Regs;
-use klp_core::port::{EntryCheck, Progress, Reason, TaskId, TaskName, TaskSet, TaskState, Visitor};
+use klp_core::port::{
+    EntryCheck, InTurn, Moment, Moves, Progress, Reason, SelfSwitch, Stopper, TaskId, TaskName, TaskSet, TaskState,
+    Visitor,
+};
 
 /// The threads of this process.
 pub struct Tasks {
@@ -134,22 +137,18 @@ impl Look for Visit<'_> {
 //   newborn threads take the target only after that; see the top of this file.
 // * A task born in a transition starts in the initial state while the list is not complete, and in the target state after that,
 //   which fits any stack: its calls of affected functions all went through the handler.
-// * A visited thread sets its own state, in the signal handler in which it was visited; a visited
-//   context cannot be entered.
 // * What a context is in the middle of is known while it is suspended, and it is one of `pending`
 //   then; while a thread runs on it, the thread is. Contexts that are not registered keep a
 //   transition from its beginning, or, if they are made during one, from its end.
 // * `current_state` makes a record, under the lock under which `pending` and `close` read them.
 unsafe impl TaskSet for Tasks {
-    type Context = Regs;
     type Error = Error;
-    const SWITCH_AT_ENTRIES: bool = true;
 
     fn current_state(&self) -> TaskState {
         records::current().state()
     }
 
-    fn init(&self, initial: TaskState) -> Result<(), Error> {
+    fn init(&self, initial: TaskState, _: InTurn) -> Result<(), Error> {
         check_contexts()?;
         let mut inner = self.inner.lock();
         inner.complete = false;
@@ -158,7 +157,7 @@ unsafe impl TaskSet for Tasks {
         Ok(())
     }
 
-    fn start(&self, target: TaskState) -> Result<(), Error> {
+    fn start(&self, target: TaskState, _: InTurn) -> Result<(), Error> {
         let mut inner = self.inner.lock();
         let before = inner.target.replace(target);
         match Self::catch_up(&mut inner) {
@@ -171,17 +170,17 @@ unsafe impl TaskSet for Tasks {
         }
     }
 
-    fn pending(&self, target: TaskState, each: &mut dyn FnMut(TaskId)) -> Result<(), Error> {
+    fn pending(&self, moves: &Moves, each: &mut dyn FnMut(TaskId)) -> Result<(), Error> {
         let mut inner = self.inner.lock();
         Self::catch_up(&mut inner)?;
         let listing = &mut inner.listing;
-        let is_pending = |record: &Record| record.state() != target;
+        let is_pending = |record: &Record| record.state() != moves.target();
         {
             let mut registry = registry();
             registry.retire(|record| is_pending(record) && !thread_exists(record.tid()));
             contexts::retire();
         }
-        list_tasks(listing, target)?;
+        list_tasks(listing, moves.target())?;
         if check_contexts().is_err() {
             listing.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
             listing.push(contexts::UNREGISTERED);
@@ -191,7 +190,61 @@ unsafe impl TaskSet for Tasks {
         Ok(())
     }
 
-    fn with_stopped(&self, tasks: &[TaskId], visitor: &dyn Visitor<Regs>) {
+    fn close(&self, moves: &Moves) -> Progress {
+        let mut inner = self.inner.lock();
+        if Self::catch_up(&mut inner).is_err() {
+            return Progress::Waiting;
+        }
+        let mut registry = registry();
+        registry.retire(|record| record.state() != moves.target() && !thread_exists(record.tid()));
+        contexts::retire();
+        // Contexts first; see `contexts.rs`.
+        let done =
+            contexts::all_are_in(moves.target()) && registry.records().all(|record| record.state() == moves.target());
+        // Whoever makes a context says so before, in the state that it is in then.
+        if done && ucontext::unregistered().is_none() { Progress::Done } else { Progress::Waiting }
+    }
+
+    fn force(&self, moves: &Moves) {
+        let mut inner = self.inner.lock();
+        inner.complete = true;
+        inner.target = Some(moves.target());
+        set_all(moves.target());
+    }
+
+    fn kick(&self, task: TaskId) {
+        stop::interrupt(task);
+    }
+
+    fn finish(&self, _: InTurn) {
+        let mut inner = self.inner.lock();
+        inner.target = None;
+        inner.loan = None;
+        set_all(TaskState::Idle);
+    }
+
+    fn exists(&self, task: TaskId) -> bool {
+        match u32::try_from(task.0) {
+            Ok(tid) => thread_exists(tid),
+            Err(_) => contexts::exists(task),
+        }
+    }
+
+    fn name(&self, task: TaskId) -> TaskName {
+        if task == contexts::UNREGISTERED {
+            let name = ucontext::unregistered().map_or("", |why| why.name());
+            return TaskName::try_from(name).unwrap_or_default();
+        }
+        contexts::name(task).unwrap_or_else(|| scan::name(task))
+    }
+}
+
+// SAFETY: a visited thread sets its own state, in the signal handler in which it was visited; a visited
+// context cannot be entered.
+unsafe impl Stopper for Tasks {
+    type Context = Regs;
+
+    fn with_stopped(&self, _: &Moves, tasks: &[TaskId], visitor: &dyn Visitor<Regs>) {
         // Threads may stand in objects that came since the last time. Without memory for their tables, they wait.
         let _ = self.space.refresh();
         let mut inner = self.inner.lock();
@@ -221,64 +274,23 @@ unsafe impl TaskSet for Tasks {
             }
         }
     }
+}
 
-    unsafe fn lend(&self, check: &dyn EntryCheck) {
+// SAFETY: threads look in runs of the handler only, by `Lending`.
+unsafe impl SelfSwitch for Tasks {
+    fn moment(&self) -> Moment {
+        Moment::Entry
+    }
+
+    unsafe fn lend(&self, moves: &Moves, check: &dyn EntryCheck) {
         let mut inner = self.inner.lock();
-        let Some(target) = inner.target else { return };
         let (space, switched) = (Arc::clone(&self.space), Arc::clone(&self.ways.entering));
         // SAFETY: the caller's promise. A loan before this one was withdrawn, and the tracer has synchronised since.
-        inner.loan = unsafe { entry::lend(check, target, space, switched) };
+        inner.loan = unsafe { entry::lend(check, moves.target(), space, switched) };
     }
 
     fn withdraw(&self) {
         entry::withdraw();
-    }
-
-    fn close(&self, target: TaskState) -> Progress {
-        let mut inner = self.inner.lock();
-        if Self::catch_up(&mut inner).is_err() {
-            return Progress::Waiting;
-        }
-        let mut registry = registry();
-        registry.retire(|record| record.state() != target && !thread_exists(record.tid()));
-        contexts::retire();
-        // Contexts first; see `contexts.rs`.
-        let done = contexts::all_are_in(target) && registry.records().all(|record| record.state() == target);
-        // Whoever makes a context says so before, in the state that it is in then.
-        if done && ucontext::unregistered().is_none() { Progress::Done } else { Progress::Waiting }
-    }
-
-    fn force(&self, target: TaskState) {
-        let mut inner = self.inner.lock();
-        inner.complete = true;
-        inner.target = Some(target);
-        set_all(target);
-    }
-
-    fn kick(&self, task: TaskId) {
-        stop::interrupt(task);
-    }
-
-    fn finish(&self) {
-        let mut inner = self.inner.lock();
-        inner.target = None;
-        inner.loan = None;
-        set_all(TaskState::Idle);
-    }
-
-    fn exists(&self, task: TaskId) -> bool {
-        match u32::try_from(task.0) {
-            Ok(tid) => thread_exists(tid),
-            Err(_) => contexts::exists(task),
-        }
-    }
-
-    fn name(&self, task: TaskId) -> TaskName {
-        if task == contexts::UNREGISTERED {
-            let name = ucontext::unregistered().map_or("", |why| why.name());
-            return TaskName::try_from(name).unwrap_or_default();
-        }
-        contexts::name(task).unwrap_or_else(|| scan::name(task))
     }
 }
 
