@@ -3,7 +3,7 @@
 //! All of it may be used in signal handlers: it allocates nothing and cannot panic.
 #![forbid(unsafe_code)]
 
-use crate::entry::{CALL, ENDBR64, JMP_MEMORY};
+use crate::opcodes::{CALL, ENDBR64, JMP_MEMORY};
 use klp_core::addr::CodeAddr;
 
 /// Bytes of a `call rel32`.

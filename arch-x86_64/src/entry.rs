@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 use crate::jumps::jumps;
+use crate::opcodes::{CALL, ENDBR64, INT3, JMP, JMP_MEMORY, JMP_NEXT_QUAD, JMP_SHORT, MOVABS_R11, NOP};
 use klp_core::addr::CodeAddr;
 use klp_core::port::{Arch, Code, Entry, Intruder, OutOfReach};
 
@@ -19,22 +20,6 @@ use klp_core::port::{Arch, Code, Entry, Intruder, OutOfReach};
 /// | five or more `90` | GCC `-fpatchable-function-entry=N` |
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct X86_64;
-
-pub(crate) const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
-const NOP: u8 = 0x90;
-const INT3: u8 = 0xcc;
-/// `jmp rel32`.
-const JMP: u8 = 0xe9;
-/// `jmp rel8`.
-const JMP_SHORT: u8 = 0xeb;
-/// `call rel32`.
-pub(crate) const CALL: u8 = 0xe8;
-/// `jmp *disp32(%rip)`.
-pub(crate) const JMP_MEMORY: [u8; 2] = [0xff, 0x25];
-/// `jmp *0(%rip)`: the target is the eight bytes behind the instruction.
-pub(crate) const JMP_NEXT_QUAD: [u8; 6] = [0xff, 0x25, 0, 0, 0, 0];
-/// `movabs $imm64, %r11`.
-const MOVABS_R11: [u8; 2] = [0x49, 0xbb];
 
 /// Bytes of a `jmp rel32`.
 const JMP_LEN: usize = 5;

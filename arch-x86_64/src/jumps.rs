@@ -6,7 +6,7 @@
 //! [`Arch::jumps`]: klp_core::port::Arch::jumps
 #![forbid(unsafe_code)]
 
-use crate::entry::JMP_NEXT_QUAD;
+use crate::opcodes::JMP_NEXT_QUAD;
 use klp_core::addr::CodeAddr;
 use yaxpeax_arch::LengthedInstruction;
 use yaxpeax_x86::long_mode::{InstDecoder, Instruction, Opcode, Operand, RegSpec};

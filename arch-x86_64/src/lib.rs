@@ -28,6 +28,7 @@ extern crate std;
 pub mod calls;
 mod entry;
 mod jumps;
+mod opcodes;
 mod relocs;
 pub mod stub;
 pub mod unwind;

@@ -12,6 +12,7 @@ pub(crate) use kernel::bindings::{
 };
 
 use core::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_void};
+use klp_core::port::TaskId;
 
 /// Linux error numbers that are given back here.
 pub(crate) mod errno {
@@ -88,6 +89,14 @@ unsafe extern "C" {
 
     pub(crate) fn klp_host_live_module(name: *const c_char) -> *mut module;
     pub(crate) fn klp_host_module(name: *const c_char) -> *mut module;
+}
+
+/// Bit of the [`TaskId`]s of idle tasks, as in `shims.c`.
+const IDLE: u64 = 1 << 32;
+
+/// What people see of a task's id: 0 for all idle tasks.
+pub(crate) fn shown_id(task: TaskId) -> TaskId {
+    if task.0 & IDLE == 0 { task } else { TaskId(0) }
 }
 
 /// `text` as C wants it; `None` if it is longer than any name of an object or symbol, or has a zero in it.

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
 //! The engine's log in the kernel's. Debug lines appear where dynamic debug is on for `shims.c`.
 
-use crate::host::{self, errno};
-use crate::tasks::shown_id;
+use crate::host::{self, errno, shown_id};
 use core::ffi::c_void;
 use core::{fmt, ptr};
 use klp_core::event::{Event, Level};

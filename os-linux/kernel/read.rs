@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
 //! What a patch module says, in klp-core's words: `struct klp_patch` → [`Patch`] (kernel: `klp_init_patch`).
 
-use crate::host::{self, errno, klp_func, klp_object, klp_patch, mod_mem_type_MOD_TEXT, module};
-use crate::states;
+use crate::host::{self, errno, klp_func, klp_object, klp_patch, klp_state, mod_mem_type_MOD_TEXT, module};
 use alloc::boxed::Box;
 use core::ffi::c_int;
 use klp_core::addr::{CodeAddr, TextRange};
@@ -30,7 +29,7 @@ pub(crate) unsafe fn patch(patch: &klp_patch) -> Result<Patch, c_int> {
         builder = builder.object(unsafe { object(c_object) });
     }
     // SAFETY: the caller's promise.
-    for state in unsafe { states::states(patch) } {
+    for state in unsafe { states(patch) } {
         builder = builder.state(State::new(state.id as u64, state.version));
     }
     let replace = if patch.replace { Replace::All } else { Replace::None };
@@ -64,6 +63,22 @@ pub(crate) unsafe fn objects(patch: &klp_patch) -> impl Iterator<Item = *mut klp
         let there = unsafe { !(*object).name.is_null() || !(*object).funcs.is_null() };
         at = at.wrapping_add(usize::from(there));
         there.then_some(object)
+    })
+}
+
+/// The states of `patch`: an array that ends with the id 0.
+///
+/// # Safety
+///
+/// `patch` is one, and stays for `'a`.
+pub(crate) unsafe fn states<'a>(patch: *const klp_patch) -> impl Iterator<Item = &'a klp_state> {
+    // SAFETY: the caller's promise.
+    let mut at: *const klp_state = unsafe { (*patch).states };
+    core::iter::from_fn(move || {
+        // SAFETY: null, or a state of the array.
+        let state = unsafe { at.as_ref::<'a>() }.filter(|state| state.id != 0)?;
+        at = at.wrapping_add(1);
+        Some(state)
     })
 }
 

@@ -2,30 +2,14 @@
 //! System states, for callbacks (kernel: `state.c`). Whether the states of patches fit together is the engine's to say.
 
 use crate::host::{klp_patch, klp_state};
-use crate::patches;
+use crate::{patches, read};
 use core::ptr;
-
-/// The states of `patch`: an array that ends with the id 0.
-///
-/// # Safety
-///
-/// `patch` is one, and stays for `'a`.
-pub(crate) unsafe fn states<'a>(patch: *const klp_patch) -> impl Iterator<Item = &'a klp_state> {
-    // SAFETY: the caller's promise.
-    let mut at: *const klp_state = unsafe { (*patch).states };
-    core::iter::from_fn(move || {
-        // SAFETY: null, or a state of the array.
-        let state = unsafe { at.as_ref::<'a>() }.filter(|state| state.id != 0)?;
-        at = at.wrapping_add(1);
-        Some(state)
-    })
-}
 
 /// The state `id` of `patch`; null if it has none.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn klp_get_state(patch: *mut klp_patch, id: usize) -> *mut klp_state {
     // SAFETY: the caller's patch is there.
-    let state = unsafe { states(patch) }.find(|state| state.id == id);
+    let state = unsafe { read::states(patch) }.find(|state| state.id == id);
     state.map_or(ptr::null_mut(), |state| ptr::from_ref(state).cast_mut())
 }
 

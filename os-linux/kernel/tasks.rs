@@ -6,6 +6,7 @@
 
 use crate::host::{self, task_struct};
 use crate::log::Errno;
+use crate::unwinder::{KernelUnwinder, Stopped};
 use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_int, c_void};
@@ -18,15 +19,6 @@ use klp_core::port::{
 
 /// All tasks.
 pub(crate) struct KernelTasks;
-
-/// A task that does not run, and is not freed meanwhile; or the one that calls. Preemption is off.
-pub(crate) struct Stopped(*mut task_struct);
-
-impl Stopped {
-    pub(crate) fn task(&self) -> *mut task_struct {
-        self.0
-    }
-}
 
 /// Where tasks with `TIF_PATCH_PENDING` move to (kernel: `klp_target_state`).
 static TARGET: AtomicI32 = AtomicI32::new(TaskState::Idle as i32);
@@ -50,14 +42,6 @@ impl Lent {
         // SAFETY: who sees `valid` sees the check; it is not written before `withdraw` and a wait behind it.
         if self.valid.load(Ordering::Acquire) { unsafe { *self.check.get() } } else { None }
     }
-}
-
-/// Bit of the [`TaskId`]s of idle tasks, as in `shims.c`.
-const IDLE: u64 = 1 << 32;
-
-/// What people see of a task's id: 0 for all idle tasks.
-pub(crate) fn shown_id(task: TaskId) -> TaskId {
-    if task.0 & IDLE == 0 { task } else { TaskId(0) }
 }
 
 /// The state of the task that calls.
@@ -397,7 +381,7 @@ extern "C" fn __klp_sched_try_switch() {
     let target = i8::try_from(TARGET.load(Ordering::Relaxed)).ok().and_then(TaskState::from_i8);
     let Some(target) = target.filter(|target| *target != TaskState::Idle) else { return };
     let mut free = true;
-    let walked = crate::unwinder::KernelUnwinder.walk(&Stopped(current), &mut |frame| {
+    let walked = KernelUnwinder.walk(&Stopped(current), &mut |frame| {
         free = !check.keeps(target, frame, None);
         if free { core::ops::ControlFlow::Continue(()) } else { core::ops::ControlFlow::Break(()) }
     });

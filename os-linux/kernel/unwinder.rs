@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
 //! Reliable stacks, from the kernel's own unwinder (kernel: `klp_check_stack`).
 
-use crate::host;
-use crate::tasks::Stopped;
+use crate::host::{self, task_struct};
 use core::ops::ControlFlow;
 use klp_core::addr::CodeAddr;
 use klp_core::port::{Doubt, Frame, FrameKind, Unreliable, Unwinder};
+
+/// A task that does not run, and is not freed meanwhile; or the one that calls. Preemption is off.
+pub(crate) struct Stopped(pub(crate) *mut task_struct);
 
 /// `stack_trace_save_tsk_reliable`.
 pub(crate) struct KernelUnwinder;
@@ -17,7 +19,7 @@ unsafe impl Unwinder for KernelUnwinder {
     fn walk(&self, context: &Stopped, visit: &mut dyn FnMut(Frame) -> ControlFlow<()>) -> Result<(), Unreliable> {
         let mut frames = core::ptr::null();
         // SAFETY: the task does not run, and is not freed, while there is a `Stopped` of it; preemption is off.
-        let count = unsafe { host::klp_host_walk(context.task(), &raw mut frames) };
+        let count = unsafe { host::klp_host_walk(context.0, &raw mut frames) };
         let Ok(count) = usize::try_from(count) else {
             return Err(Unreliable { at: CodeAddr::new(0), why: Doubt::Corrupt });
         };

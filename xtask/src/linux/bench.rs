@@ -1,7 +1,8 @@
 //! Measurements on both kernels, side by side, with the same module binaries.
 
 use super::guest::{self, Job, PARALLEL};
-use super::{Engine, Kernel, kernel, modules};
+use super::which::{Engine, Kernel};
+use super::{kernel, modules};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::time::Duration;

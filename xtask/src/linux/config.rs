@@ -1,6 +1,6 @@
 //! The kernel's configuration: the smallest one, plus what a list says.
 
-use super::Kernel;
+use super::which::Kernel;
 use anyhow::{Result, bail};
 use std::path::Path;
 use std::process::Command;

@@ -4,7 +4,8 @@
 
 use super::initramfs::Initramfs;
 use super::log::Log;
-use super::{Kernel, dir, step};
+use super::which::Kernel;
+use super::work::{dir, step};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};

@@ -1,7 +1,9 @@
 //! Building a kernel, and modules against it.
 
 use super::seed::{Place, seed};
-use super::{Engine, Kernel, config, dir, step, supply, tree};
+use super::which::{Engine, Kernel};
+use super::work::{dir, step};
+use super::{config, supply, tree};
 use crate::run::quiet;
 use crate::toolchain;
 use anyhow::Result;

@@ -1,6 +1,8 @@
 //! Modules for the guests, built against the headers of the unmodified tree, whichever kernel they are loaded into.
 
-use super::{Kernel, dir, kernel, step, supply};
+use super::which::Kernel;
+use super::work::{dir, step};
+use super::{kernel, supply};
 use crate::run::{cargo, quiet};
 use anyhow::{Context, Result};
 use std::ffi::OsStr;

@@ -1,7 +1,8 @@
 //! The livepatch sample of the kernel's tree, and a patch with livepatch relocations whose target comes, goes and comes again.
 
 use super::guest::{self, Job, PARALLEL};
-use super::{Kernel, kernel, modules};
+use super::which::Kernel;
+use super::{kernel, modules};
 use anyhow::Result;
 use std::time::Duration;
 

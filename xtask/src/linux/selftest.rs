@@ -1,7 +1,8 @@
 //! The kernel's own livepatch selftests, unmodified.
 
 use super::guest::{self, IN_TURN, Job};
-use super::{Kernel, kernel, modules};
+use super::which::Kernel;
+use super::{kernel, modules};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::time::Duration;

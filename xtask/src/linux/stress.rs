@@ -1,7 +1,8 @@
 //! Patches that come, replace each other, turn round and go, under load; nothing may stall, mix, leak or be reported.
 
 use super::guest::{self, IN_TURN, Job};
-use super::{Kernel, kernel, modules};
+use super::which::Kernel;
+use super::{kernel, modules};
 use anyhow::Result;
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! What a bare machine lacks: packages, the kernel's source, bindgen. Each is fetched once.
 
-use super::{dir, step};
+use super::work::{dir, step};
 use crate::run::{cargo, quiet, run};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};

@@ -1,6 +1,8 @@
 //! The source trees: the unmodified one, and a copy in which klp-core takes the place of `kernel/livepatch`.
 
-use super::{Engine, dir, step, supply};
+use super::supply;
+use super::which::Engine;
+use super::work::{dir, step};
 use crate::run::{cargo, quiet, run};
 use anyhow::{Context, Result, bail};
 use std::ffi::OsStr;
