@@ -30,6 +30,8 @@ impl Arch for X86_64 {
     /// An `endbr64` and as many bytes of pad as an [`Entry`] is looked for in.
     const MAX_ENTRY: usize = 32;
 
+    const SLOT: u64 = 32;
+
     /// 2 GiB, less the jump itself and what an instruction around a field of 32 bits takes.
     const REACH: u64 = (1 << 31) - 16;
 

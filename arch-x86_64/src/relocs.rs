@@ -4,8 +4,7 @@
 #![forbid(unsafe_code)]
 
 use crate::X86_64;
-use klp_core::addr::CodeAddr;
-use klp_core::port::{RelocError, Relocator, Support};
+use klp_core::port::{RelocError, Relocation, Relocator, Support};
 use object::elf;
 
 /// How a field holds its value. The names give its size in bits and how the processor extends it.
@@ -54,7 +53,8 @@ impl Relocator for X86_64 {
 
     /// The field must hold zero before: x86-64 keeps addends in the relocation entries, and a field that is not zero has been
     /// relocated already.
-    fn apply(kind: u32, place: CodeAddr, bytes: &mut [u8], symbol: u64, addend: i64) -> Result<(), RelocError> {
+    fn apply(reloc: &Relocation, bytes: &mut [u8]) -> Result<(), RelocError> {
+        let &Relocation { kind, place, symbol, addend, .. } = reloc;
         let (field, value, _) = describe(kind).ok_or(RelocError::Unsupported { kind })?;
         let value = match value {
             Value::Absolute => symbol.wrapping_add_signed(addend),
@@ -98,13 +98,14 @@ fn field_of(kind: u32, field: Field, bytes: &mut [u8]) -> Result<&mut [u8], Relo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use klp_core::addr::CodeAddr;
     use klp_core::conformance::relocator::{Known, check};
 
     const PLACE: u64 = 0x7f00_0000_1000;
 
     fn apply(kind: u32, symbol: u64, addend: i64) -> Result<[u8; 9], RelocError> {
         let mut bytes = [0, 0, 0, 0, 0, 0, 0, 0, 0x5a];
-        let result = X86_64::apply(kind, CodeAddr::new(PLACE), &mut bytes, symbol, addend);
+        let result = X86_64::apply(&Relocation::new(kind, CodeAddr::new(PLACE), symbol, addend), &mut bytes);
         if result.is_err() {
             assert_eq!(bytes, [0, 0, 0, 0, 0, 0, 0, 0, 0x5a]);
         }
@@ -164,7 +165,8 @@ mod tests {
     #[test]
     fn a_field_is_relocated_once() {
         let mut bytes = apply(elf::R_X86_64_PC32, PLACE + 8, 0).expect("in range");
-        let again = X86_64::apply(elf::R_X86_64_PC32, CodeAddr::new(PLACE), &mut bytes, PLACE + 9, 0);
+        let again = Relocation::new(elf::R_X86_64_PC32, CodeAddr::new(PLACE), PLACE + 9, 0);
+        let again = X86_64::apply(&again, &mut bytes);
         assert_eq!(again, Err(RelocError::BadPlace { kind: elf::R_X86_64_PC32 }));
         assert_eq!(bytes[0], 8);
     }

@@ -9,38 +9,28 @@ use crate::error::{Error, PatchReason};
 use crate::mem::{Name, OutOfMemory, try_push, try_vec};
 use crate::model::Object;
 pub use crate::model::reloc::{Detours, Field, KlpSymbol, Reloc};
-use crate::port::{Arch, Code, Fill, Platform, RelocError, Relocator, Support, Text};
+use crate::port::{Arch, Code, Fill, Platform, RelocError, Relocation, Relocator, Support, Text, Via};
 use crate::sympos;
 use alloc::vec::Vec;
 
-/// Where a relocation led in the end.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Via {
-    Direct,
-    Slot,
-    Veneer,
-}
-
-/// Relocates the field in `bytes` against `symbol`, through a detour if its type asks for one or the symbol is out of reach.
+/// Relocates the field in `bytes` against `symbol`, through a detour if its type asks for one or the symbol is out of reach; says
+/// where it leads.
 pub(crate) fn relocate<R: Relocator>(
     field: &Field,
     bytes: &mut [u8],
     symbol: u64,
     detours: Detours,
 ) -> Result<Via, RelocError> {
-    let &Field { at, kind, addend, .. } = field;
+    let &Field { at, kind, addend, around, .. } = field;
     let unsupported = RelocError::Unsupported { kind };
+    let mut apply =
+        |symbol, via| R::apply(&Relocation { kind, place: at, symbol, addend, via, around }, bytes).map(|()| via);
     match R::support(kind).ok_or(unsupported)? {
-        Support::None => R::apply(kind, at, bytes, symbol, addend).map(|()| Via::Direct),
-        Support::AddressSlot => {
-            let slot = detours.slot.ok_or(unsupported)?;
-            R::apply(kind, at, bytes, slot.get(), addend).map(|()| Via::Slot)
-        }
-        Support::Veneer => match (R::apply(kind, at, bytes, symbol, addend), detours.veneer) {
-            (Err(RelocError::OutOfRange { .. }), Some(veneer)) => {
-                R::apply(kind, at, bytes, veneer.get(), addend).map(|()| Via::Veneer)
-            }
-            (direct, _) => direct.map(|()| Via::Direct),
+        Support::None => apply(symbol, Via::Direct),
+        Support::AddressSlot => apply(detours.slot.ok_or(unsupported)?.get(), Via::Slot),
+        Support::Veneer => match (apply(symbol, Via::Direct), detours.veneer) {
+            (Err(RelocError::OutOfRange { .. }), Some(veneer)) => apply(veneer.get(), Via::Veneer),
+            (direct, _) => direct,
         },
     }
 }
@@ -96,7 +86,7 @@ fn plan<P: Platform>(
         })?;
     }
     if let Some(at) = used.slot {
-        try_push(writes, Write { at, bytes: slot(symbol)? })?;
+        try_push(writes, Write { at, bytes: slot::<P::Relocator>(symbol)? })?;
     }
     if let Some(at) = used.veneer {
         try_push(writes, Write { at, bytes: P::Arch::veneer(at, symbol) })?;
@@ -139,8 +129,10 @@ pub(crate) fn resolve<P: Platform>(platform: &P, patch: &str, symbol: &KlpSymbol
 }
 
 /// The contents of an address slot.
-pub(crate) fn slot(symbol: CodeAddr) -> Result<Code, Error> {
-    Code::from_slice(&symbol.get().to_le_bytes()).map_err(|()| Error::Bug("an address does not fit a slot"))
+pub(crate) fn slot<R: Relocator>(symbol: CodeAddr) -> Result<Code, Error> {
+    let symbol = symbol.get();
+    let bytes = if R::BIG_ENDIAN { symbol.to_be_bytes() } else { symbol.to_le_bytes() };
+    Code::from_slice(&bytes).map_err(|()| Error::Bug("an address does not fit a slot"))
 }
 
 /// Bytes that will be written.

@@ -6,7 +6,7 @@ use crate::host::errno::EINVAL;
 use crate::log::Errno;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::port::{
-    Arch, Code, Entry, Fill, Image, ImageLayout, Intruder, OutOfReach, Poke, RelocError, Relocator, Support, Text,
+    Arch, Code, Entry, Fill, Image, ImageLayout, Intruder, OutOfReach, Poke, RelocError, Relocation, Relocator, Support, Text,
 };
 
 /// No text that could be changed.
@@ -42,6 +42,7 @@ pub(crate) struct NoArch;
 
 impl Arch for NoArch {
     const MAX_ENTRY: usize = 0;
+    const SLOT: u64 = 16;
     const REACH: u64 = 0;
 
     fn entry(_bytes: &[u8]) -> Option<Entry> {
@@ -75,8 +76,8 @@ impl Relocator for NoRelocator {
         None
     }
 
-    fn apply(kind: u32, _place: CodeAddr, _bytes: &mut [u8], _symbol: u64, _addend: i64) -> Result<(), RelocError> {
-        Err(RelocError::Unsupported { kind })
+    fn apply(reloc: &Relocation, _bytes: &mut [u8]) -> Result<(), RelocError> {
+        Err(RelocError::Unsupported { kind: reloc.kind })
     }
 
     fn clear(kind: u32, _bytes: &mut [u8]) -> Result<(), RelocError> {

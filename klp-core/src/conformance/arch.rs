@@ -27,9 +27,16 @@ pub fn check<A: Arch>(entries: &[&[u8]], breakpoint: &[u8]) {
     for len in entries.iter().filter_map(|bytes| A::entry(bytes)).map(|entry| entry.len) {
         check_jump::<A>(len);
     }
-    check_long_way(|target| Some(A::thunk(AT, 0x1234, target)), "thunks to different stubs");
-    check_long_way(|target| Some(A::thunk(AT, target.get(), AT)), "thunks with different arguments");
-    check_long_way(|target| Some(A::veneer(AT, target)), "veneers to different targets");
+    assert!(A::SLOT.is_power_of_two(), "SLOT is {}", A::SLOT);
+    assert!(A::SLOT <= Code::new().capacity() as u64, "SLOT is {}, but code that long cannot be said", A::SLOT);
+    check_long_way(|target| Some(in_slot::<A>(A::thunk(AT, 0x1234, target))), "thunks to different stubs");
+    check_long_way(|target| Some(in_slot::<A>(A::thunk(AT, target.get(), AT))), "thunks with different arguments");
+    check_long_way(|target| Some(in_slot::<A>(A::veneer(AT, target))), "veneers to different targets");
+}
+
+fn in_slot<A: Arch>(code: Code) -> Code {
+    assert!(code.len() as u64 <= A::SLOT, "{code:x?} does not fit into SLOT");
+    code
 }
 
 fn check_entry<A: Arch>(bytes: &[u8], breakpoint: &[u8]) {

@@ -1,7 +1,7 @@
 //! The suite of [`Relocator`].
 
 use crate::addr::CodeAddr;
-use crate::port::{RelocError, Relocator};
+use crate::port::{RelocError, Relocation, Relocator};
 
 /// What a porter says of one relocation type that is supported.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +38,10 @@ pub fn check<R: Relocator>(known: &[Known], unknown: &[u32]) {
     for &kind in unknown {
         let mut bytes = BEFORE;
         assert_eq!(R::support(kind), None, "type {kind}");
-        assert_eq!(R::apply(kind, PLACE, &mut bytes, PLACE.get(), 0), Err(RelocError::Unsupported { kind }));
+        assert_eq!(
+            R::apply(&Relocation::new(kind, PLACE, PLACE.get(), 0), &mut bytes),
+            Err(RelocError::Unsupported { kind })
+        );
         assert_eq!(R::clear(kind, &mut bytes), Err(RelocError::Unsupported { kind }));
         assert_eq!(bytes, BEFORE, "type {kind} is refused and must not write");
     }
@@ -57,14 +60,14 @@ fn check_round_trip<R: Relocator>(known: &Known) {
     let mut changed = false;
     for distance in [0x10, 0x1000, 0x1230, 0x7ff0] {
         let mut bytes = clean;
-        R::apply(known.kind, PLACE, &mut bytes, PLACE.get() + distance, 0)
+        R::apply(&Relocation::new(known.kind, PLACE, PLACE.get() + distance, 0), &mut bytes)
             .unwrap_or_else(|error| panic!("apply, {distance:#x} bytes away: {error}"));
         changed |= bytes != clean;
         assert_eq!(bytes[known.len..], clean[known.len..], "{known:?}: apply wrote behind the field");
 
         // An addend is no more than a part of the value.
         let mut by_addend = clean;
-        R::apply(known.kind, PLACE, &mut by_addend, PLACE.get(), distance as i64)
+        R::apply(&Relocation::new(known.kind, PLACE, PLACE.get(), distance as i64), &mut by_addend)
             .unwrap_or_else(|error| panic!("apply, with {distance:#x} as the addend: {error}"));
         assert_eq!(by_addend, bytes, "{known:?}: symbol and addend are added up");
 
@@ -82,7 +85,11 @@ fn check_short_buffers<R: Relocator>(known: &Known) {
         let mut bytes = clean;
         let short = &mut bytes[..len];
         let refused = Err(RelocError::BadPlace { kind: known.kind });
-        assert_eq!(R::apply(known.kind, PLACE, short, PLACE.get() + 0x10, 0), refused, "{known:?}: {len} bytes");
+        assert_eq!(
+            R::apply(&Relocation::new(known.kind, PLACE, PLACE.get() + 0x10, 0), short),
+            refused,
+            "{known:?}: {len} bytes"
+        );
         assert_eq!(R::clear(known.kind, short), refused, "{known:?}: {len} bytes");
         assert_eq!(bytes, clean, "{known:?}: a refused relocation must not write");
     }
@@ -92,7 +99,7 @@ fn check_range<R: Relocator>(known: &Known) {
     let clean = cleared::<R>(known);
     for symbol in [PLACE.get() + (1 << 46), PLACE.get().wrapping_sub(1 << 46)] {
         let mut bytes = clean;
-        match R::apply(known.kind, PLACE, &mut bytes, symbol, 0) {
+        match R::apply(&Relocation::new(known.kind, PLACE, symbol, 0), &mut bytes) {
             Ok(()) => assert!(!known.limited, "{known:?}: {symbol:#x} is out of range"),
             Err(RelocError::OutOfRange { kind, .. }) => {
                 assert!(known.limited, "{known:?}: {symbol:#x} is in range");

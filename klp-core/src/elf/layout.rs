@@ -55,8 +55,8 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// Lays `view` out; a veneer takes `veneer_len` bytes.
-    pub(super) fn new<R: Relocator>(view: &View<'_>, veneer_len: u64) -> Result<Self, Refusal> {
+    /// Lays `view` out; a veneer takes `veneer` bytes, a power of two.
+    pub(super) fn new<R: Relocator>(view: &View<'_>, veneer: u64) -> Result<Self, Refusal> {
         let mut layout = Self {
             sections: none_for(view.sections().len())?,
             slots: none_for(view.symbols().len())?,
@@ -78,12 +78,12 @@ impl Layout {
                 layout.filled_data = layout.size.data;
             }
         }
-        layout.reserve_detours::<R>(view, veneer_len)?;
+        layout.reserve_detours::<R>(view, veneer)?;
         Ok(layout)
     }
 
     /// Slots and veneers for the symbols whose relocations may need them.
-    fn reserve_detours<R: Relocator>(&mut self, view: &View<'_>, veneer_len: u64) -> Result<(), Refusal> {
+    fn reserve_detours<R: Relocator>(&mut self, view: &View<'_>, veneer: u64) -> Result<(), Refusal> {
         for relas in view.sections() {
             if self.sections[relas.target()].is_none() {
                 continue;
@@ -95,7 +95,7 @@ impl Layout {
                         self.slots[rela.symbol] = Some(self.reserve(Part::Rodata, 8, 8)?);
                     }
                     Some(Support::Veneer) if outside && self.veneers[rela.symbol].is_none() => {
-                        self.veneers[rela.symbol] = Some(self.reserve(Part::Text, veneer_len, 16)?);
+                        self.veneers[rela.symbol] = Some(self.reserve(Part::Text, veneer, veneer)?);
                     }
                     _ => {}
                 }

@@ -9,8 +9,8 @@ use crate::addr::CodeAddr;
 use crate::error::{Error, PatchReason, SymbolFault};
 use crate::mem::{Name, try_push, try_vec};
 use crate::model::VMLINUX;
-use crate::port::{Arch, Fill, Image, Platform, Relocator, SymbolResolver, Text};
-use crate::relocs::{self, Detours, Field, KlpSymbol, Reloc, Via};
+use crate::port::{Arch, Around, Fill, Image, Platform, Relocator, SymbolResolver, Text, Via};
+use crate::relocs::{self, Detours, Field, KlpSymbol, Reloc};
 use alloc::vec::Vec;
 use object::elf;
 
@@ -27,6 +27,8 @@ pub(super) struct Linker<'a, 'v, P: Platform> {
     data: Vec<u8>,
     /// By symbol index, once they are known.
     values: Vec<Option<u64>>,
+    /// The base of the table of contents.
+    toc: Option<CodeAddr>,
 }
 
 /// The livepatch relocations that wait for one object.
@@ -56,11 +58,14 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             rodata: filled(layout.size.rodata, 0)?,
             data: filled(layout.filled_data, 0)?,
             values,
+            toc: None,
         };
         for (section, spot) in view.sections().iter().zip(&layout.sections) {
             if let (Some(spot), false) = (*spot, section.bytes.is_empty()) {
                 linker.bytes_at(spot, section.bytes.len())?.copy_from_slice(section.bytes);
             }
+            let toc = spot.and_then(|spot| P::Relocator::toc(section.name, spot.addr(&linker.image)));
+            linker.toc = linker.toc.or(toc);
         }
         Ok(linker)
     }
@@ -152,7 +157,15 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
     /// Relocates one field of the contents.
     fn bind(&mut self, object: &str, relas: &Section<'a>, spot: Spot, rela: Rela) -> Result<(), Error> {
         let section = &self.view.sections()[relas.target()];
-        let field = self.field(section, spot, rela)?;
+        let mut field = self.field(section, spot, rela)?;
+        let rela = if P::Relocator::completes(rela.kind) {
+            let first = self.completed(relas, rela)?;
+            field.around.pair = Some(spot.addr(&self.image).wrapping_add(first.offset));
+            field.addend = first.addend;
+            Rela { symbol: first.symbol, ..rela }
+        } else {
+            rela
+        };
         let value = self.value(rela.symbol)?;
         let detours = self.detours(rela.symbol);
         let spot = Spot { offset: spot.offset + rela.offset, ..spot };
@@ -165,6 +178,16 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             self.bytes_at(spot, veneer.len())?.copy_from_slice(&veneer);
         }
         Ok(())
+    }
+
+    /// The relocation of `relas` that `rela` completes.
+    fn completed(&self, relas: &Section<'a>, rela: Rela) -> Result<Rela, Error> {
+        let symbol = &self.view.symbols()[rela.symbol];
+        let here = symbol.home == Home::Section(relas.target());
+        let first = relas.relas().find(|first| first.offset == symbol.value && !P::Relocator::completes(first.kind));
+        first.filter(|_| here).ok_or_else(|| {
+            self.malformed("relocation completes none of its section", self.view.symbol_name(rela.symbol))
+        })
     }
 
     /// Turns the relocations of one section into [`Reloc`]s, one for each symbol.
@@ -210,6 +233,7 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             kind: rela.kind,
             addend: rela.addend,
             room: left.min(P::Relocator::MAX_LEN as u64) as u8,
+            around: Around { toc: self.toc, pair: None },
         })
     }
 
@@ -263,7 +287,7 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
     fn fill_slots(&mut self) -> Result<(), Error> {
         for index in 0..self.values.len() {
             if let (Some(value), Some(spot)) = (self.values[index], self.layout.slots[index]) {
-                let slot = relocs::slot(CodeAddr::new(value))?;
+                let slot = relocs::slot::<P::Relocator>(CodeAddr::new(value))?;
                 self.bytes_at(spot, slot.len())?.copy_from_slice(&slot);
             }
         }

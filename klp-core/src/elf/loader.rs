@@ -85,8 +85,7 @@ pub fn load<P: Platform>(platform: &P, file: &[u8], name: &str) -> Result<Loaded
         );
     }
     let objects = manifest::read::<P::Relocator>(&view, patch)?;
-    let veneer_len = P::Arch::veneer(CodeAddr::default(), CodeAddr::default()).len() as u64;
-    let layout = Layout::new::<P::Relocator>(&view, veneer_len).map_err(|refusal| refusal.of(patch))?;
+    let layout = Layout::new::<P::Relocator>(&view, P::Arch::SLOT).map_err(|refusal| refusal.of(patch))?;
     let memory = Memory::alloc(platform, patch, &layout, near(platform, &objects))?;
     let mut linker = Linker::new(platform, patch, &view, &layout, memory.image)?;
     let waiting = linker.link(&objects)?;

@@ -7,7 +7,7 @@ use crate::addr::CodeAddr;
 use crate::error::{Error, PatchReason};
 use crate::mem::{OutOfMemory, try_push, try_vec};
 use crate::model::VMLINUX;
-use crate::port::Relocator;
+use crate::port::{Relocation, Relocator};
 use alloc::vec::Vec;
 use object::elf;
 
@@ -194,5 +194,6 @@ impl<'a, 'v> Pointers<'a, 'v> {
 fn is_pointer<R: Relocator>(kind: u32) -> bool {
     const ADDR: u64 = 0x0123_4567_89ab_cdef;
     let mut field = [0; 8];
-    R::apply(kind, CodeAddr::new(0), &mut field, ADDR, 0).is_ok() && u64::from_le_bytes(field) == ADDR
+    let address = if R::BIG_ENDIAN { ADDR.to_be_bytes() } else { ADDR.to_le_bytes() };
+    R::apply(&Relocation::new(kind, CodeAddr::new(0), ADDR, 0), &mut field).is_ok() && field == address
 }

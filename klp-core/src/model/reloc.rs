@@ -2,6 +2,7 @@
 
 use crate::addr::CodeAddr;
 use crate::mem::Name;
+use crate::port::Around;
 use alloc::vec::Vec;
 
 /// A symbol of the patched system: `.klp.sym.OBJECT.NAME,POSITION`.
@@ -27,6 +28,8 @@ pub struct Field {
     /// How many bytes belong to the image from `at` on, at most
     /// [`Relocator::MAX_LEN`](crate::port::Relocator::MAX_LEN): the field does not tell its own size.
     pub room: u8,
+    /// What lies around it.
+    pub around: Around,
 }
 
 /// All references from one section of a patch to one symbol.

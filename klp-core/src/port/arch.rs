@@ -3,8 +3,8 @@
 use crate::addr::CodeAddr;
 use core::fmt;
 
-/// A short run of instructions.
-pub type Code = heapless::Vec<u8, 32>;
+/// A short run of instructions: a jump, a thunk, a veneer.
+pub type Code = heapless::Vec<u8, 64>;
 
 /// A patchable entry, as [`Arch::entry`] recognised it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -82,6 +82,7 @@ impl fmt::Display for OutOfReach {
 ///
 /// impl Arch for Toy {
 ///     const MAX_ENTRY: usize = 8;
+///     const SLOT: u64 = 16;
 ///     const REACH: u64 = 1 << 55;
 ///     fn entry(bytes: &[u8]) -> Option<Entry> {
 ///         (bytes.get(..8)? == &insn(b'N', 0)[..]).then_some(Entry { skip: 0, len: 8, resume: 8, split: false })
@@ -111,6 +112,10 @@ impl fmt::Display for OutOfReach {
 pub trait Arch: 'static {
     /// Most bytes that [`entry`](Arch::entry) wants to see.
     const MAX_ENTRY: usize;
+
+    /// Bytes that a thunk or a veneer takes at most, rounded up to what the start of each is to be aligned to: a power of two,
+    /// not more than a [`Code`] holds.
+    const SLOT: u64;
 
     /// How far, in bytes, a jump in an entry site reaches, either way.
     const REACH: u64;

@@ -22,6 +22,9 @@ use hashbrown::HashMap;
 ///   on at its answer with every argument of the patched function as it was.
 /// * [`synchronize`](EntryHost::synchronize) keeps the promise of [`Tracer::synchronize`].
 pub unsafe trait EntryHost: Sync {
+    /// The lock that the tracer keeps its sites in. It is only taken with the engine's lock held, and may sleep.
+    type Lock: lock_api::RawMutex + Sync;
+
     /// The address of the entry pad that the compiler recorded for the function in `func`.
     fn recorded_site(&self, func: TextRange) -> Option<CodeAddr>;
 
@@ -59,8 +62,6 @@ pub unsafe trait EntryHost: Sync {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct EntrySite(u32);
 
-/// Bytes of a thunk or veneer slot.
-const SLOT: u64 = 32;
 /// Slots that are asked for at least when a new arena is needed.
 const ARENA_SLOTS: u64 = 128;
 /// Bytes of an entry that are read at most.
@@ -71,10 +72,10 @@ const SHOWN: usize = 8;
 /// Routes entry pads: [`Route::Handler`] is a jump to a thunk near the site, [`Route::Direct`] a jump to the function, through
 /// a veneer if it is far.
 #[derive(Debug)]
-pub struct EntryTracer<A, T, H> {
+pub struct EntryTracer<A, T, H: EntryHost> {
     text: T,
     host: H,
-    state: spin::Mutex<State>,
+    state: lock_api::Mutex<H::Lock, State>,
     arch: PhantomData<fn() -> A>,
 }
 
@@ -145,12 +146,13 @@ struct Arena {
 }
 
 impl Arena {
-    fn new(image: Image) -> Result<Self, (Image, OutOfMemory)> {
-        let (start, len) = (image.text.start(), image.text.len() / SLOT);
+    /// Divides `image` into slots of `slot` bytes.
+    fn new(image: Image, slot: u64) -> Result<Self, (Image, OutOfMemory)> {
+        let (start, len) = (image.text.start(), image.text.len() / slot);
         match try_vec(usize::try_from(len).unwrap_or(usize::MAX)) {
             Ok(mut free) => {
                 // The first one is taken first.
-                free.extend((0..len).rev().map(|index| start.wrapping_add(index * SLOT)));
+                free.extend((0..len).rev().map(|index| start.wrapping_add(index * slot)));
                 Ok(Self { image, free, taken: 0 })
             }
             Err(error) => Err((image, error)),
@@ -182,7 +184,7 @@ struct Plan {
 impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
     /// A tracer on `text` and `host`, with no site yet.
     pub fn new(text: T, host: H) -> Self {
-        Self { text, host, state: spin::Mutex::new(State::default()), arch: PhantomData }
+        Self { text, host, state: lock_api::Mutex::new(State::default()), arch: PhantomData }
     }
 
     /// The host's text.
@@ -310,10 +312,10 @@ impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
             return Ok(slot);
         }
         let near = TextRange::new(site.at, site.entry.len.into()).ok_or(TracerError::NoSite)?;
-        let layout = ImageLayout { text: SLOT * hint.max(ARENA_SLOTS), ..ImageLayout::default() };
+        let layout = ImageLayout { text: A::SLOT * hint.max(ARENA_SLOTS), ..ImageLayout::default() };
         arenas.try_reserve(1).map_err(|_| TracerError::OutOfMemory)?;
         let image = self.text.alloc(near, A::REACH, layout).map_err(TracerError::Text)?;
-        let mut arena = Arena::new(image).map_err(|(image, error)| {
+        let mut arena = Arena::new(image, A::SLOT).map_err(|(image, error)| {
             // SAFETY: it was just made, and nothing leads into it.
             unsafe { self.text.free(image) };
             error

@@ -14,6 +14,52 @@ pub enum Support {
     Veneer,
 }
 
+/// Where a relocation leads.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Via {
+    /// To the symbol.
+    #[default]
+    Direct,
+    /// To a slot that holds the symbol's address.
+    Slot,
+    /// To a veneer that goes to the symbol.
+    Veneer,
+}
+
+/// What of the image a relocation may depend on besides its own field and symbol.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Around {
+    /// The base of the image's table of contents, if [`Relocator::toc`] knows one.
+    pub toc: Option<CodeAddr>,
+    /// The place of the relocation that this one completes ([`Relocator::completes`]).
+    pub pair: Option<CodeAddr>,
+}
+
+/// One relocation to be applied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Relocation {
+    /// The ELF relocation type.
+    pub kind: u32,
+    /// Where the field stands in the running system.
+    pub place: CodeAddr,
+    /// The address of the symbol, or of the slot or veneer that `via` speaks of.
+    pub symbol: u64,
+    /// The addend.
+    pub addend: i64,
+    /// What stands at `symbol`.
+    pub via: Via,
+    /// What lies around.
+    pub around: Around,
+}
+
+impl Relocation {
+    /// Of the field at `place`, straight to `symbol`, with nothing around.
+    #[must_use]
+    pub const fn new(kind: u32, place: CodeAddr, symbol: u64, addend: i64) -> Self {
+        Self { kind, place, symbol, addend, via: Via::Direct, around: Around { toc: None, pair: None } }
+    }
+}
+
 /// Why a relocation was refused. Nothing was written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -53,25 +99,85 @@ impl fmt::Display for RelocError {
 ///
 /// # For arch porters
 ///
-/// Implement it on a unit struct from the psABI's table of relocations. `klp_core::conformance::relocator` (feature `conformance`) is
-/// the test to call.
+/// Implement it on a unit struct from the psABI's table of relocations. `klp_core::conformance::relocator`
+/// (feature `conformance`) is the test to call.
+///
+/// ```
+/// use klp_core::port::{RelocError, Relocation, Relocator, Support};
+///
+/// /// A machine with two types: the symbol's address (1), and the distance from the table of
+/// /// contents to the symbol (2).
+/// struct Toy;
+///
+/// impl Toy {
+///     fn field(kind: u32, bytes: &mut [u8]) -> Result<&mut [u8; 8], RelocError> {
+///         Self::support(kind).ok_or(RelocError::Unsupported { kind })?;
+///         bytes.first_chunk_mut().ok_or(RelocError::BadPlace { kind })
+///     }
+/// }
+///
+/// impl Relocator for Toy {
+///     const MACHINE: u16 = 0xfeed;
+///     fn support(kind: u32) -> Option<Support> {
+///         matches!(kind, 1 | 2).then_some(Support::None)
+///     }
+///     fn toc(section: &str, at: klp_core::addr::CodeAddr) -> Option<klp_core::addr::CodeAddr> {
+///         (section == ".toc").then_some(at)
+///     }
+///     fn apply(reloc: &Relocation, bytes: &mut [u8]) -> Result<(), RelocError> {
+///         let field = Self::field(reloc.kind, bytes)?;
+///         let base = match (reloc.kind, reloc.around.toc) {
+///             (1, _) => 0,
+///             (_, Some(toc)) => toc.get(),
+///             (kind, None) => return Err(RelocError::BadPlace { kind }),
+///         };
+///         let value = reloc.symbol.wrapping_add_signed(reloc.addend).wrapping_sub(base);
+///         *field = value.to_le_bytes();
+///         Ok(())
+///     }
+///     fn clear(kind: u32, bytes: &mut [u8]) -> Result<(), RelocError> {
+///         *Self::field(kind, bytes)? = [0; 8];
+///         Ok(())
+///     }
+/// }
+/// # let mut bytes = [0; 8];
+/// # let reloc = Relocation::new(1, klp_core::addr::CodeAddr::new(0), 7, 1);
+/// # Toy::apply(&reloc, &mut bytes).unwrap();
+/// # assert_eq!(bytes, [8, 0, 0, 0, 0, 0, 0, 0]);
+/// ```
 pub trait Relocator: 'static {
     /// The `e_machine` of the objects that it relocates.
     const MACHINE: u16;
 
+    /// Whether its objects, and the addresses in their slots, have the most significant byte first.
+    const BIG_ENDIAN: bool = false;
+
     /// Most bytes that one relocation changes.
     const MAX_LEN: usize = 8;
+
+    /// The base of the table of contents, if the section called `section`, which stands at `at`, tells where that is (ppc64:
+    /// the value of register 2 in the image's functions).
+    fn toc(section: &str, at: CodeAddr) -> Option<CodeAddr> {
+        let _ = (section, at);
+        None
+    }
+
+    /// Whether relocations of type `kind` complete another one of the same section, whose place their symbol marks (RISC-V:
+    /// `R_RISCV_PCREL_LO12_I`). They are applied with symbol and addend of that one, and its place as [`Around::pair`].
+    fn completes(kind: u32) -> bool {
+        let _ = kind;
+        false
+    }
 
     /// What relocations of type `kind` need; `None` if the type is unknown.
     fn support(kind: u32) -> Option<Support>;
 
-    /// Relocates the field at the start of `bytes`, which stands at `place` in the running system, against a symbol (or slot, or
-    /// veneer) at `symbol`.
+    /// Relocates the field at the start of `bytes`.
     ///
     /// # Errors
     ///
     /// [`RelocError`]; `bytes` is as before.
-    fn apply(kind: u32, place: CodeAddr, bytes: &mut [u8], symbol: u64, addend: i64) -> Result<(), RelocError>;
+    fn apply(reloc: &Relocation, bytes: &mut [u8]) -> Result<(), RelocError>;
 
     /// Makes the field what the object file holds there (kernel: `clear_relocate_add`).
     ///

@@ -21,6 +21,48 @@ pub struct Symbol {
 ///
 /// Report what the tables hold, in their order and with local symbols: the core counts (`sympos`), so no port can get that
 /// wrong. `klp_core::conformance::symbol_resolver` (feature `conformance`) is the test to call.
+///
+/// A base image whose symbols are a table in the program:
+///
+/// ```
+/// use klp_core::addr::{CodeAddr, TextRange};
+/// use klp_core::model::VMLINUX;
+/// use klp_core::port::{PortError, PortErrorKind, Symbol, SymbolResolver};
+///
+/// struct Table(&'static [(&'static str, u64, u64)]);
+///
+/// #[derive(Debug)]
+/// enum Never {}
+/// # impl core::fmt::Display for Never {
+/// #     fn fmt(&self, _: &mut core::fmt::Formatter<'_>) -> core::fmt::Result { match *self {} }
+/// # }
+/// # impl PortError for Never {
+/// #     fn kind(&self) -> PortErrorKind { match *self {} }
+/// # }
+///
+/// impl SymbolResolver for Table {
+///     type Error = Never;
+///     fn is_loaded(&self, object: &str) -> bool {
+///         object == VMLINUX
+///     }
+///     fn symbols(&self, object: &str, name: &str, found: &mut dyn FnMut(Symbol)) -> Result<(), Never> {
+///         for (_, addr, len) in self.0.iter().filter(|row| self.is_loaded(object) && row.0 == name) {
+///             found(Symbol { addr: CodeAddr::new(*addr), len: *len });
+///         }
+///         Ok(())
+///     }
+///     fn exported(&self, name: &str) -> Option<CodeAddr> {
+///         self.0.iter().find(|row| row.0 == name).map(|row| CodeAddr::new(row.1))
+///     }
+///     fn function_at(&self, addr: CodeAddr) -> Option<TextRange> {
+///         let mut all = self.0.iter().filter_map(|row| TextRange::new(CodeAddr::new(row.1), row.2));
+///         all.find(|range| range.contains(addr))
+///     }
+/// }
+/// # let table = Table(&[("work", 0x1000, 0x20)]);
+/// # assert!(table.function_at(CodeAddr::new(0x101f)).is_some());
+/// # assert!(table.exported("other").is_none());
+/// ```
 pub trait SymbolResolver: Sync {
     /// What can go wrong.
     type Error: PortError;

@@ -66,6 +66,87 @@ pub struct Image {
 /// # For OS porters
 ///
 /// `klp_core::conformance::text` (feature `conformance`) is the test to call.
+///
+/// A machine with one core, which runs the engine and nothing else meanwhile, and memory that is readable, writable and
+/// executable, from address 0 on. So a change needs no protocol, but for the code between the instructions of a split pad:
+///
+/// ```
+/// use core::cell::RefCell;
+/// use klp_core::addr::{CodeAddr, TextRange};
+/// use klp_core::port::{Fill, Image, ImageLayout, Poke, PortError, PortErrorKind, Text};
+///
+/// struct Memory(RefCell<Vec<u8>>);
+/// # // SAFETY: one core.
+/// # unsafe impl Sync for Memory {}
+///
+/// #[derive(Debug)]
+/// struct Refused(PortErrorKind);
+/// # impl core::fmt::Display for Refused {
+/// #     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result { write!(f, "{:?}", self.0) }
+/// # }
+/// # impl PortError for Refused {
+/// #     fn kind(&self) -> PortErrorKind { self.0 }
+/// # }
+///
+/// fn range(at: CodeAddr, len: usize) -> core::ops::Range<usize> {
+///     at.get() as usize..at.get() as usize + len
+/// }
+///
+/// // SAFETY: nothing runs while it changes, and split pads are refused.
+/// unsafe impl Text for Memory {
+///     type Error = Refused;
+///     fn read(&self, at: CodeAddr, into: &mut [u8]) -> Result<(), Refused> {
+///         let memory = self.0.borrow();
+///         let bytes = memory.get(range(at, into.len())).ok_or(Refused(PortErrorKind::NotFound))?;
+///         into.copy_from_slice(bytes);
+///         Ok(())
+///     }
+///     fn poke(&self, batch: &[Poke<'_>]) -> Result<(), Refused> {
+///         let mut memory = self.0.borrow_mut();
+///         let free = |poke: &Poke<'_>| !poke.split && memory[range(poke.at, poke.old.len())] == *poke.old;
+///         if !batch.iter().all(free) {
+///             return Err(Refused(PortErrorKind::Held));
+///         }
+///         for poke in batch {
+///             memory[range(poke.at, poke.new.len())].copy_from_slice(poke.new);
+///         }
+///         Ok(())
+///     }
+///     fn alloc(&self, near: TextRange, reach: u64, layout: ImageLayout) -> Result<Image, Refused> {
+///         let mut memory = self.0.borrow_mut();
+///         let from = CodeAddr::new(memory.len() as u64);
+///         let end = memory.len() as u64 + layout.text + layout.rodata + layout.data;
+///         if end - near.start().get() > reach {
+///             return Err(Refused(PortErrorKind::NoMemoryInReach));
+///         }
+///         memory.resize(end as usize, 0);
+///         let part = |offset, len| TextRange::new(from.wrapping_add(offset), len);
+///         let parts = || -> Option<Image> {
+///             Some(Image {
+///                 text: part(0, layout.text)?,
+///                 rodata: part(layout.text, layout.rodata)?,
+///                 data: part(layout.text + layout.rodata, layout.data)?,
+///             })
+///         };
+///         parts().ok_or(Refused(PortErrorKind::NoMemoryInReach))
+///     }
+///     unsafe fn free(&self, _: Image) {} // a toy does not
+///     unsafe fn fill(&self, batch: &[Fill<'_>]) -> Result<(), Refused> {
+///         for fill in batch {
+///             self.0.borrow_mut()[range(fill.at, fill.bytes.len())].copy_from_slice(fill.bytes);
+///         }
+///         Ok(())
+///     }
+/// }
+/// # let memory = Memory(RefCell::new(vec![0; 64]));
+/// # let near = TextRange::new(CodeAddr::new(0), 64).unwrap();
+/// # let layout = ImageLayout { text: 32, rodata: 0, data: 8 };
+/// # let image = memory.alloc(near, 1 << 20, layout).unwrap();
+/// # assert_eq!(image.data.start(), CodeAddr::new(96));
+/// # let poke = Poke { at: image.text.start(), old: &[1], new: &[2], resume: image.text.start(), split: false,
+/// #     body: image.text.start() };
+/// # assert!(memory.poke(&[poke]).is_err());
+/// ```
 pub unsafe trait Text: Sync {
     /// What can go wrong.
     type Error: PortError;

@@ -53,6 +53,59 @@ pub struct Routing<S> {
 ///
 /// With entry pads and a [`Text`](super::Text), [`EntryTracer`](super::EntryTracer) is the implementation. A kernel with a tracer
 /// of its own (ftrace) implements this instead. `klp_core::conformance::tracer` (feature `conformance`) is the test.
+///
+/// A machine that calls functions by way of a table, so that routing is one store to it. All runs of the handler are on the
+/// one core that the engine runs on, too, so none is under way when it asks:
+///
+/// ```
+/// use core::sync::atomic::{AtomicU64, Ordering};
+/// use klp_core::addr::{CodeAddr, TextRange};
+/// use klp_core::port::{PortError, PortErrorKind, Route, Routing, Tracer};
+///
+/// /// What `call n` goes by: where the function is, and where calls of it go, or the handler's argument.
+/// struct Table(Vec<(CodeAddr, AtomicU64)>);
+///
+/// #[derive(Debug)]
+/// struct NoSite;
+/// # impl core::fmt::Display for NoSite {
+/// #     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result { f.write_str("no site") }
+/// # }
+/// # impl PortError for NoSite {
+/// #     fn kind(&self) -> PortErrorKind { PortErrorKind::NoSite }
+/// # }
+///
+/// const HANDLER: u64 = 1 << 63;
+///
+/// // SAFETY: a call reads the table once; there is one core.
+/// unsafe impl Tracer for Table {
+///     type Site = usize;
+///     type Error = NoSite;
+///     fn site_of(&self, func: TextRange) -> Result<usize, NoSite> {
+///         self.0.iter().position(|row| row.0 == func.start()).ok_or(NoSite)
+///     }
+///     fn original(&self, site: usize) -> CodeAddr {
+///         self.0[site].0
+///     }
+///     fn route(&self, batch: &[Routing<usize>]) -> Result<(), NoSite> {
+///         for routing in batch {
+///             let to = match routing.to {
+///                 Route::Original => self.original(routing.site).get(),
+///                 Route::Handler(arg) => HANDLER | arg.get(),
+///                 Route::Direct(to) => to.get(),
+///             };
+///             self.0[routing.site].1.store(to, Ordering::Release);
+///         }
+///         Ok(())
+///     }
+///     fn forget(&self, _: usize) {}
+///     fn synchronize(&self) {}
+/// }
+/// # let (old, new) = (CodeAddr::new(0x1000), CodeAddr::new(0x2000));
+/// # let table = Table(vec![(old, AtomicU64::new(old.get()))]);
+/// # let site = table.site_of(TextRange::new(old, 8).unwrap()).unwrap();
+/// # table.route(&[Routing { site, to: Route::Direct(new) }]).unwrap();
+/// # assert_eq!(table.0[0].1.load(Ordering::Relaxed), new.get());
+/// ```
 pub unsafe trait Tracer: Sync {
     /// A site: only [`site_of`](Tracer::site_of) makes one.
     type Site: Copy + Eq + core::hash::Hash + core::fmt::Debug + Send + Sync + 'static;

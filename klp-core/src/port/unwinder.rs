@@ -105,6 +105,46 @@ impl fmt::Display for Unreliable {
 /// # For arch porters
 ///
 /// `klp_core::conformance::unwinder` (feature `conformance`) is the test to call.
+///
+/// Stacks of a machine that keeps return addresses apart from everything else, the innermost one last, with zero at
+/// the outer end:
+///
+/// ```
+/// use core::ops::ControlFlow;
+/// use klp_core::addr::CodeAddr;
+/// use klp_core::port::{Doubt, Frame, FrameKind, Unreliable, Unwinder};
+///
+/// struct Stopped {
+///     pc: u64,
+///     returns: Vec<u64>,
+/// }
+///
+/// struct Toy;
+///
+/// // SAFETY: every return address is on that stack, and an `Ok` has seen the zero.
+/// unsafe impl Unwinder for Toy {
+///     type Context = Stopped;
+///     fn walk(
+///         &self,
+///         task: &Stopped,
+///         visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
+///     ) -> Result<(), Unreliable> {
+///         let mut frame = Frame { pc: CodeAddr::new(task.pc), kind: FrameKind::Interrupted };
+///         for pc in task.returns.iter().rev() {
+///             if visit(frame).is_break() || *pc == 0 {
+///                 return Ok(());
+///             }
+///             frame = Frame { pc: CodeAddr::new(*pc), kind: FrameKind::Call };
+///         }
+///         Err(Unreliable { at: frame.pc, why: Doubt::NoEnd })
+///     }
+/// }
+/// # let mut seen = 0;
+/// # let mut count = |_| { seen += 1; ControlFlow::Continue(()) };
+/// # assert_eq!(Toy.walk(&Stopped { pc: 8, returns: vec![0, 16] }, &mut count), Ok(()));
+/// # assert!(Toy.walk(&Stopped { pc: 8, returns: vec![16] }, &mut count).is_err());
+/// # assert_eq!(seen, 3);
+/// ```
 pub unsafe trait Unwinder: Sync {
     /// A stopped task.
     type Context: ?Sized;

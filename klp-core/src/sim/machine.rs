@@ -79,6 +79,7 @@ impl SimArch {
 
 impl Arch for SimArch {
     const MAX_ENTRY: usize = 8;
+    const SLOT: u64 = 16;
     const REACH: u64 = 1 << 20;
 
     fn entry(bytes: &[u8]) -> Option<Entry> {

@@ -338,6 +338,8 @@ pub struct SimEntries(pub(super) Arc<Shared>);
 // SAFETY: sites come from the functions as they were made; the code at the stub calls the handler (`Insn::Stub`) and goes
 // where it says; a run of the handler is one step of the simulation, so it has always ended when the engine runs.
 unsafe impl EntryHost for SimEntries {
+    type Lock = spin::Mutex<()>;
+
     fn recorded_site(&self, func: TextRange) -> Option<CodeAddr> {
         let _inside = self.0.enter("EntryHost::recorded_site").ok()?;
         let world = self.0.world();

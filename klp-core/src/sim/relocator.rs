@@ -1,7 +1,7 @@
 //! Relocations of the toy machine.
 
 use crate::addr::CodeAddr;
-use crate::port::{RelocError, Relocator, Support};
+use crate::port::{RelocError, Relocation, Relocator, Support};
 
 /// Eight bytes: the symbol's address plus the addend.
 pub const ABS64: u32 = 1;
@@ -40,7 +40,8 @@ impl Relocator for SimRelocator {
         }
     }
 
-    fn apply(kind: u32, place: CodeAddr, bytes: &mut [u8], symbol: u64, addend: i64) -> Result<(), RelocError> {
+    fn apply(reloc: &Relocation, bytes: &mut [u8]) -> Result<(), RelocError> {
+        let &Relocation { kind, place, symbol, addend, .. } = reloc;
         let field = Self::field(kind, bytes)?;
         if field.iter().any(|byte| *byte != 0) {
             return Err(RelocError::BadPlace { kind });

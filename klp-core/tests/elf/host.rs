@@ -9,8 +9,8 @@ use core::ops::ControlFlow;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::port::{
     Arch, CallC, Code, Entry, Fill, Frame, Image, ImageLayout, InTurn, Intruder, Moves, OutOfReach, Platform, Poke,
-    PortError, PortErrorKind, Progress, RelocError, Relocator, Routing, Stopper, Support, Symbol, SymbolResolver,
-    TaskId, TaskName, TaskSet, TaskState, Text, Tracer, Unreliable, Unwinder, Visitor,
+    PortError, PortErrorKind, Progress, RelocError, Relocation, Relocator, Routing, Stopper, Support, Symbol,
+    SymbolResolver, TaskId, TaskName, TaskSet, TaskState, Text, Tracer, Unreliable, Unwinder, Visitor,
 };
 use std::sync::Mutex;
 
@@ -25,6 +25,10 @@ pub(crate) const PC32: u32 = 2;
 pub(crate) const BRANCH32: u32 = 4;
 /// Distance to a slot that holds the address, 4 bytes.
 pub(crate) const SLOT32: u32 = 9;
+/// Eight bytes: the distance from the table of contents, which begins with the section `.toc`.
+pub(crate) const TOC64: u32 = 10;
+/// Eight bytes: the distance to the symbol from the field that its own symbol marks.
+pub(crate) const SECOND64: u32 = 11;
 
 /// A symbol for [`Host`].
 pub(crate) struct Known {
@@ -251,7 +255,7 @@ pub(crate) struct ToyRelocator;
 impl ToyRelocator {
     fn len(kind: u32) -> Result<usize, RelocError> {
         match kind {
-            ABS64 => Ok(8),
+            ABS64 | TOC64 | SECOND64 => Ok(8),
             PC32 | BRANCH32 | SLOT32 => Ok(4),
             _ => Err(RelocError::Unsupported { kind }),
         }
@@ -263,21 +267,36 @@ impl Relocator for ToyRelocator {
 
     fn support(kind: u32) -> Option<Support> {
         match kind {
-            ABS64 | PC32 => Some(Support::None),
+            ABS64 | PC32 | TOC64 | SECOND64 => Some(Support::None),
             BRANCH32 => Some(Support::Veneer),
             SLOT32 => Some(Support::AddressSlot),
             _ => None,
         }
     }
 
-    fn apply(kind: u32, place: CodeAddr, bytes: &mut [u8], symbol: u64, addend: i64) -> Result<(), RelocError> {
+    fn toc(section: &str, at: CodeAddr) -> Option<CodeAddr> {
+        (section == ".toc").then_some(at)
+    }
+
+    fn completes(kind: u32) -> bool {
+        kind == SECOND64
+    }
+
+    fn apply(reloc: &Relocation, bytes: &mut [u8]) -> Result<(), RelocError> {
+        let &Relocation { kind, place, symbol, addend, around, .. } = reloc;
         let field = bytes.get_mut(..Self::len(kind)?).ok_or(RelocError::BadPlace { kind })?;
         if field.iter().any(|&byte| byte != 0) {
             return Err(RelocError::BadPlace { kind });
         }
         let absolute = symbol.wrapping_add_signed(addend);
-        if kind == ABS64 {
-            field.copy_from_slice(&absolute.to_le_bytes());
+        let base = match kind {
+            ABS64 => Some(CodeAddr::new(0)),
+            TOC64 => Some(around.toc.ok_or(RelocError::BadPlace { kind })?),
+            SECOND64 => Some(around.pair.ok_or(RelocError::BadPlace { kind })?),
+            _ => None,
+        };
+        if let Some(base) = base {
+            field.copy_from_slice(&absolute.wrapping_sub(base.get()).to_le_bytes());
             return Ok(());
         }
         let value = absolute.wrapping_sub(place.get()) as i64;
@@ -297,6 +316,7 @@ pub(crate) struct ToyArch;
 
 impl Arch for ToyArch {
     const MAX_ENTRY: usize = 8;
+    const SLOT: u64 = 16;
     const REACH: u64 = 1 << 31;
 
     fn entry(_: &[u8]) -> Option<Entry> {

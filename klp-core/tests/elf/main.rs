@@ -2,6 +2,7 @@
 
 extern crate alloc;
 
+mod around;
 mod broken;
 mod callbacks;
 mod file;

@@ -6,7 +6,7 @@ use core::cell::Cell;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::mem::Name;
 use klp_core::model::{CallbackContext, Callbacks, Func, Object, Patch, Replace, VMLINUX};
-use klp_core::port::{Fill, ImageLayout, Platform, Text};
+use klp_core::port::{Around, Fill, ImageLayout, Platform, Text};
 use klp_core::relocs::{Detours, Field, KlpSymbol, Reloc};
 use klp_core::sim::machine::Insn;
 use klp_core::sim::relocator::{ABS64, NEAR32, SLOT32};
@@ -209,7 +209,7 @@ fn relocs(host: &SimOs, f: SimFunc, patch: &str, to: (&str, &str)) -> (TextRange
     host.adopt(patch, f, code);
     let data = |offset| image.data.start().wrapping_add(offset);
     let detours = Detours { slot: Some(data(0x20)), veneer: Some(image.text.start().wrapping_add(0x80)) };
-    let field = |offset, kind, room| Field { at: data(offset), kind, addend: 0, room };
+    let field = |offset, kind, room| Field { at: data(offset), kind, addend: 0, room, around: Around::default() };
     let fields = vec![field(0, ABS64, 8), field(8, NEAR32, 8), field(16, SLOT32, 4)];
     let symbol = KlpSymbol { object: name(to.0), name: name(to.1), pos: 0 };
     // SAFETY: fields and detours are in the image, which is never freed.

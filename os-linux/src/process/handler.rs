@@ -2,6 +2,7 @@
 
 use super::context::Interrupted;
 use super::entry;
+use super::lock::FutexLock;
 use super::notrace;
 use super::records::{self, Record, registry};
 use super::sites;
@@ -65,6 +66,8 @@ impl EntryPoints {
 // SAFETY: sites come from the sections in which compilers record them; the engine's own code is notrace; the stub calls `ops::handler` through the functions
 // above; `synchronize` waits for every run that has begun.
 unsafe impl EntryHost for EntryPoints {
+    type Lock = FutexLock;
+
     fn recorded_site(&self, func: TextRange) -> Option<CodeAddr> {
         sites::recorded(&self.space.objects, func)
     }
