@@ -5,11 +5,14 @@
 //! You supply a program whose functions have entry pads (GCC `-fpatchable-function-entry=16`, or
 //! `-pg -mfentry -mnop-mcount -mrecord-mcount -fno-pic`) and patch objects; [`process::Livepatch`] does the rest.
 //!
-//! Reading order, from bottom to top: `process/sys.rs` (system calls) → `lock.rs` → `records.rs` (what is known of each
-//! thread) → `scan.rs` → `stop.rs` (stopping threads) → `contexts.rs`, `ucontext.rs` (stacks that no thread runs on) → `objects.rs`, `elf_file.rs`, `patches.rs`, `unwind.rs`, `space.rs` (what
-//! is in memory) → `tasks.rs` (the port `TaskSet`) → `trap.rs`, `pads.rs`, `memory.rs`, `text.rs` (the port `Text`) → `shadow.rs`, `symbols.rs`,
-//! `sites.rs`, `notrace.rs` → `entry.rs`, `handler.rs` (the way of a redirected call) → `linker.rs`, `adopt.rs`, `library.rs` (shared libraries) → `fork.rs` →
-//! `mod.rs` (it all together).
+//! Reading order, from bottom to top: `process/sys.rs` (system calls) → `lock.rs` → `slots.rs`,
+//! `records.rs` (what is known of each context and thread) → `scan.rs` → `stop.rs` (stopping threads)
+//! → `contexts.rs`, `ucontext.rs` (stacks that no thread runs on) → `elf_file.rs`, `objects.rs`,
+//! `unwind.rs`, `patches.rs`, `space.rs` (what is in memory) → `entry.rs`, `tasks.rs` (the port
+//! `TaskSet`) → `trap.rs`, `pads.rs`, `memory.rs`, `text.rs` (the port `Text`) → `events.rs`,
+//! `shadow.rs`, `symbols.rs`, `sites.rs`, `notrace.rs` → `handler.rs` (the way of a redirected call)
+//! → `host.rs` (all ports together) → `libraries.rs`, `livepatch.rs` (the engine) → `linker.rs`,
+//! `adopt.rs`, `library.rs` (shared libraries) → `fork.rs` → `mod.rs` (it all together).
 //!
 //! # Entry pads that linkers drop
 //!

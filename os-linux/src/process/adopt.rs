@@ -16,40 +16,15 @@
 //! The dynamic linker's lock (held throughout a `dlopen`, constructors included) → [`Known`] → the engine's lock → the locks of
 //! [`Space`](super::space::Space). Constructors may call the engine therefore; callbacks of patches must not call the dynamic linker.
 
-use super::Livepatch;
 use super::error::{Error, LoadError};
-use super::fork;
-use super::library::Opened;
+use super::libraries::Known;
 use super::linker::Handle;
+use super::livepatch::Livepatch;
+use super::lock::give_way;
 use super::objects::Object;
 use alloc::sync::Arc;
 use klp_core::engine::PatchId;
 use klp_core::mem::Name;
-
-/// What is known of libraries that are opened, or about to be.
-#[derive(Default)]
-pub(crate) struct Known {
-    pub(super) opened: Vec<Opened>,
-    /// For each [`Visit`], the number of the first object that may have come by it.
-    visits: Vec<u64>,
-}
-
-impl Known {
-    /// Whether no thread is inside of the dynamic linker for the engine.
-    pub(crate) fn at_rest(&self) -> bool {
-        self.visits.is_empty()
-    }
-
-    /// After `fork`, in the child: other threads are gone.
-    pub(crate) fn reset_in_child(&mut self) {
-        self.visits.clear();
-    }
-
-    /// Objects with smaller numbers have not come by a visit under way.
-    fn settled(&self) -> u64 {
-        self.visits.iter().copied().min().unwrap_or(u64::MAX)
-    }
-}
 
 /// A thread is inside of the dynamic linker for the engine. `fork` waits for its end.
 pub(super) struct Visit {
@@ -71,7 +46,7 @@ impl Visit {
     }
 
     fn since(livepatch: &'static Livepatch, since: u64) -> Self {
-        fork::give_way();
+        give_way();
         livepatch.libraries.lock().visits.push(since);
         Self { livepatch, since }
     }

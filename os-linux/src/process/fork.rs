@@ -9,17 +9,17 @@
 //! This covers `fork(3)`. A child made with the bare system call must not call patched functions; one made by `vfork` or
 //! `posix_spawn` runs in the parent's memory for a moment, as the thread that made it.
 
-use super::Livepatch;
-use super::adopt::Known;
 use super::error::Error;
-use super::lock::{FutexLock, Mutex};
+use super::libraries::Known;
+use super::livepatch::Livepatch;
+use super::lock::{self, FutexLock, Mutex};
+use super::shadow::shadows;
 use super::sys::{Errno, gettid, nap};
-use super::{records, shadows, stop, trap};
+use super::{records, stop, trap};
 use core::cell::RefCell;
 use core::mem::ManuallyDrop;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
-use lock_api::{MutexGuard, RawMutex};
+use lock_api::MutexGuard;
 use std::os::fd::RawFd;
 
 thread_local! {
@@ -47,60 +47,13 @@ pub(crate) fn close_in_children(socket: RawFd) {
     PARENTS.lock().push(socket);
 }
 
-/// Has the functions below called at every `fork`.
+/// Has the functions below called at every `fork`. Once: they take locks.
 pub(crate) fn install() -> Result<(), Error> {
-    static DONE: AtomicBool = AtomicBool::new(false);
-    if DONE.swap(true, Ordering::Relaxed) {
-        return Ok(());
-    }
+    records::keep_in_children().map_err(Error::os("pthread_atfork"))?;
     // SAFETY: the functions take no arguments and stay for ever.
     match unsafe { libc::pthread_atfork(Some(prepare), Some(in_parent), Some(in_child)) } {
         0 => Ok(()),
-        errno => {
-            DONE.store(false, Ordering::Relaxed);
-            Err(Error::Os { call: "pthread_atfork", errno: Errno(errno) })
-        }
-    }
-}
-
-/// The engine's lock. Whoever asks for it gives way to a thread that is about to fork, which would wait for long behind one that
-/// asks again and again.
-pub struct EngineLock(FutexLock);
-
-/// The thread that waits for the engine's locks in order to fork; 0 if none does.
-static FORKER: AtomicU32 = AtomicU32::new(0);
-
-/// Waits for a moment if another thread wants to fork.
-pub(crate) fn give_way() {
-    /// How often others wait at most.
-    const NAPS: u32 = 100;
-    for _ in 0..NAPS {
-        match FORKER.load(Ordering::Relaxed) {
-            0 => break,
-            forker if forker == gettid() => break,
-            _ => nap(Duration::from_micros(50)),
-        }
-    }
-}
-
-// SAFETY: it is the lock inside.
-unsafe impl RawMutex for EngineLock {
-    #[allow(clippy::declare_interior_mutable_const, reason = "it is what the trait asks for")]
-    const INIT: Self = Self(FutexLock::INIT);
-    type GuardMarker = lock_api::GuardNoSend;
-
-    fn lock(&self) {
-        give_way();
-        self.0.lock();
-    }
-
-    fn try_lock(&self) -> bool {
-        self.0.try_lock()
-    }
-
-    unsafe fn unlock(&self) {
-        // SAFETY: the caller's promise.
-        unsafe { self.0.unlock() };
+        errno => Err(Error::Os { call: "pthread_atfork", errno: Errno(errno) }),
     }
 }
 
@@ -108,10 +61,10 @@ extern "C" fn prepare() {
     let Some(livepatch) = Livepatch::get() else { return };
     FROZEN.with(|slot| {
         // In the order of `adopt.rs`.
-        FORKER.store(gettid(), Ordering::Relaxed);
+        lock::set_forker(gettid());
         let known = known_at_rest(livepatch);
         let engine = livepatch.engine().freeze();
-        FORKER.store(0, Ordering::Relaxed);
+        lock::set_forker(0);
         // Callbacks of the engine take the lock of the variables.
         let shadows = shadows().freeze();
         let at_rest = Box::new((livepatch.space().freeze(), shadows, engine));
@@ -145,9 +98,6 @@ extern "C" fn in_child() {
     if let Some(livepatch) = Livepatch::get() {
         livepatch.space().stacks.reset_in_child();
     }
-    // SAFETY: this is the child's only thread, and it is not in the registry; what another one was changing there was its own
-    // record, or, under the engine's lock, which is held here, anything else.
-    unsafe { records::reset_in_child() };
     if let Some(mut frozen) = FROZEN.with(|slot| slot.borrow_mut().take()) {
         frozen.known.reset_in_child();
         for socket in frozen.sockets.drain(..) {

@@ -1,9 +1,10 @@
 //! Shared libraries that are opened through the engine: the modules of a process.
 
-use super::Livepatch;
 use super::adopt::Visit;
 use super::error::LoadError;
+use super::libraries::Opened;
 use super::linker::Handle;
+use super::livepatch::Livepatch;
 use super::objects::Object;
 use alloc::sync::Arc;
 use core::ffi::{CStr, c_void};
@@ -17,14 +18,6 @@ use std::path::Path;
 pub struct Library {
     livepatch: &'static Livepatch,
     handle: Handle,
-}
-
-/// A library, and how many [`Library`]s it is opened by.
-pub(super) struct Opened {
-    handle: usize,
-    users: usize,
-    /// The object that is alive for as long as they are; none if it was alive before.
-    object: Option<Arc<Object>>,
 }
 
 impl Livepatch {

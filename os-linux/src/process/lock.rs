@@ -3,9 +3,11 @@
 //! A lock that keeps a table of waiting threads somewhere else would not do: another thread may be at work on that table while
 //! the process forks.
 
-use super::sys::{SignalsBlocked, futex_wait, futex_wake};
+use super::sys::{SignalsBlocked, futex_wait, futex_wake, gettid, nap};
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU32, Ordering};
+use core::time::Duration;
+use lock_api::RawMutex;
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
@@ -15,7 +17,7 @@ const WANTED: u32 = 2;
 pub struct FutexLock(AtomicU32);
 
 // SAFETY: `HELD` or `WANTED` are set by the one thread that found `FREE`, and stay until it unlocks.
-unsafe impl lock_api::RawMutex for FutexLock {
+unsafe impl RawMutex for FutexLock {
     #[allow(clippy::declare_interior_mutable_const, reason = "it is what the trait asks for")]
     const INIT: Self = Self(AtomicU32::new(FREE));
     type GuardMarker = lock_api::GuardNoSend;
@@ -41,6 +43,52 @@ unsafe impl lock_api::RawMutex for FutexLock {
 
 /// A value behind a [`FutexLock`].
 pub(crate) type Mutex<T> = lock_api::Mutex<FutexLock, T>;
+
+/// The engine's lock. Whoever asks for it gives way to a thread that is about to fork, which would wait for long behind one that
+/// asks again and again.
+pub struct EngineLock(FutexLock);
+
+/// The thread that waits for the engine's locks in order to fork; 0 if none does.
+static FORKER: AtomicU32 = AtomicU32::new(0);
+
+/// From here on, the thread `tid` waits for the engine's locks in order to fork; 0: none does.
+pub(crate) fn set_forker(tid: u32) {
+    FORKER.store(tid, Ordering::Relaxed);
+}
+
+/// Waits for a moment if another thread wants to fork.
+pub(crate) fn give_way() {
+    /// How often others wait at most.
+    const NAPS: u32 = 100;
+    for _ in 0..NAPS {
+        match FORKER.load(Ordering::Relaxed) {
+            0 => break,
+            forker if forker == gettid() => break,
+            _ => nap(Duration::from_micros(50)),
+        }
+    }
+}
+
+// SAFETY: it is the lock inside.
+unsafe impl RawMutex for EngineLock {
+    #[allow(clippy::declare_interior_mutable_const, reason = "it is what the trait asks for")]
+    const INIT: Self = Self(FutexLock::INIT);
+    type GuardMarker = lock_api::GuardNoSend;
+
+    fn lock(&self) {
+        give_way();
+        self.0.lock();
+    }
+
+    fn try_lock(&self) -> bool {
+        self.0.try_lock()
+    }
+
+    unsafe fn unlock(&self) {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.unlock() };
+    }
+}
 
 /// A lock that may be taken in a signal handler and in an entry handler.
 ///

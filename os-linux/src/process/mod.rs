@@ -39,10 +39,14 @@ mod contexts;
 mod elf_file;
 mod entry;
 mod error;
+mod events;
 mod fork;
 mod handler;
+mod host;
+mod libraries;
 mod library;
 mod linker;
+mod livepatch;
 mod lock;
 mod memory;
 mod notrace;
@@ -53,6 +57,7 @@ mod records;
 mod scan;
 mod shadow;
 mod sites;
+mod slots;
 mod space;
 mod stop;
 mod symbols;
@@ -68,10 +73,12 @@ pub(crate) use fork::close_in_children;
 
 pub use contexts::{Context, Contexts};
 pub use error::{Error, LoadError, Silence};
-pub use fork::EngineLock;
+pub use events::EventSink;
 pub use handler::EntryPoints;
+pub use host::Process;
 pub use library::Library;
-pub use lock::FutexLock;
+pub use livepatch::Livepatch;
+pub use lock::{EngineLock, FutexLock};
 pub use shadow::shadows;
 pub use symbols::Symbols;
 pub use sys::Errno;
@@ -80,23 +87,16 @@ pub use text::ProcessText;
 pub use ucontext::Unregistered;
 pub use unwind::Stacks;
 
-use adopt::Known;
 use alloc::sync::Arc;
 use core::fmt;
 use core::time::Duration;
-use klp_arch_x86_64::X86_64;
 use klp_core::addr::CodeAddr;
 use klp_core::elf;
-use klp_core::engine::{Engine, PatchId, Poll, Preflight};
-use klp_core::event::Event;
+use klp_core::engine::{PatchId, Poll, Preflight};
 use klp_core::port::{EntryTracer, Platform};
 use space::Space;
 use std::path::Path;
-use std::sync::OnceLock;
 use std::time::Instant;
-
-/// Takes the engine's log.
-pub type EventSink = Box<dyn Fn(&Event<'_>) + Send + Sync>;
 
 /// How a process wants its engine.
 pub struct Options {
@@ -122,69 +122,6 @@ impl fmt::Debug for Options {
             .finish_non_exhaustive()
     }
 }
-
-/// This process as a host of the engine.
-pub struct Process {
-    tracer: EntryTracer<X86_64, ProcessText, EntryPoints>,
-    tasks: Tasks,
-    symbols: Symbols,
-    space: Arc<Space>,
-    events: Option<EventSink>,
-}
-
-impl Platform for Process {
-    type Lock = EngineLock;
-    type Tracer = EntryTracer<X86_64, ProcessText, EntryPoints>;
-    type Unwinder = Stacks;
-    type Tasks = Tasks;
-    type Symbols = Symbols;
-    type Text = ProcessText;
-    type Arch = X86_64;
-    type Relocator = X86_64;
-
-    fn tracer(&self) -> &Self::Tracer {
-        &self.tracer
-    }
-
-    fn unwinder(&self) -> &Stacks {
-        &self.space.stacks
-    }
-
-    fn tasks(&self) -> &Tasks {
-        &self.tasks
-    }
-
-    fn symbols(&self) -> &Symbols {
-        &self.symbols
-    }
-
-    fn text(&self) -> &ProcessText {
-        self.tracer.text()
-    }
-
-    fn self_switch(&self) -> Option<&dyn klp_core::port::SelfSwitch> {
-        Some(&self.tasks)
-    }
-
-    /// The calling thread's id.
-    fn caller(&self) -> u64 {
-        sys::gettid().into()
-    }
-
-    fn event(&self, event: &Event<'_>) {
-        if let Some(sink) = &self.events {
-            sink(event);
-        }
-    }
-}
-
-/// The livepatch engine of this process. There is one.
-pub struct Livepatch {
-    engine: Engine<Process>,
-    libraries: lock::Mutex<Known>,
-}
-
-static LIVEPATCH: OnceLock<Livepatch> = OnceLock::new();
 
 impl Livepatch {
     /// Makes this process one that can be patched. Nothing is patched yet, and no thread notices.
@@ -213,19 +150,11 @@ impl Livepatch {
             tasks: Tasks::new(Arc::clone(&space)),
             symbols: Symbols::new(Arc::clone(&space)),
             space,
-            events: options.events,
         };
-        Ok(LIVEPATCH.get_or_init(|| Self { engine: Engine::new(process), libraries: lock::Mutex::default() }))
-    }
-
-    /// The engine, once [`init`](Self::init) has made it.
-    pub fn get() -> Option<&'static Self> {
-        LIVEPATCH.get()
-    }
-
-    /// The engine itself: status, blockers, reversal, force, and patches made in Rust.
-    pub fn engine(&self) -> &Engine<Process> {
-        &self.engine
+        if let Some(sink) = options.events {
+            events::send_to(sink);
+        }
+        Ok(Self::new(process))
     }
 
     /// Loads the patch object in the file at `path`, and makes it known to the engine; nothing is patched yet. The file's name
@@ -266,7 +195,7 @@ impl Livepatch {
     ///
     /// # Errors
     ///
-    /// Those of [`Engine::remove`]; the patch stays then.
+    /// Those of [`Engine::remove`](klp_core::Engine::remove); the patch stays then.
     pub fn unload(&self, patch: PatchId) -> Result<(), klp_core::Error> {
         let patch = self.engine.remove(patch)?;
         if let Some(code) = patch.code() {
@@ -282,7 +211,7 @@ impl Livepatch {
         }
     }
 
-    /// Checks whether a patch could be enabled; see [`Engine::preflight`]. Libraries that it names are [adopted](Self::adopt) first.
+    /// Checks whether a patch could be enabled; see [`Engine::preflight`](klp_core::Engine::preflight). Libraries that it names are [adopted](Self::adopt) first.
     ///
     /// # Errors
     ///
@@ -298,7 +227,7 @@ impl Livepatch {
         Ok(report)
     }
 
-    /// Starts to enable a patch; see [`Engine::enable`], which knows nothing of libraries that were loaded behind the engine's back:
+    /// Starts to enable a patch; see [`Engine::enable`](klp_core::Engine::enable), which knows nothing of libraries that were loaded behind the engine's back:
     /// this [adopts](Self::adopt) those that the patch names first.
     ///
     /// # Errors
@@ -308,7 +237,7 @@ impl Livepatch {
         self.enable_all(&[patch])
     }
 
-    /// Starts to disable a patch; see [`Engine::disable`].
+    /// Starts to disable a patch; see [`Engine::disable`](klp_core::Engine::disable).
     ///
     /// # Errors
     ///
@@ -317,7 +246,7 @@ impl Livepatch {
         self.engine.disable(patch)
     }
 
-    /// Starts to enable several patches as one; see [`Engine::enable_all`] and [`enable`](Self::enable).
+    /// Starts to enable several patches as one; see [`Engine::enable_all`](klp_core::Engine::enable_all) and [`enable`](Self::enable).
     ///
     /// # Errors
     ///
@@ -327,7 +256,7 @@ impl Livepatch {
         self.engine.enable_all(patches)
     }
 
-    /// Starts to disable several patches as one; see [`Engine::disable_all`].
+    /// Starts to disable several patches as one; see [`Engine::disable_all`](klp_core::Engine::disable_all).
     ///
     /// # Errors
     ///
@@ -358,15 +287,5 @@ impl Livepatch {
     /// How many threads were switched, and by which way.
     pub fn ways(&self) -> Ways {
         self.engine.host().tasks.ways()
-    }
-
-    fn space(&self) -> &Space {
-        &self.engine.host().space
-    }
-}
-
-impl fmt::Debug for Livepatch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Livepatch").finish_non_exhaustive()
     }
 }

@@ -1,6 +1,6 @@
 //! The objects of the process: the executable, shared libraries, the vdso.
 
-use super::elf_file::ElfFile;
+use super::elf_file::{ElfFile, build_id};
 use super::error::Error;
 use super::lock::Mutex;
 use alloc::sync::Arc;
@@ -331,21 +331,6 @@ fn dl_object(first: bool, path: &Path, bias: u64, headers: &[libc::Elf64_Phdr]) 
     }
 }
 
-/// The build-id in a sequence of ELF notes.
-pub(crate) fn build_id(mut notes: &[u8]) -> Option<&[u8]> {
-    const NT_GNU_BUILD_ID: u32 = 3;
-    let word = |bytes: &[u8], at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-    let align = |len: u32| usize::try_from(len).ok()?.checked_next_multiple_of(4);
-    loop {
-        let (name_len, len, kind) = (word(notes, 0)?, word(notes, 4)?, word(notes, 8)?);
-        let begin = 12 + align(name_len)?;
-        if kind == NT_GNU_BUILD_ID && notes.get(12..16)? == b"GNU\0" {
-            return notes.get(begin..begin + usize::try_from(len).ok()?);
-        }
-        notes = notes.get(begin.checked_add(align(len)?)?..)?;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -374,22 +359,5 @@ mod tests {
         libc_at.set_alive();
         assert!(objects.named("libc").is_some());
         assert!(objects.named("no_such_object").is_none());
-    }
-
-    #[test]
-    fn a_build_id_is_found_behind_other_notes() {
-        let mut notes = Vec::new();
-        for (name, kind, data) in [(&b"abcde\0\0\0"[..], 3_u32, &b"1234"[..]), (b"GNU\0", 3, b"id!!")] {
-            let name_len = if name.len() == 8 { 6 } else { 4_u32 };
-            notes.extend_from_slice(&name_len.to_le_bytes());
-            notes.extend_from_slice(&4_u32.to_le_bytes());
-            notes.extend_from_slice(&kind.to_le_bytes());
-            notes.extend_from_slice(name);
-            notes.extend_from_slice(data);
-        }
-        assert_eq!(build_id(&notes), Some(&b"id!!"[..]));
-        for len in 0..notes.len() {
-            assert_eq!(build_id(&notes[..len]), None);
-        }
     }
 }

@@ -4,9 +4,9 @@
 //! on its behalf; there is never more than one per thread id. Records live in chunks that are never unmapped. All but the
 //! fields of a record change under one [`SignalLock`], so that a signal or entry handler may join at any time.
 
-use super::contexts::{Pool, Slot};
 use super::lock::{Guard, SignalLock};
-use super::sys::{KeepErrno, gettid, map_zeroed, nap, thread_exists};
+use super::slots::{Pool, Slot};
+use super::sys::{Errno, KeepErrno, gettid, map_zeroed, nap, thread_exists};
 use core::cell::Cell;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicI8, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering, compiler_fence};
@@ -256,13 +256,27 @@ pub(crate) fn registry() -> Guard<'static, Registry> {
     REGISTRY.lock()
 }
 
-/// After `fork`, in the child: makes the registry whole again. The calling thread keeps its record, under its new id.
-///
-/// # Safety
-///
-/// The calling thread is the only one, and does not hold the registry. Nobody was changing what is not a record.
-pub(crate) unsafe fn reset_in_child() {
-    // SAFETY: the caller's promise; records of threads that are gone are made new.
+/// Has the registry made whole again in every child of `fork`: the calling thread keeps its record,
+/// under its new id.
+pub(crate) fn keep_in_children() -> Result<(), Errno> {
+    static DONE: AtomicBool = AtomicBool::new(false);
+    if DONE.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
+    // SAFETY: the function takes no arguments and stays for ever.
+    match unsafe { libc::pthread_atfork(None, None, Some(in_child)) } {
+        0 => Ok(()),
+        errno => {
+            DONE.store(false, Ordering::Relaxed);
+            Err(Errno(errno))
+        }
+    }
+}
+
+extern "C" fn in_child() {
+    // SAFETY: this is the child's only thread, and it is not in the registry; what another one was
+    // changing there was its own record, or, under the engine's lock, which was held during the
+    // fork (see `fork.rs`), anything else.
     unsafe { REGISTRY.reset_in_child() };
     registry().keep_only_caller();
 }

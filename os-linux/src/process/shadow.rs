@@ -1,11 +1,10 @@
 //! The shadow variables of the process, for patches in Rust and in C (kernel: `kernel/livepatch/shadow.c`).
 
-use super::Livepatch;
+use super::events;
 use super::lock::FutexLock;
 use core::ffi::{c_uint, c_ulong, c_void};
 use core::ptr::{self, NonNull};
 use klp_core::addr::CodeAddr;
-use klp_core::port::Platform;
 use klp_core::shadow::{ShadowError, ShadowTable, c};
 
 static SHADOWS: ShadowTable<FutexLock> = ShadowTable::new();
@@ -84,8 +83,8 @@ fn answer(made: Result<NonNull<u8>, ShadowError>) -> *mut c_void {
     match made {
         Ok(data) => data.as_ptr().cast(),
         Err(error) => {
-            if let (Some(livepatch), Some(event)) = (Livepatch::get(), error.event()) {
-                livepatch.engine().host().event(&event);
+            if let Some(event) = error.event() {
+                events::write(&event);
             }
             ptr::null_mut()
         }

@@ -1,6 +1,7 @@
 //! What C programs call: the functions of `<klp/context.h>`.
 
-use super::{Context, Slot, enter, free, leave, misused};
+use super::{Context, enter, free, leave, misused};
+use crate::process::slots::Slot;
 use core::ffi::{CStr, c_char, c_void};
 use core::ptr;
 

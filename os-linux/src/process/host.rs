@@ -1,0 +1,66 @@
+//! This process as the engine sees it: all ports together.
+
+use super::handler::EntryPoints;
+use super::lock::EngineLock;
+use super::space::Space;
+use super::symbols::Symbols;
+use super::tasks::Tasks;
+use super::text::ProcessText;
+use super::unwind::Stacks;
+use super::{events, sys};
+use alloc::sync::Arc;
+use klp_arch_x86_64::X86_64;
+use klp_core::event::Event;
+use klp_core::port::{EntryTracer, Platform, SelfSwitch};
+
+/// This process as a host of the engine.
+pub struct Process {
+    pub(super) tracer: EntryTracer<X86_64, ProcessText, EntryPoints>,
+    pub(super) tasks: Tasks,
+    pub(super) symbols: Symbols,
+    pub(super) space: Arc<Space>,
+}
+
+impl Platform for Process {
+    type Lock = EngineLock;
+    type Tracer = EntryTracer<X86_64, ProcessText, EntryPoints>;
+    type Unwinder = Stacks;
+    type Tasks = Tasks;
+    type Symbols = Symbols;
+    type Text = ProcessText;
+    type Arch = X86_64;
+    type Relocator = X86_64;
+
+    fn tracer(&self) -> &Self::Tracer {
+        &self.tracer
+    }
+
+    fn unwinder(&self) -> &Stacks {
+        &self.space.stacks
+    }
+
+    fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
+    fn symbols(&self) -> &Symbols {
+        &self.symbols
+    }
+
+    fn text(&self) -> &ProcessText {
+        self.tracer.text()
+    }
+
+    fn self_switch(&self) -> Option<&dyn SelfSwitch> {
+        Some(&self.tasks)
+    }
+
+    /// The calling thread's id.
+    fn caller(&self) -> u64 {
+        sys::gettid().into()
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        events::write(event);
+    }
+}
