@@ -2,7 +2,7 @@
 
 use crate::addr::TextRange;
 use crate::mem::try_box;
-use crate::ops::{Nodes, Ops, Synchronized};
+use crate::ops::{Nodes, Ops, Writer};
 use crate::port::{PortError, PortErrorKind, Route, Routing, Tracer};
 use alloc::vec::Vec;
 
@@ -63,6 +63,7 @@ struct Run<'a, T: Tracer> {
     sites: Vec<T::Site>,
     built: Vec<Vec<u8>>,
     ops: Vec<&'static Ops>,
+    writer: Writer,
 }
 
 impl<'a, T: Tracer> Run<'a, T> {
@@ -78,7 +79,9 @@ impl<'a, T: Tracer> Run<'a, T> {
         }
         let new_ops = |site: &T::Site| Ops::leak(try_box(Ops::new(tracer.original(*site))).expect("memory"));
         let built = bench.funcs.iter().map(|(old, _)| (bench.bytes)(*old)).collect();
-        Self { bench, ops: sites.iter().map(new_ops).collect(), sites, built }
+        // SAFETY: the stacks and nodes are the suite's own, and so is the tracer while it runs.
+        let writer = unsafe { Writer::new() };
+        Self { bench, ops: sites.iter().map(new_ops).collect(), sites, built, writer }
     }
 
     fn batch(&self, to: impl Fn(usize) -> Route) -> Vec<Routing<T::Site>> {
@@ -113,13 +116,13 @@ impl<'a, T: Tracer> Run<'a, T> {
     }
 
     /// From every route to every other one.
-    fn each_route(&self) {
+    fn each_route(&mut self) {
         let original = |_: usize| Route::Original;
         // The handler with an empty stack answers as if nothing were routed; it is asked nevertheless.
         self.route(&self.batch(|index| self.handler(index)));
         self.expect(false, "by a handler that knows of no replacement");
         let mut nodes = Nodes::new(self.bench.funcs.iter().map(|(_, new)| *new)).expect("memory");
-        (0..self.ops.len()).for_each(|index| self.ops[index].stack().push(&mut nodes, index));
+        (0..self.ops.len()).for_each(|index| self.ops[index].stack().push(&mut self.writer, &mut nodes, index));
         self.expect(true, "by a handler that knows a replacement");
         self.route(&self.batch(|index| self.direct(index)));
         self.expect(true, "by a direct jump");
@@ -132,8 +135,8 @@ impl<'a, T: Tracer> Run<'a, T> {
         self.route(&self.batch(original));
         self.route(&self.batch(original));
         self.as_built("after routing twice to the original");
-        (0..self.ops.len()).for_each(|index| self.ops[index].stack().remove(&mut nodes, index));
-        nodes.free(&Synchronized::with(self.bench.tracer));
+        (0..self.ops.len()).for_each(|index| self.ops[index].stack().remove(&mut self.writer, &mut nodes, index));
+        nodes.release(&self.writer.synchronize(self.bench.tracer));
     }
 
     fn one_of_a_batch(&self) {

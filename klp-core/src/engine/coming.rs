@@ -6,7 +6,6 @@ use super::{Engine, Inner};
 use crate::error::Error;
 use crate::event::Event;
 use crate::mem::OutOfMemory;
-use crate::ops::Synchronized;
 use crate::port::Platform;
 use crate::relocs;
 
@@ -112,8 +111,8 @@ impl<P: Platform> Inner<P> {
         let fresh =
             record.nops.iter_mut().skip(nops).chain(object.and_then(|object| record.objects[object].bound.as_mut()));
         for bound in fresh {
-            bound.set_transition(moves);
-            bound.push();
+            bound.set_transition(&mut self.sites.writer, moves);
+            bound.push(&mut self.sites.writer);
         }
         let record = &self.patches[index];
         let fresh = record.nops[nops..].iter().chain(object.and_then(|object| record.objects[object].bound.as_ref()));
@@ -130,7 +129,7 @@ impl<P: Platform> Inner<P> {
         }
         let affected = self.affected(host)?;
         match &mut self.transition {
-            Some(transition) => transition.running.extend(host, affected),
+            Some(transition) => transition.running.extend(host, &mut self.sites.writer, affected),
             None => Ok(()),
         }
     }
@@ -167,20 +166,21 @@ impl<P: Platform> Inner<P> {
     /// Takes the functions of one object off their stacks, for good.
     fn unpatch_object(&mut self, host: &P, index: usize, object: usize) {
         let Some(mut bound) = self.patches[index].objects[object].bound.take() else { return };
-        bound.remove();
+        bound.remove(&mut self.sites.writer);
         for nops in self.patches.iter_mut().flat_map(|record| &mut record.nops) {
-            nops.forget_those_of(&mut bound);
+            nops.forget_those_of(&mut self.sites.writer, &mut bound);
         }
         let patch = self.patches[index].patch.name();
         if self.sites.reroute(host.tracer(), bound.sites()).is_err() {
             self.sites.leave_unsettled();
             host.event(&Event::NotSettled { patch });
         }
-        let proof = Synchronized::with(host.tracer());
-        bound.free(&proof);
+        let proof = self.sites.writer.synchronize(host.tracer());
+        bound.release(&proof);
         for nops in self.patches.iter_mut().map(|record| &mut record.nops) {
+            nops.iter_mut().for_each(|bound| bound.release(&proof));
             while let Some(index) = nops.iter().position(Bound::is_empty) {
-                nops.swap_remove(index).free(&proof);
+                nops.swap_remove(index);
             }
         }
     }

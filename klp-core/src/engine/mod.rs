@@ -24,7 +24,7 @@ pub use status::PatchStatus;
 use crate::error::{ApiMisuse, Error};
 use crate::mem::try_vec;
 use crate::model::Patch;
-use crate::ops::Synchronized;
+use crate::ops::{Synchronized, Writer};
 use crate::port::Platform;
 use crate::relocs;
 use crate::transition::Running;
@@ -99,8 +99,11 @@ struct Record<P: Platform> {
 
 impl<P: Platform> Engine<P> {
     /// An engine on `host` that knows no patch.
+    #[allow(unsafe_code, reason = "the engine's one writer")]
     pub fn new(host: P) -> Self {
-        let inner = Inner { patches: Vec::new(), sites: Sites::new(), transition: None, next_id: 1 };
+        // SAFETY: stacks, nodes and what is lent are in `inner`, which this writer is in, too; the tracer and the tasks are this host's.
+        let writer = unsafe { Writer::new() };
+        let inner = Inner { patches: Vec::new(), sites: Sites::new(writer), transition: None, next_id: 1 };
         Self { host, inner: Mutex::from_raw(P::Lock::INIT, inner), holder: AtomicU64::new(0) }
     }
 
@@ -195,11 +198,15 @@ impl<P: Platform> Record<P> {
         self.objects.iter_mut().filter_map(|object| object.bound.as_mut()).chain(&mut self.nops)
     }
 
-    /// Takes out all that was on function stacks and is not any more, to be freed.
-    fn take_bounds(&mut self, proof: &Synchronized) {
-        for bound in self.objects.iter_mut().filter_map(|object| object.bound.take()).chain(self.nops.drain(..)) {
-            bound.free(proof);
-        }
+    /// Lets the memory go, with the bounds, of all that was on function stacks and is not any more.
+    fn release(&mut self, proof: &Synchronized<'_>) {
+        self.bounds_mut().for_each(|bound| bound.release(proof));
+    }
+
+    /// Frees all that was on function stacks and is released.
+    fn drop_bounds(&mut self) {
+        self.objects.iter_mut().for_each(|object| object.bound = None);
+        self.nops.clear();
     }
 }
 

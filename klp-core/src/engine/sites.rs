@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::mem::{Name, OutOfMemory, try_box, try_vec};
 use crate::model::VMLINUX;
-use crate::ops::Ops;
+use crate::ops::{Ops, Writer};
 use crate::port::{Platform, Route, Routing, Tracer};
 use alloc::vec::Vec;
 use hashbrown::HashMap;
@@ -35,11 +35,14 @@ pub(super) struct Sites<P: Platform> {
     rounds: u64,
     /// Whether some site goes through the handler though it need not.
     unsettled: bool,
+    /// The engine's.
+    pub(super) writer: Writer,
 }
 
 impl<P: Platform> Sites<P> {
-    pub(super) fn new() -> Self {
-        Self { by_site: HashMap::new(), spare: Vec::new(), rounds: 0, unsettled: false }
+    /// `writer` is the engine's.
+    pub(super) fn new(writer: Writer) -> Self {
+        Self { by_site: HashMap::new(), spare: Vec::new(), rounds: 0, unsettled: false, writer }
     }
 
     /// The ops of `site`, which is in `object`, made if it is new.
@@ -55,12 +58,14 @@ impl<P: Platform> Sites<P> {
         self.add(tracer, site, object).inspect_err(|_| self.overlook(tracer, site))
     }
 
+    #[allow(unsafe_code, reason = "an ops that nobody uses")]
     fn add(&mut self, tracer: &P::Tracer, site: SiteOf<P>, object: &str) -> Result<&'static Ops, OutOfMemory> {
         self.by_site.try_reserve(1)?;
         let object = if object == VMLINUX { None } else { Some(Name::new(object)?) };
         let original = tracer.original(site);
         let ops = match self.spare.pop() {
-            Some(spare) => spare.serve(original),
+            // SAFETY: a spare one's site was reclaimed when it led to the original, and nothing was on the stack.
+            Some(spare) => unsafe { spare.serve(original) },
             None => Ops::leak(try_box(Ops::new(original))?),
         };
         self.by_site.insert(site, Routed { ops, route: Route::Original, round: 0, object });
@@ -92,7 +97,7 @@ impl<P: Platform> Sites<P> {
         self.rounds += 1;
         for site in sites {
             let Some(routed) = self.by_site.get_mut(&site) else { continue };
-            let to = wanted(routed.ops);
+            let to = wanted(routed.ops, &self.writer);
             // Several patches may have the same function.
             let seen = core::mem::replace(&mut routed.round, self.rounds) == self.rounds;
             if !seen && to != routed.route {
@@ -117,7 +122,7 @@ impl<P: Platform> Sites<P> {
     /// back first, if that works: their code may be there for a while.
     #[allow(unsafe_code, reason = "a promise of the host is passed on")]
     pub(super) fn forget_object(&mut self, tracer: &P::Tracer, object: &str, gone: bool) {
-        let its = |routed: &Routed| routed.object.as_deref() == Some(object) && routed.ops.stack().top().is_none();
+        let its = |routed: &Routed| routed.object.as_deref() == Some(object) && routed.ops.stack().is_empty();
         let unsettled =
             |(site, routed): (&SiteOf<P>, &Routed)| (its(routed) && routed.route != Route::Original).then_some(*site);
         if let Ok(mut sites) = try_vec(self.by_site.len()) {
@@ -184,8 +189,8 @@ impl<P: Platform> Sites<P> {
 }
 
 /// Where calls at a site with this stack should go.
-fn wanted(ops: &'static Ops) -> Route {
-    match ops.stack().top() {
+fn wanted(ops: &'static Ops, writer: &Writer) -> Route {
+    match ops.stack().nodes(writer).next() {
         None => Route::Original,
         Some(top) if top.in_transition() => Route::Handler(ops.arg()),
         Some(top) => top.target().map_or(Route::Original, Route::Direct),

@@ -9,8 +9,8 @@ use crate::config::KICK_INTERVAL;
 use crate::error::Error;
 use crate::event::Obstacle;
 use crate::mem::{Name, OutOfMemory, try_push, try_vec};
-use crate::ops::Synchronized;
-use crate::port::{Platform, PortError, Progress, SymbolResolver, TaskId, TaskSet, TaskState, Tracer};
+use crate::ops::{Synchronized, Writer};
+use crate::port::{Platform, PortError, Progress, SymbolResolver, TaskId, TaskSet, TaskState};
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -139,10 +139,10 @@ impl Running {
     /// # Errors
     ///
     /// The tasks' own; the transition goes on as before then.
-    pub(crate) fn reverse<P: Platform>(mut self, host: &P) -> Result<Self, (Self, TasksError<P>)> {
+    pub(crate) fn reverse<P: Platform>(mut self, host: &P, writer: &mut Writer) -> Result<Self, (Self, TasksError<P>)> {
         // A task that is switching itself to the old target right now must not do so after the turn.
-        host.tasks().withdraw();
-        host.tracer().synchronize();
+        self.0.affected.withdraw(writer, host.tasks());
+        self.0.affected.release(&writer.synchronize(host.tracer()));
         let turned = host.tasks().start(self.0.target.opposite());
         if turned.is_ok() {
             self.0.target = self.0.target.opposite();
@@ -162,22 +162,34 @@ impl Running {
     /// # Errors
     ///
     /// [`OutOfMemory`]; everything is as before.
-    pub(crate) fn extend<P: Platform>(&mut self, host: &P, affected: Affected) -> Result<(), OutOfMemory> {
+    pub(crate) fn extend<P: Platform>(
+        &mut self,
+        host: &P,
+        writer: &mut Writer,
+        affected: Affected,
+    ) -> Result<(), OutOfMemory> {
         let affected = Lent::new(affected)?;
-        host.tasks().withdraw();
-        let proof = Synchronized::with(host.tracer());
-        core::mem::replace(&mut self.0.affected, affected).reclaim(&proof);
+        self.0.affected.withdraw(writer, host.tasks());
+        self.0.affected.release(&writer.synchronize(host.tracer()));
+        self.0.affected = affected;
         self.0.affected.lend(host.tasks());
         Ok(())
     }
 
     /// Tries to switch each task that has not moved (kernel: `klp_try_complete_transition`). `waiting` hears of those
     /// that could not be switched.
-    pub(crate) fn try_complete<P: Platform>(mut self, host: &P, waiting: &mut dyn FnMut(TaskId, Straggler)) -> Attempt {
+    pub(crate) fn try_complete<P: Platform>(
+        mut self,
+        host: &P,
+        writer: &mut Writer,
+        waiting: &mut dyn FnMut(TaskId, Straggler),
+    ) -> Attempt {
         self.0.attempts = self.0.attempts.saturating_add(1);
         match self.0.switch_tasks(host, waiting) {
             Err(_) => Attempt::Failed(self),
-            Ok(0) if host.tasks().close(self.0.target) == Progress::Done => Attempt::Switched(self.0.switched(host)),
+            Ok(0) if host.tasks().close(self.0.target) == Progress::Done => {
+                Attempt::Switched(self.0.switched(host, writer))
+            }
             Ok(pending) => Attempt::Waiting { running: self, pending },
         }
     }
@@ -202,12 +214,12 @@ impl Running {
     }
 
     /// Switches every task without a check (kernel: `klp_force_transition`).
-    pub(crate) fn force<P: Platform>(mut self, host: &P) -> Switched {
+    pub(crate) fn force<P: Platform>(mut self, host: &P, writer: &mut Writer) -> Switched {
         self.0.straight = false;
         host.tasks().force(self.0.target);
         // The host's contract: after `force` nobody is left to wait for.
         let _ = host.tasks().close(self.0.target);
-        self.0.switched(host)
+        self.0.switched(host, writer)
     }
 
     /// Names each task that has not moved, and why. Changes nothing.
@@ -254,8 +266,8 @@ pub(crate) enum Straggler {
 
 impl Moving {
     /// Every task has moved.
-    fn switched<P: Platform>(self, host: &P) -> Switched {
-        host.tasks().withdraw();
+    fn switched<P: Platform>(mut self, host: &P, writer: &mut Writer) -> Switched {
+        self.affected.withdraw(writer, host.tasks());
         Switched { target: self.target, affected: self.affected, straight: self.straight }
     }
 
@@ -339,9 +351,9 @@ impl Switched {
     }
 
     /// Puts every task to rest. No handler asks for states any more: no func is in transition, and handlers that saw one that
-    /// was have ended, as `proof` says, which was made when this stage was reached already.
-    pub(crate) fn finish<P: Platform>(self, host: &P, proof: &Synchronized) {
+    /// was have ended, as `proof` says.
+    pub(crate) fn finish<P: Platform>(mut self, host: &P, proof: &Synchronized<'_>) {
         host.tasks().finish();
-        self.affected.reclaim(proof);
+        self.affected.release(proof);
     }
 }
