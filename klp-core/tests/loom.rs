@@ -160,11 +160,11 @@ unsafe impl Tracer for Host {
         ORIGINAL
     }
 
-    fn route(&self, _batch: &[Routing<()>]) -> Result<(), NoError> {
+    unsafe fn route(&self, _batch: &[Routing<()>]) -> Result<(), NoError> {
         Ok(())
     }
 
-    fn forget(&self, _: Self::Site) {}
+    unsafe fn forget(&self, _: Self::Site) {}
 
     fn synchronize(&self) {
         drop(self.running.write().expect("nobody panics while holding it"));

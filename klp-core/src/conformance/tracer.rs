@@ -89,7 +89,8 @@ impl<'a, T: Tracer> Run<'a, T> {
     }
 
     fn route(&self, batch: &[Routing<T::Site>]) {
-        self.bench.tracer.route(batch).unwrap_or_else(|error| panic!("routing {batch:?}: {error}"));
+        // SAFETY: to the porter's "other" functions, or to a handler that says so.
+        unsafe { self.bench.tracer.route(batch) }.unwrap_or_else(|error| panic!("routing {batch:?}: {error}"));
         self.bench.tracer.synchronize();
     }
 
@@ -151,7 +152,8 @@ impl<'a, T: Tracer> Run<'a, T> {
         let Some(spoil) = self.bench.spoil else { return };
         let fail = |batch: &[Routing<T::Site>]| {
             spoil(true);
-            assert!(self.bench.tracer.route(batch).is_err(), "a routing that was spoilt succeeds");
+            // SAFETY: as in `route`.
+            assert!(unsafe { self.bench.tracer.route(batch) }.is_err(), "a routing that was spoilt succeeds");
             spoil(false);
         };
         let (there, back) = (self.batch(|index| self.direct(index)), self.batch(|_| Route::Original));
@@ -174,7 +176,8 @@ impl<'a, T: Tracer> Run<'a, T> {
             assert_ne!(held, free, "the porter's word that somebody holds the first function");
             let found = self.bench.tracer.site_of(self.bench.funcs[0].0).map_err(|error| error.kind());
             assert_eq!(found.err(), Some(PortErrorKind::Held), "finding a site that is held");
-            let routed = self.bench.tracer.route(batch).map_err(|error| error.kind());
+            // SAFETY: as in `route`.
+            let routed = unsafe { self.bench.tracer.route(batch) }.map_err(|error| error.kind());
             assert_eq!(routed, Err(PortErrorKind::Held), "routing a site that is held");
             assert_eq!(bytes(), held, "after the refusal");
             hold(false);
@@ -194,7 +197,8 @@ impl<'a, T: Tracer> Run<'a, T> {
         for round in 0..3 {
             for site in &self.sites {
                 if round == 0 {
-                    tracer.forget(*site);
+                    // SAFETY: it is found anew below.
+                    unsafe { tracer.forget(*site) };
                     continue;
                 }
                 // SAFETY: nobody but this suite calls the functions, no call of it is under way, and it finds the sites anew.

@@ -116,7 +116,8 @@ impl<P: Platform> Engine<P> {
     ///
     /// # Errors
     ///
-    /// [`Refused`] gives the patch back: [`ApiMisuse::NameTaken`] or [`Error::OutOfMemory`].
+    /// [`Refused`] gives the patch back: [`ApiMisuse::NameTaken`] or [`Error::OutOfMemory`]. With the feature `sim`, [`Error::Patch`] too, if
+    /// the patch has code of a simulated system and this is none.
     #[allow(clippy::result_large_err, reason = "the patch comes back by value")]
     pub fn add(&self, patch: Patch) -> Result<PatchId, Refused> {
         let mut inner = match self.lock() {
@@ -125,6 +126,10 @@ impl<P: Platform> Engine<P> {
         };
         if inner.patches.iter().any(|record| record.patch.name() == patch.name()) {
             return Err(Refused { patch, error: Error::ApiMisuse(ApiMisuse::NameTaken) });
+        }
+        #[cfg(feature = "sim")]
+        if let Err(error) = crate::sim::check::<P>(&patch) {
+            return Err(Refused { patch, error });
         }
         let (Ok(mut objects), Ok(())) = (try_vec(patch.objects().len()), inner.patches.try_reserve(1)) else {
             return Err(Refused { patch, error: Error::OutOfMemory });

@@ -50,14 +50,26 @@ impl<P: Platform> Engine<P> {
         inner.kick(&self.host)
     }
 
-    /// Ends `id`'s transition now, whatever tasks are in the middle of. Whoever calls this vouches that no harm is done by
-    /// tasks that run parts of both versions. A patch that is forced *away* can never be removed afterwards: tasks may still be
-    /// inside it.
+    /// Ends `id`'s transition now, whatever tasks are in the middle of. A patch that is forced *away* can never be removed
+    /// afterwards: tasks may still be inside it.
+    ///
+    /// ```compile_fail,E0133
+    /// # use klp_core::{Engine, Error, PatchId, Poll, sim::SimOs};
+    /// fn hurry(engine: &Engine<SimOs>, id: PatchId) -> Result<Poll, Error> {
+    ///     engine.force(id) // who says that the patch bears it?
+    /// }
+    /// ```
     ///
     /// # Errors
     ///
     /// [`ApiMisuse::NoTransition`].
-    pub fn force(&self, id: PatchId) -> Result<Poll, Error> {
+    ///
+    /// # Safety
+    ///
+    /// The patches in transition bear what the consistency model keeps from them otherwise: from here on, a task may return from
+    /// a new function to old code, or from an old one to new code, and may have run any mixture of both in one call.
+    #[allow(unsafe_code, reason = "a promise about the patch")]
+    pub unsafe fn force(&self, id: PatchId) -> Result<Poll, Error> {
         let mut inner = self.lock()?;
         let inner = &mut *inner;
         inner.check_moves(id)?;

@@ -88,6 +88,7 @@ impl<P: Platform> Sites<P> {
 
     /// Routes each of `sites` to where its stack says: the handler while the state of tasks matters, straight to the newest
     /// function otherwise. All or nothing.
+    #[allow(unsafe_code, reason = "patches say where calls may go")]
     pub(super) fn reroute(
         &mut self,
         tracer: &P::Tracer,
@@ -108,7 +109,8 @@ impl<P: Platform> Sites<P> {
         if batch.is_empty() {
             return Ok(());
         }
-        tracer.route(&batch).map_err(RerouteError::Tracer)?;
+        // SAFETY: each leads to the top of its stack of functions, or to the handler, or back.
+        unsafe { tracer.route(&batch) }.map_err(RerouteError::Tracer)?;
         for routing in batch {
             if let Some(routed) = self.by_site.get_mut(&routing.site) {
                 routed.route = routing.to;
@@ -117,11 +119,38 @@ impl<P: Platform> Sites<P> {
         Ok(())
     }
 
-    /// Forgets the sites of an object that goes away, or may not come: no patch is on them any more. If it is `gone`, no call of its
-    /// functions is under way, and none begins: what belongs to the sites may serve others. Those that were left to be settled are routed
+    /// Forgets the sites of an object that may not come: no patch is on them any more. Those that were left to be settled are routed
     /// back first, if that works: their code may be there for a while.
+    #[allow(unsafe_code, reason = "sites that are not used any more")]
+    pub(super) fn forget_object(&mut self, tracer: &P::Tracer, object: &str) {
+        // SAFETY: the site is not known any more when this returns.
+        self.let_object_go(tracer, object, |_, site, _| unsafe { tracer.forget(site) });
+    }
+
+    /// The same for an object that goes away; what belongs to the sites may serve others.
+    ///
+    /// # Safety
+    ///
+    /// No call of the object's functions is under way, and none begins before it is gone or has come again.
     #[allow(unsafe_code, reason = "a promise of the host is passed on")]
-    pub(super) fn forget_object(&mut self, tracer: &P::Tracer, object: &str, gone: bool) {
+    pub(super) unsafe fn reclaim_object(&mut self, tracer: &P::Tracer, object: &str) {
+        self.let_object_go(tracer, object, |spare, site, routed| {
+            // SAFETY: the caller's promise; the site is not known any more when this returns.
+            unsafe { tracer.reclaim(site) };
+            // One that still leads to the handler keeps its ops.
+            if routed.route == Route::Original && spare.try_reserve(1).is_ok() {
+                spare.push(routed.ops);
+            }
+        });
+    }
+
+    /// Removes an object's sites; `let_go` has the tracer do so, and may take their ops.
+    fn let_object_go(
+        &mut self,
+        tracer: &P::Tracer,
+        object: &str,
+        mut let_go: impl FnMut(&mut Vec<&'static Ops>, SiteOf<P>, &Routed),
+    ) {
         let its = |routed: &Routed| routed.object.as_deref() == Some(object) && routed.ops.stack().is_empty();
         let unsettled =
             |(site, routed): (&SiteOf<P>, &Routed)| (its(routed) && routed.route != Route::Original).then_some(*site);
@@ -136,20 +165,11 @@ impl<P: Platform> Sites<P> {
         tracer.synchronize();
         let Self { by_site, spare, .. } = self;
         by_site.retain(|site, routed| {
-            if !its(routed) {
-                return true;
+            let goes = its(routed);
+            if goes {
+                let_go(spare, *site, routed);
             }
-            if !gone {
-                tracer.forget(*site);
-                return false;
-            }
-            // SAFETY: who unloads an object promises that nobody calls into it; the site is not known any more when this returns.
-            unsafe { tracer.reclaim(*site) };
-            // One that still leads to the handler keeps its ops.
-            if routed.route == Route::Original && spare.try_reserve(1).is_ok() {
-                spare.push(routed.ops);
-            }
-            false
+            !goes
         });
     }
 
