@@ -41,7 +41,11 @@ impl<T: Tracer> core::fmt::Debug for Bench<'_, T> {
 /// # Panics
 ///
 /// If the implementation breaks the contract; the message says where.
-pub fn check<T: Tracer>(bench: &Bench<'_, T>) {
+///
+/// # Safety
+///
+/// `funcs` are as [`Bench`] says; no engine uses the tracer while the suite runs.
+pub unsafe fn check<T: Tracer>(bench: &Bench<'_, T>) {
     assert!(bench.funcs.len() >= 2, "batches need at least two functions");
     let refused = bench.tracer.site_of(bench.without_site).map_err(|error| error.kind());
     assert_eq!(refused.err(), Some(PortErrorKind::NoSite), "a function without a site");
@@ -79,7 +83,7 @@ impl<'a, T: Tracer> Run<'a, T> {
         }
         let new_ops = |site: &T::Site| Ops::leak(try_box(Ops::new(tracer.original(*site))).expect("memory"));
         let built = bench.funcs.iter().map(|(old, _)| (bench.bytes)(*old)).collect();
-        // SAFETY: the stacks and nodes are the suite's own, and so is the tracer while it runs.
+        // SAFETY: the stacks and nodes are the suite's own, and it uses this tracer alone.
         let writer = unsafe { Writer::new() };
         Self { bench, ops: sites.iter().map(new_ops).collect(), sites, built, writer }
     }
@@ -89,7 +93,7 @@ impl<'a, T: Tracer> Run<'a, T> {
     }
 
     fn route(&self, batch: &[Routing<T::Site>]) {
-        // SAFETY: to the porter's "other" functions, or to a handler that says so.
+        // SAFETY: to what the porter says may run instead, also by way of the handler.
         unsafe { self.bench.tracer.route(batch) }.unwrap_or_else(|error| panic!("routing {batch:?}: {error}"));
         self.bench.tracer.synchronize();
     }

@@ -132,7 +132,8 @@ pub struct Process {
     events: Option<EventSink>,
 }
 
-impl Platform for Process {
+// SAFETY: all parts are of this process, and stay as `init` made them.
+unsafe impl Platform for Process {
     type Lock = EngineLock;
     type Tracer = EntryTracer<X86_64, ProcessText, EntryPoints>;
     type Unwinder = Stacks;
@@ -168,6 +169,12 @@ impl Platform for Process {
     }
 
     fn event(&self, event: &Event<'_>) {
+        if let Event::RefusingObject { object, .. } = event {
+            // The engine is at rest: no patch gets into it from here on.
+            if let Some(object) = self.space.objects.named(object) {
+                object.set_leaving();
+            }
+        }
         if let Some(sink) = &self.events {
             sink(event);
         }
@@ -225,7 +232,8 @@ impl Livepatch {
     }
 
     /// Loads the patch object in the file at `path`, and makes it known to the engine; nothing is patched yet. The file's name
-    /// without its extension is the patch's name if the file does not give one.
+    /// without its extension is the patch's name if the file does not give one. The file is code that is going to run; who may write to it
+    /// is not checked ([`load`](Self::load)).
     ///
     /// # Errors
     ///
@@ -239,13 +247,19 @@ impl Livepatch {
 
     /// Loads the patch object in the bytes `file`. `name` is the patch's name if it does not give one.
     ///
+    /// A patch object is code that this process is going to run: whoever chooses it decides what the process does. Its form is checked,
+    /// what it does is not, nor who wrote it. That is not for this function to promise, and so it is no `unsafe` one: it does what the
+    /// owner of a process can do to it from outside, too, with `ptrace` or `/proc/PID/mem`. `docs/safety.md` says where that
+    /// line is drawn. A program must not pass on here what it was given by somebody whom it would not let run code.
+    ///
     /// # Errors
     ///
     /// [`LoadError`]; nothing has changed then.
     pub fn load(&self, file: &[u8], name: &str) -> Result<PatchId, LoadError> {
         let process = self.engine.host();
         self.space().refresh().map_err(LoadError::Process)?;
-        let loaded = elf::load(process, file, name)?;
+        // SAFETY: the owner of the process decided on this code, as said above.
+        let loaded = unsafe { elf::load(process, file, name) }?;
         let code = loaded.image.image().text.start();
         if let Err((image, error)) = self.space().add(loaded.image) {
             // SAFETY: nobody knows it.
