@@ -82,7 +82,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn patch(name: &str, funcs: &[(&str, Function)]) -> Result<Patch, Error> {
     let mut object = Object::vmlinux()?;
     for (old, new) in funcs {
-        object = object.func(Func::new(old, CodeAddr::new(*new as usize as u64))?)?;
+        // SAFETY: pairs of functions of one type, of this program.
+        object = object.func(unsafe { Func::new(old, CodeAddr::new(*new as usize as u64)) }?)?;
     }
     Patch::builder(name).object(Ok::<_, Error>(object)).build()
 }
@@ -95,7 +96,9 @@ fn handler_always(livepatch: &Livepatch) -> Result<(), Box<dyn std::error::Error
     };
     let site = host.tracer().site_of(range(call_handler)?).map_err(|error| error.to_string())?;
     let ops = Ops::leak(klp_core::mem::try_box(Ops::new(range(new_call)?.start()))?);
-    host.tracer().route(&[Routing { site, to: Route::Handler(ops.arg()) }]).map_err(|error| error.to_string())?;
+    let routing = Routing { site, to: Route::Handler(ops.arg()) };
+    // SAFETY: the handler leads on to `new_call`, which may be called in its place.
+    unsafe { host.tracer().route(&[routing]) }.map_err(|error| error.to_string())?;
     Ok(())
 }
 

@@ -62,7 +62,9 @@ fn patch(count: usize) -> Result<Patch, Error> {
     let mut object = Object::vmlinux()?;
     // SAFETY: the table is constant.
     for (index, new) in unsafe { &new_many[..count] }.iter().enumerate() {
-        object = object.func(Func::new(&format!("many_{index}"), CodeAddr::new(*new as usize as u64))?)?;
+        // SAFETY: each has the type of the one whose number it has.
+        let func = unsafe { Func::new(&format!("many_{index}"), CodeAddr::new(*new as usize as u64)) }?;
+        object = object.func(func)?;
     }
     Patch::builder(&format!("many-{count}")).object(Ok::<_, Error>(object)).build()
 }

@@ -224,7 +224,12 @@ pub fn read<P: Platform>(engine: &Engine<P>, path: &str, out: &mut dyn fmt::Writ
 ///
 /// [`NotFound`](ControlError::NotFound), [`IsDirectory`](ControlError::IsDirectory), [`Denied`](ControlError::Denied),
 /// [`BadValue`](ControlError::BadValue), or the engine's. Nothing has changed then.
-pub fn write<P: Platform>(engine: &Engine<P>, path: &str, value: &str) -> Result<(), ControlError> {
+///
+/// # Safety
+///
+/// If 1 is written to `force`, as for [`Engine::force`].
+#[allow(unsafe_code, reason = "a promise about the patch")]
+pub unsafe fn write<P: Platform>(engine: &Engine<P>, path: &str, value: &str) -> Result<(), ControlError> {
     let (id, name) = match Node::find(engine, path)? {
         Node::PatchAttribute(id, name) if mode(name) & 0o222 != 0 => (id, name),
         Node::PatchAttribute(..) | Node::Patched(..) | Node::PatchState(_) => return Err(ControlError::Denied),
@@ -233,7 +238,8 @@ pub fn write<P: Platform>(engine: &Engine<P>, path: &str, value: &str) -> Result
     let on = truth(value).ok_or(ControlError::BadValue)?;
     match name {
         "enabled" => return set_enabled(engine, id, on),
-        "force" if on => engine.force(id).map(|_| ())?,
+        // SAFETY: the caller's promise.
+        "force" if on => unsafe { engine.force(id) }.map(|_| ())?,
         "signal" if on => engine.kick(id)?,
         _ => {}
     }

@@ -88,6 +88,9 @@ pub enum PatchReason {
     SymbolWithoutSize,
     /// The size of the new function cannot be found.
     NewFunctionUnknown,
+    /// Its new version is code of a simulated system, and this is none.
+    #[cfg(feature = "sim")]
+    Simulated,
     /// The function has no entry site; what the tracer says of it.
     NoEntrySite {
         /// The tracer's words.
@@ -324,6 +327,8 @@ impl fmt::Display for PatchReason {
                 write!(f, "there is no symbol of that name at position {sympos}")
             }
             Self::SymbolWithoutSize => f.write_str("its symbol has no size"),
+            #[cfg(feature = "sim")]
+            Self::Simulated => f.write_str("its new version is code of a simulated system"),
             Self::NewFunctionUnknown => f.write_str("no symbol tells the size of its new version"),
             Self::NoEntrySite { detail } => write!(f, "it cannot be redirected: {detail}"),
             Self::Notrace => f.write_str("it is marked notrace: it must not be redirected"),

@@ -9,8 +9,8 @@
 //! On the simulated operating system (`klp_core::sim`, feature `sim`):
 //!
 //! ```
-//! use klp_core::sim::{Place, SimOs};
-//! use klp_core::{Engine, Func, Object, Patch, Poll};
+//! use klp_core::sim::{self, Place, SimOs};
+//! use klp_core::{Engine, Object, Patch, Poll};
 //!
 //! # fn main() -> Result<(), klp_core::Error> {
 //! // A system with one function and a task that is inside it.
@@ -19,9 +19,10 @@
 //! let task = os.spawn("worker");
 //! assert!(os.call(task, greet));
 //!
-//! // What a patch author writes: which function, and the code that replaces it.
+//! // What a patch author writes: which function, and the code that replaces it. In a real system that is `Func::with_range`, which is
+//! // `unsafe`: the author answers for the code.
 //! let new_code = os.replacement("fix", greet, Place::Near);
-//! let object = Object::vmlinux().and_then(|object| object.func(Func::with_range("greet", new_code)?));
+//! let object = Object::vmlinux().and_then(|object| object.func(sim::func("greet", new_code)?));
 //! let patch = Patch::builder("fix").object(object).build()?;
 //!
 //! let engine = Engine::new(os);

@@ -51,9 +51,13 @@ pub unsafe fn apply<P: Platform>(platform: &P, patch: &str, object: &Object) -> 
         plan(platform, patch, object, reloc, &mut writes)?;
     }
     // The host first: what it did can always be undone.
-    platform.apply_relocs(patch, object.name())?;
+    // SAFETY: the caller's promise.
+    unsafe { platform.apply_relocs(patch, object.name()) }?;
     // SAFETY: the caller promises that nobody executes there; `Reloc::new`'s that the memory is the patch's own.
-    unsafe { commit(platform, patch, &writes) }.inspect_err(|_| platform.clear_relocs(patch, object.name()))
+    unsafe { commit(platform, patch, &writes) }.inspect_err(|_| {
+        // SAFETY: the caller's promise.
+        unsafe { platform.clear_relocs(patch, object.name()) };
+    })
 }
 
 /// Finds what [`apply`] would refuse, and shows each to `found`; writes nothing.
@@ -112,7 +116,8 @@ pub unsafe fn clear<P: Platform>(platform: &P, patch: &str, object: &Object) -> 
     }
     // SAFETY: as in `apply`.
     unsafe { commit(platform, patch, &writes) }?;
-    platform.clear_relocs(patch, object.name());
+    // SAFETY: the caller's promise.
+    unsafe { platform.clear_relocs(patch, object.name()) };
     Ok(())
 }
 

@@ -40,7 +40,8 @@ fn text() {
         split: index == 1,
         body: sites[index].wrapping_add(8),
     };
-    text::check(host.text(), [poke(0), poke(1)], SimArch::REACH);
+    // SAFETY: code is simulated.
+    unsafe { text::check(host.text(), [poke(0), poke(1)], SimArch::REACH) };
     assert_eq!(host.images(), [], "the suite gives back what it took");
 }
 
@@ -62,7 +63,7 @@ fn tracer() {
             host.overwrite(first, &if on { Insn::Break.encode() } else { before.get() });
         };
         let pairs = funcs.map(|func| (host.range(func), host.replacement("new", func, place)));
-        tracer::check(&tracer::Bench {
+        let bench = tracer::Bench {
             tracer: host.tracer(),
             funcs: &pairs,
             without_site: bare,
@@ -76,7 +77,9 @@ fn tracer() {
                     host.fail_calls(&[("Text::poke", 1)]);
                 }
             }),
-        });
+        };
+        // SAFETY: simulated functions.
+        unsafe { tracer::check(&bench) };
         assert_eq!(host.violations(), [""; 0]);
     }
 }

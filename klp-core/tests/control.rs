@@ -6,8 +6,8 @@ use common::{Basic as Tree, add, check, patch};
 use klp_core::control::{ControlError, Kind, enables, list, read, write};
 use klp_core::model::{Replace, VMLINUX};
 use klp_core::port::TaskId;
-use klp_core::sim::{SimFunc, insmod, rmmod};
-use klp_core::{Func, Object, Patch, PatchId};
+use klp_core::sim::{self, SimFunc, insmod, rmmod};
+use klp_core::{Object, Patch, PatchId};
 
 impl Tree {
     fn add(&self, name: &str, func: (&str, SimFunc)) -> PatchId {
@@ -16,7 +16,7 @@ impl Tree {
 
     fn add_replacing(&self, name: &str, replace: Replace) -> PatchId {
         let new = self.host().replacement(name, self.f, klp_core::sim::Place::Near);
-        let object = Object::vmlinux().and_then(|object| object.func(Func::with_range("f", new)?));
+        let object = Object::vmlinux().and_then(|object| object.func(sim::func("f", new)?));
         let patch = Patch::builder(name).replace(replace).object(object).build();
         add(&self.engine, patch.expect("the patch is well formed"))
     }
@@ -46,7 +46,8 @@ impl Tree {
     }
 
     fn write(&self, path: &str, value: &str) -> Result<(), i32> {
-        write(&self.engine, path, value).map_err(|error| error.errno())
+        // SAFETY: the tasks are simulated: mixed versions do no harm.
+        unsafe { write(&self.engine, path, value) }.map_err(|error| error.errno())
     }
 
     /// The task goes into `f`, so that transitions of `f` wait for it.
@@ -243,9 +244,9 @@ fn directories() {
     let m = tree.host().function("m", "in_m");
     let object = Object::vmlinux().and_then(|object| {
         let new = |name| tree.host().replacement("p", name, klp_core::sim::Place::Near);
-        object.func(Func::with_range("f", new(tree.f))?)?.func(Func::with_range("g", new(tree.g))?.sympos(2))
+        object.func(sim::func("f", new(tree.f))?)?.func(sim::func("g", new(tree.g))?.sympos(2))
     });
-    let in_m = Object::module("m").and_then(|object| object.func(Func::new("in_m", tree.host().range(m).start())?));
+    let in_m = Object::module("m").and_then(|object| object.func(sim::func_at("in_m", tree.host().range(m).start())?));
     let patch = Patch::builder("p").object(object).object(in_m).build().expect("the patch is well formed");
     add(&tree.engine, patch);
     assert_eq!(tree.names(""), ["livepatch/", "tasks/"]);

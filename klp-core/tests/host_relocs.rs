@@ -2,9 +2,9 @@
 
 use klp_core::error::{Error, PatchReason, SymbolFault};
 use klp_core::mem::Name;
-use klp_core::model::{Func, Object, Patch, VMLINUX};
+use klp_core::model::{Object, Patch, VMLINUX};
 use klp_core::port::Platform;
-use klp_core::sim::{Place, SimOs};
+use klp_core::sim::{self, Place, SimOs};
 use klp_core::{Engine, Poll};
 use std::sync::Mutex;
 
@@ -16,7 +16,8 @@ struct OwnLoader {
     refused: Mutex<Option<&'static str>>,
 }
 
-impl Platform for OwnLoader {
+// SAFETY: the simulated OS's parts.
+unsafe impl Platform for OwnLoader {
     type Lock = <SimOs as Platform>::Lock;
     type Tracer = <SimOs as Platform>::Tracer;
     type Unwinder = <SimOs as Platform>::Unwinder;
@@ -42,7 +43,7 @@ impl Platform for OwnLoader {
         self.os.text()
     }
 
-    fn apply_relocs(&self, patch: &str, object: &str) -> Result<(), Error> {
+    unsafe fn apply_relocs(&self, patch: &str, object: &str) -> Result<(), Error> {
         self.calls.lock().expect("unpoisoned").push(format!("apply {patch} {object}"));
         if *self.refused.lock().expect("unpoisoned") != Some(object) {
             return Ok(());
@@ -51,7 +52,7 @@ impl Platform for OwnLoader {
         Err(Error::patch(patch, Some(object), None, reason))
     }
 
-    fn clear_relocs(&self, patch: &str, object: &str) {
+    unsafe fn clear_relocs(&self, patch: &str, object: &str) {
         self.calls.lock().expect("unpoisoned").push(format!("clear {patch} {object}"));
     }
 }
@@ -70,7 +71,7 @@ fn relocations_are_applied_and_cleared_with_their_object() {
     let mut builder = Patch::builder("p");
     for (object, name, func) in [(VMLINUX, "f", f), ("m", "g", g)] {
         let code = os.replacement("p", func, Place::Near);
-        builder = builder.object(Object::module(object).and_then(|object| object.func(Func::with_range(name, code)?)));
+        builder = builder.object(Object::module(object).and_then(|object| object.func(sim::func(name, code)?)));
     }
     let engine = Engine::new(OwnLoader { os, calls: Mutex::default(), refused: Mutex::new(Some("m")) });
     let host = || engine.host();
@@ -87,9 +88,11 @@ fn relocations_are_applied_and_cleared_with_their_object() {
     assert_eq!(host().calls(), ["apply p m"]);
     assert_eq!(host().os.version(task, g), "p_g");
 
-    engine.object_going("m");
+    // SAFETY: no task is in it; they are simulated, too.
+    unsafe { engine.object_going("m") };
     assert_eq!(host().calls(), ["clear p m"]);
-    engine.object_coming("m").expect("the patch fits");
+    // SAFETY: as above.
+    unsafe { engine.object_coming("m") }.expect("the patch fits");
     assert_eq!(host().calls(), ["apply p m"]);
 
     assert_eq!(engine.disable(p), Ok(Poll::Complete { patch: p, enabled: false }));

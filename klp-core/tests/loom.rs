@@ -18,7 +18,7 @@
 use core::ptr::NonNull;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::mem::try_box;
-use klp_core::ops::{Nodes, Ops, Synchronized};
+use klp_core::ops::{Nodes, Ops, Writer};
 use klp_core::port::{Lending, PortError, PortErrorKind, Routing, TaskState, Tracer};
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicBool, AtomicI8, Ordering};
@@ -63,34 +63,67 @@ impl Host {
     fn call(&self) -> Seen {
         let _running = self.running.read().expect("nobody panics while holding it");
         let mut state = None;
-        let to = self.ops.select(|| {
+        let ask = || {
             let now = TaskState::from_i8(self.state.load(Ordering::Relaxed)).expect("a state");
             state = Some(now);
             now
-        });
+        };
+        // SAFETY: `synchronize` waits for `running`.
+        let to = unsafe { self.ops.select(ask) };
         Seen { to, state }
+    }
+}
+
+/// The engine's side of a model.
+struct Engine<'a> {
+    host: &'a Host,
+    writer: Writer,
+}
+
+impl Engine<'_> {
+    fn on(host: &Host) -> Engine<'_> {
+        // SAFETY: a model has one engine, and a host of its own.
+        Engine { host, writer: unsafe { Writer::new() } }
     }
 
     /// Handlers may run while this does; the engine's part of enabling, up to where the site is routed.
-    fn push(&self, nodes: &mut Nodes, initial: TaskState) {
-        self.set_state(initial);
-        nodes.get(0).expect("one node").set_transition(true);
-        self.ops.stack().push(nodes, 0);
+    fn push(&mut self, nodes: &mut Nodes, initial: TaskState) {
+        self.host.set_state(initial);
+        self.set_transition(nodes, true);
+        self.settle(nodes);
+    }
+
+    /// Without a transition.
+    fn settle(&mut self, nodes: &mut Nodes) {
+        self.host.ops.stack().push(&mut self.writer, nodes, 0);
+    }
+
+    fn remove(&mut self, nodes: &mut Nodes) {
+        self.host.ops.stack().remove(&mut self.writer, nodes, 0);
+    }
+
+    fn set_transition(&mut self, nodes: &Nodes, on: bool) {
+        nodes.get(0).expect("one node").set_transition(&mut self.writer, on);
+    }
+
+    /// The memory goes when `nodes` are dropped.
+    fn release(&mut self, nodes: &mut Nodes) {
+        nodes.release(&self.writer.synchronize(self.host));
     }
 
     /// Every task has moved, and the patch stays.
-    fn complete_patching(&self, nodes: &Nodes) {
-        nodes.get(0).expect("one node").set_transition(false);
-        let _: Synchronized = Synchronized::with(self);
-        self.set_state(TaskState::Idle);
+    fn complete_patching(&mut self, nodes: &Nodes) {
+        self.set_transition(nodes, false);
+        let _ = self.writer.synchronize(self.host);
+        self.host.set_state(TaskState::Idle);
     }
 
     /// Every task has moved, and the patch goes.
-    fn complete_unpatching(&self, mut nodes: Nodes) {
-        self.ops.stack().remove(&mut nodes, 0);
-        let proof = Synchronized::with(self);
-        self.set_state(TaskState::Idle);
-        nodes.free(&proof);
+    fn complete_unpatching(&mut self, mut nodes: Nodes) {
+        self.remove(&mut nodes);
+        let proof = self.writer.synchronize(self.host);
+        self.host.set_state(TaskState::Idle);
+        nodes.release(&proof);
     }
 }
 
@@ -127,11 +160,11 @@ unsafe impl Tracer for Host {
         ORIGINAL
     }
 
-    fn route(&self, _batch: &[Routing<()>]) -> Result<(), NoError> {
+    unsafe fn route(&self, _batch: &[Routing<()>]) -> Result<(), NoError> {
         Ok(())
     }
 
-    fn forget(&self, _: Self::Site) {}
+    unsafe fn forget(&self, _: Self::Site) {}
 
     fn synchronize(&self) {
         drop(self.running.write().expect("nobody panics while holding it"));
@@ -139,14 +172,14 @@ unsafe impl Tracer for Host {
 }
 
 /// Runs the handler twice in another thread, beside `engine`; `judge` looks at what each run saw.
-fn race(engine: impl Fn(&Host) + Sync + Send + 'static, judge: fn(Seen)) {
+fn race(engine: impl Fn(&mut Engine<'_>) + Sync + Send + 'static, judge: fn(Seen)) {
     loom::model(move || {
         let host = Host::new();
         let task = {
             let host = host.clone();
             thread::spawn(move || (0..2).for_each(|_| judge(host.call())))
         };
-        engine(&host);
+        engine(&mut Engine::on(&host));
         task.join().expect("no call failed");
     });
 }
@@ -155,9 +188,9 @@ fn race(engine: impl Fn(&Host) + Sync + Send + 'static, judge: fn(Seen)) {
 #[test]
 fn a_node_comes_with_its_contents_and_the_initial_states() {
     race(
-        |host| {
+        |engine| {
             let mut nodes = nodes(NEW[0]);
-            host.push(&mut nodes, TaskState::Unpatched);
+            engine.push(&mut nodes, TaskState::Unpatched);
             // Nodes that are on a stack when they are dropped are leaked.
         },
         |seen| {
@@ -172,10 +205,10 @@ fn a_node_comes_with_its_contents_and_the_initial_states() {
 #[test]
 fn the_previous_function_runs_until_the_task_moves() {
     race(
-        |host| {
+        |engine| {
             let (mut lower, mut upper) = (nodes(NEW[0]), nodes(NEW[1]));
-            host.ops.stack().push(&mut lower, 0);
-            host.push(&mut upper, TaskState::Unpatched);
+            engine.settle(&mut lower);
+            engine.push(&mut upper, TaskState::Unpatched);
         },
         |seen| assert_ne!(seen.to, NEW[1], "{seen:?}"),
     );
@@ -186,13 +219,13 @@ fn the_previous_function_runs_until_the_task_moves() {
 #[test]
 fn a_transition_comes_with_the_states_that_it_starts_from() {
     race(
-        |host| {
+        |engine| {
             let mut nodes = nodes(NEW[0]);
-            host.push(&mut nodes, TaskState::Unpatched);
-            host.set_state(TaskState::Patched);
-            host.complete_patching(&nodes);
-            host.set_state(TaskState::Patched);
-            nodes.get(0).expect("one node").set_transition(true);
+            engine.push(&mut nodes, TaskState::Unpatched);
+            engine.host.set_state(TaskState::Patched);
+            engine.complete_patching(&nodes);
+            engine.host.set_state(TaskState::Patched);
+            engine.set_transition(&nodes, true);
         },
         |seen| assert_ne!(seen.state, Some(TaskState::Idle), "{seen:?}"),
     );
@@ -203,10 +236,11 @@ fn a_transition_comes_with_the_states_that_it_starts_from() {
 fn disabling_begins_with_the_new_version() {
     loom::model(|| {
         let host = Host::new();
+        let mut engine = Engine::on(&host);
         let mut nodes = nodes(NEW[0]);
-        host.push(&mut nodes, TaskState::Unpatched);
+        engine.push(&mut nodes, TaskState::Unpatched);
         host.set_state(TaskState::Patched);
-        host.complete_patching(&nodes);
+        engine.complete_patching(&nodes);
         let task = {
             let host = host.clone();
             thread::spawn(move || {
@@ -216,7 +250,7 @@ fn disabling_begins_with_the_new_version() {
             })
         };
         host.set_state(TaskState::Patched);
-        nodes.get(0).expect("one node").set_transition(true);
+        engine.set_transition(&nodes, true);
         task.join().expect("no call failed");
     });
 }
@@ -225,10 +259,10 @@ fn disabling_begins_with_the_new_version() {
 #[test]
 fn removed_nodes_are_not_read_after_they_are_freed() {
     race(
-        |host| {
+        |engine| {
             let mut nodes = nodes(NEW[0]);
-            host.push(&mut nodes, TaskState::Unpatched);
-            host.complete_unpatching(nodes);
+            engine.push(&mut nodes, TaskState::Unpatched);
+            engine.complete_unpatching(nodes);
         },
         |seen| {
             assert_eq!(seen.to, ORIGINAL, "{seen:?}");
@@ -241,13 +275,12 @@ fn removed_nodes_are_not_read_after_they_are_freed() {
 #[test]
 fn a_node_is_removed_from_below_another() {
     race(
-        |host| {
+        |engine| {
             let (mut lower, mut upper) = (nodes(NEW[0]), nodes(NEW[1]));
-            host.ops.stack().push(&mut lower, 0);
-            host.ops.stack().push(&mut upper, 0);
-            host.ops.stack().remove(&mut lower, 0);
-            let proof = Synchronized::with(host);
-            lower.free(&proof);
+            engine.settle(&mut lower);
+            engine.settle(&mut upper);
+            engine.remove(&mut lower);
+            engine.release(&mut lower);
         },
         |seen| assert!([ORIGINAL, NEW[0], NEW[1]].contains(&seen.to), "{seen:?}"),
     );
@@ -257,10 +290,10 @@ fn a_node_is_removed_from_below_another() {
 #[test]
 fn none_of_several_runs_before_the_task_moves() {
     race(
-        |host| {
+        |engine| {
             let (mut lower, mut upper) = (nodes(NEW[0]), nodes(NEW[1]));
-            host.push(&mut lower, TaskState::Unpatched);
-            host.push(&mut upper, TaskState::Unpatched);
+            engine.push(&mut lower, TaskState::Unpatched);
+            engine.push(&mut upper, TaskState::Unpatched);
         },
         |seen| {
             assert_eq!(seen.to, ORIGINAL, "{seen:?}");
@@ -275,9 +308,10 @@ fn none_of_several_runs_before_the_task_moves() {
 fn none_of_several_runs_after_the_task_has_moved_away() {
     loom::model(|| {
         let host = Host::new();
+        let mut engine = Engine::on(&host);
         let (mut lower, mut upper) = (nodes(NEW[0]), nodes(NEW[1]));
-        host.ops.stack().push(&mut lower, 0);
-        host.ops.stack().push(&mut upper, 0);
+        engine.settle(&mut lower);
+        engine.settle(&mut upper);
         let task = {
             let host = host.clone();
             thread::spawn(move || {
@@ -288,8 +322,8 @@ fn none_of_several_runs_after_the_task_has_moved_away() {
             })
         };
         host.set_state(TaskState::Patched);
-        lower.get(0).expect("one node").set_transition(true);
-        upper.get(0).expect("one node").set_transition(true);
+        engine.set_transition(&lower, true);
+        engine.set_transition(&upper, true);
         host.set_state(TaskState::Unpatched);
         task.join().expect("no call failed");
     });
@@ -299,13 +333,13 @@ fn none_of_several_runs_after_the_task_has_moved_away() {
 #[test]
 fn several_nodes_are_removed_at_once() {
     race(
-        |host| {
+        |engine| {
             let (mut lower, mut upper) = (nodes(NEW[0]), nodes(NEW[1]));
-            host.push(&mut lower, TaskState::Unpatched);
-            host.push(&mut upper, TaskState::Unpatched);
-            host.ops.stack().remove(&mut lower, 0);
-            host.complete_unpatching(upper);
-            lower.free(&Synchronized::with(host));
+            engine.push(&mut lower, TaskState::Unpatched);
+            engine.push(&mut upper, TaskState::Unpatched);
+            engine.remove(&mut lower);
+            engine.complete_unpatching(upper);
+            engine.release(&mut lower);
         },
         |seen| assert_eq!(seen.to, ORIGINAL, "{seen:?}"),
     );

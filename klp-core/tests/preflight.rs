@@ -4,9 +4,9 @@ mod common;
 
 use common::{add, patch};
 use klp_core::error::{ApiMisuse, Error, PatchReason};
-use klp_core::model::{Func, Object, Patch, Replace, VMLINUX};
+use klp_core::model::{Object, Patch, Replace, VMLINUX};
 use klp_core::sim::machine::Insn;
-use klp_core::sim::{Pad, Place, SimOs};
+use klp_core::sim::{self, Pad, Place, SimOs};
 use klp_core::state::State;
 use klp_core::{Engine, PatchId, Poll};
 
@@ -38,7 +38,7 @@ fn a_patch_that_fits_is_ready() {
     let mut new = Patch::builder("new").replace(Replace::All);
     for (object, name, func) in [(VMLINUX, "g", g), ("m", "in_m", m)] {
         let code = host.replacement("new", func, Place::Near);
-        new = new.object(Object::module(object).and_then(|object| object.func(Func::with_range(name, code)?)));
+        new = new.object(Object::module(object).and_then(|object| object.func(sim::func(name, code)?)));
     }
     let engine = Engine::new(host);
     let old = add(&engine, old);
@@ -71,7 +71,7 @@ fn every_fault_is_found() {
     let names =
         [("good", good), ("gone", good), ("twice", twice), ("nopad", nopad), ("held", held), ("marked", marked)];
     let object = Object::vmlinux().and_then(|object| {
-        let func = |(name, func)| Func::with_range(name, host.replacement("p", func, Place::Near));
+        let func = |(name, func)| sim::func(name, host.replacement("p", func, Place::Near));
         let object = names.into_iter().try_fold(object, |object, named| object.func(func(named)?))?;
         // A second name of a function that is listed already; a position that does not exist.
         object.func(func(("twice", other))?.sympos(3))
@@ -111,8 +111,8 @@ fn states_sets_and_a_transition_of_another() {
     let (f, g) = (host.function(VMLINUX, "f"), host.function(VMLINUX, "g"));
     let task = host.spawn("worker");
     let build = |name: &str, replace, version| {
-        let object = Object::vmlinux()
-            .and_then(|object| object.func(Func::with_range("f", host.replacement(name, f, Place::Near))?));
+        let object =
+            Object::vmlinux().and_then(|object| object.func(sim::func("f", host.replacement(name, f, Place::Near))?));
         let patch = Patch::builder(name).replace(replace).state(State::new(7, version)).object(object);
         patch.build().expect("the patch is well formed")
     };

@@ -157,7 +157,8 @@ impl Soak {
         let object = |name: &str, funcs: &mut dyn Iterator<Item = &Replaced>| -> Result<Object, Error> {
             let mut object = Object::module(name)?;
             for (old, new) in funcs {
-                object = object.func(Func::new(old, CodeAddr::new(*new as usize as u64))?)?;
+                // SAFETY: the tables hold pairs of the same type.
+                object = object.func(unsafe { Func::new(old, CodeAddr::new(*new as usize as u64)) }?)?;
             }
             Ok(object)
         };
@@ -275,7 +276,8 @@ impl Soak {
                 bail!("a transition does not finish:\n{}", lines.join("\n"));
             }
             if self.broken == Some(Break::StackCheck) {
-                poll = engine.force(patch)?;
+                // SAFETY: any mixture of these functions works; it is noticed, which is the point here.
+                poll = unsafe { engine.force(patch) }?;
                 continue;
             }
             match self.rng.u32(..100) {

@@ -20,7 +20,8 @@ unsafe extern "C" fn klp_module_coming(module: *mut module) -> c_int {
     let set_live = |live| unsafe { (*module).klp_alive = live };
     let done = patches::locked(|engine| {
         set_live(true);
-        let done = engine.object_coming(name);
+        // SAFETY: the module loader calls before any code of the module runs.
+        let done = unsafe { engine.object_coming(name) };
         if done.is_err() {
             set_live(false);
         }
@@ -41,7 +42,7 @@ unsafe extern "C" fn klp_module_coming(module: *mut module) -> c_int {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn klp_module_going(module: *mut module) {
     patches::locked(|engine| {
-        // SAFETY: the module loader's module.
+        // SAFETY: the module loader's module. None of its code runs any more, nor will before it is loaded again.
         unsafe {
             (*module).klp_alive = false;
             if let Some(name) = host::module_name(module) {

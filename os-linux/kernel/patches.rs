@@ -61,7 +61,8 @@ extern "C" fn klp_engine_init() -> c_int {
 /// Enables the patch of a module that is being loaded. 0, or a negative error number; the patch is the module's alone again then.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn klp_enable_patch(patch: *mut klp_patch) -> c_int {
-    // SAFETY: the caller's patch is there, and zeros end its arrays.
+    // SAFETY: the caller's patch is there, and zeros end its arrays. That its functions fit is its author's word, whose module the
+    // superuser has loaded.
     match unsafe { enable(patch) } {
         Ok(()) => 0,
         Err(errno) => errno,
@@ -70,7 +71,7 @@ unsafe extern "C" fn klp_enable_patch(patch: *mut klp_patch) -> c_int {
 
 /// # Safety
 ///
-/// Null, or a patch as `include/linux/livepatch.h` has it.
+/// Null, or a patch as `include/linux/livepatch.h` has it, whose functions may be called in place of those that it names.
 unsafe fn enable(patch: *mut klp_patch) -> Result<(), c_int> {
     // SAFETY: the caller's promise.
     let model = unsafe {
@@ -292,7 +293,8 @@ extern "C" fn klp_engine_set_enabled(patch: *mut klp_patch, on: bool) -> c_int {
 #[unsafe(no_mangle)]
 extern "C" fn klp_engine_force(patch: *mut klp_patch) -> c_int {
     done(patch, |patches, engine, status| {
-        let poll = engine.force(status.id)?;
+        // SAFETY: the superuser's word, who alone may write there (mode 0200), and knows the patch.
+        let poll = unsafe { engine.force(status.id) }?;
         Ok(patches.after(engine, Ok(poll)).err().unwrap_or(0))
     })
 }

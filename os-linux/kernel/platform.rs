@@ -22,7 +22,8 @@ pub(crate) struct Kernel {
     text: NoText,
 }
 
-impl Platform for Kernel {
+// SAFETY: all parts are of the running kernel, and there is one of each.
+unsafe impl Platform for Kernel {
     type Lock = EngineLock;
     type Tracer = FtraceTracer;
     type Unwinder = KernelUnwinder;
@@ -65,12 +66,14 @@ impl Platform for Kernel {
         log::event(event);
     }
 
-    fn apply_relocs(&self, patch: &str, object: &str) -> Result<(), Error> {
-        relocs::apply(patch, object)
+    unsafe fn apply_relocs(&self, patch: &str, object: &str) -> Result<(), Error> {
+        // SAFETY: the caller's promise.
+        unsafe { relocs::apply(patch, object) }
     }
 
-    fn clear_relocs(&self, patch: &str, object: &str) {
-        relocs::clear(patch, object);
+    unsafe fn clear_relocs(&self, patch: &str, object: &str) {
+        // SAFETY: the caller's promise.
+        unsafe { relocs::clear(patch, object) };
     }
 }
 

@@ -14,7 +14,8 @@ use klp_core::{Func, Object, Patch};
 ///
 /// # Safety
 ///
-/// A patch as `include/linux/livepatch.h` has it, with module and objects; its module stays as long as what is made of it.
+/// A patch as `include/linux/livepatch.h` has it, with module and objects; its module stays as long as what is made of it. Its
+/// functions may be called in place of those that it names.
 pub(crate) unsafe fn patch(patch: &klp_patch) -> Result<Patch, c_int> {
     // SAFETY: the caller's promise.
     let name = unsafe { host::module_name(patch.mod_) }.ok_or(-errno::EINVAL)?;
@@ -84,7 +85,7 @@ pub(crate) unsafe fn states<'a>(patch: *const klp_patch) -> impl Iterator<Item =
 
 /// # Safety
 ///
-/// An object of a patch; it stays as long as what is made of it.
+/// An object of a patch; it stays as long as what is made of it, and its functions are as for [`patch`].
 unsafe fn object(c_object: *mut klp_object) -> Result<Object, klp_core::Error> {
     // SAFETY: the caller's promise.
     let mut object = Object::module(unsafe { object_name(c_object) })?;
@@ -103,14 +104,15 @@ unsafe fn object(c_object: *mut klp_object) -> Result<Object, klp_core::Error> {
 
 /// # Safety
 ///
-/// A function of an object; its name stays.
+/// A function of an object; its name stays, and so does the new function, which may be called in place of the old one.
 unsafe fn func(func: &klp_func) -> Result<Func, klp_core::Error> {
     // A name or an address that is missing is refused as a bad name.
     // SAFETY: the caller's promise.
     let name = unsafe { host::str_at(func.old_name.cast()) }.filter(|_| !func.new_func.is_null()).unwrap_or("");
     // No table of symbols has so many of a name: a position above is not found.
     let sympos = u32::try_from(func.old_sympos).unwrap_or(u32::MAX);
-    Ok(Func::new(name, CodeAddr::new(func.new_func as u64))?.sympos(sympos))
+    // SAFETY: the caller's promise; what is missing has an empty name, with which no patch is made.
+    Ok(unsafe { Func::new(name, CodeAddr::new(func.new_func as u64)) }?.sympos(sympos))
 }
 
 /// The name of an object.

@@ -26,10 +26,14 @@ struct Sections {
 }
 
 /// Applies the relocations of `patch` that wait for `object`, section by section: all or none.
-pub(crate) fn apply(patch: &str, object: &str) -> Result<(), Error> {
+///
+/// # Safety
+///
+/// No task runs code of the patch that refers to the object, and they are not applied already.
+pub(crate) unsafe fn apply(patch: &str, object: &str) -> Result<(), Error> {
     let mut applied = 0;
     let done = each_section(patch, object, |sections, index| {
-        // SAFETY: the kernel keeps the sections as long as the module is there; nothing of it runs that refers to the object.
+        // SAFETY: the kernel keeps the sections as long as the module is there; the rest is the caller's promise.
         match unsafe { sections.apply(index, object) } {
             0 => applied = index + 1,
             _ => return Err(refused(patch, object)),
@@ -37,7 +41,8 @@ pub(crate) fn apply(patch: &str, object: &str) -> Result<(), Error> {
         Ok(())
     });
     if done.is_err() {
-        clear_below(applied, patch, object);
+        // SAFETY: the caller's promise.
+        unsafe { clear_below(applied, patch, object) };
     }
     done
 }
@@ -49,11 +54,19 @@ fn refused(patch: &str, object: &str) -> Error {
 }
 
 /// Makes the relocated bytes what they were before [`apply`].
-pub(crate) fn clear(patch: &str, object: &str) {
-    clear_below(c_uint::MAX, patch, object);
+///
+/// # Safety
+///
+/// No task runs code of the patch that refers to the object.
+pub(crate) unsafe fn clear(patch: &str, object: &str) {
+    // SAFETY: the caller's promise.
+    unsafe { clear_below(c_uint::MAX, patch, object) };
 }
 
-fn clear_below(end: c_uint, patch: &str, object: &str) {
+/// # Safety
+///
+/// As for [`clear`].
+unsafe fn clear_below(end: c_uint, patch: &str, object: &str) {
     let _ = each_section(patch, object, |sections, index| {
         if index < end {
             // SAFETY: as in `apply`.

@@ -22,7 +22,7 @@ unsafe impl Text for NoText {
         Err(REFUSED)
     }
 
-    fn poke(&self, _batch: &[Poke<'_>]) -> Result<(), Errno> {
+    unsafe fn poke(&self, _batch: &[Poke<'_>]) -> Result<(), Errno> {
         Err(REFUSED)
     }
 

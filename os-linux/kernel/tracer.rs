@@ -59,7 +59,7 @@ unsafe impl Tracer for FtraceTracer {
         CodeAddr::new(site.behind())
     }
 
-    fn route(&self, batch: &[Routing<Site>]) -> Result<(), Errno> {
+    unsafe fn route(&self, batch: &[Routing<Site>]) -> Result<(), Errno> {
         let mut sites = self.sites.lock();
         let no_memory = |OutOfMemory| Errno { what: "no memory for sites", errno: -errno::ENOMEM };
         sites.reserve(batch.len()).map_err(no_memory)?;
@@ -96,7 +96,7 @@ unsafe impl Tracer for FtraceTracer {
         done
     }
 
-    fn forget(&self, site: Site) {
+    unsafe fn forget(&self, site: Site) {
         self.sites.lock().forget(site.behind());
     }
 

@@ -50,7 +50,8 @@ fn text() {
     assert_ne!(entries[0].split, entries[1].split, "pads of both kinds");
     let mut pokes = [poke(0), poke(1)];
     pokes.sort_by_key(|poke| poke.at);
-    text::check(host().text(), pokes, X86_64::REACH);
+    // SAFETY: pads of functions that nobody calls meanwhile.
+    unsafe { text::check(host().text(), pokes, X86_64::REACH) };
 }
 
 #[test]
@@ -78,7 +79,7 @@ fn tracer() {
         *before = found[0];
     };
     let pair = |old, new| (function(old), function(new));
-    tracer::check(&tracer::Bench {
+    let bench = tracer::Bench {
         tracer: host().tracer(),
         funcs: &[
             pair(addr_of_fn!(fx_value), addr_of_fn!(fx_value_new)),
@@ -95,7 +96,9 @@ fn tracer() {
         },
         hold: Some(&hold),
         spoil: Some(&spoil),
-    });
+    };
+    // SAFETY: pairs of functions of the same type; no patch is enabled meanwhile.
+    unsafe { tracer::check(&bench) };
 }
 
 #[test]

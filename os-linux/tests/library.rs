@@ -96,9 +96,10 @@ impl Callbacks for Diary {
 fn callbacks_are_called_in_pairs() {
     let _alone = alone();
     let diary = Diary::default();
-    let value = Func::new("fx_value", CodeAddr::new(addr_of_fn!(fx_value_new))).expect("memory");
-    // The replacement is never called: it only has to be a function.
-    let replaced = Func::new("fxm_answer", CodeAddr::new(addr_of_fn!(fx_value_new))).expect("memory");
+    // SAFETY: both are `int (*)(void)`.
+    let value = unsafe { Func::new("fx_value", CodeAddr::new(addr_of_fn!(fx_value_new))) }.expect("memory");
+    // SAFETY: as above.
+    let replaced = unsafe { Func::new("fxm_answer", CodeAddr::new(addr_of_fn!(fx_value_new))) }.expect("memory");
     let object = |name: &str, func| {
         Object::module(name)?.func(func).map(|object| object.with_callbacks(Box::new(diary.clone())))
     };
@@ -128,7 +129,8 @@ fn callbacks_are_called_in_pairs() {
 #[test]
 fn what_a_library_needs_is_adopted_with_it() {
     let _alone = alone();
-    let gate = Func::new("gate_open", CodeAddr::new(addr_of_fn!(fx_value_new))).expect("memory");
+    // SAFETY: both are `int (*)(void)`.
+    let gate = unsafe { Func::new("gate_open", CodeAddr::new(addr_of_fn!(fx_value_new))) }.expect("memory");
     let object = Object::module("libfixture_gate").and_then(|object| object.func(gate));
     let patch = Patch::builder("gate").object(object).build().expect("well formed");
     let patch = livepatch().engine().add(patch).expect("the name is new");

@@ -38,7 +38,8 @@ fn far_targets_are_reached_through_veneers() {
             TextRange::new(CodeAddr::new(at as u64), code.len() as u64).expect("it does not wrap")
         };
         let before = text();
-        let func = Func::with_range("fx_value", new).expect("there is memory");
+        // SAFETY: `code` is a function of the same type, and all of it; the mapping stays.
+        let func = unsafe { Func::with_range("fx_value", new) }.expect("there is memory");
         let object = Object::vmlinux().and_then(|object| object.func(func));
         let patch = Patch::builder("veneer").object(object).build().expect("the patch is well formed");
         let patch = livepatch().engine().add(patch).expect("the name is new");

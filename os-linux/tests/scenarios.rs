@@ -80,8 +80,8 @@ impl Scenario {
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let object = |name| Object::module(name).map(|object| object.with_callbacks(Box::new(Talking)));
-        // The replacement is never called: it only has to be a function.
-        let busy = Func::new("fxm_busy", CodeAddr::new(addr_of_fn!(fx_value_new))).expect("memory");
+        // SAFETY: the replacement is never called: it only has to be a function.
+        let busy = unsafe { Func::new("fxm_busy", CodeAddr::new(addr_of_fn!(fx_value_new))) }.expect("memory");
         let demo = Patch::builder(DEMO)
             .object(object(VMLINUX))
             .object(object(MOD))
@@ -111,7 +111,8 @@ impl Scenario {
 
 /// Enables a patch called `name` that makes `fx_value` or `fx_first` a new one.
 fn load(name: &str, func: &str, new: u64, replace: Replace) -> PatchId {
-    let func = Func::new(func, CodeAddr::new(new)).expect("memory");
+    // SAFETY: a function of the same type.
+    let func = unsafe { Func::new(func, CodeAddr::new(new)) }.expect("memory");
     let object = Object::module(VMLINUX).and_then(|object| object.func(func));
     let patch = Patch::builder(name).object(object).replace(replace).build().expect("well formed");
     let patch = livepatch().engine().add(patch).expect("the name is free");

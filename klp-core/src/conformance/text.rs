@@ -13,7 +13,11 @@ use alloc::vec::Vec;
 /// # Panics
 ///
 /// If the implementation breaks the contract; the message says where.
-pub fn check<T: Text>(text: &T, pokes: [Poke<'_>; 2], reach: u64) {
+///
+/// # Safety
+///
+/// `pokes` are as said.
+pub unsafe fn check<T: Text>(text: &T, pokes: [Poke<'_>; 2], reach: u64) {
     assert!(pokes[0].at < pokes[1].at, "the places must be in ascending order");
     let found = pokes.map(|poke| read(text, &poke));
     for (poke, found) in pokes.iter().zip(&found) {
@@ -41,12 +45,14 @@ fn back<'a>(poke: &Poke<'a>) -> Poke<'a> {
 
 fn check_poke<T: Text>(text: &T, batch: &[Poke<'_>]) {
     let places = batch.len();
-    text.poke(batch).unwrap_or_else(|error| panic!("changing {places} places: {error}"));
+    // SAFETY: no task runs through these places; see `check`.
+    unsafe { text.poke(batch) }.unwrap_or_else(|error| panic!("changing {places} places: {error}"));
     for poke in batch {
         assert_eq!(read(text, poke), poke.new, "at {} after a change of {places} places", poke.at);
     }
     let backwards: Vec<_> = batch.iter().map(back).collect();
-    text.poke(&backwards).unwrap_or_else(|error| panic!("changing {places} places back: {error}"));
+    // SAFETY: as above.
+    unsafe { text.poke(&backwards) }.unwrap_or_else(|error| panic!("changing {places} places back: {error}"));
     for poke in batch {
         assert_eq!(read(text, poke), poke.old, "at {} after it was changed back", poke.at);
     }
@@ -57,7 +63,8 @@ fn check_refusal<T: Text>(text: &T, pokes: [Poke<'_>; 2]) {
     for wrong in 0..2 {
         let mut batch = pokes;
         batch[wrong] = back(&pokes[wrong]);
-        let refused = text.poke(&batch).map_err(|error| error.kind());
+        // SAFETY: as in the successful case.
+        let refused = unsafe { text.poke(&batch) }.map_err(|error| error.kind());
         assert_eq!(refused, Err(PortErrorKind::Held), "the bytes at {} are not `old`", pokes[wrong].at);
         for poke in &pokes {
             assert_eq!(read(text, poke), poke.old, "at {} after a refusal", poke.at);

@@ -2,7 +2,7 @@
 
 use crate::addr::TextRange;
 use crate::mem::try_box;
-use crate::ops::{Nodes, Ops, Synchronized};
+use crate::ops::{Nodes, Ops, Writer};
 use crate::port::{PortError, PortErrorKind, Route, Routing, Tracer};
 use alloc::vec::Vec;
 
@@ -41,7 +41,11 @@ impl<T: Tracer> core::fmt::Debug for Bench<'_, T> {
 /// # Panics
 ///
 /// If the implementation breaks the contract; the message says where.
-pub fn check<T: Tracer>(bench: &Bench<'_, T>) {
+///
+/// # Safety
+///
+/// `funcs` are as [`Bench`] says; no engine uses the tracer while the suite runs.
+pub unsafe fn check<T: Tracer>(bench: &Bench<'_, T>) {
     assert!(bench.funcs.len() >= 2, "batches need at least two functions");
     let refused = bench.tracer.site_of(bench.without_site).map_err(|error| error.kind());
     assert_eq!(refused.err(), Some(PortErrorKind::NoSite), "a function without a site");
@@ -63,6 +67,7 @@ struct Run<'a, T: Tracer> {
     sites: Vec<T::Site>,
     built: Vec<Vec<u8>>,
     ops: Vec<&'static Ops>,
+    writer: Writer,
 }
 
 impl<'a, T: Tracer> Run<'a, T> {
@@ -78,7 +83,9 @@ impl<'a, T: Tracer> Run<'a, T> {
         }
         let new_ops = |site: &T::Site| Ops::leak(try_box(Ops::new(tracer.original(*site))).expect("memory"));
         let built = bench.funcs.iter().map(|(old, _)| (bench.bytes)(*old)).collect();
-        Self { bench, ops: sites.iter().map(new_ops).collect(), sites, built }
+        // SAFETY: the stacks and nodes are the suite's own, and it uses this tracer alone.
+        let writer = unsafe { Writer::new() };
+        Self { bench, ops: sites.iter().map(new_ops).collect(), sites, built, writer }
     }
 
     fn batch(&self, to: impl Fn(usize) -> Route) -> Vec<Routing<T::Site>> {
@@ -86,7 +93,8 @@ impl<'a, T: Tracer> Run<'a, T> {
     }
 
     fn route(&self, batch: &[Routing<T::Site>]) {
-        self.bench.tracer.route(batch).unwrap_or_else(|error| panic!("routing {batch:?}: {error}"));
+        // SAFETY: to what the porter says may run instead, also by way of the handler.
+        unsafe { self.bench.tracer.route(batch) }.unwrap_or_else(|error| panic!("routing {batch:?}: {error}"));
         self.bench.tracer.synchronize();
     }
 
@@ -113,13 +121,13 @@ impl<'a, T: Tracer> Run<'a, T> {
     }
 
     /// From every route to every other one.
-    fn each_route(&self) {
+    fn each_route(&mut self) {
         let original = |_: usize| Route::Original;
         // The handler with an empty stack answers as if nothing were routed; it is asked nevertheless.
         self.route(&self.batch(|index| self.handler(index)));
         self.expect(false, "by a handler that knows of no replacement");
         let mut nodes = Nodes::new(self.bench.funcs.iter().map(|(_, new)| *new)).expect("memory");
-        (0..self.ops.len()).for_each(|index| self.ops[index].stack().push(&mut nodes, index));
+        (0..self.ops.len()).for_each(|index| self.ops[index].stack().push(&mut self.writer, &mut nodes, index));
         self.expect(true, "by a handler that knows a replacement");
         self.route(&self.batch(|index| self.direct(index)));
         self.expect(true, "by a direct jump");
@@ -132,8 +140,8 @@ impl<'a, T: Tracer> Run<'a, T> {
         self.route(&self.batch(original));
         self.route(&self.batch(original));
         self.as_built("after routing twice to the original");
-        (0..self.ops.len()).for_each(|index| self.ops[index].stack().remove(&mut nodes, index));
-        nodes.free(&Synchronized::with(self.bench.tracer));
+        (0..self.ops.len()).for_each(|index| self.ops[index].stack().remove(&mut self.writer, &mut nodes, index));
+        nodes.release(&self.writer.synchronize(self.bench.tracer));
     }
 
     fn one_of_a_batch(&self) {
@@ -148,7 +156,8 @@ impl<'a, T: Tracer> Run<'a, T> {
         let Some(spoil) = self.bench.spoil else { return };
         let fail = |batch: &[Routing<T::Site>]| {
             spoil(true);
-            assert!(self.bench.tracer.route(batch).is_err(), "a routing that was spoilt succeeds");
+            // SAFETY: as in `route`.
+            assert!(unsafe { self.bench.tracer.route(batch) }.is_err(), "a routing that was spoilt succeeds");
             spoil(false);
         };
         let (there, back) = (self.batch(|index| self.direct(index)), self.batch(|_| Route::Original));
@@ -171,7 +180,8 @@ impl<'a, T: Tracer> Run<'a, T> {
             assert_ne!(held, free, "the porter's word that somebody holds the first function");
             let found = self.bench.tracer.site_of(self.bench.funcs[0].0).map_err(|error| error.kind());
             assert_eq!(found.err(), Some(PortErrorKind::Held), "finding a site that is held");
-            let routed = self.bench.tracer.route(batch).map_err(|error| error.kind());
+            // SAFETY: as in `route`.
+            let routed = unsafe { self.bench.tracer.route(batch) }.map_err(|error| error.kind());
             assert_eq!(routed, Err(PortErrorKind::Held), "routing a site that is held");
             assert_eq!(bytes(), held, "after the refusal");
             hold(false);
@@ -191,7 +201,8 @@ impl<'a, T: Tracer> Run<'a, T> {
         for round in 0..3 {
             for site in &self.sites {
                 if round == 0 {
-                    tracer.forget(*site);
+                    // SAFETY: it is found anew below.
+                    unsafe { tracer.forget(*site) };
                     continue;
                 }
                 // SAFETY: nobody but this suite calls the functions, no call of it is under way, and it finds the sites anew.

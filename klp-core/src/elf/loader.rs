@@ -22,7 +22,7 @@ use object::elf;
 /// A patch object in memory.
 #[derive(Debug)]
 pub struct Loaded {
-    /// The patch, ready to be enabled.
+    /// The patch, ready to be enabled on the host that it was loaded for.
     pub patch: Patch,
     /// The memory that its functions are in.
     pub image: LoadedImage,
@@ -72,11 +72,29 @@ impl LoadedImage {
 /// References to exported symbols and to livepatch symbols that wait for the base image are bound now (as Linux's module loader
 /// does); those that wait for another object go to [`Object::relocs`].
 ///
+/// ```compile_fail,E0133
+/// # use klp_core::{Error, elf, sim::SimOs};
+/// fn load(os: &SimOs, file: &[u8]) -> Result<elf::Loaded, Error> {
+///     elf::load(os, file, "fix") // who wrote it?
+/// }
+/// ```
+///
 /// # Errors
 ///
 /// [`Error::Patch`] says what is wrong with the file, or which symbol or relocation was refused; [`Error::Port`] and
 /// [`Error::OutOfMemory`]. Whatever was allocated is freed then, and nothing has changed.
-pub fn load<P: Platform>(platform: &P, file: &[u8], name: &str) -> Result<Loaded, Error> {
+///
+/// # Safety
+///
+/// The file is code, and runs: its functions once the patch is enabled, its callbacks by then. Only its form is checked. So its
+/// author is trusted with the system, and in particular with this:
+///
+/// * What the file names as replacements are such, as for [`Func::with_range`]; its symbols tell the sizes of functions, and the
+///   symbols that it refers to are what its code takes them for.
+/// * Its callbacks are `int (*)(struct klp_object *)` for `pre_patch` and `void (*)(struct klp_object *)` for the others; they use
+///   what they are given during the call only, and write nothing of a state but its data.
+/// * It is for this `platform`: for its processor, and for what is loaded there.
+pub unsafe fn load<P: Platform>(platform: &P, file: &[u8], name: &str) -> Result<Loaded, Error> {
     let view = View::parse(file, P::Relocator::MACHINE).map_err(|refusal| refusal.of(name))?;
     let patch = view.modinfo("name").unwrap_or(name);
     if view.modinfo("livepatch") != Some("Y") {
@@ -188,7 +206,9 @@ impl Description<'_, '_> {
             let range = self.function_at(func.new).ok_or_else(|| {
                 Error::patch(self.patch, Some(entry.name), Some(func.old_name), PatchReason::NewFunctionUnknown)
             })?;
-            funcs.push(Func::with_range(func.old_name, range)?.sympos(func.sympos));
+            // SAFETY: a function of the image, with the size that the file says it has. The rest is the promise that came with the file.
+            let replacement = unsafe { Func::with_range(func.old_name, range) }?;
+            funcs.push(replacement.sympos(func.sympos));
         }
         let object = Object::module(entry.name)?.with_relocs(relocs).funcs_from(funcs)?;
         Ok(match self.callbacks(entry)? {
@@ -213,8 +233,8 @@ impl Description<'_, '_> {
                 None => return refuse(Refusal::malformed("callback is not a function of the patch", name)),
             }
         }
-        // SAFETY: they are functions of the image, which is not freed before the patch is gone (`LoadedImage::unload`); that they have the
-        // types of callbacks is the file's word, as everything else that its code does.
+        // SAFETY: they are functions of the image, which is not freed before the patch is gone (`LoadedImage::unload`); that they
+        // have the types of callbacks is promised by whoever called `load`.
         Ok(Some(unsafe { CCallbacks::boxed(call, entry.name, functions) }?))
     }
 

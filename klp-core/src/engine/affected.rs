@@ -9,7 +9,7 @@ use super::inner::{Inner, Record};
 use super::objects::{Bound, BoundFunc};
 use crate::addr::{CodeAddr, TextRange};
 use crate::mem::{OutOfMemory, try_push};
-use crate::ops::{FuncNode, Switch};
+use crate::ops::{FuncNode, Switch, Writer};
 use crate::port::{Arch, Moment, Platform, TaskState, Text};
 use crate::transition::{Affected, AffectedFunc};
 use alloc::vec::Vec;
@@ -24,6 +24,7 @@ impl<P: Platform> Inner<P> {
     pub(super) fn affected(&self, host: &P) -> Result<Affected, OutOfMemory> {
         let mut affected = Affected::default();
         let versions = Versions::of(&self.patches)?;
+        let writer = &self.sites.writer;
         // Versions that tasks leave or come back to, of patches that stay.
         let mut below: Vec<usize> = Vec::new();
         for (number, record) in (0..).zip(moving(&self.patches)) {
@@ -38,7 +39,7 @@ impl<P: Platform> Inner<P> {
                     affected.add(TaskState::Patched, bound.range(), at)?;
                     func.parts.iter().try_for_each(|part| affected.add(TaskState::Patched, *part, at))?;
                     // What goes back to an older version runs code of that patch.
-                    if let Some(older) = func.same_code_below(bound) {
+                    if let Some(older) = func.same_code_below(bound, writer) {
                         if let Some(version) = versions.find(older) {
                             let parts = &version.func.parts;
                             parts.iter().try_for_each(|part| affected.add(TaskState::Patched, *part, at))?;
@@ -48,7 +49,7 @@ impl<P: Platform> Inner<P> {
                 } else {
                     func.add_original(&mut affected, TaskState::Patched, at)?;
                 }
-                match func.previous(bound).filter(|previous| previous.target().is_some()) {
+                match func.previous(bound, writer).filter(|previous| previous.target().is_some()) {
                     None => func.add_original(&mut affected, TaskState::Unpatched, at)?,
                     Some(previous) => {
                         affected.add(TaskState::Unpatched, previous.range(), at)?;
@@ -115,7 +116,7 @@ impl<P: Platform> Inner<P> {
         for (node, func) in funcs() {
             let entry = func.entry();
             let switch = if !everywhere {
-                let closed = func.is_closed(host, node, versions, &mut buffer)?;
+                let closed = func.is_closed(host, (node, &self.sites.writer), versions, &mut buffer)?;
                 if closed { Switch::IfCalled } else { Switch::Never }
             } else {
                 let from = all.known.partition_point(|target| *target < entry.start());
@@ -237,7 +238,7 @@ impl<P: Platform> BoundFunc<P> {
     fn is_closed(
         &self,
         host: &P,
-        node: &FuncNode,
+        (node, writer): (&FuncNode, &Writer),
         versions: &Versions<'_, P>,
         buffer: &mut Vec<u8>,
     ) -> Result<bool, OutOfMemory> {
@@ -245,7 +246,7 @@ impl<P: Platform> BoundFunc<P> {
         let mut add = |range: Option<TextRange>| range.map_or(Ok(()), |range| try_push(&mut own, range));
         add(behind(self.old, Some(self.entry())))?;
         self.cold.iter().chain(&self.parts).try_for_each(|part| add(Some(*part)))?;
-        let replacements = [Some(node), self.previous(node), self.same_code_below(node)];
+        let replacements = [Some(node), self.previous(node, writer), self.same_code_below(node, writer)];
         for replacement in replacements.into_iter().flatten().filter(|node| node.target().is_some()) {
             add(Some(replacement.range()))?;
             let parts = versions.find(replacement).map_or(&[][..], |version| &version.func.parts);
@@ -273,20 +274,18 @@ impl<P: Platform> BoundFunc<P> {
     }
 
     /// The older version whose code `node` runs, too: that which it goes back to.
-    fn same_code_below<'a>(&'a self, node: &'a FuncNode) -> Option<&'a FuncNode> {
-        let stack = self.ops.stack();
-        let mut nodes = core::iter::successors(stack.top(), |node| stack.below(node));
+    fn same_code_below<'a>(&self, node: &FuncNode, writer: &'a Writer) -> Option<&'a FuncNode> {
+        let mut nodes = self.ops.stack().nodes(writer);
         nodes.find(|other| !ptr::eq(*other, node) && other.range() == node.range())
     }
 
     /// The replacement that runs where this one does not: the next one below that is not in transition with it, or the present
     /// top if this is not on the stack yet.
-    fn previous<'a>(&'a self, node: &'a FuncNode) -> Option<&'a FuncNode> {
-        let stack = self.ops.stack();
-        let mut nodes = core::iter::successors(stack.top(), |node| stack.below(node));
+    fn previous<'a>(&self, node: &FuncNode, writer: &'a Writer) -> Option<&'a FuncNode> {
+        let mut nodes = self.ops.stack().nodes(writer);
         match nodes.find(|other| ptr::eq(*other, node)) {
             Some(_) => nodes.find(|other| !other.in_transition()),
-            None => stack.top(),
+            None => self.ops.stack().nodes(writer).next(),
         }
     }
 }

@@ -7,18 +7,24 @@ use super::objects::{Bound, Relocated};
 use crate::error::Error;
 use crate::event::Event;
 use crate::mem::OutOfMemory;
-use crate::ops::Synchronized;
 use crate::port::Platform;
 use crate::relocs;
 
 impl<P: Platform> Engine<P> {
-    /// Applies the enabled patches, and those in transition, to an object that has just been loaded; none of its code has run
-    /// yet. The host's symbol tables know it already.
+    /// Applies the enabled patches, and those in transition, to an object that has just been loaded. The host's symbol tables know
+    /// it already.
     ///
     /// # Errors
     ///
     /// That of the first patch that does not fit, or whose callback vetoed. No patch is applied to the object then, and it must not run.
-    pub fn object_coming(&self, object: &str) -> Result<(), Error> {
+    ///
+    /// # Safety
+    ///
+    /// No task is inside of the object, and none runs code of it before this returns: tasks go over to the patches at once,
+    /// wherever they are. Otherwise the patches must bear any mixture of old and new functions, as for
+    /// [`force`](Engine::force).
+    #[allow(unsafe_code, reason = "a promise of the host")]
+    pub unsafe fn object_coming(&self, object: &str) -> Result<(), Error> {
         let mut inner = self.lock()?;
         let inner = &mut *inner;
         for index in 0..inner.patches.len() {
@@ -26,9 +32,10 @@ impl<P: Platform> Engine<P> {
                 let patch = inner.patches[index].patch.name();
                 self.host.event(&Event::RefusingObject { patch, object });
                 // That of `index` too: its relocations were applied perhaps.
-                (0..=index).for_each(|index| inner.revert(&self.host, index, object));
+                // SAFETY: the caller promises that tasks are kept out of it, so none is in what replaces its functions either.
+                (0..=index).for_each(|index| unsafe { inner.revert(&self.host, index, object) });
                 // Not all hosts can keep tasks out of it while it comes.
-                inner.sites.forget_object(self.host.tracer(), object, false);
+                inner.sites.forget_object(self.host.tracer(), object);
                 inner.renew_affected_later(&self.host);
                 return Err(error);
             }
@@ -36,17 +43,32 @@ impl<P: Platform> Engine<P> {
         Ok(())
     }
 
-    /// Takes the patches back from an object that is about to be unloaded. No call of its functions is under way any more: no task
-    /// runs code of it, old or new, or is on its way there; and none begins before the object is gone, or has
-    /// [come](Engine::object_coming) again. What the engine keeps for each function of it serves others from here on.
+    /// Takes the patches back from an object that is about to be unloaded. What the engine keeps for each function of it serves
+    /// others from here on.
+    ///
+    /// ```compile_fail,E0133
+    /// # use klp_core::{Engine, sim::SimOs};
+    /// fn unload(engine: &Engine<SimOs>) {
+    ///     engine.object_going("m"); // who says that no task is in there?
+    /// }
+    /// ```
     ///
     /// What fails here, for want of memory or because the host does, is made up for when the object comes again, or costs a little
     /// memory for good. In a callback of a patch it does nothing: an object must not go there.
-    pub fn object_going(&self, object: &str) {
+    ///
+    /// # Safety
+    ///
+    /// No call of the object's functions is under way: no task is in code of it, or in what replaces its functions, or on its way there
+    /// from an entry, through a thunk, the entry stub or a veneer. None begins before the object is gone, or has
+    /// [come](Engine::object_coming) again.
+    #[allow(unsafe_code, reason = "a promise of the host")]
+    pub unsafe fn object_going(&self, object: &str) {
         let Ok(mut inner) = self.lock() else { return };
         let inner = &mut *inner;
-        (0..inner.patches.len()).for_each(|index| inner.revert(&self.host, index, object));
-        inner.sites.forget_object(self.host.tracer(), object, true);
+        // SAFETY: the caller's promise.
+        (0..inner.patches.len()).for_each(|index| unsafe { inner.revert(&self.host, index, object) });
+        // SAFETY: the caller's promise.
+        unsafe { inner.sites.reclaim_object(self.host.tracer(), object) };
         inner.renew_affected_later(&self.host);
     }
 }
@@ -103,8 +125,8 @@ impl<P: Platform> Inner<P> {
         let fresh =
             record.nops.iter_mut().skip(nops).chain(object.and_then(|object| record.objects[object].bound.as_mut()));
         for bound in fresh {
-            bound.set_transition(moves);
-            bound.push();
+            bound.set_transition(&mut self.sites.writer, moves);
+            bound.push(&mut self.sites.writer);
         }
         let record = &self.patches[index];
         let fresh = record.nops[nops..].iter().chain(object.and_then(|object| record.objects[object].bound.as_ref()));
@@ -121,7 +143,7 @@ impl<P: Platform> Inner<P> {
         }
         let affected = self.affected(host)?;
         match &mut self.transition {
-            Some(transition) => transition.running.extend(host, affected),
+            Some(transition) => transition.running.extend(host, &mut self.sites.writer, affected),
             None => Ok(()),
         }
     }
@@ -135,8 +157,12 @@ impl<P: Platform> Inner<P> {
     }
 
     /// Takes patch number `index` back from an object that is going.
+    ///
+    /// # Safety
+    ///
+    /// No task runs code of the object, or what replaces its functions.
     #[allow(unsafe_code, reason = "relocations of the patch's own code")]
-    fn revert(&mut self, host: &P, index: usize, name: &str) {
+    unsafe fn revert(&mut self, host: &P, index: usize, name: &str) {
         let Some(object) = self.object_of(index, name) else { return };
         if self.patches[index].objects[object].bound.is_some() {
             if !self.moves(index) {
@@ -148,7 +174,7 @@ impl<P: Platform> Inner<P> {
         }
         let record = &mut self.patches[index];
         if record.objects[object].relocated != Relocated::No {
-            // SAFETY: the caller promises that no task runs code of the object; code of the patch that refers to it is run from there only.
+            // SAFETY: the caller's promise; code of the patch that refers to the object is run from there only.
             let cleared = unsafe { relocs::clear(host, record.patch.name(), &record.patch.objects()[object]) };
             // If it failed, it is done when the object comes again.
             record.objects[object].relocated = cleared.map_or(Relocated::Stale, |()| Relocated::No);
@@ -158,20 +184,21 @@ impl<P: Platform> Inner<P> {
     /// Takes the functions of one object off their stacks, for good.
     fn unpatch_object(&mut self, host: &P, index: usize, object: usize) {
         let Some(mut bound) = self.patches[index].objects[object].bound.take() else { return };
-        bound.remove();
+        bound.remove(&mut self.sites.writer);
         for nops in self.patches.iter_mut().flat_map(|record| &mut record.nops) {
-            nops.forget_those_of(&mut bound);
+            nops.forget_those_of(&mut self.sites.writer, &mut bound);
         }
         let patch = self.patches[index].patch.name();
         if self.sites.reroute(host.tracer(), bound.sites()).is_err() {
             self.sites.leave_unsettled();
             host.event(&Event::NotSettled { patch });
         }
-        let proof = Synchronized::with(host.tracer());
-        bound.free(&proof);
+        let proof = self.sites.writer.synchronize(host.tracer());
+        bound.release(&proof);
         for nops in self.patches.iter_mut().map(|record| &mut record.nops) {
+            nops.iter_mut().for_each(|bound| bound.release(&proof));
             while let Some(index) = nops.iter().position(Bound::is_empty) {
-                nops.swap_remove(index).free(&proof);
+                nops.swap_remove(index);
             }
         }
     }

@@ -8,7 +8,6 @@ use super::objects::Bound;
 use super::poll::Poll;
 use crate::error::{ApiMisuse, Error};
 use crate::event::Event;
-use crate::ops::Synchronized;
 use crate::port::{Platform, TaskState};
 use crate::transition::{Prepared, Running};
 
@@ -66,7 +65,7 @@ impl<P: Platform> Engine<P> {
         };
         let from = transition.running.target();
         inner.tell(&self.host, |patch| Event::Reversing { patch, from });
-        match transition.running.reverse(&self.host) {
+        match transition.running.reverse(&self.host, &mut inner.sites.writer) {
             Ok(running) => {
                 inner.begin(&self.host, Transition { running, ..transition });
                 Ok(inner.poll(&self.host))
@@ -88,7 +87,7 @@ impl<P: Platform> Inner<P> {
             self.tell(host, |patch| Event::FailedToDisable { patch });
             error.into_error("initializing tasks", self.leader())
         })?;
-        bounds(&self.patches).for_each(|bound| bound.set_transition(true));
+        bounds(&self.patches).for_each(|bound| bound.set_transition(&mut self.sites.writer, true));
         if let Err(error) = self.sites.reroute(host.tracer(), bounds(&self.patches).flat_map(Bound::sites)) {
             let error = error.into_error(self.leader());
             self.stay_enabled(host, prepared);
@@ -107,9 +106,9 @@ impl<P: Platform> Inner<P> {
     /// Takes back the beginning of a transition that was to disable patches.
     fn stay_enabled(&mut self, host: &P, prepared: Prepared) {
         self.tell(host, |patch| Event::FailedToDisable { patch });
-        bounds(&self.patches).for_each(|bound| bound.set_transition(false));
+        bounds(&self.patches).for_each(|bound| bound.set_transition(&mut self.sites.writer, false));
         self.settle_moving(host);
-        let _: Synchronized = Synchronized::with(host.tracer());
+        let _ = self.sites.writer.synchronize(host.tracer());
         prepared.cancel(host);
     }
 }

@@ -8,7 +8,6 @@ use super::objects::Bound;
 use super::poll::Poll;
 use crate::error::{ApiMisuse, Error};
 use crate::event::Event;
-use crate::ops::Synchronized;
 use crate::port::{Platform, SymbolResolver, TaskState};
 use crate::transition::{Prepared, Running};
 use core::ops::Range;
@@ -129,8 +128,8 @@ impl<P: Platform> Inner<P> {
             }
         }
         for bound in self.patches[batch].iter_mut().flat_map(super::Record::bounds_mut) {
-            bound.set_transition(true);
-            bound.push();
+            bound.set_transition(&mut self.sites.writer, true);
+            bound.push(&mut self.sites.writer);
         }
         match self.sites.reroute(host.tracer(), bounds(&self.patches).flat_map(Bound::sites)) {
             Err(error) => {
@@ -156,11 +155,14 @@ impl<P: Platform> Inner<P> {
         self.tell(host, |patch| Event::Canceling { patch });
         self.tell(host, |patch| Event::Completing { patch, target: TaskState::Unpatched });
         let moving = self.patches.iter_mut().filter(|record| record.moves);
-        moving.flat_map(super::Record::bounds_mut).for_each(Bound::remove);
+        moving.flat_map(super::Record::bounds_mut).for_each(|bound| bound.remove(&mut self.sites.writer));
         self.settle_moving(host);
-        let proof = Synchronized::with(host.tracer());
+        let proof = self.sites.writer.synchronize(host.tracer());
         prepared.cancel(host);
-        self.patches.iter_mut().filter(|record| record.moves).for_each(|record| record.take_bounds(&proof));
+        for record in self.patches.iter_mut().filter(|record| record.moves) {
+            record.release(&proof);
+            record.drop_bounds();
+        }
         self.callbacks(Moment::PostUnpatch);
         self.tell(host, |patch| Event::Complete { patch, target: TaskState::Unpatched });
     }

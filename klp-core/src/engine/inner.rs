@@ -62,11 +62,15 @@ impl<P: Platform> Record<P> {
         self.objects.iter_mut().filter_map(|object| object.bound.as_mut()).chain(&mut self.nops)
     }
 
-    /// Takes out all that was on function stacks and is not any more, to be freed.
-    pub(super) fn take_bounds(&mut self, proof: &Synchronized) {
-        for bound in self.objects.iter_mut().filter_map(|object| object.bound.take()).chain(self.nops.drain(..)) {
-            bound.free(proof);
-        }
+    /// Lets the memory go, with the bounds, of all that was on function stacks and is not any more.
+    pub(super) fn release(&mut self, proof: &Synchronized<'_>) {
+        self.bounds_mut().for_each(|bound| bound.release(proof));
+    }
+
+    /// Frees all that was on function stacks and is released.
+    pub(super) fn drop_bounds(&mut self) {
+        self.objects.iter_mut().for_each(|object| object.bound = None);
+        self.nops.clear();
     }
 }
 

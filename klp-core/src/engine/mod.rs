@@ -26,6 +26,7 @@ pub use status::PatchStatus;
 use crate::error::{ApiMisuse, Error};
 use crate::mem::try_vec;
 use crate::model::Patch;
+use crate::ops::Writer;
 use crate::port::Platform;
 use crate::relocs;
 use alloc::vec::Vec;
@@ -54,8 +55,11 @@ pub struct Engine<P: Platform> {
 
 impl<P: Platform> Engine<P> {
     /// An engine on `host` that knows no patch.
+    #[allow(unsafe_code, reason = "the engine's one writer")]
     pub fn new(host: P) -> Self {
-        let inner = Inner { patches: Vec::new(), sites: Sites::new(), transition: None, next_id: 1 };
+        // SAFETY: stacks, nodes and what is lent are in `inner`, which this writer is in, too; the tracer and the tasks are this host's.
+        let writer = unsafe { Writer::new() };
+        let inner = Inner { patches: Vec::new(), sites: Sites::new(writer), transition: None, next_id: 1 };
         Self { host, lock: Lock::new(inner) }
     }
 
@@ -68,7 +72,8 @@ impl<P: Platform> Engine<P> {
     ///
     /// # Errors
     ///
-    /// [`Refused`] gives the patch back: [`ApiMisuse::NameTaken`] or [`Error::OutOfMemory`].
+    /// [`Refused`] gives the patch back: [`ApiMisuse::NameTaken`] or [`Error::OutOfMemory`]. With the feature `sim`, [`Error::Patch`] too, if
+    /// the patch has code of a simulated system and this is none.
     #[allow(clippy::result_large_err, reason = "the patch comes back by value")]
     pub fn add(&self, patch: Patch) -> Result<PatchId, Refused> {
         let mut inner = match self.lock() {
@@ -77,6 +82,10 @@ impl<P: Platform> Engine<P> {
         };
         if inner.patches.iter().any(|record| record.patch.name() == patch.name()) {
             return Err(Refused { patch, error: Error::ApiMisuse(ApiMisuse::NameTaken) });
+        }
+        #[cfg(feature = "sim")]
+        if let Err(error) = crate::sim::check::<P>(&patch) {
+            return Err(Refused { patch, error });
         }
         let (Ok(mut objects), Ok(())) = (try_vec(patch.objects().len()), inner.patches.try_reserve(1)) else {
             return Err(Refused { patch, error: Error::OutOfMemory });

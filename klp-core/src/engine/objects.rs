@@ -6,7 +6,7 @@ use crate::error::{Error, PatchReason};
 use crate::event::Event;
 use crate::mem::{Name, OutOfMemory, try_push, try_vec};
 use crate::model::{Func, Object, Patch};
-use crate::ops::{FuncNode, Nodes, Ops, Synchronized};
+use crate::ops::{FuncNode, Nodes, Ops, Synchronized, Writer};
 use crate::port::{Platform, PortError, PortErrorKind, SymbolResolver, Tracer};
 use crate::relocs;
 use crate::sympos;
@@ -132,7 +132,11 @@ impl<P: Platform> Bound<P> {
 
     /// Functions of `old` that `new` does not have, going back to what stands below all of `old`, or to the original
     /// (kernel: `klp_add_nops`, where nothing can stand below).
-    pub(super) fn nops<'a>(old: impl Iterator<Item = &'a Self> + Clone, new: &FuncSet) -> Result<Self, OutOfMemory>
+    pub(super) fn nops<'a>(
+        old: impl Iterator<Item = &'a Self> + Clone,
+        new: &FuncSet,
+        writer: &Writer,
+    ) -> Result<Self, OutOfMemory>
     where
         P: 'a,
     {
@@ -143,7 +147,7 @@ impl<P: Platform> Bound<P> {
         }
         going.sort_unstable();
         let goes = |node: &&FuncNode| going.binary_search(&ptr::from_ref(*node).addr()).is_ok();
-        let changes = |func: &&BoundFunc<P>| func.ops.stack().top().as_ref().is_some_and(goes);
+        let changes = |func: &&BoundFunc<P>| func.ops.stack().nodes(writer).next().as_ref().is_some_and(goes);
         let mut funcs: Vec<BoundFunc<P>> = Vec::new();
         for func in old.flat_map(|bound| &bound.funcs).filter(|func| !new.contains(func.ops)).filter(changes) {
             let mut cold = try_vec(func.cold.len())?;
@@ -158,8 +162,7 @@ impl<P: Platform> Bound<P> {
         funcs.dedup_by_key(|func| ptr::from_ref(func.ops).addr());
         funcs.iter_mut().enumerate().for_each(|(node, func)| func.node = node);
         let nodes = Nodes::back(funcs.iter().map(|func| {
-            let stack = func.ops.stack();
-            let stays = core::iter::successors(stack.top(), |node| stack.below(node)).find(|node| !goes(node));
+            let stays = func.ops.stack().nodes(writer).find(|node| !goes(node));
             (func.old, stays.and_then(|node| node.target().map(|_| node.range())))
         }))?;
         Ok(Self { funcs, nodes })
@@ -185,43 +188,43 @@ impl<P: Platform> Bound<P> {
     }
 
     /// Puts every function on its stack (kernel: `klp_patch_func`).
-    pub(super) fn push(&mut self) {
+    pub(super) fn push(&mut self, writer: &mut Writer) {
         for func in &self.funcs {
-            func.ops.stack().push(&mut self.nodes, func.node);
+            func.ops.stack().push(writer, &mut self.nodes, func.node);
         }
     }
 
     /// Takes every function off its stack (kernel: `klp_unpatch_func`).
-    pub(super) fn remove(&mut self) {
+    pub(super) fn remove(&mut self, writer: &mut Writer) {
         for func in &self.funcs {
-            func.ops.stack().remove(&mut self.nodes, func.node);
+            func.ops.stack().remove(writer, &mut self.nodes, func.node);
         }
     }
 
     /// Takes those functions off their stacks that `other` has too, and forgets them: their object goes.
-    pub(super) fn forget_those_of(&mut self, other: &mut Self) {
+    pub(super) fn forget_those_of(&mut self, writer: &mut Writer, other: &mut Self) {
         let key = |func: &BoundFunc<P>| ptr::from_ref(func.ops).addr();
         other.funcs.sort_unstable_by_key(key);
         let Self { funcs, nodes } = self;
         funcs.retain(|func| {
             let stays = other.funcs.binary_search_by_key(&key(func), key).is_err();
             if !stays {
-                func.ops.stack().remove(nodes, func.node);
+                func.ops.stack().remove(writer, nodes, func.node);
             }
             stays
         });
     }
 
     /// Makes the state of tasks decide, or not.
-    pub(super) fn set_transition(&self, on: bool) {
+    pub(super) fn set_transition(&self, writer: &mut Writer, on: bool) {
         for node in &self.nodes {
-            node.set_transition(on);
+            node.set_transition(writer, on);
         }
     }
 
-    /// Gives the memory back.
-    pub(super) fn free(self, proof: &Synchronized) {
-        self.nodes.free(proof);
+    /// Lets the memory go when this is dropped, if none of it is on a stack any more.
+    pub(super) fn release(&mut self, proof: &Synchronized<'_>) {
+        self.nodes.release(proof);
     }
 
     /// The functions.

@@ -7,7 +7,6 @@ use super::inner::{Inner, PatchId, Transition};
 use super::objects::Bound;
 use crate::error::{ApiMisuse, Error};
 use crate::event::{Event, Obstacle};
-use crate::ops::Synchronized;
 use crate::port::{Platform, TaskSet, TaskState};
 use crate::transition::{Attempt, Straggler, Switched};
 
@@ -52,14 +51,26 @@ impl<P: Platform> Engine<P> {
         inner.kick(&self.host)
     }
 
-    /// Ends `id`'s transition now, whatever tasks are in the middle of. Whoever calls this vouches that no harm is done by
-    /// tasks that run parts of both versions. A patch that is forced *away* can never be removed afterwards: tasks may still be
-    /// inside it.
+    /// Ends `id`'s transition now, whatever tasks are in the middle of. A patch that is forced *away* can never be removed
+    /// afterwards: tasks may still be inside it.
+    ///
+    /// ```compile_fail,E0133
+    /// # use klp_core::{Engine, Error, PatchId, Poll, sim::SimOs};
+    /// fn hurry(engine: &Engine<SimOs>, id: PatchId) -> Result<Poll, Error> {
+    ///     engine.force(id) // who says that the patch bears it?
+    /// }
+    /// ```
     ///
     /// # Errors
     ///
     /// [`ApiMisuse::NoTransition`].
-    pub fn force(&self, id: PatchId) -> Result<Poll, Error> {
+    ///
+    /// # Safety
+    ///
+    /// The patches in transition bear what the consistency model keeps from them otherwise: from here on, a task may return from
+    /// a new function to old code, or from an old one to new code, and may have run any mixture of both in one call.
+    #[allow(unsafe_code, reason = "a promise about the patch")]
+    pub unsafe fn force(&self, id: PatchId) -> Result<Poll, Error> {
         let mut inner = self.lock()?;
         let inner = &mut *inner;
         inner.check_moves(id)?;
@@ -73,7 +84,7 @@ impl<P: Platform> Engine<P> {
             let goes = if patching { inner.gives_way_now(index) } else { inner.moves(index) };
             inner.patches[index].forced |= goes;
         }
-        let switched = transition.running.force(&self.host);
+        let switched = transition.running.force(&self.host, &mut inner.sites.writer);
         Ok(inner.complete(&self.host, transition.leader, switched))
     }
 }
@@ -86,7 +97,7 @@ impl<P: Platform> Inner<P> {
             self.sites.settle(host.tracer());
             return Poll::Idle;
         };
-        let attempt = running.try_complete(host, &mut |task, straggler| {
+        let attempt = running.try_complete(host, &mut self.sites.writer, &mut |task, straggler| {
             let obstacle = match straggler {
                 Straggler::Other(obstacle) => obstacle,
                 Straggler::InFunction(at) => Obstacle::InFunction(names(&self.patches, at).1),
@@ -134,29 +145,31 @@ impl<P: Platform> Inner<P> {
         let enabled = target == TaskState::Patched;
         self.tell(host, |patch| Event::Completing { patch, target });
         if enabled {
-            bounds(&self.patches).for_each(|bound| bound.set_transition(false));
+            bounds(&self.patches).for_each(|bound| bound.set_transition(&mut self.sites.writer, false));
         }
         for index in 0..self.patches.len() {
             let goes = if enabled { self.gives_way_now(index) } else { self.moves(index) };
             if goes {
-                self.patches[index].bounds_mut().for_each(Bound::remove);
+                self.patches[index].bounds_mut().for_each(|bound| bound.remove(&mut self.sites.writer));
             }
         }
         bounds(&self.patches).flat_map(Bound::funcs).for_each(|func| func.ops.forbid_switch());
-        self.patches.iter_mut().flat_map(|record| &mut record.nops).for_each(Bound::remove);
+        let nops = self.patches.iter_mut().flat_map(|record| &mut record.nops);
+        nops.for_each(|bound| bound.remove(&mut self.sites.writer));
         // Every function of a patch that gives way is among theirs or among the nops.
         self.settle_moving(host);
         // No handler may still believe that the func is in transition when tasks become idle, nor see a removed node when
         // its memory goes.
-        let proof = Synchronized::with(host.tracer());
+        let proof = self.sites.writer.synchronize(host.tracer());
         if switched.all_were_seen() {
             // SAFETY: a task in a veneer has no reliable stack.
             unsafe { self.sites.retire(host.tracer(), bounds(&self.patches).flat_map(Bound::sites)) };
         }
         switched.finish(host, &proof);
+        self.patches.iter_mut().for_each(|record| record.release(&proof));
         self.callbacks(if enabled { Moment::PostPatch } else { Moment::PostUnpatch });
         self.tell(host, |patch| Event::Complete { patch, target });
-        self.clean_up(enabled, &proof);
+        self.clean_up(enabled);
         Poll::Complete { patch: leader, enabled }
     }
 
@@ -170,15 +183,15 @@ impl<P: Platform> Inner<P> {
     }
 
     /// Frees what is on no stack any more, and puts patches that are not enabled any more behind those that are.
-    fn clean_up(&mut self, enabled: bool, proof: &Synchronized) {
+    fn clean_up(&mut self, enabled: bool) {
         // From behind, so that those that move do not change the places of those that are looked at.
         for index in (0..self.patches.len()).rev() {
             let goes = if enabled { self.gives_way_now(index) } else { self.moves(index) };
             let record = &mut self.patches[index];
-            record.nops.drain(..).for_each(|nops| nops.free(proof));
+            record.nops.clear();
             if goes {
                 record.enabled = false;
-                record.take_bounds(proof);
+                record.drop_bounds();
                 // Of patches that gave way no callbacks are called.
                 record.objects.iter_mut().for_each(|object| object.post_unpatch_due = false);
                 self.move_behind_enabled(index);

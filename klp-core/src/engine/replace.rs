@@ -60,7 +60,7 @@ impl<P: Platform> Inner<P> {
     pub(super) fn add_nops(&mut self) -> Result<(), OutOfMemory> {
         let own = FuncSet::new(bounds(&self.patches))?;
         let old = (0..self.patches.len()).filter(|old| self.gives_way_now(*old));
-        let nops = Bound::nops(old.flat_map(|old| self.patches[old].bounds()), &own)?;
+        let nops = Bound::nops(old.flat_map(|old| self.patches[old].bounds()), &own, &self.sites.writer)?;
         let newest = self.patches.iter_mut().rfind(|record| record.moves);
         if let Some(newest) = newest.filter(|_| !nops.is_empty()) {
             try_push(&mut newest.nops, nops)?;

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::mem::{Name, OutOfMemory, try_box, try_vec};
 use crate::model::VMLINUX;
-use crate::ops::Ops;
+use crate::ops::{Ops, Writer};
 use crate::port::{Platform, Route, Routing, Tracer};
 use alloc::vec::Vec;
 use hashbrown::HashMap;
@@ -35,11 +35,14 @@ pub(super) struct Sites<P: Platform> {
     rounds: u64,
     /// Whether some site goes through the handler though it need not.
     unsettled: bool,
+    /// The engine's.
+    pub(super) writer: Writer,
 }
 
 impl<P: Platform> Sites<P> {
-    pub(super) fn new() -> Self {
-        Self { by_site: HashMap::new(), spare: Vec::new(), rounds: 0, unsettled: false }
+    /// `writer` is the engine's.
+    pub(super) fn new(writer: Writer) -> Self {
+        Self { by_site: HashMap::new(), spare: Vec::new(), rounds: 0, unsettled: false, writer }
     }
 
     /// The ops of `site`, which is in `object`, made if it is new.
@@ -55,12 +58,14 @@ impl<P: Platform> Sites<P> {
         self.add(tracer, site, object).inspect_err(|_| self.overlook(tracer, site))
     }
 
+    #[allow(unsafe_code, reason = "an ops that nobody uses")]
     fn add(&mut self, tracer: &P::Tracer, site: SiteOf<P>, object: &str) -> Result<&'static Ops, OutOfMemory> {
         self.by_site.try_reserve(1)?;
         let object = if object == VMLINUX { None } else { Some(Name::new(object)?) };
         let original = tracer.original(site);
         let ops = match self.spare.pop() {
-            Some(spare) => spare.serve(original),
+            // SAFETY: a spare one's site was reclaimed when it led to the original, and nothing was on the stack.
+            Some(spare) => unsafe { spare.serve(original) },
             None => Ops::leak(try_box(Ops::new(original))?),
         };
         self.by_site.insert(site, Routed { ops, route: Route::Original, round: 0, object });
@@ -83,6 +88,7 @@ impl<P: Platform> Sites<P> {
 
     /// Routes each of `sites` to where its stack says: the handler while the state of tasks matters, straight to the newest
     /// function otherwise. All or nothing.
+    #[allow(unsafe_code, reason = "patches say where calls may go")]
     pub(super) fn reroute(
         &mut self,
         tracer: &P::Tracer,
@@ -92,7 +98,7 @@ impl<P: Platform> Sites<P> {
         self.rounds += 1;
         for site in sites {
             let Some(routed) = self.by_site.get_mut(&site) else { continue };
-            let to = wanted(routed.ops);
+            let to = wanted(routed.ops, &self.writer);
             // Several patches may have the same function.
             let seen = core::mem::replace(&mut routed.round, self.rounds) == self.rounds;
             if !seen && to != routed.route {
@@ -103,7 +109,8 @@ impl<P: Platform> Sites<P> {
         if batch.is_empty() {
             return Ok(());
         }
-        tracer.route(&batch).map_err(RerouteError::Tracer)?;
+        // SAFETY: each leads to the top of its stack of functions, or to the handler, or back.
+        unsafe { tracer.route(&batch) }.map_err(RerouteError::Tracer)?;
         for routing in batch {
             if let Some(routed) = self.by_site.get_mut(&routing.site) {
                 routed.route = routing.to;
@@ -112,12 +119,39 @@ impl<P: Platform> Sites<P> {
         Ok(())
     }
 
-    /// Forgets the sites of an object that goes away, or may not come: no patch is on them any more. If it is `gone`, no call of its
-    /// functions is under way, and none begins: what belongs to the sites may serve others. Those that were left to be settled are routed
+    /// Forgets the sites of an object that may not come: no patch is on them any more. Those that were left to be settled are routed
     /// back first, if that works: their code may be there for a while.
+    #[allow(unsafe_code, reason = "sites that are not used any more")]
+    pub(super) fn forget_object(&mut self, tracer: &P::Tracer, object: &str) {
+        // SAFETY: the site is not known any more when this returns.
+        self.let_object_go(tracer, object, |_, site, _| unsafe { tracer.forget(site) });
+    }
+
+    /// The same for an object that goes away; what belongs to the sites may serve others.
+    ///
+    /// # Safety
+    ///
+    /// No call of the object's functions is under way, and none begins before it is gone or has come again.
     #[allow(unsafe_code, reason = "a promise of the host is passed on")]
-    pub(super) fn forget_object(&mut self, tracer: &P::Tracer, object: &str, gone: bool) {
-        let its = |routed: &Routed| routed.object.as_deref() == Some(object) && routed.ops.stack().top().is_none();
+    pub(super) unsafe fn reclaim_object(&mut self, tracer: &P::Tracer, object: &str) {
+        self.let_object_go(tracer, object, |spare, site, routed| {
+            // SAFETY: the caller's promise; the site is not known any more when this returns.
+            unsafe { tracer.reclaim(site) };
+            // One that still leads to the handler keeps its ops.
+            if routed.route == Route::Original && spare.try_reserve(1).is_ok() {
+                spare.push(routed.ops);
+            }
+        });
+    }
+
+    /// Removes an object's sites; `let_go` has the tracer do so, and may take their ops.
+    fn let_object_go(
+        &mut self,
+        tracer: &P::Tracer,
+        object: &str,
+        mut let_go: impl FnMut(&mut Vec<&'static Ops>, SiteOf<P>, &Routed),
+    ) {
+        let its = |routed: &Routed| routed.object.as_deref() == Some(object) && routed.ops.stack().is_empty();
         let unsettled =
             |(site, routed): (&SiteOf<P>, &Routed)| (its(routed) && routed.route != Route::Original).then_some(*site);
         if let Ok(mut sites) = try_vec(self.by_site.len()) {
@@ -131,20 +165,11 @@ impl<P: Platform> Sites<P> {
         tracer.synchronize();
         let Self { by_site, spare, .. } = self;
         by_site.retain(|site, routed| {
-            if !its(routed) {
-                return true;
+            let goes = its(routed);
+            if goes {
+                let_go(spare, *site, routed);
             }
-            if !gone {
-                tracer.forget(*site);
-                return false;
-            }
-            // SAFETY: who unloads an object promises that nobody calls into it; the site is not known any more when this returns.
-            unsafe { tracer.reclaim(*site) };
-            // One that still leads to the handler keeps its ops.
-            if routed.route == Route::Original && spare.try_reserve(1).is_ok() {
-                spare.push(routed.ops);
-            }
-            false
+            !goes
         });
     }
 
@@ -184,8 +209,8 @@ impl<P: Platform> Sites<P> {
 }
 
 /// Where calls at a site with this stack should go.
-fn wanted(ops: &'static Ops) -> Route {
-    match ops.stack().top() {
+fn wanted(ops: &'static Ops, writer: &Writer) -> Route {
+    match ops.stack().nodes(writer).next() {
         None => Route::Original,
         Some(top) if top.in_transition() => Route::Handler(ops.arg()),
         Some(top) => top.target().map_or(Route::Original, Route::Direct),

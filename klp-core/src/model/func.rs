@@ -10,25 +10,68 @@ pub struct Func {
     sympos: u32,
     new: CodeAddr,
     new_len: Option<u64>,
+    /// The code is in a simulated system.
+    #[cfg(feature = "sim")]
+    pub(crate) simulated: bool,
 }
 
 impl Func {
     /// Replaces the function called `old_name` by the one at `new`, whose size the host's symbol tables tell.
     ///
+    /// ```compile_fail,E0133
+    /// # use klp_core::{Func, addr::CodeAddr};
+    /// let func = Func::new("greet", CodeAddr::new(0x1000)); // who says that there is a function?
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`OutOfMemory`].
-    pub fn new(old_name: &str, new: CodeAddr) -> Result<Self, OutOfMemory> {
-        Ok(Self { old_name: Name::new(old_name)?, sympos: 0, new, new_len: None })
+    ///
+    /// # Safety
+    ///
+    /// Calls of the old function end up at `new`: of the function of that name in every [`Object`](super::Object) that
+    /// this is added to, at the [position](Func::sympos) that is set in the end. So, on the host whose engine gets it:
+    ///
+    /// * A function begins at `new` that may be called wherever the old one may, with the same arguments: it has the same
+    ///   calling convention, takes its arguments and gives its result in the same form, and means the same by them.
+    /// * It may run from the moment at which the patch is enabled, in one task while another still runs the old function,
+    ///   and the old one may run again after it, when the patch is disabled or its transition turns round. What both
+    ///   touch must bear that. One task has only old or only new functions of the patch on its stack, unless
+    ///   [forced](crate::Engine::force).
+    /// * The code stays there, as it is, until [`Engine::remove`](crate::Engine::remove) has given the patch back; for
+    ///   ever, if it does not.
+    /// * What the symbol tables of the host say of its size is true.
+    pub unsafe fn new(old_name: &str, new: CodeAddr) -> Result<Self, OutOfMemory> {
+        Ok(Self {
+            old_name: Name::new(old_name)?,
+            sympos: 0,
+            new,
+            new_len: None,
+            #[cfg(feature = "sim")]
+            simulated: false,
+        })
     }
 
     /// Replaces the function called `old_name` by the one that occupies `new`.
     ///
+    /// ```compile_fail,E0133
+    /// # use klp_core::{Func, addr::{CodeAddr, TextRange}};
+    /// let code = TextRange::new(CodeAddr::new(0x1000), 64).unwrap();
+    /// let func = Func::with_range("greet", code); // who says that this is the function, and all of it?
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`OutOfMemory`].
-    pub fn with_range(old_name: &str, new: TextRange) -> Result<Self, OutOfMemory> {
-        Ok(Self { new_len: Some(new.len()), ..Self::new(old_name, new.start())? })
+    ///
+    /// # Safety
+    ///
+    /// As for [`new`](Func::new), and `new` is all of the function and nothing else, but for parts that were split off it:
+    /// a task that is in none of that, and in no part that
+    /// [`SymbolResolver::parts`](crate::port::SymbolResolver::parts) finds, is not in the function.
+    pub unsafe fn with_range(old_name: &str, new: TextRange) -> Result<Self, OutOfMemory> {
+        // SAFETY: the caller's promise; the size is not looked up.
+        Ok(Self { new_len: Some(new.len()), ..unsafe { Self::new(old_name, new.start()) }? })
     }
 
     /// Says which symbol of that name is meant, counted from 1 in the object's symbol table; 0 (the default) demands that

@@ -2,6 +2,7 @@
 //! (kernel: the "external" parts of `struct klp_patch`, `klp_object`, `klp_func`).
 
 mod callbacks;
+#[allow(unsafe_code, reason = "where code is, is a promise")]
 mod func;
 mod object;
 mod patch;

@@ -197,6 +197,7 @@ mod tests {
     use super::*;
     use crate::addr::CodeAddr;
     use crate::model::Func;
+    use crate::sim;
 
     fn reason(patch: PatchBuilder) -> PatchReason {
         match patch.build() {
@@ -206,7 +207,7 @@ mod tests {
     }
 
     fn func(name: &str) -> Func {
-        Func::new(name, CodeAddr::new(0x1000)).expect("memory")
+        sim::func_at(name, CodeAddr::new(0x1000)).expect("memory")
     }
 
     #[test]

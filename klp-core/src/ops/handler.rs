@@ -50,22 +50,18 @@ impl Ops {
         }
     }
 
-    /// Gives it to another site, behind which the function goes on at `original`. Nothing is on the stack, and no task is on its
-    /// way from the old site, or it goes to the new one's function.
-    pub(crate) fn serve(&'static self, original: CodeAddr) -> &'static Self {
+    /// Gives it to another site, behind which the function goes on at `original`.
+    ///
+    /// # Safety
+    ///
+    /// Nothing is on the stack, and no task is on its way from the old site: it would go to the new one's function.
+    pub(crate) unsafe fn serve(&'static self, original: CodeAddr) -> &'static Self {
         self.original.store(original.get(), Ordering::Relaxed);
         self.forbid_switch();
         self
     }
 
-    /// The replacements, newest first.
-    #[cfg(not(loom))]
-    pub(crate) fn stack(&self) -> &FuncStack {
-        &self.stack
-    }
-
-    /// The replacements, newest first.
-    #[cfg(loom)]
+    /// The replacements.
     pub fn stack(&self) -> &FuncStack {
         &self.stack
     }
@@ -95,8 +91,14 @@ impl Ops {
     }
 
     /// Where a call by a task in `state` goes. The state is asked for only if it matters.
-    pub fn select(&self, state: impl FnOnce() -> TaskState) -> CodeAddr {
-        self.stack.select(state).unwrap_or_else(|| self.original())
+    ///
+    /// # Safety
+    ///
+    /// From before this call until after it, the run counts as one of the handler's for
+    /// [`Tracer::synchronize`](crate::port::Tracer::synchronize).
+    pub unsafe fn select(&self, state: impl FnOnce() -> TaskState) -> CodeAddr {
+        // SAFETY: the caller's promise.
+        unsafe { self.stack.select(state) }.unwrap_or_else(|| self.original())
     }
 }
 
@@ -109,7 +111,7 @@ impl Ops {
 #[inline]
 pub unsafe fn handler(arg: u64, state: impl FnOnce() -> TaskState) -> CodeAddr {
     // SAFETY: the caller's promise.
-    unsafe { ops_of(arg) }.select(state)
+    unsafe { ops_of(arg).select(state) }
 }
 
 /// Whether the task whose call came through the site of `arg` may switch itself there, if something is

@@ -1,28 +1,24 @@
 //! Which function runs: one [`Ops`] per entry site, its stack of replacements, and the handler that chooses
 //! (kernel: `patch.c`, `struct klp_ops`).
 //!
-//! Only the engine changes stacks: nodes that are freed too early would be read by handlers.
+//! What is on stacks leaves memory only when no handler can be reading it: [`Writer`] and [`Synchronized`] are the types for that. So
+//! nobody reads a stack, or changes one, without the promises that handlers and engines make:
 //!
-//! ```compile_fail
-//! use klp_core::ops::Nodes; // not for safe code
-//! ```
-//! ```compile_fail
-//! use klp_core::ops::Synchronized; // a proof that only the engine makes
-//! ```
-//! ```compile_fail
-//! # use klp_core::{addr::CodeAddr, mem::try_box, ops::Ops};
+//! ```compile_fail,E0133
+//! # use klp_core::{addr::CodeAddr, mem::try_box, ops::Ops, port::TaskState};
 //! let ops = Ops::leak(try_box(Ops::new(CodeAddr::new(0))).unwrap());
-//! ops.stack(); // what is on it belongs to the engine
+//! ops.select(|| TaskState::Idle); // only inside of a run of the handler
+//! ```
+//! ```compile_fail,E0133
+//! use klp_core::ops::Writer;
+//! let writer = Writer::new(); // an engine has one
 //! ```
 
 mod handler;
-// Tests of the memory model change stacks themselves.
-#[cfg_attr(not(loom), allow(unreachable_pub, reason = "public to those tests"))]
 mod stack;
+mod writer;
 
 pub(crate) use handler::Switch;
 pub use handler::{Ops, handler, may_switch, may_switch_at_all};
-#[cfg(not(loom))]
-pub(crate) use stack::{FuncNode, Nodes, Synchronized};
-#[cfg(loom)]
-pub use stack::{FuncNode, Nodes, Synchronized};
+pub use stack::{FuncNode, FuncStack, Nodes};
+pub use writer::{Synchronized, Writer};

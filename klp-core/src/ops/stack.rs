@@ -1,22 +1,27 @@
 //! The lock-free stack of a function's replacements (kernel: `func_stack`, an RCU list).
 //!
 //! The engine, under its lock, is the only writer; handlers read at any time. A node leaves the stack before it leaves
-//! memory, and between the two every handler that might have seen it has ended: [`Synchronized`] proves that.
+//! memory, and between the two every handler that might have seen it has ended: [`Writer`] and [`Synchronized`] see to that order.
 
+use super::writer::{Synchronized, Writer};
 use crate::addr::{CodeAddr, TextRange};
 use crate::mem::{OutOfMemory, try_vec};
-use crate::port::{TaskState, Tracer};
+use crate::port::TaskState;
 use crate::sync::{
     AtomicBool, AtomicPtr, Ordering, STACK_READ, STACK_WRITE, TRANSITION_READ, TRANSITION_WRITE, WrittenOnce,
 };
 use alloc::boxed::Box;
 use core::ptr::{self, NonNull};
+// Only the writer looks at it: nothing to be model-checked.
+use core::sync::atomic::AtomicBool as PlainBool;
 
 /// One replacement of a function, as the handler sees it (kernel: the internal part of `struct klp_func`).
 #[derive(Debug)]
 pub struct FuncNode {
     next: AtomicPtr<FuncNode>,
     transition: AtomicBool,
+    /// It is on a stack. For the writer.
+    linked: PlainBool,
     code: WrittenOnce<Code>,
 }
 
@@ -42,7 +47,12 @@ impl FuncNode {
     }
 
     fn with_code(code: Code) -> Self {
-        Self { next: AtomicPtr::new(ptr::null_mut()), transition: AtomicBool::new(false), code: WrittenOnce::new(code) }
+        Self {
+            next: AtomicPtr::new(ptr::null_mut()),
+            transition: AtomicBool::new(false),
+            linked: PlainBool::new(false),
+            code: WrittenOnce::new(code),
+        }
     }
 
     /// The code that runs when this node is chosen.
@@ -66,20 +76,9 @@ impl FuncNode {
 
     /// Sets [`in_transition`](FuncNode::in_transition). Where several nodes of a stack enter a transition together, the lower ones
     /// do so first: who sees that the upper one has sees that all have.
-    pub fn set_transition(&self, on: bool) {
+    pub fn set_transition(&self, writer: &mut Writer, on: bool) {
+        let _ = writer;
         self.transition.store(on, TRANSITION_WRITE);
-    }
-}
-
-/// Proof that every run of the handler that began before it was made has ended.
-#[derive(Debug)]
-pub struct Synchronized(());
-
-impl Synchronized {
-    /// Waits until it is true.
-    pub fn with(tracer: &impl Tracer) -> Self {
-        tracer.synchronize();
-        Self(())
     }
 }
 
@@ -87,8 +86,8 @@ impl Synchronized {
 ///
 /// # Invariants
 ///
-/// `nodes` came from a box that nobody else frees. Once `published`, stacks or handlers may point there: the memory goes only
-/// through [`free`](Nodes::free). `linked` of the nodes are on stacks.
+/// `nodes` came from a box that nobody else frees. While `published`, stacks or handlers may point there: the memory stays until it is
+/// [released](Nodes::release), or for ever. `linked` of the nodes, those that say so, are on stacks.
 #[derive(Debug)]
 #[must_use]
 pub struct Nodes {
@@ -145,10 +144,10 @@ impl Nodes {
         unsafe { self.nodes.as_ref() }
     }
 
-    /// Gives the memory back, now that `proof` was made after the last node was removed.
-    pub fn free(mut self, proof: &Synchronized) {
+    /// Lets the memory go when this is dropped, if no node is on a stack any more.
+    pub fn release(&mut self, proof: &Synchronized<'_>) {
+        // The proof borrows the writer, so it was made after the last removal.
         let _ = proof;
-        debug_assert_eq!(self.linked, 0, "nodes are freed while on a stack");
         self.published = self.linked != 0;
     }
 }
@@ -163,7 +162,7 @@ impl<'a> IntoIterator for &'a Nodes {
 
 impl Drop for Nodes {
     fn drop(&mut self) {
-        // Without the proof that `free` asks for, published memory is leaked rather than pulled away.
+        // Without the proof that `release` asks for, published memory is leaked rather than pulled away.
         if !self.published {
             // SAFETY: by the invariant they came from a box, and nobody points there.
             drop(unsafe { Box::from_raw(self.nodes.as_ptr()) });
@@ -194,8 +193,12 @@ impl FuncStack {
         Self { head: AtomicPtr::new(ptr::null_mut()) }
     }
 
-    /// Puts `nodes[index]`, which is on no stack, on top. Only the engine's lock holder writes.
-    pub fn push(&self, nodes: &mut Nodes, index: usize) {
+    /// Puts `nodes[index]` on top; nothing happens if it is on a stack already.
+    pub fn push(&self, writer: &mut Writer, nodes: &mut Nodes, index: usize) {
+        let _ = writer;
+        if nodes.as_slice()[index].linked.swap(true, Ordering::Relaxed) {
+            return;
+        }
         nodes.linked += 1;
         nodes.published = true;
         let node = &nodes.as_slice()[index];
@@ -204,14 +207,17 @@ impl FuncStack {
         self.head.store(ptr::from_ref(node).cast_mut(), STACK_WRITE);
     }
 
-    /// Takes `nodes[index]` off; nothing happens if it is not on this stack. Only the engine's lock holder writes.
-    pub fn remove(&self, nodes: &mut Nodes, index: usize) {
+    /// Takes `nodes[index]` off; nothing happens if it is not on this stack.
+    pub fn remove(&self, writer: &mut Writer, nodes: &mut Nodes, index: usize) {
+        let _ = writer;
         let node = &nodes.as_slice()[index];
         let mut link = &self.head;
-        while let Some(at) = follow(link, Ordering::Relaxed) {
+        // SAFETY: the writer is borrowed.
+        while let Some(at) = unsafe { follow(link, Ordering::Relaxed) } {
             if ptr::eq(at, node) {
                 // ORDER(stack): release; the partner is the handler's read of this link.
                 link.store(node.next.load(Ordering::Relaxed), STACK_WRITE);
+                node.linked.store(false, Ordering::Relaxed);
                 nodes.linked -= 1;
                 break;
             }
@@ -219,28 +225,46 @@ impl FuncStack {
         }
     }
 
-    /// The newest replacement.
-    #[must_use]
-    pub fn top(&self) -> Option<&FuncNode> {
-        follow(&self.head, STACK_READ)
+    /// The replacements, newest first. None leaves memory while the writer is borrowed.
+    pub fn nodes<'a>(&'a self, writer: &'a Writer) -> impl Iterator<Item = &'a FuncNode> {
+        let _ = writer;
+        // SAFETY: the writer is borrowed as long as the nodes are used.
+        unsafe { self.peek() }
     }
 
-    /// The replacement below `node`.
+    /// The same, without the writer.
+    ///
+    /// # Safety
+    ///
+    /// Nobody borrows the writer exclusively while the nodes are used.
+    pub(crate) unsafe fn peek(&self) -> impl Iterator<Item = &FuncNode> {
+        // SAFETY: the caller's promise.
+        let node = |link| unsafe { follow(link, STACK_READ) };
+        core::iter::successors(node(&self.head), move |above| node(&above.next))
+    }
+
+    /// Whether there are no replacements.
     #[must_use]
-    pub fn below<'a>(&'a self, node: &'a FuncNode) -> Option<&'a FuncNode> {
-        follow(&node.next, STACK_READ)
+    pub fn is_empty(&self) -> bool {
+        self.head.load(Ordering::Relaxed).is_null()
     }
 
     /// Where a call by a task in the state that `state` tells goes; `None`: to the original.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Ops::select`](super::Ops::select).
     #[inline]
-    pub fn select(&self, state: impl FnOnce() -> TaskState) -> Option<CodeAddr> {
+    pub unsafe fn select(&self, state: impl FnOnce() -> TaskState) -> Option<CodeAddr> {
         // ORDER(stack): acquire; the partners are the writes in `push` and `remove`.
-        let mut node = follow(&self.head, STACK_READ)?;
+        // SAFETY: this is in a run of the handler.
+        let mut node = unsafe { follow(&self.head, STACK_READ) }?;
         // ORDER(transition): acquire; the partner is the write in `set_transition`. The task's state is read after it.
         if node.transition.load(TRANSITION_READ) && state() == TaskState::Unpatched {
             // For this task none of the patches in transition is there yet, or any more.
             loop {
-                node = follow(&node.next, STACK_READ)?;
+                // SAFETY: as above.
+                node = unsafe { follow(&node.next, STACK_READ) }?;
                 if !node.transition.load(TRANSITION_READ) {
                     break;
                 }
@@ -250,10 +274,14 @@ impl FuncStack {
     }
 }
 
-/// The node that `link` leads to.
-fn follow(link: &AtomicPtr<FuncNode>, order: Ordering) -> Option<&FuncNode> {
-    // SAFETY: by `FuncStack`'s invariant the pointer is null or leads to a node that is linked, or was when this read began;
-    // the memory of such a node stays until a `Synchronized` is made after its removal, and that waits for the end
-    // of the handler run (or, for the engine, the lock holder) that reads here.
+/// The node that `link`, of a stack or of a node that was on it, leads to.
+///
+/// # Safety
+///
+/// The node is not used any more when the run of the handler ends in which this is called, or when the stack's writer is borrowed
+/// exclusively.
+unsafe fn follow(link: &AtomicPtr<FuncNode>, order: Ordering) -> Option<&FuncNode> {
+    // SAFETY: by `FuncStack`'s invariant the pointer is null or leads to a node that is linked, or was when the run of the handler began
+    // that reads here. The memory of such a node stays until it is removed, and released with a `Synchronized` that was made after that.
     unsafe { link.load(order).as_ref() }
 }

@@ -266,7 +266,8 @@ impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
                 body: site.body(),
             }
         }));
-        self.text.poke(&pokes).map_err(|error| match error.kind() {
+        // SAFETY: each is an entry site; the old bytes and the new ones lead on to the function, or where `route` was told.
+        unsafe { self.text.poke(&pokes) }.map_err(|error| match error.kind() {
             PortErrorKind::Held => self.holder_among(&pokes).unwrap_or(TracerError::Text(error)),
             _ => TracerError::Text(error),
         })?;
@@ -381,7 +382,7 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
         self.state.lock().sites[site.0 as usize].body()
     }
 
-    fn route(&self, batch: &[Routing<EntrySite>]) -> Result<(), Self::Error> {
+    unsafe fn route(&self, batch: &[Routing<EntrySite>]) -> Result<(), Self::Error> {
         let mut state = self.state.lock();
         let arenas = state.arenas.len();
         let plans = self.plan(&mut state, batch).inspect_err(|_| {
@@ -400,7 +401,7 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
         self.rewrite(&mut state, plans)
     }
 
-    fn forget(&self, site: EntrySite) {
+    unsafe fn forget(&self, site: EntrySite) {
         self.state.lock().forget(site);
     }
 

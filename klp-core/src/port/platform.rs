@@ -19,7 +19,12 @@ use crate::event::Event;
 /// # For OS porters
 ///
 /// This is the last thing to write, about twenty lines. `klp_core::sim::SimOs` (feature `sim`) is a complete example.
-pub trait Platform: Sync + Sized + 'static {
+///
+/// # Safety
+///
+/// The parts are of one system, and each is the same one whenever it is asked for: sites lead to functions that `Symbols` finds, tasks
+/// call through the sites of `Tracer`, and so on.
+pub unsafe trait Platform: Sync + Sized + 'static {
     /// The host's sleeping lock (kernel: `struct mutex`); the engine holds one of it.
     type Lock: lock_api::RawMutex + 'static;
     /// Finds and routes entry sites.
@@ -54,18 +59,26 @@ pub trait Platform: Sync + Sized + 'static {
     }
 
     /// Completes the code of `patch` for `object`, which is there now, on a host whose own loader keeps the relocations of patches
-    /// (kernel: `klp_apply_object_relocs`). No task executes that code.
+    /// (kernel: `klp_apply_object_relocs`).
     ///
     /// # Errors
     ///
     /// The code is as before then, and the object is not patched.
-    fn apply_relocs(&self, patch: &str, object: &str) -> Result<(), Error> {
+    ///
+    /// # Safety
+    ///
+    /// No task executes that code, and it is not completed already.
+    unsafe fn apply_relocs(&self, patch: &str, object: &str) -> Result<(), Error> {
         let _ = (patch, object);
         Ok(())
     }
 
-    /// Undoes [`apply_relocs`](Platform::apply_relocs). No task executes that code any more.
-    fn clear_relocs(&self, patch: &str, object: &str) {
+    /// Undoes [`apply_relocs`](Platform::apply_relocs).
+    ///
+    /// # Safety
+    ///
+    /// No task executes that code.
+    unsafe fn clear_relocs(&self, patch: &str, object: &str) {
         let _ = (patch, object);
     }
 

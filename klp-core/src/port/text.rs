@@ -169,7 +169,11 @@ pub unsafe trait Text: Sync {
     ///
     /// Every place is as before then; [`Held`](super::PortErrorKind::Held) if the bytes found at a place were not its `old`. Tasks
     /// may have been sent to [`Poke::resume`] nevertheless.
-    fn poke(&self, batch: &[Poke<'_>]) -> Result<(), Self::Error>;
+    ///
+    /// # Safety
+    ///
+    /// Each element is as [`Poke`] says, and the new bytes may be executed there.
+    unsafe fn poke(&self, batch: &[Poke<'_>]) -> Result<(), Self::Error>;
 
     /// Hands out memory of `layout`'s sizes, no byte of it further than `reach` bytes from any byte of `near`.
     ///

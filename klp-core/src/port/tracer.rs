@@ -128,11 +128,19 @@ pub unsafe trait Tracer: Sync {
     ///
     /// Every site leads where it led before. [`Held`](super::PortErrorKind::Held) if somebody took one since it was found or last
     /// routed.
-    fn route(&self, batch: &[Routing<Self::Site>]) -> Result<(), Self::Error>;
+    ///
+    /// # Safety
+    ///
+    /// Calls of the functions may go where it says; sites were not forgotten.
+    unsafe fn route(&self, batch: &[Routing<Self::Site>]) -> Result<(), Self::Error>;
 
     /// Forgets a site: the code around it goes away, and other code may come to the same place. The site was routed to
     /// [`Route::Original`], unless that failed. What belongs to it stays: tasks may still be on their way.
-    fn forget(&self, site: Self::Site);
+    ///
+    /// # Safety
+    ///
+    /// `site` is not used any more.
+    unsafe fn forget(&self, site: Self::Site);
 
     /// The same, and what belonged to the site may serve others from here on, if it was routed to [`Route::Original`].
     ///
@@ -141,7 +149,8 @@ pub unsafe trait Tracer: Sync {
     /// No call that began at the site is on its way any more, neither to the handler nor from it, and none will begin. `site` is not
     /// used any more.
     unsafe fn reclaim(&self, site: Self::Site) {
-        self.forget(site);
+        // SAFETY: the caller's promise.
+        unsafe { self.forget(site) };
     }
 
     /// What led on from the site to other places than where it leads now may serve others.

@@ -65,8 +65,7 @@ pub(crate) fn layers(arg: u64) -> Vec<CodeAddr> {
     #[allow(clippy::cast_possible_truncation, reason = "it was a pointer of this machine")]
     let ops = core::ptr::with_exposed_provenance::<Ops>(arg as usize);
     // SAFETY: as in `ask_handler`; an ops lives for ever.
-    let stack = unsafe { &*ops }.stack();
-    let nodes = core::iter::successors(stack.top(), |node| stack.below(node));
+    let nodes = unsafe { (*ops).stack().peek() };
     nodes.map(|node| node.range().start()).collect()
 }
 

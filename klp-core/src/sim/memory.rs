@@ -144,7 +144,7 @@ unsafe impl Text for SimText {
         Ok(())
     }
 
-    fn poke(&self, batch: &[Poke<'_>]) -> Result<(), SimError> {
+    unsafe fn poke(&self, batch: &[Poke<'_>]) -> Result<(), SimError> {
         let refused = |kind| SimError { call: "Text::poke", kind };
         let _inside = self.0.enter("Text::poke")?;
         let mut world = self.0.world();

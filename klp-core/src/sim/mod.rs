@@ -38,13 +38,17 @@ pub use probe::Claim;
 pub use task::{SimContext, SimTasks, SimUnwinder, Sleep};
 
 use crate::addr::{CodeAddr, TextRange};
+use crate::engine::{Engine, PatchId, Poll};
+use crate::error::{Error, PatchReason};
 use crate::event::Event;
-use crate::model::Patch;
+use crate::mem::OutOfMemory;
+use crate::model::{Func, Patch};
 use crate::port::{Doubt, EntryTracer, Image, Platform, Reason, TaskId, TaskState};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use chance::Noise;
+use core::any::TypeId;
 use machine::SimArch;
 use object::REST;
 use relocator::SimRelocator;
@@ -52,6 +56,55 @@ use shared::Shared;
 
 /// The tracer of the simulated OS: the engine's own, on simulated text.
 pub type SimTracer = EntryTracer<SimArch, SimText, SimEntries>;
+
+/// Replaces the function called `old_name` by the one that occupies `new` in a simulated system. Only such a system executes it, where
+/// code can do no harm, so this needs no promise; the engine of any other host refuses a patch with it.
+///
+/// # Errors
+///
+/// [`OutOfMemory`].
+pub fn func(old_name: &str, new: TextRange) -> Result<Func, OutOfMemory> {
+    // SAFETY: `check` keeps it out of systems that it could harm.
+    let mut func = unsafe { Func::with_range(old_name, new) }?;
+    func.simulated = true;
+    Ok(func)
+}
+
+/// The same by the function at `new`, whose size the symbol tables tell.
+///
+/// # Errors
+///
+/// [`OutOfMemory`].
+pub fn func_at(old_name: &str, new: CodeAddr) -> Result<Func, OutOfMemory> {
+    // SAFETY: as in `func`.
+    let mut func = unsafe { Func::new(old_name, new) }?;
+    func.simulated = true;
+    Ok(func)
+}
+
+/// Refuses a patch with simulated code on a host whose text is not simulated.
+pub(crate) fn check<P: Platform>(patch: &Patch) -> Result<(), Error> {
+    if TypeId::of::<P::Text>() == TypeId::of::<SimText>() {
+        return Ok(());
+    }
+    for object in patch.objects() {
+        if let Some(func) = object.funcs().iter().find(|func| func.simulated) {
+            let (object, func) = (Some(&**object.name()), Some(&**func.old_name()));
+            return Err(Error::patch(patch.name(), object, func, PatchReason::Simulated));
+        }
+    }
+    Ok(())
+}
+
+/// [`Engine::force`] without the promise: a simulated task that is in the midst of two versions harms nothing.
+///
+/// # Errors
+///
+/// As there.
+pub fn force(engine: &Engine<SimOs>, id: PatchId) -> Result<Poll, Error> {
+    // SAFETY: the tasks are simulated.
+    unsafe { engine.force(id) }
+}
 
 /// The simulated OS.
 #[derive(Debug)]
@@ -64,7 +117,8 @@ pub struct SimOs {
     unwinder: SimUnwinder,
 }
 
-impl Platform for SimOs {
+// SAFETY: all of it is one simulated system.
+unsafe impl Platform for SimOs {
     type Lock = spin::Mutex<()>;
     type Tracer = SimTracer;
     type Unwinder = SimUnwinder;

@@ -9,10 +9,8 @@ use crate::config::KICK_INTERVAL;
 use crate::error::Error;
 use crate::event::Obstacle;
 use crate::mem::{Name, OutOfMemory, try_push, try_vec};
-use crate::ops::Synchronized;
-use crate::port::{
-    Closed, Moves, Platform, PortError, SelfSwitch, Stated, Stopper, SymbolResolver, TaskId, TaskSet, TaskState, Tracer,
-};
+use crate::ops::{Synchronized, Writer};
+use crate::port::{Closed, Moves, Platform, PortError, Stated, Stopper, SymbolResolver, TaskId, TaskSet, TaskState};
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -153,11 +151,11 @@ impl Running {
     /// # Errors
     ///
     /// The tasks' own; the transition goes on as before then.
-    pub(crate) fn reverse<P: Platform>(mut self, host: &P) -> Result<Self, (Self, TasksError<P>)> {
+    pub(crate) fn reverse<P: Platform>(mut self, host: &P, writer: &mut Writer) -> Result<Self, (Self, TasksError<P>)> {
         // A task that is switching itself to the old target right now must not do so after the turn.
-        withdraw(host);
-        host.tracer().synchronize();
         let Self { moves, course } = &mut self;
+        course.affected.withdraw(writer, host.self_switch());
+        course.affected.release(&writer.synchronize(host.tracer()));
         let turned = moves.turn(host.tasks());
         if turned.is_ok() {
             course.attempts = 0;
@@ -176,24 +174,35 @@ impl Running {
     /// # Errors
     ///
     /// [`OutOfMemory`]; everything is as before.
-    pub(crate) fn extend<P: Platform>(&mut self, host: &P, affected: Affected) -> Result<(), OutOfMemory> {
+    pub(crate) fn extend<P: Platform>(
+        &mut self,
+        host: &P,
+        writer: &mut Writer,
+        affected: Affected,
+    ) -> Result<(), OutOfMemory> {
         let affected = Lent::new(affected)?;
-        withdraw(host);
-        let proof = Synchronized::with(host.tracer());
-        core::mem::replace(&mut self.course.affected, affected).reclaim(&proof);
-        self.course.affected.lend(host.self_switch(), &self.moves);
+        let course = &mut self.course;
+        course.affected.withdraw(writer, host.self_switch());
+        course.affected.release(&writer.synchronize(host.tracer()));
+        course.affected = affected;
+        course.affected.lend(host.self_switch(), &self.moves);
         Ok(())
     }
 
     /// Tries to switch each task that has not moved (kernel: `klp_try_complete_transition`). `waiting` hears of those
     /// that could not be switched.
-    pub(crate) fn try_complete<P: Platform>(mut self, host: &P, waiting: &mut dyn FnMut(TaskId, Straggler)) -> Attempt {
+    pub(crate) fn try_complete<P: Platform>(
+        mut self,
+        host: &P,
+        writer: &mut Writer,
+        waiting: &mut dyn FnMut(TaskId, Straggler),
+    ) -> Attempt {
         self.course.attempts = self.course.attempts.saturating_add(1);
         let Self { moves, mut course } = self;
         match course.switch_tasks(host, &moves, waiting) {
             Err(_) => Attempt::Failed(Self { moves, course }),
             Ok(0) => match moves.close(host.tasks()) {
-                Ok(closed) => Attempt::Switched(course.switched(host, closed)),
+                Ok(closed) => Attempt::Switched(course.switched(host, writer, closed)),
                 Err(moves) => Attempt::Waiting { running: Self { moves, course }, pending: 0 },
             },
             Ok(pending) => Attempt::Waiting { running: Self { moves, course }, pending },
@@ -220,10 +229,10 @@ impl Running {
     }
 
     /// Switches every task without a check (kernel: `klp_force_transition`).
-    pub(crate) fn force<P: Platform>(mut self, host: &P) -> Switched {
+    pub(crate) fn force<P: Platform>(mut self, host: &P, writer: &mut Writer) -> Switched {
         self.course.straight = false;
         let closed = self.moves.force(host.tasks());
-        self.course.switched(host, closed)
+        self.course.switched(host, writer, closed)
     }
 
     /// Names each task that has not moved, and why. Changes nothing.
@@ -269,15 +278,10 @@ pub(crate) enum Straggler {
     Other(Obstacle<'static>),
 }
 
-/// No task begins to switch itself any more.
-fn withdraw<P: Platform>(host: &P) {
-    host.self_switch().into_iter().for_each(SelfSwitch::withdraw);
-}
-
 impl Course {
     /// Every task has moved.
-    fn switched<P: Platform>(self, host: &P, closed: Closed) -> Switched {
-        withdraw(host);
+    fn switched<P: Platform>(mut self, host: &P, writer: &mut Writer, closed: Closed) -> Switched {
+        self.affected.withdraw(writer, host.self_switch());
         Switched { closed, affected: self.affected, straight: self.straight }
     }
 
@@ -366,9 +370,9 @@ impl Switched {
     }
 
     /// Puts every task to rest. No handler asks for states any more: no func is in transition, and handlers that saw one that
-    /// was have ended, as `proof` says, which was made when this stage was reached already.
-    pub(crate) fn finish<P: Platform>(self, host: &P, proof: &Synchronized) {
+    /// was have ended, as `proof` says.
+    pub(crate) fn finish<P: Platform>(mut self, host: &P, proof: &Synchronized<'_>) {
         self.closed.finish(host.tasks());
-        self.affected.reclaim(proof);
+        self.affected.release(proof);
     }
 }

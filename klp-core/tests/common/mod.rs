@@ -3,9 +3,9 @@
 #![allow(dead_code, reason = "every test uses a part of it")]
 
 use klp_core::audit::audit;
-use klp_core::model::{Func, Object, Patch, VMLINUX};
+use klp_core::model::{Object, Patch, VMLINUX};
 use klp_core::port::TaskId;
-use klp_core::sim::{Place, SimFunc, SimOs};
+use klp_core::sim::{self, Place, SimFunc, SimOs};
 use klp_core::{Engine, PatchId};
 
 /// The engine on the simulated OS.
@@ -40,7 +40,7 @@ pub(crate) fn patch_at(host: &SimOs, name: &str, place: Place, funcs: &[(&str, &
     for object in names {
         let of_object = funcs.iter().filter(|(other, ..)| *other == object);
         let new = of_object
-            .map(|(_, old, func)| Func::new(old, host.replacement(name, *func, place).start()).expect("memory"));
+            .map(|(_, old, func)| sim::func_at(old, host.replacement(name, *func, place).start()).expect("memory"));
         patch = patch.object(Object::module(object).and_then(|object| object.funcs_from(new)));
     }
     patch.build().expect("the patch is well formed")

@@ -1,8 +1,7 @@
 //! Relocations that depend on more than their symbol: a table of contents, and another relocation.
 
 use crate::file::{ALLOC, File, TEXT};
-use crate::host::{ABS64, Host, SECOND64, TOC64};
-use klp_core::elf::load;
+use crate::host::{ABS64, Host, SECOND64, TOC64, load};
 
 const FAR: u64 = 0x7fff_0000_1230;
 

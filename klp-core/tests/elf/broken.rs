@@ -1,8 +1,7 @@
 //! Files broken at random and on purpose: refused or loaded, but never a panic, and nothing left behind.
 
 use crate::file::{ALLOC, DATA, File};
-use crate::host::{ABS64, BRANCH32, Host, PC32, SLOT32};
-use klp_core::elf::load;
+use crate::host::{ABS64, BRANCH32, Host, PC32, SLOT32, load};
 use proptest::prelude::*;
 
 /// A file with everything in it.

@@ -1,9 +1,8 @@
 //! Callbacks in patch objects: called, or refused.
 
 use crate::file::{DATA, File};
-use crate::host::{ABS64, Call, Host, answer, calls};
+use crate::host::{ABS64, Call, Host, answer, calls, load};
 use klp_core::Engine;
-use klp_core::elf::load;
 use klp_core::engine::PatchId;
 use object::build::elf::SymbolId;
 

@@ -7,6 +7,8 @@ use core::ffi::{CStr, c_char, c_int, c_void};
 use core::fmt;
 use core::ops::ControlFlow;
 use klp_core::addr::{CodeAddr, TextRange};
+use klp_core::elf::Loaded;
+use klp_core::error::Error;
 use klp_core::port::{
     Arch, CallC, Code, Entry, Fill, Frame, Image, ImageLayout, InTurn, Intruder, Moves, OutOfReach, Platform, Poke,
     PortError, PortErrorKind, Progress, RelocError, Relocation, Relocator, Routing, Stopper, Support, Symbol,
@@ -177,7 +179,7 @@ unsafe impl<const CALLS: bool> Text for Host<CALLS> {
         Ok(())
     }
 
-    fn poke(&self, _: &[Poke<'_>]) -> Result<(), ToyError> {
+    unsafe fn poke(&self, _: &[Poke<'_>]) -> Result<(), ToyError> {
         Err(ToyError)
     }
 
@@ -342,7 +344,8 @@ impl Arch for ToyArch {
     }
 }
 
-impl<const CALLS: bool> Platform for Host<CALLS> {
+// SAFETY: one host that executes nothing.
+unsafe impl<const CALLS: bool> Platform for Host<CALLS> {
     type Lock = spin::Mutex<()>;
     type Tracer = Self;
     type Unwinder = Self;
@@ -380,10 +383,10 @@ unsafe impl<const CALLS: bool> Tracer for Host<CALLS> {
     fn original(&self, site: u64) -> CodeAddr {
         CodeAddr::new(site)
     }
-    fn route(&self, batch: &[Routing<u64>]) -> Result<(), ToyError> {
+    unsafe fn route(&self, batch: &[Routing<u64>]) -> Result<(), ToyError> {
         if batch.is_empty() { Ok(()) } else { Err(ToyError) }
     }
-    fn forget(&self, _: Self::Site) {}
+    unsafe fn forget(&self, _: Self::Site) {}
 
     fn synchronize(&self) {}
 }
@@ -431,4 +434,14 @@ unsafe impl<const CALLS: bool> TaskSet for Host<CALLS> {
 unsafe impl<const CALLS: bool> Stopper for Host<CALLS> {
     type Context = ();
     fn with_stopped(&self, _: &Moves, _: &[TaskId], _: &dyn Visitor<()>) {}
+}
+
+/// Loads a patch object for a host that executes none of it.
+///
+/// # Errors
+///
+/// As for [`klp_core::elf::load`].
+pub(crate) fn load<const CALLS: bool>(host: &Host<CALLS>, file: &[u8], name: &str) -> Result<Loaded, Error> {
+    // SAFETY: nothing of the file is executed; what is called as a callback are functions of the tests, whatever the file says.
+    unsafe { klp_core::elf::load(host, file, name) }
 }

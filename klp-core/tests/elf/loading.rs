@@ -1,9 +1,8 @@
 //! What a good file becomes.
 
 use crate::file::{ALLOC, DATA, File, TEXT};
-use crate::host::{ABS64, BRANCH32, Host, PC32, SLOT32};
+use crate::host::{ABS64, BRANCH32, Host, PC32, SLOT32, load};
 use klp_core::addr::CodeAddr;
-use klp_core::elf::load;
 use klp_core::model::Replace;
 
 #[test]

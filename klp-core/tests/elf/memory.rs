@@ -1,10 +1,9 @@
 //! Every allocation is made to fail once: nothing is left behind.
 
 use crate::file::{ALLOC, File};
-use crate::host::{BRANCH32, Host, PC32, SLOT32};
+use crate::host::{BRANCH32, Host, PC32, SLOT32, load};
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::Cell;
-use klp_core::elf::load;
 use klp_core::error::Error;
 use klp_core::relocs;
 use std::alloc::System;

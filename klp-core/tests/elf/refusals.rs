@@ -1,8 +1,7 @@
 //! Files that are refused: what is said, and that nothing changes.
 
 use crate::file::{ALLOC, DATA, File, TEXT};
-use crate::host::{ABS64, BRANCH32, Host, PC32};
-use klp_core::elf::load;
+use crate::host::{ABS64, BRANCH32, Host, PC32, load};
 use klp_core::error::{Error, PatchReason};
 use object::build::elf::SectionId;
 use object::elf;

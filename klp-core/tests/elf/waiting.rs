@@ -1,9 +1,9 @@
 //! Relocations that wait for an object.
 
 use crate::file::{File, TEXT};
-use crate::host::{BRANCH32, Host, PC32, SLOT32};
+use crate::host::{BRANCH32, Host, PC32, SLOT32, load};
 use klp_core::addr::CodeAddr;
-use klp_core::elf::{Loaded, load};
+use klp_core::elf::Loaded;
 use klp_core::relocs;
 
 const FAR: u64 = 0x7fff_0000_1230;

@@ -5,12 +5,12 @@ use super::failing::{FAIL_IN, FAILED, LIVE, border, engine_runs};
 use core::cell::Cell;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::mem::Name;
-use klp_core::model::{CallbackContext, Callbacks, Func, Object, Patch, Replace, VMLINUX};
+use klp_core::model::{CallbackContext, Callbacks, Object, Patch, Replace, VMLINUX};
 use klp_core::port::{Around, Fill, ImageLayout, Platform, Text};
 use klp_core::relocs::{Detours, Field, KlpSymbol, Reloc};
 use klp_core::sim::machine::Insn;
 use klp_core::sim::relocator::{ABS64, NEAR32, SLOT32};
-use klp_core::sim::{Pad, Place, SimFunc, SimOs, Snapshot};
+use klp_core::sim::{self, Pad, Place, SimFunc, SimOs, Snapshot};
 use klp_core::{Engine, Error, PatchId, Poll};
 
 thread_local! {
@@ -183,7 +183,7 @@ impl Case {
 /// A patch whose code is in an image of its own, far away, with relocations of every kind.
 pub(crate) fn relocated(host: &SimOs, f: SimFunc) -> Patch {
     let (code, relocs) = relocs(host, f, "p", (VMLINUX, "g"));
-    let object = Object::vmlinux().and_then(|object| object.func(Func::with_range("f", code)?));
+    let object = Object::vmlinux().and_then(|object| object.func(sim::func("f", code)?));
     Patch::builder("p").object(object.map(|object| object.with_relocs(relocs))).build().expect("well formed")
 }
 
@@ -192,7 +192,7 @@ pub(crate) fn relocated(host: &SimOs, f: SimFunc) -> Patch {
 pub(crate) fn waiting(host: &SimOs, f: SimFunc) -> (Patch, CodeAddr) {
     let (code, relocs) = relocs(host, f, "waits", ("mod", "m"));
     let at = relocs[0].fields()[0].at;
-    let object = Object::vmlinux().and_then(|object| object.func(Func::with_range("f", code)?));
+    let object = Object::vmlinux().and_then(|object| object.func(sim::func("f", code)?));
     let module = Object::module("mod").map(|object| object.with_callbacks(Box::new(Counting)).with_relocs(relocs));
     (Patch::builder("waits").object(object).object(module).build().expect("well formed"), at)
 }
@@ -220,7 +220,7 @@ fn relocs(host: &SimOs, f: SimFunc, patch: &str, to: (&str, &str)) -> (TextRange
 /// A patch that has only `f`, and takes the place of all others.
 pub(crate) fn replacing(host: &SimOs, f: SimFunc) -> Patch {
     let new = host.replacement("p", f, Place::Near);
-    let object = Object::vmlinux().and_then(|object| object.func(Func::with_range("f", new)?));
+    let object = Object::vmlinux().and_then(|object| object.func(sim::func("f", new)?));
     let module = Object::module("mod").map(|object| object.with_callbacks(Box::new(Counting)));
     let object = object.map(|object| object.with_callbacks(Box::new(Counting)));
     Patch::builder("p").object(object).object(module).replace(Replace::All).build().expect("well formed")

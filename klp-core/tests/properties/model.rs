@@ -198,7 +198,7 @@ impl Model {
             Op::Disable(_) => self.engine.disable(ids[0]),
             Op::DisableAll(_) => self.engine.disable_all(&ids),
             Op::Reverse(_) => self.engine.reverse(ids[0]),
-            _ => self.engine.force(ids[0]),
+            _ => klp_core::sim::force(&self.engine, ids[0]),
         };
         if let Some(refusal) = self.refusal(op, patches) {
             let right = match (&refusal, &result) {

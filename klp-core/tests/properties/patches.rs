@@ -2,8 +2,8 @@
 
 use super::ledger::Ledger;
 use klp_core::addr::TextRange;
-use klp_core::model::{Func, Object, Patch, Replace, VMLINUX};
-use klp_core::sim::{End, Pad, Place, SimFunc, SimOs};
+use klp_core::model::{Object, Patch, Replace, VMLINUX};
+use klp_core::sim::{self, End, Pad, Place, SimFunc, SimOs};
 use klp_core::state::State;
 
 /// The module that comes and goes.
@@ -146,7 +146,7 @@ impl Spec {
                 if *name == "f" || *name == "m" {
                     code.push(host.cold_part_of(new));
                 }
-                Func::new(name, new.start()).expect("memory")
+                sim::func_at(name, new.start()).expect("memory")
             });
             let object = Object::module(name).and_then(|object| object.funcs_from(new));
             object.map(|object| object.with_callbacks(Box::new(ledger.clone())))

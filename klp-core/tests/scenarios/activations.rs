@@ -13,7 +13,7 @@ fn whole(host: &SimOs, name: &str, f: SimFunc, replace: Replace) -> Patch {
     host.cold_part_of(new);
     let helper = host.helper(name, new);
     let code = TextRange::new(new.start(), helper.end().get() - new.start().get()).expect("it does not wrap");
-    let object = Object::vmlinux().and_then(|object| object.func(Func::with_range("f", new)?));
+    let object = Object::vmlinux().and_then(|object| object.func(sim::func("f", new)?));
     Patch::builder(name).object(object).code(code).replace(replace).build().expect("it is well formed")
 }
 
@@ -75,8 +75,7 @@ fn stacking_does_not_wait_for_other_functions_of_the_patch_below() {
     let host = basic.host();
     let (f, g) = (host.replacement("a", basic.f, Place::Far), host.replacement("a", basic.g, Place::Far));
     let code = TextRange::new(f.start(), g.end().get() - f.start().get()).expect("it does not wrap");
-    let object =
-        Object::vmlinux().and_then(|object| object.func(Func::with_range("f", f)?)?.func(Func::with_range("g", g)?));
+    let object = Object::vmlinux().and_then(|object| object.func(sim::func("f", f)?)?.func(sim::func("g", g)?));
     let a = add(&basic.engine, Patch::builder("a").object(object).code(code).build().expect("it is well formed"));
     assert_eq!(basic.engine.enable(a), complete(a, true));
     assert!(host.call(basic.task, basic.g), "it sleeps in `g` of `a` for ever");
@@ -95,7 +94,7 @@ fn parts_of_replacements_count_wherever_they_are() {
         for _ in 0..parts {
             host.cold_part_of(new);
         }
-        let object = Object::vmlinux().and_then(|object| object.func(Func::with_range("f", new)?));
+        let object = Object::vmlinux().and_then(|object| object.func(sim::func("f", new)?));
         let a = add(&basic.engine, Patch::builder("a").object(object).build().expect("it is well formed"));
         assert_eq!(basic.engine.enable(a), complete(a, true));
         assert!(host.call(basic.task, basic.f));
@@ -139,8 +138,8 @@ impl Siblings {
         let f = host.function_ending(VMLINUX, "f", Pad::Whole, &ends);
         let (new_f, new_g) =
             (host.replacement_ending("p", f, Place::Near, &ends), host.replacement("p", g, Place::Near));
-        let object = Object::vmlinux()
-            .and_then(|object| object.func(Func::with_range("f", new_f)?)?.func(Func::with_range("g", new_g)?));
+        let object =
+            Object::vmlinux().and_then(|object| object.func(sim::func("f", new_f)?)?.func(sim::func("g", new_g)?));
         let patch = Patch::builder("p").object(object).build().expect("it is well formed");
         let task = host.spawn("worker");
         host.set_self_switching(true);
@@ -301,7 +300,7 @@ fn a_callback_that_calls_the_engine_is_refused() {
     let f = host.function(VMLINUX, "f");
     let (cell, said) = (Arc::default(), Arc::default());
     let new = host.replacement("p", f, Place::Near);
-    let object = Object::vmlinux().and_then(|object| object.func(Func::with_range("f", new)?));
+    let object = Object::vmlinux().and_then(|object| object.func(sim::func("f", new)?));
     let object = object.map(|object| object.with_callbacks(Box::new(Caller(Arc::clone(&cell), Arc::clone(&said)))));
     let patch = Patch::builder("p").object(object).build().expect("it is well formed");
     let engine = Arc::new(Engine::new(host));

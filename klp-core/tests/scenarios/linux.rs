@@ -1,9 +1,9 @@
 //! A machine that tests of a whole life are told on, in the words of a kernel's log: commands, modules, callbacks, the engine.
 
 use super::common::{Sim, add, check};
-use klp_core::model::{CallbackContext, Callbacks, Func, Object, Patch, Replace, VMLINUX};
+use klp_core::model::{CallbackContext, Callbacks, Object, Patch, Replace, VMLINUX};
 use klp_core::port::TaskId;
-use klp_core::sim::{Console, Place, SimFunc, SimOs, insmod, rmmod};
+use klp_core::sim::{self, Console, Place, SimFunc, SimOs, insmod, rmmod};
 use klp_core::state::State;
 use klp_core::{Engine, Error, PatchId, Poll};
 use std::collections::BTreeMap;
@@ -141,7 +141,7 @@ impl Linux {
         for object in objects {
             let funcs = wanted.funcs.iter().filter(|(of, ..)| *of == object).map(|(_, old, func)| {
                 let new = self.host().replacement(wanted.name, *func, Place::Near);
-                Func::with_range(old, new).expect("memory")
+                sim::func(old, new).expect("memory")
             });
             let mut model = Object::module(object).and_then(|model| model.funcs_from(funcs));
             if wanted.talks.contains(&object) {

@@ -16,10 +16,10 @@ use common::{Basic, Sim, add, check, patch, patch_at};
 use klp_core::addr::CodeAddr;
 use klp_core::audit::audit;
 use klp_core::error::{ApiMisuse, Error, PatchReason};
-use klp_core::model::{Func, Object, Patch, VMLINUX};
+use klp_core::model::{Object, Patch, VMLINUX};
 use klp_core::port::{Doubt, Platform, PortErrorKind, Reason, TaskId, TaskState};
 use klp_core::sim::machine::Insn;
-use klp_core::sim::{Claim, Pad, Place, SimFunc, SimOs, Sleep, Step, insmod};
+use klp_core::sim::{self, Claim, Pad, Place, SimFunc, SimOs, Sleep, Step, insmod};
 use klp_core::transition::Hindrance;
 use klp_core::{Engine, PatchId, Poll};
 
@@ -425,14 +425,14 @@ fn forcing_ends_the_transition_and_pins_what_goes_away() {
     assert!(basic.host().call(basic.task, basic.f));
     basic.engine.enable(p).expect("starts");
     basic.host().take_transcript();
-    assert_eq!(basic.engine.force(p), complete(p, true));
+    assert_eq!(sim::force(&basic.engine, p), complete(p, true));
     basic.log(&[&["forcing remaining tasks to the patched state"], &ENABLED[3..]].concat());
     assert!(!basic.engine.status().expect("memory")[0].forced, "nothing goes away");
     assert!(basic.host().ret(basic.task));
 
     assert!(basic.host().call(basic.task, basic.f));
     basic.engine.disable(p).expect("starts");
-    assert_eq!(basic.engine.force(p), complete(p, false));
+    assert_eq!(sim::force(&basic.engine, p), complete(p, false));
     check(&basic.engine);
     assert!(basic.engine.status().expect("memory")[0].forced);
     assert_eq!(basic.engine.remove(p).err(), Some(Error::ApiMisuse(ApiMisuse::Forced)));
@@ -440,7 +440,7 @@ fn forcing_ends_the_transition_and_pins_what_goes_away() {
     assert!(basic.host().ret(basic.task));
     assert_eq!(basic.engine.enable(p), complete(p, true));
     check(&basic.engine);
-    assert_eq!(basic.engine.force(p), Err(Error::ApiMisuse(ApiMisuse::NoTransition)));
+    assert_eq!(sim::force(&basic.engine, p), Err(Error::ApiMisuse(ApiMisuse::NoTransition)));
 }
 
 #[test]

@@ -19,7 +19,7 @@ fn refuse(engine: &Sim, patch: Patch, message: &str, errno: i32, log: &[&str]) -
 }
 
 fn one(name: &str, sympos: u32, host: &SimOs, func: SimFunc) -> Patch {
-    let new = Func::new(name, host.replacement("p", func, Place::Near).start()).expect("memory").sympos(sympos);
+    let new = sim::func_at(name, host.replacement("p", func, Place::Near).start()).expect("memory").sympos(sympos);
     Patch::builder("p").object(Object::vmlinux().and_then(|object| object.func(new))).build().expect("well formed")
 }
 
@@ -112,7 +112,7 @@ fn symbol_without_size() {
 fn new_function_unknown() {
     let host = SimOs::new();
     host.function(VMLINUX, "f");
-    let func = Func::new("f", CodeAddr::new(0x7777_0000)).expect("memory");
+    let func = sim::func_at("f", CodeAddr::new(0x7777_0000)).expect("memory");
     let patch = Patch::builder("p").object(Object::vmlinux().and_then(|object| object.func(func))).build();
     let error = refuse(
         &Engine::new(host),
@@ -306,7 +306,7 @@ fn a_second_patch_during_a_transition() {
         assert_eq!(error.errno(), -16);
     }
     assert!(matches!(basic.engine.remove(p), Err(Error::Busy { .. })));
-    let misused = [basic.engine.reverse(q), basic.engine.force(q), basic.engine.kick(q).map(|()| Poll::Idle)];
+    let misused = [basic.engine.reverse(q), sim::force(&basic.engine, q), basic.engine.kick(q).map(|()| Poll::Idle)];
     for refused in misused {
         assert_eq!(refused, Err(Error::ApiMisuse(ApiMisuse::NoTransition)));
     }

@@ -135,7 +135,7 @@ fn a_forced_replacement_pins_those_that_gave_way() {
     old.hold(G);
     let all = old.add("all", &[F], Replace::All, &[]);
     assert_eq!(old.enable(all), Ok(Poll::Waiting { patch: all, pending: 1 }));
-    assert_eq!(old.linux.engine.force(all), Ok(Poll::Complete { patch: all, enabled: true }));
+    assert_eq!(klp_core::sim::force(&old.linux.engine, all), Ok(Poll::Complete { patch: all, enabled: true }));
     check(&old.linux.engine);
     assert_eq!(old.linux.engine.remove(a).err(), Some(Error::ApiMisuse(ApiMisuse::Forced)));
     old.linux.engine.remove(idle).expect("it was not in force");

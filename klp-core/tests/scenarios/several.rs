@@ -123,14 +123,14 @@ fn any_of_them_stands_for_all() {
     old.runs(BUILT);
     assert_eq!(old.enable_all(&[a, b]), waiting);
     // Forced by the second one; what is forced away is pinned, all of it.
-    assert_eq!(old.linux.engine.force(b), Ok(Poll::Complete { patch: a, enabled: true }));
+    assert_eq!(klp_core::sim::force(&old.linux.engine, b), Ok(Poll::Complete { patch: a, enabled: true }));
     check(&old.linux.engine);
     assert!(old.linux.host().ret(holder));
     let holder = old.hold(G);
     assert_eq!(old.disable_all(&[b, a]), waiting, "the order of enabling counts");
     let stuck = old.linux.engine.blockers(a).expect("one is in transition");
     assert!(matches!(&stuck[0].hindrance, Hindrance::InFunction { func, .. } if &**func == "g"), "{stuck:?}");
-    assert_eq!(old.linux.engine.force(b), Ok(Poll::Complete { patch: a, enabled: false }));
+    assert_eq!(klp_core::sim::force(&old.linux.engine, b), Ok(Poll::Complete { patch: a, enabled: false }));
     check(&old.linux.engine);
     assert!(old.linux.host().ret(holder));
     for id in [a, b] {

@@ -145,7 +145,7 @@ impl Livepatch {
     }
 
     /// Makes `object` alive, and applies the enabled patches to it. The caller holds it in memory. `false` if it was alive already.
-    pub(super) fn let_in(&self, known: &mut Known, object: &Object) -> Result<bool, LoadError> {
+    pub(super) fn let_in(&self, _: &mut Known, object: &Object) -> Result<bool, LoadError> {
         if object.is_alive() {
             return Ok(false);
         }
@@ -155,8 +155,11 @@ impl Livepatch {
             return Err(LoadError::Process(Error::NameTaken { object }));
         }
         object.set_alive();
-        if let Err(error) = self.engine().object_coming(&object.name) {
-            self.let_go(known, object);
+        // SAFETY: no thread is inside of what `open_library` has just loaded. Others may be inside of a library that is adopted; that
+        // its patches then bear both versions in one call is what `adopt` tells those who choose them.
+        if let Err(error) = unsafe { self.engine().object_coming(&object.name) } {
+            // The engine has taken all back, and no patch has got into it since (`Process::event`).
+            object.set_leaving();
             object.left();
             return Err(LoadError::Engine(error));
         }
@@ -165,12 +168,17 @@ impl Livepatch {
     }
 
     /// Takes all patches back from `object`. The caller lets go of it, and it has [left](Object::left) then.
-    pub(super) fn let_go(&self, _: &mut Known, object: &Object) {
+    ///
+    /// # Safety
+    ///
+    /// As for [`Engine::object_going`](klp_core::Engine::object_going).
+    pub(super) unsafe fn let_go(&self, _: &mut Known, object: &Object) {
         // A patch that is enabled from here on must not get into it any more, and none that is being enabled now half.
         let frozen = self.engine().freeze();
         object.set_leaving();
         drop(frozen);
-        self.engine().object_going(&object.name);
+        // SAFETY: the caller's promise.
+        unsafe { self.engine().object_going(&object.name) };
     }
 
     /// Whether it does no harm that `object` cannot be let in because another one has its name: no patch in force names it. Plugins are often

@@ -21,7 +21,8 @@ pub struct Process {
     pub(super) space: Arc<Space>,
 }
 
-impl Platform for Process {
+// SAFETY: all parts are of this process, and stay as `init` made them.
+unsafe impl Platform for Process {
     type Lock = EngineLock;
     type Tracer = EntryTracer<X86_64, ProcessText, EntryPoints>;
     type Unwinder = Stacks;
@@ -61,6 +62,12 @@ impl Platform for Process {
     }
 
     fn event(&self, event: &Event<'_>) {
+        if let Event::RefusingObject { object, .. } = event {
+            // The engine is at rest: no patch gets into it from here on.
+            if let Some(object) = self.space.objects.named(object) {
+                object.set_leaving();
+            }
+        }
         events::write(event);
     }
 }

@@ -78,7 +78,8 @@ impl Library {
     pub unsafe fn close(self) -> Result<(), LoadError> {
         let livepatch = self.livepatch;
         let visit = Visit::begin(livepatch);
-        let left = self.leave();
+        // SAFETY: the caller's promise.
+        let left = unsafe { self.leave() };
         // SAFETY: the caller's promise.
         let closed = unsafe { self.handle.close() };
         drop(visit);
@@ -110,7 +111,11 @@ impl Library {
     }
 
     /// Counts one user less. After the last one, patches have nothing to do with it any more; it is returned then.
-    fn leave(&self) -> Option<Arc<Object>> {
+    ///
+    /// # Safety
+    ///
+    /// As for [`close`](Library::close).
+    unsafe fn leave(&self) -> Option<Arc<Object>> {
         let mut known = self.livepatch.libraries.lock();
         let index = known.opened.iter().position(|opened| opened.handle == self.handle.id())?;
         known.opened[index].users -= 1;
@@ -118,7 +123,8 @@ impl Library {
             return None;
         }
         let object = known.opened.swap_remove(index).object?;
-        self.livepatch.let_go(&mut known, &object);
+        // SAFETY: the last user promises that no thread is inside of it.
+        unsafe { self.livepatch.let_go(&mut known, &object) };
         Some(object)
     }
 }

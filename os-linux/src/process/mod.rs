@@ -158,7 +158,8 @@ impl Livepatch {
     }
 
     /// Loads the patch object in the file at `path`, and makes it known to the engine; nothing is patched yet. The file's name
-    /// without its extension is the patch's name if the file does not give one.
+    /// without its extension is the patch's name if the file does not give one. The file is code that is going to run; who may write to it
+    /// is not checked ([`load`](Self::load)).
     ///
     /// # Errors
     ///
@@ -172,13 +173,19 @@ impl Livepatch {
 
     /// Loads the patch object in the bytes `file`. `name` is the patch's name if it does not give one.
     ///
+    /// A patch object is code that this process is going to run: whoever chooses it decides what the process does. Its form is checked,
+    /// what it does is not, nor who wrote it. That is not for this function to promise, and so it is no `unsafe` one: it does what the
+    /// owner of a process can do to it from outside, too, with `ptrace` or `/proc/PID/mem`. `docs/safety.md` says where that
+    /// line is drawn. A program must not pass on here what it was given by somebody whom it would not let run code.
+    ///
     /// # Errors
     ///
     /// [`LoadError`]; nothing has changed then.
     pub fn load(&self, file: &[u8], name: &str) -> Result<PatchId, LoadError> {
         let process = self.engine.host();
         self.space().refresh().map_err(LoadError::Process)?;
-        let loaded = elf::load(process, file, name)?;
+        // SAFETY: the owner of the process decided on this code, as said above.
+        let loaded = unsafe { elf::load(process, file, name) }?;
         let code = loaded.image.image().text.start();
         if let Err((image, error)) = self.space().add(loaded.image) {
             // SAFETY: nobody knows it.

@@ -133,7 +133,7 @@ unsafe impl Text for ProcessText {
         Ok(())
     }
 
-    fn poke(&self, batch: &[Poke<'_>]) -> Result<(), Error> {
+    unsafe fn poke(&self, batch: &[Poke<'_>]) -> Result<(), Error> {
         if batch.is_empty() {
             return Ok(());
         }
