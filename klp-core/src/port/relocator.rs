@@ -51,11 +51,15 @@ impl fmt::Display for RelocError {
 
 /// Applies and clears single relocations: numbers in, bytes out.
 ///
+/// # Safety
+///
+/// What it makes of code is executed: each relocation refers to what the psABI says that it does, or is refused.
+///
 /// # For arch porters
 ///
 /// Implement it on a unit struct from the psABI's table of relocations. `klp_core::conformance::relocator` (feature `conformance`) is
 /// the test to call.
-pub trait Relocator: 'static {
+pub unsafe trait Relocator: 'static {
     /// The `e_machine` of the objects that it relocates.
     const MACHINE: u16;
 

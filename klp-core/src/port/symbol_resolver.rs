@@ -17,11 +17,17 @@ pub struct Symbol {
 ///
 /// Objects are named as patches name them: [`VMLINUX`](crate::model::VMLINUX) for the base image, otherwise a module's name.
 ///
+/// # Safety
+///
+/// What it says is believed, as nothing else knows. A symbol is where it says, and as long; the object of that name has it,
+/// and is completely loaded. [`exported`](SymbolResolver::exported) is what new code is linked with. A part that
+/// [`parts`](SymbolResolver::parts) leaves out is one in which the engine does not see a task.
+///
 /// # For OS porters
 ///
 /// Report what the tables hold, in their order and with local symbols: the core counts (`sympos`), so no port can get that
 /// wrong. `klp_core::conformance::symbol_resolver` (feature `conformance`) is the test to call.
-pub trait SymbolResolver: Sync {
+pub unsafe trait SymbolResolver: Sync {
     /// What can go wrong.
     type Error: PortError;
 
