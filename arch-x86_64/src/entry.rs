@@ -1,7 +1,7 @@
 //! Instructions as bytes: patchable entries, jumps, thunks and veneers.
 //!
 //! Answers to the kernel's `arch/x86/kernel/ftrace.c`, without its state: encodings only.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 use crate::jumps::jumps;
 use crate::opcodes::{CALL, ENDBR64, INT3, JMP, JMP_MEMORY, JMP_NEXT_QUAD, JMP_SHORT, MOVABS_R11, NOP};
@@ -26,7 +26,9 @@ const JMP_LEN: usize = 5;
 /// No instruction is longer.
 const MAX_INSN_LEN: usize = 15;
 
-impl Arch for X86_64 {
+// SAFETY: encodings as the processor's manuals have them; what is not understood counts as a jump to anywhere.
+#[allow(unsafe_code, reason = "an unsafe trait; all within is safe")]
+unsafe impl Arch for X86_64 {
     /// An `endbr64` and as many bytes of pad as an [`Entry`] is looked for in.
     const MAX_ENTRY: usize = 32;
 

@@ -1,7 +1,7 @@
 //! Relocations of patch objects: the psABI's table 4.9, as far as code for patch objects uses it.
 //!
 //! Answers to the kernel's `apply_relocate_add` and `clear_relocate_add` of `arch/x86/kernel/module.c`.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 use crate::X86_64;
 use klp_core::port::{RelocError, Relocation, Relocator, Support};
@@ -44,7 +44,9 @@ fn describe(kind: u32) -> Option<(Field, Value, Support)> {
     })
 }
 
-impl Relocator for X86_64 {
+// SAFETY: the table of the psABI; any other type is refused.
+#[allow(unsafe_code, reason = "an unsafe trait; all within is safe")]
+unsafe impl Relocator for X86_64 {
     const MACHINE: u16 = elf::EM_X86_64;
 
     fn support(kind: u32) -> Option<Support> {

@@ -19,7 +19,8 @@ impl KernelSymbols {
     }
 }
 
-impl SymbolResolver for KernelSymbols {
+// SAFETY: kallsyms, of the kernel and of modules that are alive.
+unsafe impl SymbolResolver for KernelSymbols {
     type Error = Errno;
 
     fn is_loaded(&self, object: &str) -> bool {

@@ -40,7 +40,8 @@ unsafe impl Text for NoText {
 /// No instructions.
 pub(crate) struct NoArch;
 
-impl Arch for NoArch {
+// SAFETY: it makes and recognises nothing.
+unsafe impl Arch for NoArch {
     const MAX_ENTRY: usize = 0;
     const SLOT: u64 = 16;
     const REACH: u64 = 0;
@@ -69,7 +70,8 @@ impl Arch for NoArch {
 /// No relocations.
 pub(crate) struct NoRelocator;
 
-impl Relocator for NoRelocator {
+// SAFETY: it refuses everything.
+unsafe impl Relocator for NoRelocator {
     const MACHINE: u16 = 0;
 
     fn support(_kind: u32) -> Option<Support> {

@@ -38,8 +38,8 @@ impl Func {
     ///   and the old one may run again after it, when the patch is disabled or its transition turns round. What both
     ///   touch must bear that. One task has only old or only new functions of the patch on its stack, unless
     ///   [forced](crate::Engine::force).
-    /// * The code stays there, as it is, until [`Engine::remove`](crate::Engine::remove) has given the patch back; for
-    ///   ever, if it does not.
+    /// * The code stays there, as it is, as long as an engine knows the patch: from [`Engine::add`](crate::Engine::add) until
+    ///   [`Engine::remove`](crate::Engine::remove) has given it back, and again if it is added again.
     /// * What the symbol tables of the host say of its size is true.
     pub unsafe fn new(old_name: &str, new: CodeAddr) -> Result<Self, OutOfMemory> {
         Ok(Self {

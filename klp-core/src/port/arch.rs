@@ -63,6 +63,11 @@ impl fmt::Display for OutOfReach {
 ///
 /// Pure, so that every architecture is tested on any machine.
 ///
+/// # Safety
+///
+/// The bytes that it makes are executed, and what it says of bytes is believed: they do on the machine what each function says, and
+/// nothing else; [`jumps`](Arch::jumps) leaves no jump out.
+///
 /// # For arch porters
 ///
 /// Implement it on a unit struct. `klp_core::conformance::arch` (feature `conformance`) is the test to call.
@@ -80,7 +85,8 @@ impl fmt::Display for OutOfReach {
 ///     Code::from_slice(&bytes).expect("eight bytes fit")
 /// }
 ///
-/// impl Arch for Toy {
+/// // SAFETY: there is no such machine.
+/// unsafe impl Arch for Toy {
 ///     const MAX_ENTRY: usize = 8;
 ///     const SLOT: u64 = 16;
 ///     const REACH: u64 = 1 << 55;
@@ -109,7 +115,7 @@ impl fmt::Display for OutOfReach {
 /// }
 /// # assert!(Toy::entry(&insn(b'N', 0)).is_some());
 /// ```
-pub trait Arch: 'static {
+pub unsafe trait Arch: 'static {
     /// Most bytes that [`entry`](Arch::entry) wants to see.
     const MAX_ENTRY: usize;
 

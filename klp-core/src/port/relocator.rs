@@ -97,6 +97,10 @@ impl fmt::Display for RelocError {
 
 /// Applies and clears single relocations: numbers in, bytes out.
 ///
+/// # Safety
+///
+/// What it makes of code is executed: each relocation refers to what the psABI says that it does, or is refused.
+///
 /// # For arch porters
 ///
 /// Implement it on a unit struct from the psABI's table of relocations. `klp_core::conformance::relocator`
@@ -116,7 +120,8 @@ impl fmt::Display for RelocError {
 ///     }
 /// }
 ///
-/// impl Relocator for Toy {
+/// // SAFETY: the toy's ABI is the comment above.
+/// unsafe impl Relocator for Toy {
 ///     const MACHINE: u16 = 0xfeed;
 ///     fn support(kind: u32) -> Option<Support> {
 ///         matches!(kind, 1 | 2).then_some(Support::None)
@@ -145,7 +150,7 @@ impl fmt::Display for RelocError {
 /// # Toy::apply(&reloc, &mut bytes).unwrap();
 /// # assert_eq!(bytes, [8, 0, 0, 0, 0, 0, 0, 0]);
 /// ```
-pub trait Relocator: 'static {
+pub unsafe trait Relocator: 'static {
     /// The `e_machine` of the objects that it relocates.
     const MACHINE: u16;
 

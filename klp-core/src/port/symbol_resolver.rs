@@ -17,6 +17,12 @@ pub struct Symbol {
 ///
 /// Objects are named as patches name them: [`VMLINUX`](crate::model::VMLINUX) for the base image, otherwise a module's name.
 ///
+/// # Safety
+///
+/// What it says is believed, as nothing else knows. A symbol is where it says, and as long; the object of that name has it,
+/// and is completely loaded. [`exported`](SymbolResolver::exported) is what new code is linked with. A part that
+/// [`parts`](SymbolResolver::parts) leaves out is one in which the engine does not see a task.
+///
 /// # For OS porters
 ///
 /// Report what the tables hold, in their order and with local symbols: the core counts (`sympos`), so no port can get that
@@ -40,7 +46,8 @@ pub struct Symbol {
 /// #     fn kind(&self) -> PortErrorKind { match *self {} }
 /// # }
 ///
-/// impl SymbolResolver for Table {
+/// // SAFETY: whoever writes the table promises that it is right.
+/// unsafe impl SymbolResolver for Table {
 ///     type Error = Never;
 ///     fn is_loaded(&self, object: &str) -> bool {
 ///         object == VMLINUX
@@ -63,7 +70,7 @@ pub struct Symbol {
 /// # assert!(table.function_at(CodeAddr::new(0x101f)).is_some());
 /// # assert!(table.exported("other").is_none());
 /// ```
-pub trait SymbolResolver: Sync {
+pub unsafe trait SymbolResolver: Sync {
     /// What can go wrong.
     type Error: PortError;
 

@@ -101,7 +101,7 @@ pub struct Image {
 ///         into.copy_from_slice(bytes);
 ///         Ok(())
 ///     }
-///     fn poke(&self, batch: &[Poke<'_>]) -> Result<(), Refused> {
+///     unsafe fn poke(&self, batch: &[Poke<'_>]) -> Result<(), Refused> {
 ///         let mut memory = self.0.borrow_mut();
 ///         let free = |poke: &Poke<'_>| !poke.split && memory[range(poke.at, poke.old.len())] == *poke.old;
 ///         if !batch.iter().all(free) {
@@ -145,7 +145,8 @@ pub struct Image {
 /// # assert_eq!(image.data.start(), CodeAddr::new(96));
 /// # let poke = Poke { at: image.text.start(), old: &[1], new: &[2], resume: image.text.start(), split: false,
 /// #     body: image.text.start() };
-/// # assert!(memory.poke(&[poke]).is_err());
+/// # // SAFETY: nobody executes there.
+/// # assert!(unsafe { memory.poke(&[poke]) }.is_err());
 /// ```
 pub unsafe trait Text: Sync {
     /// What can go wrong.

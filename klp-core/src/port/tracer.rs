@@ -86,7 +86,7 @@ pub struct Routing<S> {
 ///     fn original(&self, site: usize) -> CodeAddr {
 ///         self.0[site].0
 ///     }
-///     fn route(&self, batch: &[Routing<usize>]) -> Result<(), NoSite> {
+///     unsafe fn route(&self, batch: &[Routing<usize>]) -> Result<(), NoSite> {
 ///         for routing in batch {
 ///             let to = match routing.to {
 ///                 Route::Original => self.original(routing.site).get(),
@@ -97,13 +97,14 @@ pub struct Routing<S> {
 ///         }
 ///         Ok(())
 ///     }
-///     fn forget(&self, _: usize) {}
+///     unsafe fn forget(&self, _: usize) {}
 ///     fn synchronize(&self) {}
 /// }
 /// # let (old, new) = (CodeAddr::new(0x1000), CodeAddr::new(0x2000));
 /// # let table = Table(vec![(old, AtomicU64::new(old.get()))]);
 /// # let site = table.site_of(TextRange::new(old, 8).unwrap()).unwrap();
-/// # table.route(&[Routing { site, to: Route::Direct(new) }]).unwrap();
+/// # // SAFETY: nobody calls.
+/// # unsafe { table.route(&[Routing { site, to: Route::Direct(new) }]) }.unwrap();
 /// # assert_eq!(table.0[0].1.load(Ordering::Relaxed), new.get());
 /// ```
 pub unsafe trait Tracer: Sync {

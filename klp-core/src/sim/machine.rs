@@ -77,7 +77,8 @@ impl SimArch {
     }
 }
 
-impl Arch for SimArch {
+// SAFETY: the toy machine executes just these instructions.
+unsafe impl Arch for SimArch {
     const MAX_ENTRY: usize = 8;
     const SLOT: u64 = 16;
     const REACH: u64 = 1 << 20;

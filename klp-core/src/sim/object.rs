@@ -272,7 +272,8 @@ pub(super) fn part_name(name: &str, number: usize) -> String {
 #[derive(Clone, Debug)]
 pub struct SimSymbols(pub(super) Arc<Shared>);
 
-impl SymbolResolver for SimSymbols {
+// SAFETY: the simulated modules' own tables.
+unsafe impl SymbolResolver for SimSymbols {
     type Error = SimError;
 
     fn is_loaded(&self, object: &str) -> bool {

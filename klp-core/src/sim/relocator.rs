@@ -28,7 +28,8 @@ impl SimRelocator {
     }
 }
 
-impl Relocator for SimRelocator {
+// SAFETY: the toy machine's relocations are what is defined here.
+unsafe impl Relocator for SimRelocator {
     const MACHINE: u16 = 0x7079;
 
     fn support(kind: u32) -> Option<Support> {

@@ -228,7 +228,8 @@ unsafe impl<const CALLS: bool> Text for Host<CALLS> {
     }
 }
 
-impl<const CALLS: bool> SymbolResolver for Host<CALLS> {
+// SAFETY: nothing is executed.
+unsafe impl<const CALLS: bool> SymbolResolver for Host<CALLS> {
     type Error = ToyError;
 
     fn is_loaded(&self, object: &str) -> bool {
@@ -264,7 +265,8 @@ impl ToyRelocator {
     }
 }
 
-impl Relocator for ToyRelocator {
+// SAFETY: nothing is executed.
+unsafe impl Relocator for ToyRelocator {
     const MACHINE: u16 = MACHINE;
 
     fn support(kind: u32) -> Option<Support> {
@@ -316,7 +318,8 @@ impl Relocator for ToyRelocator {
 /// Instructions of the toy machine: only the veneer matters here.
 pub(crate) struct ToyArch;
 
-impl Arch for ToyArch {
+// SAFETY: nothing is executed.
+unsafe impl Arch for ToyArch {
     const MAX_ENTRY: usize = 8;
     const SLOT: u64 = 16;
     const REACH: u64 = 1 << 31;

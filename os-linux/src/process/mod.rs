@@ -192,10 +192,13 @@ impl Livepatch {
             unsafe { image.unload(process.text()) };
             return Err(LoadError::Process(error));
         }
-        self.engine.add(loaded.patch).map_err(|refused| {
-            self.unload_image(code);
+        let added = self.engine.add(loaded.patch).map_err(|refused| {
+            // SAFETY: the engine does not know the patch.
+            unsafe { self.unload_image(code) };
             LoadError::Engine(refused.error)
-        })
+        })?;
+        self.space().patches.own(code, added);
+        Ok(added)
     }
 
     /// Forgets a disabled patch and frees its memory.
@@ -204,16 +207,22 @@ impl Livepatch {
     ///
     /// Those of [`Engine::remove`](klp_core::Engine::remove); the patch stays then.
     pub fn unload(&self, patch: PatchId) -> Result<(), klp_core::Error> {
-        let patch = self.engine.remove(patch)?;
-        if let Some(code) = patch.code() {
-            self.unload_image(code.start());
+        self.engine.remove(patch)?;
+        if let Some(code) = self.space().patches.code_of(patch) {
+            // SAFETY: it is the image of this patch, which the engine does not know any more; it promises that no task is inside of it.
+            unsafe { self.unload_image(code) };
         }
         Ok(())
     }
 
-    fn unload_image(&self, code: CodeAddr) {
+    /// Frees the patch object whose code begins at `code`.
+    ///
+    /// # Safety
+    ///
+    /// The engine does not know its patch, and no task is inside of it.
+    unsafe fn unload_image(&self, code: CodeAddr) {
         if let Some(image) = self.space().remove(code) {
-            // SAFETY: the engine does not know the patch (any more), and promises that no task is inside of it.
+            // SAFETY: the caller's promise.
             unsafe { image.unload(self.engine.host().text()) };
         }
     }

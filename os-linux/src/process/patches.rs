@@ -8,6 +8,7 @@ use alloc::sync::Arc;
 use klp_arch_x86_64::unwind::{EhFrame, Table};
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::elf::LoadedImage;
+use klp_core::engine::PatchId;
 
 /// The patch objects in memory.
 #[derive(Default)]
@@ -17,6 +18,8 @@ pub(crate) struct Patches {
 
 struct Loaded {
     image: LoadedImage,
+    /// The patch that it is of, once the engine knows it.
+    patch: Option<PatchId>,
     table: Option<Arc<Table>>,
 }
 
@@ -34,8 +37,23 @@ impl Patches {
             None => None,
             Some(Err(error)) => return Err((image, error)),
         };
-        self.images.lock().push(Loaded { image, table });
+        self.images.lock().push(Loaded { image, patch: None, table });
         Ok(())
+    }
+
+    /// Says which patch the one at `addr` is of.
+    pub(crate) fn own(&self, addr: CodeAddr, patch: PatchId) {
+        let mut images = self.images.lock();
+        if let Some(loaded) = images.iter_mut().find(|loaded| loaded.image.image().text.contains(addr)) {
+            loaded.patch = Some(patch);
+        }
+    }
+
+    /// Where the code of `patch` is, if it was loaded from a file.
+    pub(crate) fn code_of(&self, patch: PatchId) -> Option<CodeAddr> {
+        let images = self.images.lock();
+        let loaded = images.iter().find(|loaded| loaded.patch == Some(patch))?;
+        Some(loaded.image.image().text.start())
     }
 
     /// Takes the one whose code contains `addr`.

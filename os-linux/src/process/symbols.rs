@@ -25,7 +25,9 @@ impl Symbols {
     }
 }
 
-impl SymbolResolver for Symbols {
+// SAFETY: the symbol tables of the files that the objects were mapped from (`Object::file` compares build ids), and only of
+// objects that are alive.
+unsafe impl SymbolResolver for Symbols {
     type Error = Error;
 
     fn is_loaded(&self, object: &str) -> bool {

@@ -186,13 +186,18 @@ impl Stacks {
     /// Runs `look` with the tables, which stay as long as it runs.
     fn with_tables<T>(&self, look: impl FnOnce(Option<&Set>) -> T) -> T {
         self.walks.fetch_add(1, Ordering::SeqCst);
-        let result = look(self.current());
+        // SAFETY: this walk is counted.
+        let result = look(unsafe { self.current() });
         self.walks.fetch_sub(1, Ordering::SeqCst);
         result
     }
 
-    /// The tables; only to be used by whoever keeps them from being replaced.
-    fn current(&self) -> Option<&Set> {
+    /// The tables.
+    ///
+    /// # Safety
+    ///
+    /// They are used only while a walk that has begun before is counted.
+    unsafe fn current(&self) -> Option<&Set> {
         // SAFETY: a set lives until it has been replaced and no walk is under way.
         unsafe { self.set.load(Ordering::SeqCst).as_ref() }
     }
