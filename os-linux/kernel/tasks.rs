@@ -164,13 +164,13 @@ unsafe impl TaskSet for KernelTasks {
         current_state()
     }
 
-    fn init(&self, initial: TaskState) -> Result<(), Errno> {
+    unsafe fn init(&self, initial: TaskState) -> Result<(), Errno> {
         // SAFETY: tasks are not freed while they are shown.
         each_task(|task| unsafe { set_state(task, initial) });
         Ok(())
     }
 
-    fn start(&self, target: TaskState) -> Result<(), Errno> {
+    unsafe fn start(&self, target: TaskState) -> Result<(), Errno> {
         if TARGET.load(Ordering::Relaxed) != TaskState::Idle as i32 {
             // Turning round: nobody may still be moving to the old target.
             // SAFETY: tasks are not freed while they are shown.
@@ -197,7 +197,7 @@ unsafe impl TaskSet for KernelTasks {
         Ok(())
     }
 
-    fn with_stopped(&self, tasks: &[TaskId], visitor: &dyn Visitor<Stopped>) {
+    unsafe fn with_stopped(&self, tasks: &[TaskId], visitor: &dyn Visitor<Stopped>) {
         for (index, id) in tasks.iter().enumerate() {
             if let Some(task) = Task::find(*id) {
                 let mut visit = Visit { index, visitor, switched: false };
@@ -227,14 +227,14 @@ unsafe impl TaskSet for KernelTasks {
         host::klp_host_watch_resched(false);
     }
 
-    fn close(&self, target: TaskState) -> Progress {
+    unsafe fn close(&self, target: TaskState) -> Progress {
         let mut done = true;
         // SAFETY: tasks are not freed while they are shown.
         each_task(|task| done &= unsafe { state_of(task) } == target);
         if done { Progress::Done } else { Progress::Waiting }
     }
 
-    fn force(&self, target: TaskState) {
+    unsafe fn force(&self, target: TaskState) {
         // SAFETY: tasks are not freed while they are shown.
         each_task(|task| unsafe {
             host::klp_host_set_pending(task, false);
@@ -249,7 +249,7 @@ unsafe impl TaskSet for KernelTasks {
         }
     }
 
-    fn finish(&self) {
+    unsafe fn finish(&self) {
         // SAFETY: tasks are not freed while they are shown.
         each_task(|task| unsafe {
             host::klp_host_set_pending(task, false);

@@ -32,7 +32,11 @@ const ATTEMPTS: usize = 1_000;
 /// # Panics
 ///
 /// If the implementation breaks the contract; the message says where.
-pub fn check<T: TaskSet>(bench: &Bench<'_, T>) {
+///
+/// # Safety
+///
+/// No transition is under way, and no engine uses the tasks while the suite runs.
+pub unsafe fn check<T: TaskSet>(bench: &Bench<'_, T>) {
     assert!(bench.some.len() >= 2, "one task must move while another does not");
     bench.expect(TaskState::Idle, "before anything");
     bench.cancelled();
@@ -51,13 +55,15 @@ impl<T: TaskSet> Bench<'_, T> {
     }
 
     fn begin(&self, target: TaskState) {
-        self.tasks.init(target.opposite()).unwrap_or_else(|error| panic!("init: {error}"));
+        // SAFETY: no transition is under way.
+        unsafe { self.tasks.init(target.opposite()) }.unwrap_or_else(|error| panic!("init: {error}"));
         self.expect(target.opposite(), "after `init`");
         self.start(target);
     }
 
     fn start(&self, target: TaskState) {
-        self.tasks.start(target).unwrap_or_else(|error| panic!("start: {error}"));
+        // SAFETY: after `init`; no site is affected.
+        unsafe { self.tasks.start(target) }.unwrap_or_else(|error| panic!("start: {error}"));
     }
 
     fn pending(&self, target: TaskState) -> Vec<TaskId> {
@@ -72,7 +78,8 @@ impl<T: TaskSet> Bench<'_, T> {
     fn visit(&self, tasks: &[TaskId], state: Option<TaskState>) -> usize {
         let visits: Vec<_> = tasks.iter().map(|_| AtomicUsize::new(0)).collect();
         let visitor = Counter { visits: &visits, seen: AtomicUsize::new(0), state };
-        self.tasks.with_stopped(tasks, &visitor);
+        // SAFETY: no function is patched, so tasks may have any state.
+        unsafe { self.tasks.with_stopped(tasks, &visitor) };
         assert!(visits.iter().all(|visits| visits.load(Ordering::SeqCst) <= 1), "a task is visited once: {visits:?}");
         visitor.seen.load(Ordering::SeqCst)
     }
@@ -88,7 +95,7 @@ impl<T: TaskSet> Bench<'_, T> {
     fn move_all(&self, target: TaskState) {
         for _ in 0..ATTEMPTS {
             self.visit(&self.pending(target), Some(target));
-            if self.tasks.close(target) == Progress::Done {
+            if self.close(target) == Progress::Done {
                 assert_eq!(self.pending(target), [], "everybody has moved");
                 return self.expect(target, "after the transition was closed");
             }
@@ -96,14 +103,21 @@ impl<T: TaskSet> Bench<'_, T> {
         panic!("tasks cannot be moved: {:?}", self.pending(target));
     }
 
+    fn close(&self, target: TaskState) -> Progress {
+        // SAFETY: after `start`, for this target.
+        unsafe { self.tasks.close(target) }
+    }
+
     fn finish(&self) {
-        self.tasks.finish();
+        // SAFETY: no handler reads states.
+        unsafe { self.tasks.finish() };
         self.expect(TaskState::Idle, "after `finish`");
     }
 
     /// A transition that ends before it starts.
     fn cancelled(&self) {
-        self.tasks.init(TaskState::Unpatched).unwrap_or_else(|error| panic!("init: {error}"));
+        // SAFETY: no transition is under way.
+        unsafe { self.tasks.init(TaskState::Unpatched) }.unwrap_or_else(|error| panic!("init: {error}"));
         self.expect(TaskState::Unpatched, "after `init`");
         self.finish();
     }
@@ -113,7 +127,7 @@ impl<T: TaskSet> Bench<'_, T> {
         self.begin(target);
         let pending = self.pending(target);
         assert!(self.some.iter().all(|task| pending.contains(task)), "{:?} are all in {pending:?}", self.some);
-        assert_eq!(self.tasks.close(target), Progress::Waiting, "nobody has moved");
+        assert_eq!(self.close(target), Progress::Waiting, "nobody has moved");
 
         // A look moves nobody; who is gone is passed over.
         assert!((0..ATTEMPTS).any(|_| self.visit(&[first], None) == 1), "task {} cannot be stopped", first.0);
@@ -130,7 +144,7 @@ impl<T: TaskSet> Bench<'_, T> {
         assert!(!self.pending(target).contains(&first), "who has moved is not pending");
         assert!(self.pending(target).contains(&second), "who has not is");
         assert_eq!((self.state)(second), target.opposite(), "a task that nobody moved");
-        assert_eq!(self.tasks.close(target), Progress::Waiting, "not everybody has moved");
+        assert_eq!(self.close(target), Progress::Waiting, "not everybody has moved");
 
         // Children of both kinds are known, and who is not in the target state is pending.
         for parent in [first, second] {
@@ -162,10 +176,11 @@ impl<T: TaskSet> Bench<'_, T> {
 
     fn forced(&self, target: TaskState) {
         self.begin(target);
-        self.tasks.force(target);
+        // SAFETY: no function is patched, so there is nothing to mix.
+        unsafe { self.tasks.force(target) };
         self.expect(target, "after it was forced");
         assert_eq!(self.pending(target), [], "nobody is left");
-        assert_eq!(self.tasks.close(target), Progress::Done, "nobody is left to wait for");
+        assert_eq!(self.close(target), Progress::Done, "nobody is left to wait for");
         self.finish();
     }
 }

@@ -129,15 +129,24 @@ pub unsafe trait TaskSet: Sync {
     /// # Errors
     ///
     /// Every task is idle then.
-    fn init(&self, initial: TaskState) -> Result<(), Self::Error>;
+    ///
+    /// # Safety
+    ///
+    /// No transition is under way.
+    unsafe fn init(&self, initial: TaskState) -> Result<(), Self::Error>;
 
-    /// Starts (or, after a reversal, restarts) to move tasks to `target`. Every affected site leads to the handler by now: from
-    /// here on a task that is born, or seen for the first time, may take `target`.
+    /// Starts (or, after a reversal, restarts) to move tasks to `target`: from here on a task that is born, or seen for the first
+    /// time, may take it.
     ///
     /// # Errors
     ///
     /// The transition is then cancelled with [`finish`](TaskSet::finish); on a restart it keeps its old target.
-    fn start(&self, target: TaskState) -> Result<(), Self::Error>;
+    ///
+    /// # Safety
+    ///
+    /// [`init`](TaskSet::init) has been called, and every affected site leads to the handler by now. On a restart, nothing is
+    /// [lent](TaskSet::lend), and no run of the handler is left from when something was.
+    unsafe fn start(&self, target: TaskState) -> Result<(), Self::Error>;
 
     /// Reports every task that is not in `target`, in ascending order.
     ///
@@ -148,7 +157,11 @@ pub unsafe trait TaskSet: Sync {
 
     /// Stops each of `tasks` (sorted), lets `visitor` look at it, and puts it into the state that the visitor says. A task
     /// that is gone is passed over. Returns when the last visit has ended.
-    fn with_stopped(&self, tasks: &[TaskId], visitor: &dyn Visitor<Self::Context>);
+    ///
+    /// # Safety
+    ///
+    /// `visitor` says a state for a task only if the task may run that version, wherever it is.
+    unsafe fn with_stopped(&self, tasks: &[TaskId], visitor: &dyn Visitor<Self::Context>);
 
     /// Lends the tasks `check`: until [`withdraw`](TaskSet::withdraw), a task that calls an affected function may switch itself there,
     /// before the handler chooses, if [`ops::may_switch`](crate::ops::may_switch) says so of the entry, its stack below that call is
@@ -172,16 +185,28 @@ pub unsafe trait TaskSet: Sync {
 
     /// Says whether every task is in `target`. After [`Progress::Done`] this stays true until [`finish`](TaskSet::finish),
     /// also for tasks that are being born.
-    fn close(&self, target: TaskState) -> Progress;
+    ///
+    /// # Safety
+    ///
+    /// The transition has [started](TaskSet::start), for this target.
+    unsafe fn close(&self, target: TaskState) -> Progress;
 
     /// Puts every task into `target`, whatever it is in the middle of (kernel: `klp_force_transition`).
-    fn force(&self, target: TaskState);
+    ///
+    /// # Safety
+    ///
+    /// As for [`close`](TaskSet::close), and as for [`Engine::force`](crate::Engine::force).
+    unsafe fn force(&self, target: TaskState);
 
     /// Makes `task` leave an interruptible sleep if it is in one, as a signal that has no other effect would.
     fn kick(&self, task: TaskId);
 
-    /// Puts every task into [`TaskState::Idle`]. No handler reads states any more.
-    fn finish(&self);
+    /// Puts every task into [`TaskState::Idle`].
+    ///
+    /// # Safety
+    ///
+    /// No handler reads states any more, and every task runs the version that is in force for those that are idle.
+    unsafe fn finish(&self);
 
     /// Whether the task is there. It is, unless the host knows that it is gone.
     fn exists(&self, task: TaskId) -> bool;

@@ -205,7 +205,7 @@ unsafe impl TaskSet for SimTasks {
         self.0.current_state()
     }
 
-    fn init(&self, initial: TaskState) -> Result<(), SimError> {
+    unsafe fn init(&self, initial: TaskState) -> Result<(), SimError> {
         let _inside = self.0.enter("TaskSet::init")?;
         let mut world = self.0.world();
         world.set_all(initial);
@@ -213,7 +213,7 @@ unsafe impl TaskSet for SimTasks {
         Ok(())
     }
 
-    fn start(&self, target: TaskState) -> Result<(), SimError> {
+    unsafe fn start(&self, target: TaskState) -> Result<(), SimError> {
         let _inside = self.0.enter("TaskSet::start")?;
         self.0.world().phase = Phase::Moving(target);
         Ok(())
@@ -229,7 +229,7 @@ unsafe impl TaskSet for SimTasks {
         Ok(())
     }
 
-    fn with_stopped(&self, tasks: &[TaskId], visitor: &dyn Visitor<SimContext>) {
+    unsafe fn with_stopped(&self, tasks: &[TaskId], visitor: &dyn Visitor<SimContext>) {
         let (inside, fails) = match self.0.enter("TaskSet::with_stopped") {
             Ok(inside) => (inside, false),
             Err(_) => (self.0.inside(), true),
@@ -264,7 +264,7 @@ unsafe impl TaskSet for SimTasks {
         self.0.world().lent = None;
     }
 
-    fn close(&self, target: TaskState) -> Progress {
+    unsafe fn close(&self, target: TaskState) -> Progress {
         let Ok(_inside) = self.0.enter("TaskSet::close") else { return Progress::Waiting };
         let world = self.0.world();
         let all = world.tasks.values().filter(|task| world.sees(task)).all(|task| task.state == target);
@@ -272,7 +272,7 @@ unsafe impl TaskSet for SimTasks {
         if all { Progress::Done } else { Progress::Waiting }
     }
 
-    fn force(&self, target: TaskState) {
+    unsafe fn force(&self, target: TaskState) {
         let _inside = self.0.inside();
         self.0.world().set_all(target);
     }
@@ -287,7 +287,7 @@ unsafe impl TaskSet for SimTasks {
         }
     }
 
-    fn finish(&self) {
+    unsafe fn finish(&self) {
         let _inside = self.0.inside();
         self.0.make_noise();
         let mut world = self.0.world();

@@ -41,13 +41,18 @@ impl Prepared {
     /// # Errors
     ///
     /// The tasks' own, or [`AttemptError::OutOfMemory`]; every task is idle then.
-    pub(crate) fn init<P: Platform>(
+    ///
+    /// # Safety
+    ///
+    /// There is no other stage of these tasks.
+    pub(crate) unsafe fn init<P: Platform>(
         host: &P,
         target: TaskState,
         affected: Affected,
     ) -> Result<Self, AttemptError<TasksError<P>>> {
         let affected = Lent::new(affected)?;
-        host.tasks().init(target.opposite()).map_err(AttemptError::Tasks)?;
+        // SAFETY: the caller's promise.
+        unsafe { host.tasks().init(target.opposite()) }.map_err(AttemptError::Tasks)?;
         Ok(Self(Moving {
             target,
             affected,
@@ -59,18 +64,29 @@ impl Prepared {
         }))
     }
 
-    /// Gives up before any task has moved (kernel: `klp_cancel_transition`). Sites are routed back, and handlers have ended.
-    pub(crate) fn cancel<P: Platform>(self, host: &P) {
-        host.tasks().finish();
+    /// Gives up before any task has moved (kernel: `klp_cancel_transition`).
+    ///
+    /// # Safety
+    ///
+    /// No func is in transition any more, and `proof` was made when none was.
+    pub(crate) unsafe fn cancel<P: Platform>(self, host: &P, proof: &Synchronized<'_>) {
+        let _ = proof;
+        // SAFETY: the caller's promise; nobody has moved.
+        unsafe { host.tasks().finish() };
     }
 
-    /// Lets tasks move (kernel: `klp_start_transition`). Sites are routed to the handler.
+    /// Lets tasks move (kernel: `klp_start_transition`).
     ///
     /// # Errors
     ///
     /// The tasks' own; the stage comes back.
-    pub(crate) fn start<P: Platform>(mut self, host: &P) -> Result<Running, (Self, TasksError<P>)> {
-        match host.tasks().start(self.0.target) {
+    ///
+    /// # Safety
+    ///
+    /// Every affected site is routed to the handler.
+    pub(crate) unsafe fn start<P: Platform>(mut self, host: &P) -> Result<Running, (Self, TasksError<P>)> {
+        // SAFETY: the caller's promise; this stage came after `init`.
+        match unsafe { host.tasks().start(self.0.target) } {
             Ok(()) => {
                 self.0.affected.lend(host.tasks());
                 Ok(Running(self.0))
@@ -143,7 +159,8 @@ impl Running {
         // A task that is switching itself to the old target right now must not do so after the turn.
         self.0.affected.withdraw(writer, host.tasks());
         self.0.affected.release(&writer.synchronize(host.tracer()));
-        let turned = host.tasks().start(self.0.target.opposite());
+        // SAFETY: sites have led to the handler since the transition started; what was lent is withdrawn.
+        let turned = unsafe { host.tasks().start(self.0.target.opposite()) };
         if turned.is_ok() {
             self.0.target = self.0.target.opposite();
             self.0.attempts = 0;
@@ -187,7 +204,8 @@ impl Running {
         self.0.attempts = self.0.attempts.saturating_add(1);
         match self.0.switch_tasks(host, waiting) {
             Err(_) => Attempt::Failed(self),
-            Ok(0) if host.tasks().close(self.0.target) == Progress::Done => {
+            // SAFETY: it has started, for this target.
+            Ok(0) if unsafe { host.tasks().close(self.0.target) } == Progress::Done => {
                 Attempt::Switched(self.0.switched(host, writer))
             }
             Ok(pending) => Attempt::Waiting { running: self, pending },
@@ -214,11 +232,17 @@ impl Running {
     }
 
     /// Switches every task without a check (kernel: `klp_force_transition`).
-    pub(crate) fn force<P: Platform>(mut self, host: &P, writer: &mut Writer) -> Switched {
+    ///
+    /// # Safety
+    ///
+    /// As for [`Engine::force`](crate::Engine::force).
+    pub(crate) unsafe fn force<P: Platform>(mut self, host: &P, writer: &mut Writer) -> Switched {
         self.0.straight = false;
-        host.tasks().force(self.0.target);
+        // SAFETY: the caller's promise; the transition has started, for this target.
+        unsafe { host.tasks().force(self.0.target) };
         // The host's contract: after `force` nobody is left to wait for.
-        let _ = host.tasks().close(self.0.target);
+        // SAFETY: as above.
+        let _ = unsafe { host.tasks().close(self.0.target) };
         self.0.switched(host, writer)
     }
 
@@ -238,7 +262,8 @@ impl Running {
         looks.resize_with(tasks.len(), Look::new);
         let looker =
             Looker { unwinder: host.unwinder(), affected: &self.0.affected, target: self.0.target, looks: &looks };
-        host.tasks().with_stopped(tasks, &looker);
+        // SAFETY: it leaves each as it is.
+        unsafe { host.tasks().with_stopped(tasks, &looker) };
         let mut blockers = try_vec(tasks.len())?;
         for (task, look) in tasks.iter().zip(&looks) {
             if look.outcome() == Outcome::NotSeen {
@@ -300,7 +325,8 @@ impl Moving {
         self.slots.resize_with(self.tasks.len(), Slot::default);
         let switcher =
             Switcher { unwinder: host.unwinder(), affected: &self.affected, target: self.target, slots: &self.slots };
-        host.tasks().with_stopped(&self.tasks, &switcher);
+        // SAFETY: it says the target's state only of a task on whose reliable stack is nothing that it must leave first.
+        unsafe { host.tasks().with_stopped(&self.tasks, &switcher) };
         let mut left = 0;
         for (task, slot) in self.tasks.iter().zip(&self.slots) {
             let straggler = match slot.get() {
@@ -350,10 +376,14 @@ impl Switched {
         self.straight
     }
 
-    /// Puts every task to rest. No handler asks for states any more: no func is in transition, and handlers that saw one that
-    /// was have ended, as `proof` says.
-    pub(crate) fn finish<P: Platform>(mut self, host: &P, proof: &Synchronized<'_>) {
-        host.tasks().finish();
+    /// Puts every task to rest.
+    ///
+    /// # Safety
+    ///
+    /// No func is in transition any more, and `proof` was made when none was: handlers ask for no state.
+    pub(crate) unsafe fn finish<P: Platform>(mut self, host: &P, proof: &Synchronized<'_>) {
+        // SAFETY: the caller's promise; every task is in the target's state.
+        unsafe { host.tasks().finish() };
         self.affected.release(proof);
     }
 }

@@ -391,22 +391,22 @@ unsafe impl<const CALLS: bool> TaskSet for Host<CALLS> {
     fn current_state(&self) -> TaskState {
         TaskState::Idle
     }
-    fn init(&self, _: TaskState) -> Result<(), ToyError> {
+    unsafe fn init(&self, _: TaskState) -> Result<(), ToyError> {
         Ok(())
     }
-    fn start(&self, _: TaskState) -> Result<(), ToyError> {
+    unsafe fn start(&self, _: TaskState) -> Result<(), ToyError> {
         Ok(())
     }
     fn pending(&self, _: TaskState, _: &mut dyn FnMut(TaskId)) -> Result<(), ToyError> {
         Ok(())
     }
-    fn with_stopped(&self, _: &[TaskId], _: &dyn Visitor<()>) {}
-    fn close(&self, _: TaskState) -> Progress {
+    unsafe fn with_stopped(&self, _: &[TaskId], _: &dyn Visitor<()>) {}
+    unsafe fn close(&self, _: TaskState) -> Progress {
         Progress::Done
     }
-    fn force(&self, _: TaskState) {}
+    unsafe fn force(&self, _: TaskState) {}
     fn kick(&self, _: TaskId) {}
-    fn finish(&self) {}
+    unsafe fn finish(&self) {}
     fn exists(&self, _: TaskId) -> bool {
         false
     }

@@ -336,8 +336,8 @@ fn mixes_are_noticed() {
     assert!(basic.host().call(basic.task, basic.f));
     basic.engine.enable(p).expect("starts");
     check(&basic.engine);
-    // Behind the engine's back.
-    basic.host().tasks().force(TaskState::Patched);
+    // SAFETY: they are simulated. Behind the engine's back.
+    unsafe { basic.host().tasks().force(TaskState::Patched) };
     let findings = audit(&basic.engine).expect_err("the task has old code on its stack");
     assert_eq!(findings[0].to_string(), "task 1 is Patched, but has code of the other side at 0x1000008");
     assert!(basic.host().call(basic.task, basic.g));

@@ -149,7 +149,7 @@ unsafe impl TaskSet for Tasks {
         records::current().state()
     }
 
-    fn init(&self, initial: TaskState) -> Result<(), Error> {
+    unsafe fn init(&self, initial: TaskState) -> Result<(), Error> {
         check_contexts()?;
         let mut inner = self.inner.lock();
         inner.complete = false;
@@ -158,7 +158,7 @@ unsafe impl TaskSet for Tasks {
         Ok(())
     }
 
-    fn start(&self, target: TaskState) -> Result<(), Error> {
+    unsafe fn start(&self, target: TaskState) -> Result<(), Error> {
         let mut inner = self.inner.lock();
         let before = inner.target.replace(target);
         match Self::catch_up(&mut inner) {
@@ -191,7 +191,7 @@ unsafe impl TaskSet for Tasks {
         Ok(())
     }
 
-    fn with_stopped(&self, tasks: &[TaskId], visitor: &dyn Visitor<Regs>) {
+    unsafe fn with_stopped(&self, tasks: &[TaskId], visitor: &dyn Visitor<Regs>) {
         // Threads may stand in objects that came since the last time. Without memory for their tables, they wait.
         let _ = self.space.refresh();
         let mut inner = self.inner.lock();
@@ -233,7 +233,7 @@ unsafe impl TaskSet for Tasks {
         entry::withdraw();
     }
 
-    fn close(&self, target: TaskState) -> Progress {
+    unsafe fn close(&self, target: TaskState) -> Progress {
         let mut inner = self.inner.lock();
         if Self::catch_up(&mut inner).is_err() {
             return Progress::Waiting;
@@ -247,7 +247,7 @@ unsafe impl TaskSet for Tasks {
         if done && ucontext::unregistered().is_none() { Progress::Done } else { Progress::Waiting }
     }
 
-    fn force(&self, target: TaskState) {
+    unsafe fn force(&self, target: TaskState) {
         let mut inner = self.inner.lock();
         inner.complete = true;
         inner.target = Some(target);
@@ -258,7 +258,7 @@ unsafe impl TaskSet for Tasks {
         stop::interrupt(task);
     }
 
-    fn finish(&self) {
+    unsafe fn finish(&self) {
         let mut inner = self.inner.lock();
         inner.target = None;
         inner.loan = None;
