@@ -175,7 +175,7 @@ pub unsafe trait TaskSet: Sync {
     /// # Safety
     ///
     /// `check` stays until [`withdraw`](TaskSet::withdraw) was called and
-    /// [`Tracer::synchronize`](super::Tracer::synchronize) has returned after it.
+    /// [`Tracer::synchronize`](super::Tracer::synchronize) has returned after it. That is true of what was lent before, too.
     unsafe fn lend(&self, check: &dyn EntryCheck) {
         let _ = check;
     }
@@ -205,7 +205,8 @@ pub unsafe trait TaskSet: Sync {
     ///
     /// # Safety
     ///
-    /// No handler reads states any more, and every task runs the version that is in force for those that are idle.
+    /// No handler reads states any more, and every task runs the version that is in force for those that are idle. What was lent was
+    /// withdrawn, and [`Tracer::synchronize`](super::Tracer::synchronize) has returned after it.
     unsafe fn finish(&self);
 
     /// Whether the task is there. It is, unless the host knows that it is gone.

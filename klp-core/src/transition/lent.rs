@@ -52,7 +52,8 @@ impl Lent {
             return;
         }
         self.seen = Seen::All;
-        // SAFETY: it stays until `release`, for which it must have been withdrawn, with a proof that was made after that.
+        // SAFETY: it stays until `release`, for which it must have been withdrawn, with a proof that was made after that. What was lent
+        // before is released, or it was in another transition.
         unsafe { tasks.lend(&**self) };
     }
 

@@ -68,10 +68,10 @@ impl Prepared {
     ///
     /// # Safety
     ///
-    /// No func is in transition any more, and `proof` was made when none was.
+    /// No func is in transition any more. As `proof` is one of now, handlers ask for no state.
     pub(crate) unsafe fn cancel<P: Platform>(self, host: &P, proof: &Synchronized<'_>) {
         let _ = proof;
-        // SAFETY: the caller's promise; nobody has moved.
+        // SAFETY: the caller's promise; nobody has moved, and nothing was lent.
         unsafe { host.tasks().finish() };
     }
 
@@ -380,9 +380,10 @@ impl Switched {
     ///
     /// # Safety
     ///
-    /// No func is in transition any more, and `proof` was made when none was: handlers ask for no state.
+    /// No func is in transition any more. As `proof` is one of now, handlers ask for no state.
     pub(crate) unsafe fn finish<P: Platform>(mut self, host: &P, proof: &Synchronized<'_>) {
-        // SAFETY: the caller's promise; every task is in the target's state.
+        // SAFETY: the caller's promise; every task is in the target's state. What was lent was withdrawn when this stage began, and the
+        // proof is from after that.
         unsafe { host.tasks().finish() };
         self.affected.release(proof);
     }
