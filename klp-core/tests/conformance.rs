@@ -158,11 +158,13 @@ fn stop(host: &SimOs, task: TaskId) -> SimContext {
         fn missed(&self, _index: usize, _reason: Reason) {}
     }
     let keep = Keep(Mutex::new(None));
-    // SAFETY: no engine uses the tasks.
-    let stated = unsafe { Stated::init(host.tasks(), TaskState::Patched) }.expect("it does not fail");
-    let moves = stated.start(host.tasks()).expect("it does not fail");
-    host.tasks().with_stopped(&moves, &[task], &keep);
-    let moves = moves.close(host.tasks()).expect_err("a look changes nothing");
-    moves.force(host.tasks()).finish(host.tasks());
+    // SAFETY: no engine uses the tasks, and nothing is patched.
+    unsafe {
+        let stated = Stated::init(host.tasks(), TaskState::Patched).expect("it does not fail");
+        let moves = stated.start(host.tasks()).expect("it does not fail");
+        host.tasks().with_stopped(&moves, &[task], &keep);
+        let moves = moves.close(host.tasks()).expect_err("a look changes nothing");
+        moves.force(host.tasks()).finish(host.tasks());
+    }
     keep.0.into_inner().expect("nobody panics").expect("the task was visited")
 }

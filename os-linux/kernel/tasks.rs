@@ -190,7 +190,7 @@ unsafe impl TaskSet for KernelTasks {
         if done { Progress::Done } else { Progress::Waiting }
     }
 
-    fn force(&self, moves: &Moves) {
+    unsafe fn force(&self, moves: &Moves) {
         // SAFETY: tasks are not freed while they are shown.
         each_task(|task| unsafe {
             host::klp_host_set_pending(task, false);
@@ -235,7 +235,7 @@ unsafe impl TaskSet for KernelTasks {
 unsafe impl Stopper for KernelTasks {
     type Context = Stopped;
 
-    fn with_stopped(&self, _: &Moves, tasks: &[TaskId], visitor: &dyn Visitor<Stopped>) {
+    unsafe fn with_stopped(&self, _: &Moves, tasks: &[TaskId], visitor: &dyn Visitor<Stopped>) {
         for (index, id) in tasks.iter().enumerate() {
             if let Some(task) = Task::find(*id) {
                 let mut visit = Visit { index, visitor, switched: false };

@@ -80,10 +80,12 @@ impl<P: Platform> Engine<P> {
 
 impl<P: Platform> Inner<P> {
     /// Brings the patches that move to where tasks do. On an error all of it is taken back.
+    #[allow(unsafe_code, reason = "the order of a transition")]
     fn start_disabling(&mut self, host: &P) -> Result<Running, Error> {
         let affected = self.affected(host)?;
         self.tell(host, |patch| Event::Initializing { patch, target: TaskState::Unpatched });
-        let prepared = Prepared::init(host, TaskState::Unpatched, affected).map_err(|error| {
+        // SAFETY: no transition is under way.
+        let prepared = unsafe { Prepared::init(host, TaskState::Unpatched, affected) }.map_err(|error| {
             self.tell(host, |patch| Event::FailedToDisable { patch });
             error.into_error("initializing tasks", self.leader())
         })?;
@@ -94,7 +96,8 @@ impl<P: Platform> Inner<P> {
             return Err(error);
         }
         self.callbacks(Moment::PreUnpatch);
-        prepared.start(host).map_err(|(prepared, error)| {
+        // SAFETY: sites are routed, as functions that are in transition want it.
+        unsafe { prepared.start(host) }.map_err(|(prepared, error)| {
             let error = Error::port("starting the transition", self.leader(), &error);
             self.stay_enabled(host, prepared);
             // The objects stay patched, so what `pre_unpatch` took down is set up again.
@@ -104,11 +107,13 @@ impl<P: Platform> Inner<P> {
     }
 
     /// Takes back the beginning of a transition that was to disable patches.
+    #[allow(unsafe_code, reason = "the order of a transition")]
     fn stay_enabled(&mut self, host: &P, prepared: Prepared) {
         self.tell(host, |patch| Event::FailedToDisable { patch });
         bounds(&self.patches).for_each(|bound| bound.set_transition(&mut self.sites.writer, false));
         self.settle_moving(host);
-        let _ = self.sites.writer.synchronize(host.tracer());
-        prepared.cancel(host);
+        let proof = self.sites.writer.synchronize(host.tracer());
+        // SAFETY: none is in transition any more.
+        unsafe { prepared.cancel(host, &proof) };
     }
 }

@@ -100,11 +100,13 @@ impl<P: Platform> Inner<P> {
         Ok(self.add_nops()?)
     }
 
+    #[allow(unsafe_code, reason = "the order of a transition")]
     fn prepare(&mut self, host: &P) -> Result<Prepared, Error> {
         let affected = self.affected(host)?;
         self.tell(host, |patch| Event::Enabling { patch });
         self.tell(host, |patch| Event::Initializing { patch, target: TaskState::Patched });
-        Prepared::init(host, TaskState::Patched, affected).map_err(|error| {
+        // SAFETY: no transition is under way.
+        unsafe { Prepared::init(host, TaskState::Patched, affected) }.map_err(|error| {
             self.tell(host, |patch| Event::FailedToEnable { patch });
             error.into_error("initializing tasks", self.leader())
         })
@@ -112,6 +114,7 @@ impl<P: Platform> Inner<P> {
 
     /// Calls the pre-patch callbacks, puts the functions on their stacks, routes the sites, starts.
     #[allow(clippy::result_large_err, reason = "the stage comes back by value")]
+    #[allow(unsafe_code, reason = "the order of a transition")]
     fn patch_objects(
         &mut self,
         host: &P,
@@ -143,13 +146,14 @@ impl<P: Platform> Inner<P> {
                 }
                 Err((prepared, error.into_error(self.leader())))
             }
-            Ok(()) => prepared
-                .start(host)
+            // SAFETY: they have just been.
+            Ok(()) => unsafe { prepared.start(host) }
                 .map_err(|(prepared, error)| (prepared, Error::port("starting the transition", self.leader(), &error))),
         }
     }
 
     /// Takes back what [`patch_objects`](Inner::patch_objects) did, as far as it came.
+    #[allow(unsafe_code, reason = "the order of a transition")]
     fn unpatch_objects(&mut self, host: &P, prepared: Prepared) {
         self.tell(host, |patch| Event::FailedToEnable { patch });
         self.tell(host, |patch| Event::Canceling { patch });
@@ -158,7 +162,8 @@ impl<P: Platform> Inner<P> {
         moving.flat_map(super::Record::bounds_mut).for_each(|bound| bound.remove(&mut self.sites.writer));
         self.settle_moving(host);
         let proof = self.sites.writer.synchronize(host.tracer());
-        prepared.cancel(host);
+        // SAFETY: none is on a stack any more.
+        unsafe { prepared.cancel(host, &proof) };
         for record in self.patches.iter_mut().filter(|record| record.moves) {
             record.release(&proof);
             record.drop_bounds();

@@ -84,7 +84,8 @@ impl<P: Platform> Engine<P> {
             let goes = if patching { inner.gives_way_now(index) } else { inner.moves(index) };
             inner.patches[index].forced |= goes;
         }
-        let switched = transition.running.force(&self.host, &mut inner.sites.writer);
+        // SAFETY: the caller's promise.
+        let switched = unsafe { transition.running.force(&self.host, &mut inner.sites.writer) };
         Ok(inner.complete(&self.host, transition.leader, switched))
     }
 }
@@ -139,7 +140,7 @@ impl<P: Platform> Inner<P> {
     }
 
     /// Makes the outcome permanent: every task has moved.
-    #[allow(unsafe_code, reason = "veneers that nobody is in")]
+    #[allow(unsafe_code, reason = "the order of a transition, veneers that nobody is in")]
     fn complete(&mut self, host: &P, leader: PatchId, switched: Switched) -> Poll {
         let target = switched.target();
         let enabled = target == TaskState::Patched;
@@ -165,7 +166,8 @@ impl<P: Platform> Inner<P> {
             // SAFETY: a task in a veneer has no reliable stack.
             unsafe { self.sites.retire(host.tracer(), bounds(&self.patches).flat_map(Bound::sites)) };
         }
-        switched.finish(host, &proof);
+        // SAFETY: those that stay are in transition no more, and the others are on no stack.
+        unsafe { switched.finish(host, &proof) };
         self.patches.iter_mut().for_each(|record| record.release(&proof));
         self.callbacks(if enabled { Moment::PostPatch } else { Moment::PostUnpatch });
         self.tell(host, |patch| Event::Complete { patch, target });

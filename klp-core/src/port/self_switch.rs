@@ -80,7 +80,8 @@ pub unsafe trait SelfSwitch: Sync {
     /// # Safety
     ///
     /// `check` stays until [`withdraw`](SelfSwitch::withdraw) was called and
-    /// [`Tracer::synchronize`](super::Tracer::synchronize) has returned after it.
+    /// [`Tracer::synchronize`](super::Tracer::synchronize) has returned after it. That is true of what
+    /// was lent before, too.
     unsafe fn lend(&self, moves: &Moves, check: &dyn EntryCheck);
 
     /// Ends what [`lend`](SelfSwitch::lend) began: no task begins to use the check any more.

@@ -40,20 +40,28 @@ impl Stated {
         Ok(Self { target })
     }
 
-    /// Lets tasks move. Sites are routed to the handler.
+    /// Lets tasks move.
     ///
     /// # Errors
     ///
     /// The tasks' own; the stage comes back.
-    pub fn start<T: TaskSet>(self, tasks: &T) -> Result<Moves, (Self, T::Error)> {
+    ///
+    /// # Safety
+    ///
+    /// Every affected site leads to the handler.
+    pub unsafe fn start<T: TaskSet>(self, tasks: &T) -> Result<Moves, (Self, T::Error)> {
         match tasks.start(self.target, InTurn(())) {
             Ok(()) => Ok(Moves { target: self.target }),
             Err(error) => Err((self, error)),
         }
     }
 
-    /// Gives up. Sites are routed back, and handlers have ended.
-    pub fn cancel<T: TaskSet>(self, tasks: &T) {
+    /// Gives up.
+    ///
+    /// # Safety
+    ///
+    /// No handler asks for states any more.
+    pub unsafe fn cancel<T: TaskSet>(self, tasks: &T) {
         tasks.finish(InTurn(()));
     }
 }
@@ -72,12 +80,16 @@ impl Moves {
         self.target
     }
 
-    /// Turns round: tasks that have moved move back. No check is lent.
+    /// Turns round: tasks that have moved move back.
     ///
     /// # Errors
     ///
     /// The tasks' own; the target stays.
-    pub fn turn<T: TaskSet>(&mut self, tasks: &T) -> Result<(), T::Error> {
+    ///
+    /// # Safety
+    ///
+    /// No check is lent, and no run of the handler is left from when one was.
+    pub unsafe fn turn<T: TaskSet>(&mut self, tasks: &T) -> Result<(), T::Error> {
         tasks.start(self.target.opposite(), InTurn(()))?;
         self.target = self.target.opposite();
         Ok(())
@@ -96,8 +108,13 @@ impl Moves {
     }
 
     /// Moves every task, whatever it is in the middle of.
-    pub fn force<T: TaskSet>(self, tasks: &T) -> Closed {
-        tasks.force(&self);
+    ///
+    /// # Safety
+    ///
+    /// As for [`Engine::force`](crate::Engine::force).
+    pub unsafe fn force<T: TaskSet>(self, tasks: &T) -> Closed {
+        // SAFETY: the caller's promise.
+        unsafe { tasks.force(&self) };
         // After that nobody is left to wait for.
         let _ = tasks.close(&self);
         Closed { target: self.target }
@@ -105,6 +122,15 @@ impl Moves {
 }
 
 /// Every task is in the target state, also those not born yet.
+///
+/// So it is for the host to say, and nobody else:
+///
+/// ```compile_fail,E0133
+/// # use klp_core::port::{Moves, TaskSet};
+/// # fn example(moves: Moves, tasks: &impl TaskSet) {
+/// let closed = moves.force(tasks); // who says that tasks may run parts of both versions?
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use]
 pub struct Closed {
@@ -118,8 +144,13 @@ impl Closed {
         self.target
     }
 
-    /// Puts every task to rest. No handler asks for states any more.
-    pub fn finish<T: TaskSet>(self, tasks: &T) {
+    /// Puts every task to rest.
+    ///
+    /// # Safety
+    ///
+    /// No handler asks for states any more, and every task runs the version that is in force for those
+    /// that are idle. What was lent is withdrawn, and no run of the handler is left from before that.
+    pub unsafe fn finish<T: TaskSet>(self, tasks: &T) {
         tasks.finish(InTurn(()));
     }
 }

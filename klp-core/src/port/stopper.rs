@@ -49,5 +49,9 @@ pub unsafe trait Stopper: Sync {
 
     /// Stops each of `tasks` (sorted), lets `visitor` look at it, and puts it into the state that the
     /// visitor says. A task that is gone is passed over. Returns when the last visit has ended.
-    fn with_stopped(&self, moves: &Moves, tasks: &[TaskId], visitor: &dyn Visitor<Self::Context>);
+    ///
+    /// # Safety
+    ///
+    /// `visitor` says a state for a task only if the task may run that version, wherever it is.
+    unsafe fn with_stopped(&self, moves: &Moves, tasks: &[TaskId], visitor: &dyn Visitor<Self::Context>);
 }

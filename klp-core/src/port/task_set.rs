@@ -126,7 +126,7 @@ pub enum Progress {
 ///     fn close(&self, moves: &Moves) -> Progress {
 ///         if self.current_state() == moves.target() { Progress::Done } else { Progress::Waiting }
 ///     }
-///     fn force(&self, moves: &Moves) {
+///     unsafe fn force(&self, moves: &Moves) {
 ///         self.set(moves.target());
 ///     }
 ///     fn kick(&self, _: TaskId) {}
@@ -144,7 +144,7 @@ pub enum Progress {
 /// // SAFETY: the task is in here, so it does not run anything else meanwhile.
 /// unsafe impl Stopper for Alone {
 ///     type Context = ();
-///     fn with_stopped(&self, _: &Moves, tasks: &[TaskId], visitor: &dyn Visitor<()>) {
+///     unsafe fn with_stopped(&self, _: &Moves, tasks: &[TaskId], visitor: &dyn Visitor<()>) {
 ///         for index in (0..tasks.len()).filter(|index| tasks[*index] == TaskId(1)) {
 ///             if let Some(state) = visitor.visit(index, &()) {
 ///                 self.set(state);
@@ -157,7 +157,8 @@ pub enum Progress {
 /// // SAFETY: it is the only transition.
 /// let Ok(stated) = (unsafe { Stated::init(&tasks, TaskState::Patched) });
 /// assert_eq!(tasks.current_state(), TaskState::Unpatched);
-/// stated.cancel(&tasks);
+/// // SAFETY: there is no handler.
+/// unsafe { stated.cancel(&tasks) };
 /// assert_eq!(tasks.current_state(), TaskState::Idle);
 /// ```
 pub unsafe trait TaskSet: Sync {
@@ -196,7 +197,11 @@ pub unsafe trait TaskSet: Sync {
 
     /// Puts every task into the target state, whatever it is in the middle of (kernel:
     /// `klp_force_transition`).
-    fn force(&self, moves: &Moves);
+    ///
+    /// # Safety
+    ///
+    /// As for [`Engine::force`](crate::Engine::force).
+    unsafe fn force(&self, moves: &Moves);
 
     /// Makes `task` leave an interruptible sleep if it is in one, as a signal that has no other effect would.
     fn kick(&self, task: TaskId);

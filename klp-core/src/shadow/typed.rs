@@ -72,7 +72,7 @@ impl<T: Send + Sync + 'static, L: RawMutex> Shadow<T, L> {
     pub fn get<O: ?Sized>(&self, obj: *const O) -> Option<&'static T> {
         let data = self.table.get(obj.cast::<()>().addr(), self.id)?;
         // SAFETY: by `new`, the variable is a `T`, constructed before it could be found. It is shared from then on, and stays
-        // until somebody calls `free`, who promises that this reference is no longer used.
+        // until somebody calls `free`, who promises that this call has ended by then, and that its reference is no longer used.
         Some(unsafe { data.cast::<T>().as_ref() })
     }
 
@@ -117,9 +117,20 @@ impl<T: Send + Sync + 'static, L: RawMutex> Shadow<T, L> {
 
     /// Drops the variable of `obj`; whether there was one. `T`'s destructor runs as [`ShadowTable::free`] says.
     ///
+    /// ```compile_fail,E0133
+    /// # use klp_core::shadow::{Shadow, ShadowTable};
+    /// # static SHADOWS: ShadowTable<spin::Mutex<()>> = ShadowTable::new();
+    /// # // SAFETY: the id 1 is used for nothing else in this table.
+    /// # static RETRIES: Shadow<u32, spin::Mutex<()>> = unsafe { Shadow::new(&SHADOWS, 1) };
+    /// let retries = RETRIES.get(&SHADOWS);
+    /// RETRIES.free(&SHADOWS); // who says that `retries` is not used any more?
+    /// println!("{retries:?}");
+    /// ```
+    ///
     /// # Safety
     ///
-    /// No reference to this variable is used any more.
+    /// No reference to this variable is used any more, in any task: those that were handed out before are good until now. And
+    /// nobody asks for it while this runs, who would get a reference to what is gone.
     pub unsafe fn free<O: ?Sized>(&self, obj: *const O) -> bool {
         // SAFETY: the caller's promise.
         unsafe { self.table.free(obj.cast::<()>().addr(), self.id, drop_in_place::<T>) }
@@ -129,7 +140,7 @@ impl<T: Send + Sync + 'static, L: RawMutex> Shadow<T, L> {
     ///
     /// # Safety
     ///
-    /// No reference to a variable of this id is used any more.
+    /// As for [`free`](Shadow::free), of all variables of this id.
     pub unsafe fn free_all(&self) -> usize {
         // SAFETY: the caller's promise.
         unsafe { self.table.free_all(self.id, drop_in_place::<T>) }

@@ -235,7 +235,7 @@ unsafe impl TaskSet for SimTasks {
         if all { Progress::Done } else { Progress::Waiting }
     }
 
-    fn force(&self, moves: &Moves) {
+    unsafe fn force(&self, moves: &Moves) {
         let _inside = self.0.inside();
         self.0.world().set_all(moves.target());
     }
@@ -273,7 +273,7 @@ unsafe impl TaskSet for SimTasks {
 unsafe impl Stopper for SimTasks {
     type Context = SimContext;
 
-    fn with_stopped(&self, _: &Moves, tasks: &[TaskId], visitor: &dyn Visitor<SimContext>) {
+    unsafe fn with_stopped(&self, _: &Moves, tasks: &[TaskId], visitor: &dyn Visitor<SimContext>) {
         let (inside, fails) = match self.0.enter("TaskSet::with_stopped") {
             Ok(inside) => (inside, false),
             Err(_) => (self.0.inside(), true),

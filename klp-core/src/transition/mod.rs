@@ -19,6 +19,7 @@
 #[allow(unsafe_code, reason = "the affected code is lent to tasks")]
 mod lent;
 mod stack_check;
+#[allow(unsafe_code, reason = "states of tasks change")]
 mod stages;
 mod straggler;
 mod switch;

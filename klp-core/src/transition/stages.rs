@@ -44,33 +44,47 @@ impl Prepared {
     /// # Errors
     ///
     /// The tasks' own, or [`AttemptError::OutOfMemory`]; every task is idle then.
-    #[allow(unsafe_code, reason = "the one who begins transitions")]
-    pub(crate) fn init<P: Platform>(
+    ///
+    /// # Safety
+    ///
+    /// There is no other stage of these tasks.
+    pub(crate) unsafe fn init<P: Platform>(
         host: &P,
         target: TaskState,
         affected: Affected,
     ) -> Result<Self, AttemptError<TasksError<P>>> {
         let affected = Lent::new(affected)?;
-        // SAFETY: the tasks are the engine's, which has one transition at a time.
+        // SAFETY: the caller's promise.
         let stated = unsafe { Stated::init(host.tasks(), target) }.map_err(AttemptError::Tasks)?;
         let course =
             Course { affected, attempts: 0, signaled: false, straight: true, tasks: Vec::new(), slots: Vec::new() };
         Ok(Self { stated, course })
     }
 
-    /// Gives up before any task has moved (kernel: `klp_cancel_transition`). Sites are routed back, and handlers have ended.
-    pub(crate) fn cancel<P: Platform>(self, host: &P) {
-        self.stated.cancel(host.tasks());
+    /// Gives up before any task has moved (kernel: `klp_cancel_transition`).
+    ///
+    /// # Safety
+    ///
+    /// No func is in transition any more, and `proof` was made when none was.
+    pub(crate) unsafe fn cancel<P: Platform>(self, host: &P, proof: &Synchronized<'_>) {
+        let _ = proof;
+        // SAFETY: the caller's promise.
+        unsafe { self.stated.cancel(host.tasks()) };
     }
 
-    /// Lets tasks move (kernel: `klp_start_transition`). Sites are routed to the handler.
+    /// Lets tasks move (kernel: `klp_start_transition`).
     ///
     /// # Errors
     ///
     /// The tasks' own; the stage comes back.
-    pub(crate) fn start<P: Platform>(self, host: &P) -> Result<Running, (Self, TasksError<P>)> {
+    ///
+    /// # Safety
+    ///
+    /// Every affected site is routed to the handler.
+    pub(crate) unsafe fn start<P: Platform>(self, host: &P) -> Result<Running, (Self, TasksError<P>)> {
         let Self { stated, mut course } = self;
-        match stated.start(host.tasks()) {
+        // SAFETY: the caller's promise.
+        match unsafe { stated.start(host.tasks()) } {
             Ok(moves) => {
                 course.affected.lend(host.self_switch(), &moves);
                 Ok(Running { moves, course })
@@ -156,7 +170,8 @@ impl Running {
         let Self { moves, course } = &mut self;
         course.affected.withdraw(writer, host.self_switch());
         course.affected.release(&writer.synchronize(host.tracer()));
-        let turned = moves.turn(host.tasks());
+        // SAFETY: what was lent is withdrawn, and the runs that could have seen it have ended.
+        let turned = unsafe { moves.turn(host.tasks()) };
         if turned.is_ok() {
             course.attempts = 0;
             course.signaled = false;
@@ -229,9 +244,14 @@ impl Running {
     }
 
     /// Switches every task without a check (kernel: `klp_force_transition`).
-    pub(crate) fn force<P: Platform>(mut self, host: &P, writer: &mut Writer) -> Switched {
+    ///
+    /// # Safety
+    ///
+    /// As for [`Engine::force`](crate::Engine::force).
+    pub(crate) unsafe fn force<P: Platform>(mut self, host: &P, writer: &mut Writer) -> Switched {
         self.course.straight = false;
-        let closed = self.moves.force(host.tasks());
+        // SAFETY: the caller's promise.
+        let closed = unsafe { self.moves.force(host.tasks()) };
         self.course.switched(host, writer, closed)
     }
 
@@ -252,7 +272,8 @@ impl Running {
         looks.resize_with(tasks.len(), Look::new);
         let looker =
             Looker { unwinder: host.unwinder(), affected: &course.affected, target: moves.target(), looks: &looks };
-        host.tasks().with_stopped(moves, tasks, &looker);
+        // SAFETY: it leaves each as it is.
+        unsafe { host.tasks().with_stopped(moves, tasks, &looker) };
         let mut blockers = try_vec(tasks.len())?;
         for (task, look) in tasks.iter().zip(&looks) {
             if look.outcome() == Outcome::NotSeen {
@@ -319,7 +340,8 @@ impl Course {
             target: moves.target(),
             slots: &self.slots,
         };
-        host.tasks().with_stopped(moves, &self.tasks, &switcher);
+        // SAFETY: it says the target's state only of a task on whose reliable stack is nothing that it must leave first.
+        unsafe { host.tasks().with_stopped(moves, &self.tasks, &switcher) };
         let mut left = 0;
         for (task, slot) in self.tasks.iter().zip(&self.slots) {
             let straggler = match slot.get() {
@@ -369,10 +391,14 @@ impl Switched {
         self.straight
     }
 
-    /// Puts every task to rest. No handler asks for states any more: no func is in transition, and handlers that saw one that
-    /// was have ended, as `proof` says.
-    pub(crate) fn finish<P: Platform>(mut self, host: &P, proof: &Synchronized<'_>) {
-        self.closed.finish(host.tasks());
+    /// Puts every task to rest.
+    ///
+    /// # Safety
+    ///
+    /// No func is in transition any more, and `proof` was made when none was: handlers ask for no state.
+    pub(crate) unsafe fn finish<P: Platform>(mut self, host: &P, proof: &Synchronized<'_>) {
+        // SAFETY: the caller's promise; what was lent was withdrawn before the proof was made.
+        unsafe { self.closed.finish(host.tasks()) };
         self.affected.release(proof);
     }
 }

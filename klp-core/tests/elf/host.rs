@@ -422,7 +422,7 @@ unsafe impl<const CALLS: bool> TaskSet for Host<CALLS> {
     fn close(&self, _: &Moves) -> Progress {
         Progress::Done
     }
-    fn force(&self, _: &Moves) {}
+    unsafe fn force(&self, _: &Moves) {}
     fn kick(&self, _: TaskId) {}
     fn finish(&self, _: InTurn) {}
     fn exists(&self, _: TaskId) -> bool {
@@ -436,7 +436,7 @@ unsafe impl<const CALLS: bool> TaskSet for Host<CALLS> {
 // SAFETY: there are no tasks.
 unsafe impl<const CALLS: bool> Stopper for Host<CALLS> {
     type Context = ();
-    fn with_stopped(&self, _: &Moves, _: &[TaskId], _: &dyn Visitor<()>) {}
+    unsafe fn with_stopped(&self, _: &Moves, _: &[TaskId], _: &dyn Visitor<()>) {}
 }
 
 /// Loads a patch object for a host that executes none of it.

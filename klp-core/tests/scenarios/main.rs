@@ -339,8 +339,10 @@ fn mixes_are_noticed() {
     // Behind the engine's back.
     let tasks = basic.host().tasks();
     // SAFETY: none; that is what the test is about, and simulated tasks come to no harm.
-    let stated = unsafe { klp_core::port::Stated::init(tasks, TaskState::Patched) }.expect("it does not fail");
-    let _ = stated.start(tasks).expect("it does not fail").force(tasks);
+    let _ = unsafe {
+        let stated = klp_core::port::Stated::init(tasks, TaskState::Patched).expect("it does not fail");
+        stated.start(tasks).expect("it does not fail").force(tasks)
+    };
     let findings = audit(&basic.engine).expect_err("the task has old code on its stack");
     assert_eq!(findings[0].to_string(), "task 1 is Patched, but has code of the other side at 0x1000008");
     assert!(basic.host().call(basic.task, basic.g));

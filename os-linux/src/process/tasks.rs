@@ -205,7 +205,7 @@ unsafe impl TaskSet for Tasks {
         if done && ucontext::unregistered().is_none() { Progress::Done } else { Progress::Waiting }
     }
 
-    fn force(&self, moves: &Moves) {
+    unsafe fn force(&self, moves: &Moves) {
         let mut inner = self.inner.lock();
         inner.complete = true;
         inner.target = Some(moves.target());
@@ -244,7 +244,7 @@ unsafe impl TaskSet for Tasks {
 unsafe impl Stopper for Tasks {
     type Context = Regs;
 
-    fn with_stopped(&self, _: &Moves, tasks: &[TaskId], visitor: &dyn Visitor<Regs>) {
+    unsafe fn with_stopped(&self, _: &Moves, tasks: &[TaskId], visitor: &dyn Visitor<Regs>) {
         // Threads may stand in objects that came since the last time. Without memory for their tables, they wait.
         let _ = self.space.refresh();
         let mut inner = self.inner.lock();
