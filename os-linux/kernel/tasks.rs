@@ -299,7 +299,7 @@ fn list(target: TaskState) -> Result<Vec<TaskId>, OutOfMemory> {
             // SAFETY: as above; it does not run, and will come with its state.
             unsafe {
                 host::klp_host_set_pending(task, false);
-                set_state(task, moves.target());
+                set_state(task, target);
             }
         });
         if missing == 0 {
