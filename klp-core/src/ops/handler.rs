@@ -62,7 +62,14 @@ impl Ops {
     }
 
     /// The replacements.
+    #[cfg(any(loom, feature = "sim"))]
     pub fn stack(&self) -> &FuncStack {
+        &self.stack
+    }
+
+    /// The replacements.
+    #[cfg(not(any(loom, feature = "sim")))]
+    pub(crate) fn stack(&self) -> &FuncStack {
         &self.stack
     }
 
@@ -115,7 +122,7 @@ pub unsafe fn handler(arg: u64, state: impl FnOnce() -> TaskState) -> CodeAddr {
 }
 
 /// Whether the task whose call came through the site of `arg` may switch itself there, if something is
-/// [lent](crate::port::TaskSet::lend) for that. `called` says what the call in front of the task's return address called, as
+/// [lent](crate::port::SelfSwitch::lend) for that. `called` says what the call in front of the task's return address called, as
 /// [`Unwinder::called`](crate::port::Unwinder::called) does.
 ///
 /// It may if it is certain that it was called, and did not come by a jump from affected code that left no frame: whatever it is still in

@@ -3,8 +3,8 @@
 use crate::sync::{AtomicPtr, LOAN_READ, LOAN_WRITE, Ordering};
 use core::ptr::{self, NonNull};
 
-/// Holds what tasks look at inside of runs of the handler, between [`TaskSet::lend`](super::TaskSet::lend) and
-/// [`withdraw`](super::TaskSet::withdraw).
+/// Holds what tasks look at inside of runs of the handler, between [`SelfSwitch::lend`](super::SelfSwitch::lend) and
+/// [`withdraw`](super::SelfSwitch::withdraw).
 ///
 /// # Invariants
 ///

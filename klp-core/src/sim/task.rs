@@ -274,7 +274,7 @@ unsafe impl Stopper for SimTasks {
     type Context = SimContext;
 
     unsafe fn with_stopped(&self, _: &Moves, tasks: &[TaskId], visitor: &dyn Visitor<SimContext>) {
-        let (inside, fails) = match self.0.enter("TaskSet::with_stopped") {
+        let (inside, fails) = match self.0.enter("Stopper::with_stopped") {
             Ok(inside) => (inside, false),
             Err(_) => (self.0.inside(), true),
         };

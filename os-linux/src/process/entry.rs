@@ -41,7 +41,7 @@ static LOAN: Lending<Loan> = Lending::new();
 ///
 /// # Safety
 ///
-/// As for [`TaskSet::lend`](klp_core::port::TaskSet::lend).
+/// As for [`SelfSwitch::lend`](klp_core::port::SelfSwitch::lend).
 pub(crate) unsafe fn lend(
     check: &dyn EntryCheck,
     target: TaskState,
