@@ -28,7 +28,7 @@ enum Value {
 /// The table. Those of thread-local storage, of the procedure linkage table's own and of a global offset table's base are for
 /// the static and dynamic linkers, and not here.
 fn describe(kind: u32) -> Option<(Field, Value, Support)> {
-    Some(match kind {
+    Some(match elf::RelocationType(kind) {
         elf::R_X86_64_NONE => (Field::Nothing, Value::Absolute, Support::None),
         elf::R_X86_64_64 => (Field::Whole64, Value::Absolute, Support::None),
         elf::R_X86_64_PC64 => (Field::Whole64, Value::Relative, Support::None),
@@ -47,7 +47,7 @@ fn describe(kind: u32) -> Option<(Field, Value, Support)> {
 // SAFETY: the table of the psABI; any other type is refused.
 #[allow(unsafe_code, reason = "an unsafe trait; all within is safe")]
 unsafe impl Relocator for X86_64 {
-    const MACHINE: u16 = elf::EM_X86_64;
+    const MACHINE: u16 = elf::EM_X86_64.0;
 
     fn support(kind: u32) -> Option<Support> {
         describe(kind).map(|(_, _, support)| support)
@@ -105,9 +105,9 @@ mod tests {
 
     const PLACE: u64 = 0x7f00_0000_1000;
 
-    fn apply(kind: u32, symbol: u64, addend: i64) -> Result<[u8; 9], RelocError> {
+    fn apply(kind: elf::RelocationType, symbol: u64, addend: i64) -> Result<[u8; 9], RelocError> {
         let mut bytes = [0, 0, 0, 0, 0, 0, 0, 0, 0x5a];
-        let result = X86_64::apply(&Relocation::new(kind, CodeAddr::new(PLACE), symbol, addend), &mut bytes);
+        let result = X86_64::apply(&Relocation::new(kind.0, CodeAddr::new(PLACE), symbol, addend), &mut bytes);
         if result.is_err() {
             assert_eq!(bytes, [0, 0, 0, 0, 0, 0, 0, 0, 0x5a]);
         }
@@ -133,8 +133,9 @@ mod tests {
 
     #[test]
     fn the_edges_of_ranges() {
-        let refused =
-            |kind, symbol, value| assert_eq!(apply(kind, symbol, 0), Err(RelocError::OutOfRange { kind, value }));
+        let refused = |kind: elf::RelocationType, symbol, value| {
+            assert_eq!(apply(kind, symbol, 0), Err(RelocError::OutOfRange { kind: kind.0, value }));
+        };
         assert!(apply(elf::R_X86_64_PC32, PLACE + 0x7fff_ffff, 0).is_ok());
         refused(elf::R_X86_64_PC32, PLACE + 0x8000_0000, 0x8000_0000);
         assert!(apply(elf::R_X86_64_PC32, PLACE - 0x8000_0000, 0).is_ok());
@@ -159,17 +160,23 @@ mod tests {
             (elf::R_X86_64_GOTPCRELX, 4, true),
             (elf::R_X86_64_REX_GOTPCRELX, 4, true),
         ];
-        let known = known.map(|(kind, len, limited)| Known { kind, len, limited });
-        let unknown = [elf::R_X86_64_COPY, elf::R_X86_64_TLSGD, elf::R_X86_64_TPOFF32, elf::R_X86_64_GOTTPOFF, 0xffff];
-        check::<X86_64>(&known, &unknown);
+        let known = known.map(|(elf::RelocationType(kind), len, limited)| Known { kind, len, limited });
+        let unknown = [
+            elf::R_X86_64_COPY,
+            elf::R_X86_64_TLSGD,
+            elf::R_X86_64_TPOFF32,
+            elf::R_X86_64_GOTTPOFF,
+            elf::RelocationType(0xffff),
+        ];
+        check::<X86_64>(&known, &unknown.map(|kind| kind.0));
     }
 
     #[test]
     fn a_field_is_relocated_once() {
         let mut bytes = apply(elf::R_X86_64_PC32, PLACE + 8, 0).expect("in range");
-        let again = Relocation::new(elf::R_X86_64_PC32, CodeAddr::new(PLACE), PLACE + 9, 0);
+        let again = Relocation::new(elf::R_X86_64_PC32.0, CodeAddr::new(PLACE), PLACE + 9, 0);
         let again = X86_64::apply(&again, &mut bytes);
-        assert_eq!(again, Err(RelocError::BadPlace { kind: elf::R_X86_64_PC32 }));
+        assert_eq!(again, Err(RelocError::BadPlace { kind: elf::R_X86_64_PC32.0 }));
         assert_eq!(bytes[0], 8);
     }
 }

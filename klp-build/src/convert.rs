@@ -96,7 +96,7 @@ fn mark_symbols(elf: &mut Builder<'_>) -> Result<BTreeMap<usize, String>, Conver
             Err(why) => return Err(ConvertError::BadSymbol { name, why }),
         };
         symbol.name = name.into_bytes().into();
-        symbol.st_shndx = SHN_LIVEPATCH;
+        symbol.st_shndx = elf::SymbolSection(SHN_LIVEPATCH);
         objects.insert(symbol.id().index(), object);
     }
     Ok(objects)
@@ -120,7 +120,7 @@ fn move_relocations(elf: &mut Builder<'_>, objects: &BTreeMap<usize, String>) {
         let section = elf.sections.add();
         section.name = RelaName { object, section: &target_name }.to_string().into_bytes().into();
         section.sh_type = elf::SHT_RELA;
-        section.sh_flags = u64::from(elf::SHF_ALLOC | elf::SHF_INFO_LINK) | SHF_RELA_LIVEPATCH;
+        section.sh_flags = elf::SHF_ALLOC | elf::SHF_INFO_LINK | elf::SectionFlags(SHF_RELA_LIVEPATCH);
         section.sh_link_section = Some(symtab);
         section.sh_info_section = Some(target);
         section.sh_addralign = 8;
@@ -146,7 +146,7 @@ fn mark_file(elf: &mut Builder<'_>) {
             let section = elf.sections.add();
             section.name = b".modinfo"[..].into();
             section.sh_type = elf::SHT_PROGBITS;
-            section.sh_flags = u64::from(elf::SHF_ALLOC);
+            section.sh_flags = elf::SHF_ALLOC;
             section.sh_addralign = 1;
             section
         }
@@ -163,7 +163,7 @@ fn mark_file(elf: &mut Builder<'_>) {
 const ADDRSIG: &[u8] = b".llvm_addrsig";
 
 /// The type of that section: unknown to the builder.
-const SHT_LLVM_ADDRSIG: u32 = 0x6fff_4c03;
+const SHT_LLVM_ADDRSIG: elf::SectionType = elf::SectionType(0x6fff_4c03);
 
 /// Makes clang's table a section of a type that the builder reads.
 fn disarm_addrsig(object: &[u8]) -> Cow<'_, [u8]> {
@@ -172,7 +172,7 @@ fn disarm_addrsig(object: &[u8]) -> Cow<'_, [u8]> {
     let Some((endian, start, sections)) = section_headers(object) else { return file };
     for (index, _) in sections.iter().enumerate().filter(|(_, section)| section.sh_type(endian) == SHT_LLVM_ADDRSIG) {
         let at = start + index * size_of::<elf::SectionHeader64<Endianness>>() + TYPE;
-        file.to_mut()[at..at + 4].copy_from_slice(&endian.write_u32_bytes(elf::SHT_PROGBITS));
+        file.to_mut()[at..at + 4].copy_from_slice(&endian.write_u32(elf::SHT_PROGBITS.0));
     }
     file
 }
@@ -198,7 +198,7 @@ fn split_names(elf: &mut Builder<'_>) {
 /// Whether there are livepatch relocations; whatever cannot be read has none.
 fn is_converted(object: &[u8]) -> bool {
     section_headers(object).is_some_and(|(endian, _, sections)| {
-        sections.iter().any(|section| section.sh_flags(endian) & SHF_RELA_LIVEPATCH != 0)
+        sections.iter().any(|section| section.sh_flags(endian).contains(elf::SectionFlags(SHF_RELA_LIVEPATCH)))
     })
 }
 

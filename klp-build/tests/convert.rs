@@ -1,9 +1,8 @@
 //! A real compiler's object file becomes a patch object.
 
 use klp_build::{ConvertError, convert, include_dir};
-use klp_core::elf::SHF_RELA_LIVEPATCH;
 use klp_core::elf::names::SymbolName;
-use klp_core::elf::view::{Home, View};
+use klp_core::elf::view::{Home, SectionFlags, View};
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::Command;
@@ -112,7 +111,7 @@ fn check_relocations(object: &[u8]) {
     let view = View::parse(&patch, machine(&patch)).expect("a patch object");
     let mut livepatch = 0;
     for section in view.sections() {
-        let is_livepatch = section.flags & SHF_RELA_LIVEPATCH != 0;
+        let is_livepatch = section.flags.contains(SectionFlags::RELA_LIVEPATCH);
         for rela in section.relas() {
             let symbol = &view.symbols()[rela.symbol];
             assert_eq!(symbol.home == Home::Livepatch, is_livepatch, "{} in {}", symbol.name, section.name);
@@ -139,7 +138,7 @@ fn check_sections(object: &[u8]) {
     let patch = convert(object).expect("converts");
     let before = View::parse(object, machine(object)).expect("an object file");
     let after = View::parse(&patch, machine(&patch)).expect("a patch object");
-    for section in before.sections().iter().filter(|section| section.flags & 2 != 0) {
+    for section in before.sections().iter().filter(|section| section.flags.contains(SectionFlags::ALLOC)) {
         let (_, same) = after.section(section.name).unwrap_or_else(|| panic!("{} is lost", section.name));
         assert_eq!(
             (same.bytes, same.flags, same.align),

@@ -1,8 +1,8 @@
 //! Which section of a patch object goes where in memory, and what is refused to go anywhere.
 
 use super::manifest::{FUNCS_SECTION, OBJECTS_SECTION};
-use super::view::{Home, Section, View};
-use super::{Refusal, SHF_RELA_LIVEPATCH, names};
+use super::view::{Home, Section, SectionFlags, View};
+use super::{Refusal, names};
 use crate::addr::CodeAddr;
 use crate::mem::try_vec;
 use crate::port::{Image, ImageLayout, Relocator, Support};
@@ -71,10 +71,10 @@ impl Layout {
             }
         }
         // What is only zeros comes last; the rarely executed part of a function right behind the function.
-        order.sort_unstable_by_key(|&(index, section, _)| (section.kind == elf::SHT_NOBITS, rank(section.name), index));
+        order.sort_unstable_by_key(|&(index, section, _)| (section.is(elf::SHT_NOBITS), rank(section.name), index));
         for (index, section, part) in order {
             layout.sections[index] = Some(layout.reserve(part, section.len, section.align)?);
-            if part == Part::Data && section.kind != elf::SHT_NOBITS {
+            if part == Part::Data && !section.is(elf::SHT_NOBITS) {
                 layout.filled_data = layout.size.data;
             }
         }
@@ -123,15 +123,16 @@ impl Layout {
 /// The part of the image that a section belongs to; `None` if it is not needed in memory.
 fn part_of(section: &Section<'_>) -> Result<Option<Part>, Refusal> {
     let named = |prefixes: &[&str]| prefixes.iter().any(|prefix| section.name.starts_with(prefix));
+    let has = |flags| section.flags.contains(flags);
     let refuse = |what| Err(Refusal::unsupported(what, section.name));
     check_klp_rela(section)?;
-    if !section.has(elf::SHF_ALLOC) || section.kind == elf::SHT_RELA {
+    if !has(SectionFlags::ALLOC) || section.is(elf::SHT_RELA) {
         return Ok(None);
     }
     if section.name == ".modinfo" || section.name == OBJECTS_SECTION || section.name == FUNCS_SECTION {
         return Ok(None);
     }
-    if matches!(section.kind, elf::SHT_INIT_ARRAY | elf::SHT_FINI_ARRAY | elf::SHT_PREINIT_ARRAY)
+    if [elf::SHT_INIT_ARRAY, elf::SHT_FINI_ARRAY, elf::SHT_PREINIT_ARRAY].iter().any(|kind| section.is(*kind))
         || named(&[".init_array", ".fini_array", ".preinit_array", ".ctors", ".dtors"])
     {
         return refuse("constructor or destructor");
@@ -139,25 +140,25 @@ fn part_of(section: &Section<'_>) -> Result<Option<Part>, Refusal> {
     if named(&[".klp.arch."]) {
         return refuse("architecture-specific section");
     }
-    if section.kind == elf::SHT_REL {
+    if section.is(elf::SHT_REL) {
         return refuse("relocations without addends");
     }
-    if section.has(elf::SHF_TLS) {
+    if has(SectionFlags::TLS) {
         return refuse("thread-local data");
     }
-    if section.has(elf::SHF_COMPRESSED) {
+    if has(SectionFlags::COMPRESSED) {
         return refuse("compressed section in memory");
     }
-    if section.has(elf::SHF_WRITE | elf::SHF_EXECINSTR) {
+    if has(SectionFlags::WRITE | SectionFlags::EXECINSTR) {
         return refuse("section both writable and executable");
     }
-    if section.kind == elf::SHT_NOBITS && !section.has(elf::SHF_WRITE) {
+    if section.is(elf::SHT_NOBITS) && !has(SectionFlags::WRITE) {
         return refuse("read-only section without contents");
     }
     if section.align > PAGE {
         return refuse("alignment above 4096");
     }
-    Ok(Some(match (section.has(elf::SHF_EXECINSTR), section.has(elf::SHF_WRITE)) {
+    Ok(Some(match (has(SectionFlags::EXECINSTR), has(SectionFlags::WRITE)) {
         (true, _) => Part::Text,
         (false, true) => Part::Data,
         (false, false) => Part::Rodata,
@@ -166,7 +167,7 @@ fn part_of(section: &Section<'_>) -> Result<Option<Part>, Refusal> {
 
 /// A livepatch relocation section is known by its name and by its flags, and both must agree.
 fn check_klp_rela(section: &Section<'_>) -> Result<(), Refusal> {
-    let flagged = section.flags & SHF_RELA_LIVEPATCH != 0 && section.kind == elf::SHT_RELA;
+    let flagged = section.is_klp_rela();
     let named = section.name.starts_with(names::RELA_PREFIX);
     if flagged == named {
         return Ok(());

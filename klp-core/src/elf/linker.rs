@@ -1,10 +1,10 @@
 //! Builds the contents of a patch object's image: copies sections and binds references (ELF gABI, "Relocation").
 
+use super::Refusal;
 use super::layout::{Layout, Part, Spot};
 use super::manifest::ObjectEntry;
 use super::names::{RelaName, SymbolName};
-use super::view::{Home, Rela, Section, Symbol, View};
-use super::{Refusal, SHF_RELA_LIVEPATCH};
+use super::view::{Home, Rela, Section, SectionFlags, Symbol, View};
 use crate::addr::CodeAddr;
 use crate::error::{Error, PatchReason, SymbolFault};
 use crate::mem::{Name, try_push, try_vec};
@@ -76,12 +76,12 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
         let mut waiting = Vec::new();
         for relas in view.sections() {
             let Some(spot) = self.layout.sections[relas.target()] else {
-                if relas.flags & SHF_RELA_LIVEPATCH != 0 && relas.kind == elf::SHT_RELA {
+                if relas.is_klp_rela() {
                     return Err(self.malformed("livepatch relocations of a section that is not loaded", relas.name));
                 }
                 continue;
             };
-            if relas.flags & SHF_RELA_LIVEPATCH == 0 {
+            if !relas.flags.contains(SectionFlags::RELA_LIVEPATCH) {
                 for rela in relas.relas() {
                     if view.symbols()[rela.symbol].home == Home::Livepatch {
                         let what = "livepatch symbol used outside of livepatch relocations";
@@ -244,7 +244,7 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
         }
         let symbol = &self.view.symbols()[index];
         let unsupported = |what| Err(Refusal::unsupported(what, symbol.name).of(self.patch));
-        let value = match (symbol.kind, symbol.home) {
+        let value = match (elf::SymbolType(symbol.kind), symbol.home) {
             (elf::STT_TLS, _) => return unsupported("thread-local symbol"),
             (elf::STT_GNU_IFUNC, _) => return unsupported("indirect function"),
             (_, Home::Absolute) => symbol.value,

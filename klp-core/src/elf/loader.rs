@@ -260,7 +260,7 @@ impl Description<'_, '_> {
     fn function(&self, index: usize) -> Option<TextRange> {
         let symbol = &self.view.symbols()[index];
         let Home::Section(home) = symbol.home else { return None };
-        if symbol.kind != elf::STT_FUNC || symbol.len == 0 {
+        if symbol.kind != elf::STT_FUNC.0 || symbol.len == 0 {
             return None;
         }
         let spot = self.layout.sections[home].filter(|spot| spot.part == Part::Text)?;

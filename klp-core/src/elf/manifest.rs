@@ -148,7 +148,7 @@ struct Pointers<'a, 'v> {
 impl<'a, 'v> Pointers<'a, 'v> {
     fn read<R: Relocator>(view: &'v View<'a>, section: usize) -> Result<Self, Refusal> {
         let mut relas = Vec::new();
-        for rela in view.sections().iter().filter(|relas| relas.target() == section && relas.kind == elf::SHT_RELA) {
+        for rela in view.sections().iter().filter(|relas| relas.target() == section && relas.is(elf::SHT_RELA)) {
             if rela.name.starts_with(names::RELA_PREFIX) {
                 return Err(Refusal::malformed("livepatch relocations in a description of the patch", rela.name));
             }

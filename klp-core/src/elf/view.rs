@@ -3,7 +3,7 @@
 //! The `object` crate knows where each field of ELF is; this file knows what a patch object may look like. Everything is checked
 //! once, in [`View::parse`]: whoever holds a [`View`] can follow its indices. No bytes make it panic.
 
-use super::{Refusal, SHN_LIVEPATCH};
+use super::{Refusal, SHF_RELA_LIVEPATCH, SHN_LIVEPATCH};
 use crate::mem::{try_push, try_vec};
 use alloc::vec::Vec;
 use core::fmt;
@@ -35,7 +35,7 @@ pub struct Section<'a> {
     /// `sh_type`.
     pub kind: u32,
     /// `sh_flags`.
-    pub flags: u64,
+    pub flags: SectionFlags,
     /// Its size in memory.
     pub len: u64,
     /// `sh_addralign`: 1 or a larger power of two.
@@ -44,6 +44,26 @@ pub struct Section<'a> {
     pub bytes: &'a [u8],
     relas: &'a [elf::Rela64<LE>],
     target: usize,
+}
+
+bitflags::bitflags! {
+    /// `sh_flags`: those that something depends on have names here.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct SectionFlags: u64 {
+        /// Its contents change.
+        const WRITE = elf::SHF_WRITE.0;
+        /// It is in memory.
+        const ALLOC = elf::SHF_ALLOC.0;
+        /// It is code.
+        const EXECINSTR = elf::SHF_EXECINSTR.0;
+        /// Each thread has its own.
+        const TLS = elf::SHF_TLS.0;
+        /// Its bytes in the file are compressed.
+        const COMPRESSED = elf::SHF_COMPRESSED.0;
+        /// It holds livepatch relocations.
+        const RELA_LIVEPATCH = SHF_RELA_LIVEPATCH;
+        const _ = !0;
+    }
 }
 
 /// A symbol.
@@ -163,7 +183,7 @@ impl<'a> View<'a> {
 
     fn index_functions(&mut self) -> Result<(), Refusal> {
         let is_function = |symbol: &Symbol<'_>| {
-            symbol.kind == elf::STT_FUNC && symbol.len > 0 && matches!(symbol.home, Home::Section(_))
+            symbol.kind == elf::STT_FUNC.0 && symbol.len > 0 && matches!(symbol.home, Home::Section(_))
         };
         let mut functions = Vec::new();
         for (index, _) in self.symbols.iter().enumerate().filter(|(_, symbol)| is_function(symbol)) {
@@ -194,10 +214,14 @@ impl<'a> View<'a> {
 }
 
 impl<'a> Section<'a> {
-    /// Whether all of `flags` are set.
-    #[must_use]
-    pub const fn has(&self, flags: u32) -> bool {
-        self.flags & flags as u64 == flags as u64
+    /// Whether its type is `kind`.
+    pub(super) fn is(&self, kind: elf::SectionType) -> bool {
+        self.kind == kind.0
+    }
+
+    /// Whether it holds livepatch relocations, as far as its type and flags say.
+    pub(super) fn is_klp_rela(&self) -> bool {
+        self.is(elf::SHT_RELA) && self.flags.contains(SectionFlags::RELA_LIVEPATCH)
     }
 
     /// The relocations in it (`SHT_RELA`).
@@ -205,7 +229,7 @@ impl<'a> Section<'a> {
         self.relas.iter().map(|rela| Rela {
             offset: rela.r_offset(LE),
             symbol: rela.r_sym(LE, false) as usize,
-            kind: rela.r_type(LE, false),
+            kind: rela.r_type(LE, false).0,
             addend: rela.r_addend(LE),
         })
     }
@@ -242,11 +266,9 @@ fn check_header(bytes: &[u8], machine: u16) -> Result<&Header, Refusal> {
     if ident.class != elf::ELFCLASS64 || ident.data != elf::ELFDATA2LSB {
         return Err(Refusal::unsupported("ELF that is not 64-bit little-endian", "ELF header"));
     }
-    if header.e_machine(LE) != machine {
-        return Err(Refusal::Reason(crate::error::PatchReason::ForeignMachine {
-            machine: header.e_machine(LE),
-            expected: machine,
-        }));
+    let elf::Machine(found) = header.e_machine(LE);
+    if found != machine {
+        return Err(Refusal::Reason(crate::error::PatchReason::ForeignMachine { machine: found, expected: machine }));
     }
     if header.e_type(LE) != elf::ET_REL {
         return Err(in_header("not a relocatable file"));
@@ -261,7 +283,8 @@ fn read_section<'a>(
     header: &'a elf::SectionHeader64<LE>,
     symbol_table: usize,
 ) -> Result<Section<'a>, Refusal> {
-    let none = Section { name: "", kind: elf::SHT_NULL, flags: 0, len: 0, align: 1, bytes: &[], relas: &[], target: 0 };
+    let (kind, flags) = (elf::SHT_NULL.0, SectionFlags::empty());
+    let none = Section { name: "", kind, flags, len: 0, align: 1, bytes: &[], relas: &[], target: 0 };
     if header.sh_type(LE) == elf::SHT_NULL {
         return Ok(none);
     }
@@ -269,8 +292,8 @@ fn read_section<'a>(
     let name = name.ok_or_else(|| Refusal::malformed("bad section name", Index("section", index)))?;
     let mut section = Section {
         name,
-        kind: header.sh_type(LE),
-        flags: header.sh_flags(LE),
+        kind: header.sh_type(LE).0,
+        flags: SectionFlags::from_bits_retain(header.sh_flags(LE).0),
         len: header.sh_size(LE),
         align: header.sh_addralign(LE).max(1),
         bytes: header
@@ -281,7 +304,7 @@ fn read_section<'a>(
     if !section.align.is_power_of_two() {
         return Err(Refusal::malformed("alignment is not a power of two", name));
     }
-    if section.kind == elf::SHT_RELA {
+    if section.is(elf::SHT_RELA) {
         let relas = header.rela(LE, file).ok().flatten();
         let (relas, link) = relas.ok_or_else(|| Refusal::malformed("bad relocation section", name))?;
         if link.0 != symbol_table {
@@ -319,17 +342,19 @@ fn read_symbol<'a>(
     let home = match symbol.st_shndx(LE) {
         elf::SHN_UNDEF => Home::Undefined,
         elf::SHN_ABS => Home::Absolute,
-        SHN_LIVEPATCH => Home::Livepatch,
+        elf::SymbolSection(SHN_LIVEPATCH) => Home::Livepatch,
         elf::SHN_COMMON => return Err(Refusal::unsupported("common symbol (compile with -fno-common)", name)),
-        elf::SHN_LORESERVE.. => return Err(Refusal::unsupported("symbol in a reserved section", name)),
-        section if usize::from(section) < sections => Home::Section(usize::from(section)),
+        elf::SymbolSection(elf::SHN_LORESERVE..) => {
+            return Err(Refusal::unsupported("symbol in a reserved section", name));
+        }
+        elf::SymbolSection(section) if usize::from(section) < sections => Home::Section(usize::from(section)),
         _ => return Err(Refusal::malformed("symbol in a section that does not exist", name)),
     };
     Ok(Symbol {
         name,
         value: symbol.st_value(LE),
         len: symbol.st_size(LE),
-        kind: symbol.st_type(),
+        kind: symbol.st_type().0,
         weak: symbol.st_bind() == elf::STB_WEAK,
         home,
     })

@@ -7,9 +7,9 @@ use object::elf;
 use object::endian::Endianness;
 
 /// Flags of sections.
-pub(crate) const ALLOC: u32 = elf::SHF_ALLOC;
-pub(crate) const TEXT: u32 = elf::SHF_ALLOC | elf::SHF_EXECINSTR;
-pub(crate) const DATA: u32 = elf::SHF_ALLOC | elf::SHF_WRITE;
+pub(crate) const ALLOC: elf::SectionFlags = elf::SHF_ALLOC;
+pub(crate) const TEXT: elf::SectionFlags = elf::SectionFlags(elf::SHF_ALLOC.0 | elf::SHF_EXECINSTR.0);
+pub(crate) const DATA: elf::SectionFlags = elf::SectionFlags(elf::SHF_ALLOC.0 | elf::SHF_WRITE.0);
 
 /// A patch object under construction.
 pub(crate) struct File {
@@ -27,7 +27,7 @@ impl File {
     pub(crate) fn new() -> Self {
         let mut elf = Builder::new(Endianness::Little, true);
         elf.header.e_type = elf::ET_REL;
-        elf.header.e_machine = MACHINE;
+        elf.header.e_machine = elf::Machine(MACHINE);
         let mut meta = |name: &'static str, kind, data: SectionData<'static>| {
             let section = elf.sections.add();
             section.name = name.into();
@@ -65,17 +65,23 @@ impl File {
         (file, text)
     }
 
-    pub(crate) fn section(&mut self, name: &'static str, flags: u32, align: u64, bytes: &[u8]) -> SectionId {
+    pub(crate) fn section(
+        &mut self,
+        name: &'static str,
+        flags: elf::SectionFlags,
+        align: u64,
+        bytes: &[u8],
+    ) -> SectionId {
         let section = self.elf.sections.add();
         section.name = name.into();
         section.sh_type = elf::SHT_PROGBITS;
-        section.sh_flags = flags.into();
+        section.sh_flags = flags;
         section.sh_addralign = align;
         section.data = SectionData::Data(bytes.to_vec().into());
         section.id()
     }
 
-    pub(crate) fn zeros(&mut self, name: &'static str, flags: u32, len: u64) -> SectionId {
+    pub(crate) fn zeros(&mut self, name: &'static str, flags: elf::SectionFlags, len: u64) -> SectionId {
         let id = self.section(name, flags, 8, b"");
         let section = self.elf.sections.get_mut(id);
         section.sh_type = elf::SHT_NOBITS;
@@ -86,7 +92,7 @@ impl File {
     pub(crate) fn symbol(
         &mut self,
         name: &str,
-        kind: u8,
+        kind: elf::SymbolType,
         section: Option<SectionId>,
         value: u64,
         len: u64,
@@ -110,7 +116,7 @@ impl File {
 
     pub(crate) fn livepatch(&mut self, name: &str) -> SymbolId {
         let id = self.undefined(name);
-        self.elf.symbols.get_mut(id).st_shndx = SHN_LIVEPATCH;
+        self.elf.symbols.get_mut(id).st_shndx = elf::SymbolSection(SHN_LIVEPATCH);
         id
     }
 
@@ -130,7 +136,8 @@ impl File {
         kind: u32,
         addend: i64,
     ) {
-        let rela = Relocation { r_offset: offset, symbol: Some(symbol), r_type: kind, r_addend: addend };
+        let rela =
+            Relocation { r_offset: offset, symbol: Some(symbol), r_type: elf::RelocationType(kind), r_addend: addend };
         match self.relas.iter_mut().find(|(known, section, _)| known == name && *section == target) {
             Some((_, _, list)) => list.push(rela),
             None => self.relas.push((name.into(), target, vec![rela])),
@@ -196,9 +203,9 @@ impl File {
         for (name, target, list) in core::mem::take(&mut self.relas) {
             let klp = name.starts_with(".klp.rela.");
             let section = self.elf.sections.add();
-            section.sh_flags = u64::from(elf::SHF_INFO_LINK);
+            section.sh_flags = elf::SHF_INFO_LINK;
             if klp {
-                section.sh_flags |= SHF_RELA_LIVEPATCH | u64::from(elf::SHF_ALLOC);
+                section.sh_flags |= elf::SectionFlags(SHF_RELA_LIVEPATCH) | elf::SHF_ALLOC;
             }
             section.name = name.into_bytes().into();
             section.sh_type = elf::SHT_RELA;

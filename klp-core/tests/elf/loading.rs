@@ -66,7 +66,7 @@ fn sections_go_to_their_parts() {
     let data = file.section(".data", DATA, 8, b"variable");
     let cold = file.section(".text.unlikely.fixed", TEXT, 1, &[0xcc; 3]);
     file.function("fixed.cold", cold, 0, 3);
-    file.section(".comment", 0, 1, b"not loaded");
+    file.section(".comment", object::elf::SectionFlags(0), 1, b"not loaded");
     let fields = file.section(".data.rel.ro", DATA, 8, &[0; 40]);
     for (index, section) in (0..).zip([text, rodata, bss, data, cold]) {
         let symbol = file.symbol("", object::elf::STT_SECTION, Some(section), 0, 0);
@@ -104,7 +104,7 @@ fn references_are_bound() {
     let far = file.undefined("far");
     let local = file.livepatch(".klp.sym.vmlinux.twin,2");
     let weak = file.undefined("nowhere");
-    file.elf.symbols.get_mut(weak).set_st_info(object::elf::STB_WEAK, 0);
+    file.elf.symbols.get_mut(weak).set_st_info(object::elf::STB_WEAK, object::elf::STT_NOTYPE);
     file.rela(text, 0, near, BRANCH32, -4);
     file.rela(text, 4, far, BRANCH32, -4);
     file.rela(text, 8, far, SLOT32, -4);

@@ -4,7 +4,8 @@ use core::hash::BuildHasher;
 use klp_core::addr::{CodeAddr, TextRange};
 use object::LittleEndian;
 use object::elf::{
-    FileHeader64, SHN_UNDEF, SHT_DYNSYM, SHT_NOTE, SHT_SYMTAB, STB_LOCAL, STT_FUNC, STT_NOTYPE, STT_OBJECT, Sym64,
+    FileHeader64, SHN_UNDEF, SHT_DYNSYM, SHT_NOTE, SHT_SYMTAB, STB_LOCAL, STT_FUNC, STT_NOTYPE, STT_OBJECT,
+    SectionType, Sym64,
 };
 use object::read::elf::{FileHeader, SectionHeader, SectionTable, Sym};
 use object::{ReadCache, ReadRef};
@@ -83,7 +84,7 @@ impl ElfFile {
     fn read_symbols<'a, R: ReadRef<'a>>(
         &mut self,
         sections: &SectionTable<'a, FileHeader64<LittleEndian>, R>,
-        kind: u32,
+        kind: SectionType,
         data: R,
     ) -> object::Result<bool> {
         let Some((section, symbols)) = sections.iter().find_map(|section| {
