@@ -74,7 +74,7 @@ fn symbols_get_their_names_and_index() {
     let ways = [&["-fPIC"][..], &["-fno-pic"], &["-fPIC", "-fno-plt"], &["-fPIC", "-g"]];
     for object in ways.into_iter().flat_map(|flags| compile_by_each(SOURCE, flags)) {
         let patch = convert(&object).expect("converts");
-        let view = View::parse(&patch, machine(&patch)).expect("a patch object");
+        let view = View::parse(&patch, machine(&patch), false).expect("a patch object");
         let mut names: Vec<_> =
             view.symbols().iter().filter(|symbol| symbol.home == Home::Livepatch).map(|symbol| symbol.name).collect();
         names.sort_unstable();
@@ -96,7 +96,7 @@ fn clangs_table_of_symbols_is_left_out() {
     let object = compile_with(&clang, SOURCE, &["-fPIC"]);
     let patch = convert(&object).expect("converts");
     let [before, after] = [&object, &patch]
-        .map(|file| View::parse(file, machine(file)).expect("an object file").section(ADDRSIG).is_some());
+        .map(|file| View::parse(file, machine(file), false).expect("an object file").section(ADDRSIG).is_some());
     assert!(before, "clang writes one");
     assert!(!after, "it counts symbols by their old places");
 }
@@ -108,7 +108,7 @@ fn relocations_are_sorted_by_object_and_none_is_lost() {
 
 fn check_relocations(object: &[u8]) {
     let patch = convert(object).expect("converts");
-    let view = View::parse(&patch, machine(&patch)).expect("a patch object");
+    let view = View::parse(&patch, machine(&patch), false).expect("a patch object");
     let mut livepatch = 0;
     for section in view.sections() {
         let is_livepatch = section.flags.contains(SectionFlags::RELA_LIVEPATCH);
@@ -124,7 +124,7 @@ fn check_relocations(object: &[u8]) {
         }
     }
     assert!(livepatch >= 4, "one load and store or more, two calls, one pointer: {livepatch}");
-    let before = View::parse(object, machine(object)).expect("an object file");
+    let before = View::parse(object, machine(object), false).expect("an object file");
     let count = |view: &View<'_>| view.sections().iter().map(|section| section.relas().len()).sum::<usize>();
     assert_eq!(count(&before), count(&view));
 }
@@ -136,8 +136,8 @@ fn nothing_else_changes() {
 
 fn check_sections(object: &[u8]) {
     let patch = convert(object).expect("converts");
-    let before = View::parse(object, machine(object)).expect("an object file");
-    let after = View::parse(&patch, machine(&patch)).expect("a patch object");
+    let before = View::parse(object, machine(object), false).expect("an object file");
+    let after = View::parse(&patch, machine(&patch), false).expect("a patch object");
     for section in before.sections().iter().filter(|section| section.flags.contains(SectionFlags::ALLOC)) {
         let (_, same) = after.section(section.name).unwrap_or_else(|| panic!("{} is lost", section.name));
         assert_eq!(
@@ -152,7 +152,7 @@ fn check_sections(object: &[u8]) {
 #[test]
 fn the_mark_is_added_where_it_is_missing() {
     let patch = convert(&compile("int f(void) { return 1; }", &[])).expect("converts");
-    let view = View::parse(&patch, machine(&patch)).expect("a patch object");
+    let view = View::parse(&patch, machine(&patch), false).expect("a patch object");
     assert_eq!(view.modinfo("livepatch"), Some("Y"));
 }
 

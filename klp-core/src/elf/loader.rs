@@ -95,7 +95,8 @@ impl LoadedImage {
 ///   what they are given during the call only, and write nothing of a state but its data.
 /// * It is for this `platform`: for its processor, and for what is loaded there.
 pub unsafe fn load<P: Platform>(platform: &P, file: &[u8], name: &str) -> Result<Loaded, Error> {
-    let view = View::parse(file, P::Relocator::MACHINE).map_err(|refusal| refusal.of(name))?;
+    let view = View::parse(file, P::Relocator::MACHINE, P::Relocator::BIG_ENDIAN);
+    let view = view.map_err(|refusal| refusal.of(name))?;
     let patch = view.modinfo("name").unwrap_or(name);
     if view.modinfo("livepatch") != Some("Y") {
         return Err(

@@ -122,12 +122,10 @@ fn read_funcs<'a>(
     Ok(funcs)
 }
 
-/// A little-endian number of `len` bytes, at most 8.
+/// A number of `len` bytes, at most 8.
 fn number(section: &Section<'_>, offset: u64, len: u64) -> Result<u64, Refusal> {
-    let range = section.range(offset, len);
-    let range =
-        range.ok_or_else(|| Refusal::malformed("structure reaches behind the end of its section", section.name))?;
-    Ok(section.bytes[range].iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte)))
+    let number = section.number(offset, len);
+    number.ok_or_else(|| Refusal::malformed("structure reaches behind the end of its section", section.name))
 }
 
 /// A place in the file that a pointer points to.

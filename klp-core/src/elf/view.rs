@@ -8,11 +8,11 @@ use crate::mem::{try_push, try_vec};
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
-use object::LittleEndian as LE;
+use object::Endianness;
 use object::elf;
 use object::read::elf::{FileHeader, Rela as _, SectionHeader, SectionTable, Sym, SymbolTable};
 
-type Header = elf::FileHeader64<LE>;
+type Header = elf::FileHeader64<Endianness>;
 
 /// A patch object, checked.
 ///
@@ -42,8 +42,9 @@ pub struct Section<'a> {
     pub align: u64,
     /// Its bytes in the file; none if it only takes room in memory (`SHT_NOBITS`).
     pub bytes: &'a [u8],
-    relas: &'a [elf::Rela64<LE>],
+    relas: &'a [elf::Rela64<Endianness>],
     target: usize,
+    endian: Endianness,
 }
 
 bitflags::bitflags! {
@@ -110,18 +111,21 @@ pub struct Rela {
 }
 
 impl<'a> View<'a> {
-    /// Checks the bytes of a patch object for the machine `machine` (`e_machine`).
+    /// Checks the bytes of a patch object for the machine `machine` (`e_machine`), which has numbers with the most significant byte
+    /// first if it is `big_endian`.
     ///
     /// # Errors
     ///
     /// Whatever is wrong first.
-    pub fn parse(bytes: &'a [u8], machine: u16) -> Result<Self, Refusal> {
-        let header = check_header(bytes, machine)?;
-        let table = header.sections(LE, bytes).map_err(|_| Refusal::malformed("bad section table", "ELF header"))?;
-        let (symbol_table, symbols) = read_symbols(&table, bytes)?;
+    pub fn parse(bytes: &'a [u8], machine: u16, big_endian: bool) -> Result<Self, Refusal> {
+        let endian = if big_endian { Endianness::Big } else { Endianness::Little };
+        let header = check_header(bytes, machine, endian)?;
+        let table =
+            header.sections(endian, bytes).map_err(|_| Refusal::malformed("bad section table", "ELF header"))?;
+        let (symbol_table, symbols) = read_symbols(&table, bytes, endian)?;
         let mut sections = try_vec(table.len())?;
         for (index, section) in table.iter().enumerate() {
-            sections.push(read_section(&table, bytes, index, section, symbol_table)?);
+            sections.push(read_section((&table, endian), bytes, index, section, symbol_table)?);
         }
         let mut view = Self { sections, symbols, functions: Vec::new() };
         view.check_relas()?;
@@ -226,11 +230,12 @@ impl<'a> Section<'a> {
 
     /// The relocations in it (`SHT_RELA`).
     pub fn relas(&self) -> impl ExactSizeIterator<Item = Rela> + Clone + 'a {
-        self.relas.iter().map(|rela| Rela {
-            offset: rela.r_offset(LE),
-            symbol: rela.r_sym(LE, false) as usize,
-            kind: rela.r_type(LE, false).0,
-            addend: rela.r_addend(LE),
+        let endian = self.endian;
+        self.relas.iter().map(move |rela| Rela {
+            offset: rela.r_offset(endian),
+            symbol: rela.r_sym(endian, false) as usize,
+            kind: rela.r_type(endian, false).0,
+            addend: rela.r_addend(endian),
         })
     }
 
@@ -238,6 +243,16 @@ impl<'a> Section<'a> {
     #[must_use]
     pub const fn target(&self) -> usize {
         self.target
+    }
+
+    /// The number in the `len` bytes from `offset` on, eight at most.
+    pub(super) fn number(&self, offset: u64, len: u64) -> Option<u64> {
+        let bytes = self.bytes[self.range(offset, len)?].iter();
+        let add = |number, byte: &u8| number << 8 | u64::from(*byte);
+        Some(match self.endian {
+            Endianness::Little => bytes.rev().fold(0, add),
+            Endianness::Big => bytes.fold(0, add),
+        })
     }
 
     /// The bytes from `offset` to the next NUL, as text.
@@ -256,48 +271,55 @@ impl<'a> Section<'a> {
     }
 }
 
-fn check_header(bytes: &[u8], machine: u16) -> Result<&Header, Refusal> {
+fn check_header(bytes: &[u8], machine: u16, endian: Endianness) -> Result<&Header, Refusal> {
     let in_header = |what| Refusal::malformed(what, "ELF header");
     let (header, _) = object::pod::from_bytes::<Header>(bytes).map_err(|()| in_header("truncated file"))?;
     let ident = &header.e_ident;
     if ident.magic != elf::ELFMAG || ident.version != elf::EV_CURRENT {
         return Err(in_header("not an ELF file"));
     }
-    if ident.class != elf::ELFCLASS64 || ident.data != elf::ELFDATA2LSB {
-        return Err(Refusal::unsupported("ELF that is not 64-bit little-endian", "ELF header"));
+    if ident.class != elf::ELFCLASS64 {
+        return Err(Refusal::unsupported("ELF that is not 64-bit", "ELF header"));
     }
-    let elf::Machine(found) = header.e_machine(LE);
+    let (data, order) = match endian {
+        Endianness::Little => (elf::ELFDATA2LSB, "ELF that is not little-endian"),
+        Endianness::Big => (elf::ELFDATA2MSB, "ELF that is not big-endian"),
+    };
+    if ident.data != data {
+        return Err(Refusal::unsupported(order, "ELF header"));
+    }
+    let elf::Machine(found) = header.e_machine(endian);
     if found != machine {
         return Err(Refusal::Reason(crate::error::PatchReason::ForeignMachine { machine: found, expected: machine }));
     }
-    if header.e_type(LE) != elf::ET_REL {
+    if header.e_type(endian) != elf::ET_REL {
         return Err(in_header("not a relocatable file"));
     }
     Ok(header)
 }
 
 fn read_section<'a>(
-    table: &SectionTable<'a, Header>,
+    (table, endian): (&SectionTable<'a, Header>, Endianness),
     file: &'a [u8],
     index: usize,
-    header: &'a elf::SectionHeader64<LE>,
+    header: &'a elf::SectionHeader64<Endianness>,
     symbol_table: usize,
 ) -> Result<Section<'a>, Refusal> {
     let (kind, flags) = (elf::SHT_NULL.0, SectionFlags::empty());
-    let none = Section { name: "", kind, flags, len: 0, align: 1, bytes: &[], relas: &[], target: 0 };
-    if header.sh_type(LE) == elf::SHT_NULL {
+    let none = Section { name: "", kind, flags, len: 0, align: 1, bytes: &[], relas: &[], target: 0, endian };
+    if header.sh_type(endian) == elf::SHT_NULL {
         return Ok(none);
     }
-    let name = table.section_name(LE, header).ok().and_then(|name| core::str::from_utf8(name).ok());
+    let name = table.section_name(endian, header).ok().and_then(|name| core::str::from_utf8(name).ok());
     let name = name.ok_or_else(|| Refusal::malformed("bad section name", Index("section", index)))?;
     let mut section = Section {
         name,
-        kind: header.sh_type(LE).0,
-        flags: SectionFlags::from_bits_retain(header.sh_flags(LE).0),
-        len: header.sh_size(LE),
-        align: header.sh_addralign(LE).max(1),
+        kind: header.sh_type(endian).0,
+        flags: SectionFlags::from_bits_retain(header.sh_flags(endian).0),
+        len: header.sh_size(endian),
+        align: header.sh_addralign(endian).max(1),
         bytes: header
-            .data(LE, file)
+            .data(endian, file)
             .map_err(|_| Refusal::malformed("section reaches behind the end of the file", name))?,
         ..none
     };
@@ -305,41 +327,45 @@ fn read_section<'a>(
         return Err(Refusal::malformed("alignment is not a power of two", name));
     }
     if section.is(elf::SHT_RELA) {
-        let relas = header.rela(LE, file).ok().flatten();
+        let relas = header.rela(endian, file).ok().flatten();
         let (relas, link) = relas.ok_or_else(|| Refusal::malformed("bad relocation section", name))?;
         if link.0 != symbol_table {
             return Err(Refusal::malformed("relocations that use another symbol table", name));
         }
         section.relas = relas;
-        section.target = header.sh_info(LE) as usize;
+        section.target = header.sh_info(endian) as usize;
     }
     Ok(section)
 }
 
 /// The index of the symbol table's section, and the symbols.
-fn read_symbols<'a>(table: &SectionTable<'a, Header>, file: &'a [u8]) -> Result<(usize, Vec<Symbol<'a>>), Refusal> {
+fn read_symbols<'a>(
+    table: &SectionTable<'a, Header>,
+    file: &'a [u8],
+    endian: Endianness,
+) -> Result<(usize, Vec<Symbol<'a>>), Refusal> {
     let bad = |what| Refusal::malformed(what, "symbol table");
-    let tables = table.iter().filter(|section| section.sh_type(LE) == elf::SHT_SYMTAB).count();
+    let tables = table.iter().filter(|section| section.sh_type(endian) == elf::SHT_SYMTAB).count();
     if tables != 1 {
         return Err(bad("there must be exactly one"));
     }
-    let symbols = table.symbols(LE, file, elf::SHT_SYMTAB).map_err(|_| bad("it does not fit the file"))?;
+    let symbols = table.symbols(endian, file, elf::SHT_SYMTAB).map_err(|_| bad("it does not fit the file"))?;
     let mut read = try_vec(symbols.len())?;
     for (index, symbol) in symbols.iter().enumerate() {
-        try_push(&mut read, read_symbol(&symbols, index, symbol, table.len())?)?;
+        try_push(&mut read, read_symbol((&symbols, endian), index, symbol, table.len())?)?;
     }
     Ok((symbols.section().0, read))
 }
 
 fn read_symbol<'a>(
-    table: &SymbolTable<'a, Header>,
+    (table, endian): (&SymbolTable<'a, Header>, Endianness),
     index: usize,
-    symbol: &'a elf::Sym64<LE>,
+    symbol: &'a elf::Sym64<Endianness>,
     sections: usize,
 ) -> Result<Symbol<'a>, Refusal> {
-    let name = table.symbol_name(LE, symbol).ok().and_then(|name| core::str::from_utf8(name).ok());
+    let name = table.symbol_name(endian, symbol).ok().and_then(|name| core::str::from_utf8(name).ok());
     let name = name.ok_or_else(|| Refusal::malformed("bad symbol name", Index("symbol", index)))?;
-    let home = match symbol.st_shndx(LE) {
+    let home = match symbol.st_shndx(endian) {
         elf::SHN_UNDEF => Home::Undefined,
         elf::SHN_ABS => Home::Absolute,
         elf::SymbolSection(SHN_LIVEPATCH) => Home::Livepatch,
@@ -352,8 +378,8 @@ fn read_symbol<'a>(
     };
     Ok(Symbol {
         name,
-        value: symbol.st_value(LE),
-        len: symbol.st_size(LE),
+        value: symbol.st_value(endian),
+        len: symbol.st_size(endian),
         kind: symbol.st_type().0,
         weak: symbol.st_bind() == elf::STB_WEAK,
         home,

@@ -1,7 +1,8 @@
-//! Relocations that depend on more than their symbol: a table of contents, and another relocation.
+//! Relocations that depend on more than their symbol: a table of contents, and another relocation; and the order of bytes.
 
 use crate::file::{ALLOC, File, TEXT};
 use crate::host::{ABS64, Host, SECOND64, TOC64, load};
+use klp_core::elf::view::View;
 
 const FAR: u64 = 0x7fff_0000_1230;
 
@@ -77,5 +78,21 @@ fn what_is_completed_must_be_there() {
         let error = load(&host, &file.bytes(), "p").map(|loaded| loaded.patch).expect_err("it is not there");
         assert_eq!(error.to_string(), "patch 'fix': relocation completes none of its section (here)");
         assert_eq!(host.images(), 0);
+    }
+}
+
+#[test]
+fn numbers_are_read_in_the_machines_order() {
+    let little = File::replacing_victim().0.bytes();
+    let mut file = File::replacing_victim().0;
+    file.elf.endian = object::Endianness::Big;
+    let big = file.bytes();
+    for (bytes, big_endian) in [(&little, false), (&big, true)] {
+        let view = View::parse(bytes, crate::host::MACHINE, big_endian).expect("a patch object");
+        let relas = view.sections().iter().flat_map(|section| section.relas());
+        assert!(relas.clone().count() > 0);
+        assert!(relas.clone().all(|rela| rela.kind == ABS64 && rela.offset < 0x100), "{big_endian}");
+        let error = View::parse(bytes, crate::host::MACHINE, !big_endian);
+        assert!(error.is_err(), "{big_endian}");
     }
 }

@@ -27,8 +27,8 @@ fn headers() {
     type Change = fn(&mut Vec<u8>);
     let cases: [(Change, &str); 6] = [
         (|file| file[0] = 0, "not an ELF file (ELF header)"),
-        (|file| file[4] = 1, "ELF that is not 64-bit little-endian (ELF header) is not supported"),
-        (|file| file[5] = 2, "ELF that is not 64-bit little-endian (ELF header) is not supported"),
+        (|file| file[4] = 1, "ELF that is not 64-bit (ELF header) is not supported"),
+        (|file| file[5] = 2, "ELF that is not little-endian (ELF header) is not supported"),
         (|file| file[16] = 2, "not a relocatable file (ELF header)"),
         (|file| file[18] = 183, "it is for ELF machine 183, this system is 62"),
         (|file| file.truncate(63), "truncated file (ELF header)"),

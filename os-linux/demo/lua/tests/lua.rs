@@ -51,7 +51,7 @@ fn the_program_has_what_a_patch_needs() {
 #[test]
 fn the_patch_refers_to_local_functions() {
     let patch = std::fs::read(PATCH).expect("built");
-    let view = View::parse(&patch, object::elf::EM_X86_64.0).expect("a patch object");
+    let view = View::parse(&patch, object::elf::EM_X86_64.0, false).expect("a patch object");
     let mut names: Vec<_> = view
         .symbols()
         .iter()
