@@ -5,7 +5,7 @@
 use super::block::Handle;
 use super::index::Index;
 use super::line::Variable;
-use super::sync::{AtomicPtr, AtomicUsize, FIND, Ordering, PUBLISH};
+use super::sync::{AtomicPtr, AtomicUsize, FIND, Ordering, PUBLISH, Writer};
 use super::table::{BoxedTable, Table, Vacancy};
 use crate::mem::{OutOfMemory, try_box};
 use alloc::boxed::Box;
@@ -79,57 +79,56 @@ impl Class {
         tables
     }
 
-    /// Room for a variable of `obj`. For the writer.
-    pub(super) fn vacancy(&self, obj: usize) -> Result<Vacancy<'_>, OutOfMemory> {
-        self.index.current().vacancy(obj)
+    /// Room for a variable of `obj`.
+    pub(super) fn vacancy(&self, writer: &Writer, obj: usize) -> Result<Vacancy<'_>, OutOfMemory> {
+        self.index.current().vacancy(writer, obj)
     }
 
     /// Puts `variable` where [`vacancy`](Class::vacancy) found room for it, and brings growth on; whether a table was grown out of by that.
-    /// For the writer.
-    pub(super) fn add(&self, vacancy: Vacancy<'_>, variable: Variable, tables: &mut Tables) -> bool {
-        let added = self.index.add(vacancy, variable);
+    pub(super) fn add(&self, writer: &Writer, vacancy: Vacancy<'_>, variable: Variable, tables: &mut Tables) -> bool {
+        let added = self.index.add(writer, vacancy, variable);
         self.variables.store(self.variables.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         let grown = match added {
-            Ok(()) => self.grow(tables),
-            Err(error) => self.fail(error, tables),
+            Ok(()) => self.grow(writer, tables),
+            Err(error) => self.fail(writer, error, tables),
         };
         // A full table works, only slower: so it is not this variable's failure if growth fails.
         grown.unwrap_or(false)
     }
 
-    /// Takes `obj`'s variable out. For the writer.
-    pub(super) fn remove(&self, obj: usize) -> Option<Handle> {
-        let block = self.index.remove(obj)?;
+    /// Takes `obj`'s variable out.
+    pub(super) fn remove(&self, writer: &Writer, obj: usize) -> Option<Handle> {
+        let block = self.index.remove(writer, obj)?;
         self.variables.store(self.variables.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
         Some(block)
     }
 
-    /// Takes all variables out, and shows each to `removed` when it is out. Then there is nothing to grow for. For the writer.
-    pub(super) fn remove_all(&self, tables: &mut Tables, mut removed: impl FnMut(Variable)) {
-        tables.given_up = self.index.give_up();
+    /// Takes all variables out, and shows each to `removed` when it is out. Then there is nothing to grow for.
+    pub(super) fn remove_all(&self, writer: &Writer, tables: &mut Tables, mut removed: impl FnMut(Variable)) {
+        tables.given_up = self.index.give_up(writer);
         let table = self.index.current();
         self.limit.store(limit(table.lines()), Ordering::Relaxed);
-        table.remove_all(|variable| {
+        table.remove_all(writer, |variable| {
             self.variables.store(self.variables.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
             removed(variable);
         });
     }
 
     /// Begins to grow into the bigger table, if one is at hand and the class does not grow already, and copies a few lines; whether a table
-    /// was grown out of by that. For the writer.
+    /// was grown out of by that.
     ///
     /// On errors growth is given up: its next table has no memory for an overflow line.
-    pub(super) fn grow(&self, tables: &mut Tables) -> Result<bool, OutOfMemory> {
-        self.index.begin(&mut tables.bigger);
-        let grown = self.index.go_on().or_else(|error| self.fail(error, tables))?;
+    pub(super) fn grow(&self, writer: &Writer, tables: &mut Tables) -> Result<bool, OutOfMemory> {
+        self.index.begin(writer, &mut tables.bigger);
+        let grown = self.index.go_on(writer).or_else(|error| self.fail(writer, error, tables))?;
         if grown {
             self.limit.store(limit(self.index.current().lines()), Ordering::Relaxed);
         }
         Ok(grown)
     }
 
-    /// The lines of the table that the class must grow into to have room for `variables`, if it must. For the writer.
-    pub(super) fn lines_wanted(&self, variables: usize) -> Result<Option<usize>, OutOfMemory> {
+    /// The lines of the table that the class must grow into to have room for `variables`, if it must.
+    pub(super) fn lines_wanted(&self, _: &Writer, variables: usize) -> Result<Option<usize>, OutOfMemory> {
         let lines = lines_for(variables)?;
         Ok((lines > self.index.current().lines()).then_some(lines))
     }
@@ -143,8 +142,8 @@ impl Class {
         self.id
     }
 
-    /// How many there are. For the writer.
-    pub(super) fn len(&self) -> usize {
+    /// How many there are.
+    pub(super) fn len(&self, _: &Writer) -> usize {
         self.variables.load(Ordering::Relaxed)
     }
 
@@ -153,8 +152,8 @@ impl Class {
     }
 
     /// Gives growth up.
-    fn fail(&self, error: OutOfMemory, tables: &mut Tables) -> Result<bool, OutOfMemory> {
-        tables.given_up = self.index.give_up();
+    fn fail(&self, writer: &Writer, error: OutOfMemory, tables: &mut Tables) -> Result<bool, OutOfMemory> {
+        tables.given_up = self.index.give_up(writer);
         Err(error)
     }
 }
@@ -190,8 +189,8 @@ impl Classes {
         Some(class)
     }
 
-    /// The class of `id`, made if there is none. For the writer.
-    pub(super) fn find_or_make(&self, id: u64) -> Result<&Class, OutOfMemory> {
+    /// The class of `id`, made if there is none.
+    pub(super) fn find_or_make(&self, _: &Writer, id: u64) -> Result<&Class, OutOfMemory> {
         if let Some(class) = self.find(id) {
             return Ok(class);
         }

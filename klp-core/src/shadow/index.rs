@@ -4,7 +4,7 @@
 
 use super::block::Handle;
 use super::line::Variable;
-use super::sync::{AtomicPtr, AtomicUsize, FIND, Ordering, PUBLISH};
+use super::sync::{AtomicPtr, AtomicUsize, FIND, Ordering, PUBLISH, Writer};
 use super::table::{BoxedTable, Table, Vacancy};
 use crate::mem::OutOfMemory;
 use alloc::boxed::Box;
@@ -55,28 +55,28 @@ impl Index {
         !self.bigger.load(Ordering::Relaxed).is_null()
     }
 
-    /// Puts `variable` where there is room for it in the table in use. For the writer.
+    /// Puts `variable` where there is room for it in the table in use.
     ///
     /// If there is no room for it in the bigger table, it is an error, after which that table must be [given up](Index::give_up).
-    pub(super) fn add(&self, vacancy: Vacancy<'_>, variable: Variable) -> Result<(), OutOfMemory> {
-        vacancy.fill(variable);
-        if let Some(bigger) = self.bigger_of(variable.obj) {
-            bigger.vacancy(variable.obj)?.fill(variable);
+    pub(super) fn add(&self, writer: &Writer, vacancy: Vacancy<'_>, variable: Variable) -> Result<(), OutOfMemory> {
+        vacancy.fill(writer, variable);
+        if let Some(bigger) = self.bigger_of(writer, variable.obj) {
+            bigger.vacancy(writer, variable.obj)?.fill(writer, variable);
         }
         Ok(())
     }
 
-    /// Takes `obj`'s variable out. For the writer.
-    pub(super) fn remove(&self, obj: usize) -> Option<Handle> {
-        let block = self.current().remove(obj)?;
-        if let Some(bigger) = self.bigger_of(obj) {
-            bigger.remove(obj);
+    /// Takes `obj`'s variable out.
+    pub(super) fn remove(&self, writer: &Writer, obj: usize) -> Option<Handle> {
+        let block = self.current().remove(writer, obj)?;
+        if let Some(bigger) = self.bigger_of(writer, obj) {
+            bigger.remove(writer, obj);
         }
         Some(block)
     }
 
-    /// Begins to grow into `bigger`, which is taken, unless the index grows already or has as many lines. For the writer.
-    pub(super) fn begin(&self, bigger: &mut Option<BoxedTable>) {
+    /// Begins to grow into `bigger`, which is taken, unless the index grows already or has as many lines.
+    pub(super) fn begin(&self, _: &Writer, bigger: &mut Option<BoxedTable>) {
         if self.grows() {
             return;
         }
@@ -87,19 +87,18 @@ impl Index {
     }
 
     /// Copies a few lines, and their overflow lines, into the bigger table, if there is one; whether it has become the one in use by that.
-    /// For the writer.
     ///
     /// On errors it must be [given up](Index::give_up).
-    pub(super) fn go_on(&self) -> Result<bool, OutOfMemory> {
-        let Some(bigger) = self.bigger() else { return Ok(false) };
+    pub(super) fn go_on(&self, writer: &Writer) -> Result<bool, OutOfMemory> {
+        let Some(bigger) = self.bigger(writer) else { return Ok(false) };
         let current = self.current();
         let mut copied = self.copied.load(Ordering::Relaxed);
         let mut visited = 0;
         while visited < LINES_AT_A_TIME {
             let Some(chain) = current.chain_at(copied) else { break };
             for line in chain {
-                for (_, variable) in line.variables() {
-                    bigger.vacancy(variable.obj)?.fill(variable);
+                for (_, variable) in line.variables(writer) {
+                    bigger.vacancy(writer, variable.obj)?.fill(writer, variable);
                 }
                 visited += 1;
             }
@@ -108,21 +107,21 @@ impl Index {
         self.copied.store(copied, Ordering::Relaxed);
         let all = copied == current.lines();
         if all {
-            self.publish(bigger);
+            self.publish(writer, bigger);
         }
         Ok(all)
     }
 
-    /// Ends growth, if there is one, as if it had not begun; the table that was to be. For the writer.
-    pub(super) fn give_up(&self) -> Option<BoxedTable> {
+    /// Ends growth, if there is one, as if it had not begun; the table that was to be.
+    pub(super) fn give_up(&self, _: &Writer) -> Option<BoxedTable> {
         let bigger = NonNull::new(self.bigger.load(Ordering::Relaxed))?;
         self.bigger.store(ptr::null_mut(), Ordering::Relaxed);
         // SAFETY: by the invariant it came from a box and nobody else knows of it; now it is nobody's.
         Some(unsafe { Box::from_raw(bigger.as_ptr().cast()) })
     }
 
-    /// Adds the tables that are no longer in use to `retired`. For the writer.
-    pub(super) fn retire(&self, retired: &mut Retired) {
+    /// Adds the tables that are no longer in use to `retired`.
+    pub(super) fn retire(&self, _: &Writer, retired: &mut Retired) {
         let table = self.current();
         let older = table.older.load(Ordering::Relaxed);
         let mut last = &retired.newest;
@@ -134,25 +133,25 @@ impl Index {
         table.older.store(ptr::null_mut(), Ordering::Relaxed);
     }
 
-    /// All variables. For the writer.
-    pub(super) fn variables(&self) -> impl Iterator<Item = Variable> + '_ {
-        self.current().variables()
+    /// All variables.
+    pub(super) fn variables<'a>(&'a self, writer: &'a Writer) -> impl Iterator<Item = Variable> + 'a {
+        self.current().variables(writer)
     }
 
     /// The table that the index grows into.
-    fn bigger(&self) -> Option<&Table> {
+    fn bigger<'a>(&'a self, _: &'a Writer) -> Option<&'a Table> {
         // SAFETY: by the invariant, null or a table, which stays until `give_up`, or the end of the index.
         unsafe { self.bigger.load(Ordering::Relaxed).as_ref() }
     }
 
     /// That table, if variables of `obj` are to be in it already.
-    fn bigger_of(&self, obj: usize) -> Option<&Table> {
+    fn bigger_of<'a>(&'a self, writer: &'a Writer, obj: usize) -> Option<&'a Table> {
         let is_copied = || self.current().line_of(obj) < self.copied.load(Ordering::Relaxed);
-        self.bigger().filter(|_| is_copied())
+        self.bigger(writer).filter(|_| is_copied())
     }
 
     /// Lets the bigger table, which has everything, take the place of the one in use.
-    fn publish(&self, bigger: &Table) {
+    fn publish(&self, _: &Writer, bigger: &Table) {
         bigger.older.store(self.current.load(Ordering::Relaxed), Ordering::Relaxed);
         // ORDER(shadow): release; the partner is in `current`.
         self.current.store(self.bigger.load(Ordering::Relaxed), PUBLISH);
@@ -162,9 +161,10 @@ impl Index {
 
 impl Drop for Index {
     fn drop(&mut self) {
-        drop(self.give_up());
-        // SAFETY: by the invariant these are boxed tables; the index is owned here, so nobody reads in them.
-        unsafe { free_from(self.current.load(Ordering::Relaxed)) };
+        for table in [&self.bigger, &self.current] {
+            // SAFETY: by the invariant these are boxed tables, or none; the index is owned here, so nobody reads in them.
+            unsafe { free_from(table.load(Ordering::Relaxed)) };
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::block::{AtomicHandle, Handle};
-use super::sync::{AtomicPtr, AtomicUsize, COMPARE, FIND, Ordering, PUBLISH, REUSE};
+use super::sync::{AtomicPtr, AtomicUsize, COMPARE, FIND, Ordering, PUBLISH, REUSE, Writer};
 use core::ptr;
 
 /// Slots in a line.
@@ -81,26 +81,26 @@ impl Line {
         self.slots[if third { 2 } else { usize::from(second) }].find(obj)
     }
 
-    /// The slots that hold a variable, with what they hold. For the writer.
-    pub(super) fn variables(&self) -> impl Iterator<Item = (usize, Variable)> + '_ {
+    /// The slots that hold a variable, with what they hold.
+    pub(super) fn variables<'a>(&'a self, _: &'a Writer) -> impl Iterator<Item = (usize, Variable)> + 'a {
         self.slots.iter().enumerate().filter_map(|(index, slot)| {
             let block = slot.block.load(Ordering::Relaxed)?;
             Some((index, Variable { obj: slot.obj.load(Ordering::Relaxed), block }))
         })
     }
 
-    /// A slot without a variable. For the writer.
-    pub(super) fn vacant(&self) -> Option<usize> {
+    /// A slot without a variable.
+    pub(super) fn vacant(&self, _: &Writer) -> Option<usize> {
         self.slots.iter().position(|slot| slot.block.load(Ordering::Relaxed).is_none())
     }
 
-    /// Whether no slot holds a variable. For the writer.
-    pub(super) fn is_empty(&self) -> bool {
-        self.variables().next().is_none()
+    /// Whether no slot holds a variable.
+    pub(super) fn is_empty(&self, writer: &Writer) -> bool {
+        self.variables(writer).next().is_none()
     }
 
-    /// Puts `variable` into a vacant slot. For the writer.
-    pub(super) fn fill(&self, slot: usize, variable: Variable) {
+    /// Puts `variable` into a vacant slot.
+    pub(super) fn fill(&self, _: &Writer, slot: usize, variable: Variable) {
         let slot = &self.slots[slot];
         // ORDER(shadow-reuse): release; the partner is the first read in `Slot::find`.
         slot.obj.store(variable.obj, REUSE);
@@ -108,8 +108,8 @@ impl Line {
         slot.block.store(Some(variable.block), PUBLISH);
     }
 
-    /// Takes the variable out of a full slot. For the writer.
-    pub(super) fn clear(&self, slot: usize) {
+    /// Takes the variable out of a full slot.
+    pub(super) fn clear(&self, _: &Writer, slot: usize) {
         let slot = &self.slots[slot];
         slot.block.store(None, Ordering::Relaxed);
         // Left there, it would deceive a reader who comes now and stays until the slot is used for another and then for it again.

@@ -50,7 +50,7 @@ use core::fmt;
 use core::ptr::NonNull;
 use line::{NOWHERE, Variable};
 use lock_api::{Mutex, RawMutex};
-use sync::{AtomicBool, Ordering};
+use sync::{AtomicBool, Ordering, Writer};
 use table::Table;
 
 /// All shadow variables of a system (kernel: `klp_shadow_hash`). `L` is the lock of those who make and free variables.
@@ -83,7 +83,7 @@ pub struct ShadowTable<L: RawMutex> {
     /// Whether tables were grown out of that nobody knows of.
     outgrown: AtomicBool,
     /// Who holds it is the writer.
-    writer: Mutex<L, ()>,
+    writer: Mutex<L, Writer>,
 }
 
 impl<L: RawMutex> ShadowTable<L> {
@@ -91,14 +91,18 @@ impl<L: RawMutex> ShadowTable<L> {
     #[cfg(not(loom))]
     #[must_use]
     pub const fn new() -> Self {
-        Self { classes: Classes::new(), outgrown: AtomicBool::new(false), writer: Mutex::const_new(L::INIT, ()) }
+        // SAFETY: this table's, which has no other.
+        let writer = unsafe { Writer::new() };
+        Self { classes: Classes::new(), outgrown: AtomicBool::new(false), writer: Mutex::const_new(L::INIT, writer) }
     }
 
     /// A table without variables; it allocates when the first one comes.
     #[cfg(loom)]
     #[must_use]
     pub fn new() -> Self {
-        Self { classes: Classes::new(), outgrown: AtomicBool::new(false), writer: Mutex::const_new(L::INIT, ()) }
+        // SAFETY: this table's, which has no other.
+        let writer = unsafe { Writer::new() };
+        Self { classes: Classes::new(), outgrown: AtomicBool::new(false), writer: Mutex::const_new(L::INIT, writer) }
     }
 
     /// The data of the variable `<obj, id>` (kernel: `klp_shadow_get`). Never waits; may be called anywhere.
@@ -163,8 +167,8 @@ impl<L: RawMutex> ShadowTable<L> {
     ///
     /// Nobody uses the variable's data any more.
     pub unsafe fn free(&self, obj: usize, id: u64, dtor: impl FnOnce(usize, NonNull<u8>)) -> bool {
-        let _writer = self.writer.lock();
-        let Some(block) = self.classes.find(id).and_then(|class| class.remove(obj)) else { return false };
+        let writer = self.writer.lock();
+        let Some(block) = self.classes.find(id).and_then(|class| class.remove(&writer, obj)) else { return false };
         // SAFETY: `make` gave the block to the table, which has just let go of it; by the caller's promise nobody uses it.
         let block = unsafe { Block::from_handle(block) };
         dtor(obj, block.data());
@@ -180,10 +184,10 @@ impl<L: RawMutex> ShadowTable<L> {
     /// Nobody uses the data of these variables any more.
     pub unsafe fn free_all(&self, id: u64, mut dtor: impl FnMut(usize, NonNull<u8>)) -> usize {
         let mut tables = Tables::default();
-        let _writer = self.writer.lock();
+        let writer = self.writer.lock();
         let Some(class) = self.classes.find(id) else { return 0 };
-        let variables = class.len();
-        class.remove_all(&mut tables, |variable| {
+        let variables = class.len(&writer);
+        class.remove_all(&writer, &mut tables, |variable| {
             // SAFETY: as in `free`.
             let block = unsafe { Block::from_handle(variable.block) };
             dtor(variable.obj, block.data());
@@ -200,21 +204,21 @@ impl<L: RawMutex> ShadowTable<L> {
     /// [`OutOfMemory`]; all variables are as before then.
     pub fn reserve(&self, id: u64, additional: usize) -> Result<(), OutOfMemory> {
         let (class, variables) = {
-            let _writer = self.writer.lock();
-            let class = self.classes.find_or_make(id)?;
-            (class, class.len().checked_add(additional).ok_or(OutOfMemory)?)
+            let writer = self.writer.lock();
+            let class = self.classes.find_or_make(&writer, id)?;
+            (class, class.len(&writer).checked_add(additional).ok_or(OutOfMemory)?)
         };
         let mut tables = Tables::default();
         loop {
             let lines = {
-                let _writer = self.writer.lock();
-                if class.grow(&mut tables)? {
+                let writer = self.writer.lock();
+                if class.grow(&writer, &mut tables)? {
                     self.outgrown.store(true, Ordering::Relaxed);
                 }
                 if class.index().grows() {
                     continue;
                 }
-                let Some(lines) = class.lines_wanted(variables)? else { return Ok(()) };
+                let Some(lines) = class.lines_wanted(&writer, variables)? else { return Ok(()) };
                 lines
             };
             tables.bigger = Some(Table::new(lines)?);
@@ -256,9 +260,9 @@ impl<L: RawMutex> ShadowTable<L> {
     /// }
     /// ```
     pub fn retire(&self) -> Retired {
-        let _writer = self.writer.lock();
+        let writer = self.writer.lock();
         let mut retired = Retired::none();
-        self.classes.iter().for_each(|class| class.index().retire(&mut retired));
+        self.classes.iter().for_each(|class| class.index().retire(&writer, &mut retired));
         retired
     }
 
@@ -271,8 +275,8 @@ impl<L: RawMutex> ShadowTable<L> {
     /// Variables, of all ids.
     #[must_use]
     pub fn len(&self) -> usize {
-        let _writer = self.writer.lock();
-        self.classes.iter().map(|class| class.len()).sum()
+        let writer = self.writer.lock();
+        self.classes.iter().map(|class| class.len(&writer)).sum()
     }
 
     /// Whether there are none.
@@ -295,15 +299,15 @@ impl<L: RawMutex> ShadowTable<L> {
         // Allocated before the lock is taken, and freed, if not used, after it is given back.
         let block = Block::zeroed(layout)?;
         let mut tables = self.classes.find(id).map_or_else(Tables::default, Class::tables);
-        let _writer = self.writer.lock();
-        let class = self.classes.find_or_make(id)?;
+        let writer = self.writer.lock();
+        let class = self.classes.find_or_make(&writer, id)?;
         if let Some(block) = class.find(obj) {
             return Ok(Made::Found(block.data()));
         }
-        let vacancy = class.vacancy(obj)?;
+        let vacancy = class.vacancy(&writer, obj)?;
         ctor(obj, block.data()).map_err(|errno| ShadowError::Constructor { obj, id, errno })?;
         let block = block.into_handle();
-        if class.add(vacancy, Variable { obj, block }, &mut tables) {
+        if class.add(&writer, vacancy, Variable { obj, block }, &mut tables) {
             self.outgrown.store(true, Ordering::Relaxed);
         }
         Ok(Made::New(block.data()))
@@ -318,7 +322,8 @@ impl<L: RawMutex> Default for ShadowTable<L> {
 
 impl<L: RawMutex> Drop for ShadowTable<L> {
     fn drop(&mut self) {
-        for variable in self.classes.iter().flat_map(|class| class.index().variables()) {
+        let writer = self.writer.get_mut();
+        for variable in self.classes.iter().flat_map(|class| class.index().variables(writer)) {
             // SAFETY: `make` gave the block to the table, which ends here; the lines that still point to it are not read again.
             drop(unsafe { Block::from_handle(variable.block) });
         }

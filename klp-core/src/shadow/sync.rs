@@ -1,9 +1,28 @@
 //! Atomics of the shadow table, replaced by loom's when the orderings are model-checked, and the orderings themselves.
 
+use core::cell::Cell;
+use core::marker::PhantomData;
 #[cfg(not(loom))]
 pub(super) use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 #[cfg(loom)]
 pub(super) use loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+
+/// The right to change a table of shadow variables: its lock has one, so whoever borrows it holds the lock.
+///
+/// Functions that only the writer may call ask for it. It is not shared between tasks, and nobody makes another one.
+#[derive(Debug)]
+pub(super) struct Writer(PhantomData<Cell<()>>);
+
+impl Writer {
+    /// For a table's lock alone.
+    ///
+    /// # Safety
+    ///
+    /// It is used with one table, which has no other.
+    pub(super) const unsafe fn new() -> Self {
+        Self(PhantomData)
+    }
+}
 
 /// A lookup's read of a pointer: to a variable's data, a line, a table, a class.
 ///

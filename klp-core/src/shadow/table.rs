@@ -5,7 +5,7 @@
 
 use super::block::Handle;
 use super::line::{Line, Variable};
-use super::sync::{AtomicPtr, FIND, Ordering, PUBLISH};
+use super::sync::{AtomicPtr, FIND, Ordering, PUBLISH, Writer};
 use crate::mem::{OutOfMemory, try_box, try_vec};
 use alloc::boxed::Box;
 use core::iter;
@@ -41,8 +41,8 @@ pub(super) struct Vacancy<'a> {
 
 impl Vacancy<'_> {
     /// Puts `variable`, for which the slot was looked for, into it.
-    pub(super) fn fill(self, variable: Variable) {
-        self.line.fill(self.slot, variable);
+    pub(super) fn fill(self, writer: &Writer, variable: Variable) {
+        self.line.fill(writer, self.slot, variable);
     }
 }
 
@@ -75,49 +75,49 @@ impl Table {
         if let Some(next) = follow(&line.next) { find_behind(next, obj) } else { None }
     }
 
-    /// Room for a variable of `obj`. For the writer.
-    pub(super) fn vacancy(&self, obj: usize) -> Result<Vacancy<'_>, OutOfMemory> {
+    /// Room for a variable of `obj`.
+    pub(super) fn vacancy(&self, writer: &Writer, obj: usize) -> Result<Vacancy<'_>, OutOfMemory> {
         let mut last = self.first(obj);
         for line in self.chain(obj) {
-            if let Some(slot) = line.vacant() {
+            if let Some(slot) = line.vacant(writer) {
                 return Ok(Vacancy { line, slot });
             }
             last = line;
         }
-        let line = self.spare_line()?;
+        let line = self.spare_line(writer)?;
         // ORDER(shadow): release; the partner is the read in `follow`.
         last.next.store(ptr::from_ref(line).cast_mut(), PUBLISH);
         Ok(Vacancy { line, slot: 0 })
     }
 
-    /// Takes `obj`'s variable out. For the writer.
-    pub(super) fn remove(&self, obj: usize) -> Option<Handle> {
+    /// Takes `obj`'s variable out.
+    pub(super) fn remove(&self, writer: &Writer, obj: usize) -> Option<Handle> {
         let first = self.first(obj);
         let (line, slot, block) = chain_from(first).find_map(|line| {
-            let (slot, found) = line.variables().find(|(_, found)| found.obj == obj)?;
+            let (slot, found) = line.variables(writer).find(|(_, found)| found.obj == obj)?;
             Some((line, slot, found.block))
         })?;
-        line.clear(slot);
-        self.trim(first);
+        line.clear(writer, slot);
+        self.trim(writer, first);
         Some(block)
     }
 
-    /// Takes all variables out, and shows each to `removed` when it is out. For the writer.
-    pub(super) fn remove_all(&self, mut removed: impl FnMut(Variable)) {
+    /// Takes all variables out, and shows each to `removed` when it is out.
+    pub(super) fn remove_all(&self, writer: &Writer, mut removed: impl FnMut(Variable)) {
         for first in &self.lines {
             for line in chain_from(first) {
-                for (slot, variable) in line.variables() {
-                    line.clear(slot);
+                for (slot, variable) in line.variables(writer) {
+                    line.clear(writer, slot);
                     removed(variable);
                 }
             }
-            self.trim(first);
+            self.trim(writer, first);
         }
     }
 
-    /// All variables. For the writer.
-    pub(super) fn variables(&self) -> impl Iterator<Item = Variable> + '_ {
-        self.lines.iter().flat_map(chain_from).flat_map(Line::variables).map(|(_, variable)| variable)
+    /// All variables.
+    pub(super) fn variables<'a>(&'a self, writer: &'a Writer) -> impl Iterator<Item = Variable> + 'a {
+        self.lines.iter().flat_map(chain_from).flat_map(|line| line.variables(writer)).map(|(_, variable)| variable)
     }
 
     /// The number of the line at which `obj`'s chain begins: less than [`lines`](Table::lines).
@@ -126,7 +126,7 @@ impl Table {
         hash(obj) as usize & self.lines.len().wrapping_sub(1)
     }
 
-    /// The lines of the chain that begins with that number, if there are so many. For the writer.
+    /// The lines of the chain that begins with that number, if there are so many.
     pub(super) fn chain_at(&self, line: usize) -> Option<impl Iterator<Item = &Line>> {
         self.lines.get(line).map(chain_from)
     }
@@ -144,9 +144,9 @@ impl Table {
     }
 
     /// Takes empty lines off the end of the chain that begins with `first`.
-    fn trim(&self, first: &Line) {
+    fn trim(&self, writer: &Writer, first: &Line) {
         while let Some((before, last)) = chain_from(first).zip(chain_from(first).skip(1)).last() {
-            if !last.is_empty() {
+            if !last.is_empty(writer) {
                 return;
             }
             before.next.store(ptr::null_mut(), Ordering::Relaxed);
@@ -156,7 +156,7 @@ impl Table {
     }
 
     /// An empty overflow line in no chain.
-    fn spare_line(&self) -> Result<&Line, OutOfMemory> {
+    fn spare_line(&self, _: &Writer) -> Result<&Line, OutOfMemory> {
         let spare = self.spares.load(Ordering::Relaxed);
         // SAFETY: by the invariant, null or an overflow line of this table; readers and the writer only ever share it.
         if let Some(line) = unsafe { spare.as_ref() } {
