@@ -1,7 +1,8 @@
 //! `cargo xtask linux VERB`: the Linux kernel with its own livepatch code or with klp-core in its place, built and run in QEMU.
 //!
-//! Everything that is needed is fetched once and kept under `target/linux` (or `KLP_LINUX_DIR`). Files, in the order of the
-//! work: [`which`] says which kernel, [`supply`] fetches, [`tree`] lays out sources, [`config`], [`seed`] and [`kernel`] build, [`modules`] builds test modules,
+//! Everything that is needed is fetched once and kept under `target/linux` (or `KLP_LINUX_DIR`).
+//! Files, in the order of the work: [`which`] says which kernel, [`supply`] fetches, [`tree`] lays
+//! out sources, [`config`], [`seed`] and [`kernel`] build, [`modules`] builds test modules,
 //! [`initramfs`] packs a guest, [`guest`] boots it and [`log`] judges what the kernel said.
 
 mod bench;

@@ -11,7 +11,8 @@ use lock_api::{Mutex, MutexGuard, RawMutex};
 #[derive(Debug)]
 pub(super) struct Lock<R: RawMutex, T> {
     inner: Mutex<R, T>,
-    /// Who holds it, by [`Platform::caller`](crate::port::Platform::caller); 0: nobody, or nobody knows.
+    /// Who holds it, by [`Platform::caller`](crate::port::Platform::caller); 0: nobody, or nobody
+    /// knows.
     holder: AtomicU64,
 }
 

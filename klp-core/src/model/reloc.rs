@@ -69,8 +69,10 @@ impl Reloc {
 /// Memory beside the image that references to one symbol may lead through.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub struct Detours {
-    /// Eight bytes for the symbol's address ([`Support::AddressSlot`](crate::port::Support::AddressSlot)).
+    /// Eight bytes for the symbol's address
+    /// ([`Support::AddressSlot`](crate::port::Support::AddressSlot)).
     pub slot: Option<CodeAddr>,
-    /// Room for [`Arch::veneer`](crate::port::Arch::veneer) ([`Support::Veneer`](crate::port::Support::Veneer)).
+    /// Room for [`Arch::veneer`](crate::port::Arch::veneer)
+    /// ([`Support::Veneer`](crate::port::Support::Veneer)).
     pub veneer: Option<CodeAddr>,
 }

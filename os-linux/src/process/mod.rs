@@ -227,7 +227,9 @@ impl Livepatch {
         }
     }
 
-    /// Checks whether a patch could be enabled; see [`Engine::preflight`](klp_core::Engine::preflight). Libraries that it names are [adopted](Self::adopt) first.
+    /// Checks whether a patch could be enabled; see
+    /// [`Engine::preflight`](klp_core::Engine::preflight). Libraries that it names are
+    /// [adopted](Self::adopt) first.
     ///
     /// # Errors
     ///
@@ -243,8 +245,9 @@ impl Livepatch {
         Ok(report)
     }
 
-    /// Starts to enable a patch; see [`Engine::enable`](klp_core::Engine::enable), which knows nothing of libraries that were loaded behind the engine's back:
-    /// this [adopts](Self::adopt) those that the patch names first.
+    /// Starts to enable a patch; see [`Engine::enable`](klp_core::Engine::enable), which knows nothing
+    /// of libraries that were loaded behind the engine's back: this [adopts](Self::adopt) those that
+    /// the patch names first.
     ///
     /// # Errors
     ///
@@ -262,7 +265,8 @@ impl Livepatch {
         self.engine.disable(patch)
     }
 
-    /// Starts to enable several patches as one; see [`Engine::enable_all`](klp_core::Engine::enable_all) and [`enable`](Self::enable).
+    /// Starts to enable several patches as one; see
+    /// [`Engine::enable_all`](klp_core::Engine::enable_all) and [`enable`](Self::enable).
     ///
     /// # Errors
     ///
@@ -272,7 +276,8 @@ impl Livepatch {
         self.engine.enable_all(patches)
     }
 
-    /// Starts to disable several patches as one; see [`Engine::disable_all`](klp_core::Engine::disable_all).
+    /// Starts to disable several patches as one; see
+    /// [`Engine::disable_all`](klp_core::Engine::disable_all).
     ///
     /// # Errors
     ///
