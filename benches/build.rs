@@ -8,13 +8,21 @@ const MANY: usize = 10_000;
 fn main() {
     println!("cargo::rerun-if-changed=calls.c");
     let mut calls = cc::Build::new();
-    calls.file("calls.c").opt_level(2).flag("-falign-functions=64").compile("calls");
+    calls
+        .file("calls.c")
+        .opt_level(2)
+        .flag("-falign-functions=64")
+        .compile("calls");
 
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let many = |file: &str, prefix: &str, table: bool| {
         let mut code = String::new();
         for index in 0..MANY {
-            writeln!(code, "int {prefix}many_{index}(int x) {{ return x * 3 + {index}; }}").expect("to memory");
+            writeln!(
+                code,
+                "int {prefix}many_{index}(int x) {{ return x * 3 + {index}; }}"
+            )
+            .expect("to memory");
         }
         if table {
             writeln!(code, "int (*const {prefix}many[])(int) = {{").expect("to memory");
@@ -33,5 +41,8 @@ fn main() {
         .flag("-fpatchable-function-entry=16")
         .flag("-fno-function-sections")
         .compile("many");
-    cc::Build::new().file(many("new_many.c", "new_", true)).opt_level(1).compile("new_many");
+    cc::Build::new()
+        .file(many("new_many.c", "new_", true))
+        .opt_level(1)
+        .compile("new_many");
 }

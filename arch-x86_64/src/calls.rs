@@ -24,12 +24,15 @@ pub fn called(return_address: CodeAddr, before: [u8; CALL_LEN]) -> Option<CodeAd
 /// Bytes of a `call [rip + disp32]`.
 pub const SLOT_CALL_LEN: usize = 6;
 
-/// If the call that ends at `return_address` went through memory at a fixed address, as calls of other objects' functions do that use
-/// no procedure linkage table: the address of the eight bytes that say where; `before` are the bytes that end there. What stands in
-/// these eight bytes now is what was called only if they never change.
+/// If the call that ends at `return_address` went through memory at a fixed address, as calls of
+/// other objects' functions do that use no procedure linkage table: the address of the eight bytes
+/// that say where; `before` are the bytes that end there. What stands in these eight bytes now is
+/// what was called only if they never change.
 #[must_use]
 pub fn called_slot(return_address: CodeAddr, before: [u8; SLOT_CALL_LEN]) -> Option<u64> {
-    let [0xff, 0x15, rel32 @ ..] = before else { return None };
+    let [0xff, 0x15, rel32 @ ..] = before else {
+        return None;
+    };
     Some(relative(return_address, rel32).get())
 }
 
@@ -55,7 +58,10 @@ pub fn linkage_slot(at: CodeAddr, code: &[u8]) -> Option<u64> {
 
 /// Where `rel32` leads to, in an instruction that ends at `end`.
 fn relative(end: CodeAddr, rel32: [u8; 4]) -> CodeAddr {
-    CodeAddr::new(end.get().wrapping_add_signed(i32::from_le_bytes(rel32).into()))
+    CodeAddr::new(
+        end.get()
+            .wrapping_add_signed(i32::from_le_bytes(rel32).into()),
+    )
 }
 
 #[cfg(test)]
@@ -66,10 +72,22 @@ mod tests {
 
     #[test]
     fn direct_calls() {
-        let called = |return_address, before| called(CodeAddr::new(return_address), before).map(CodeAddr::get);
-        assert_eq!(called(0x40_1000, [0xe8, 0x00, 0x10, 0x00, 0x00]), Some(0x40_2000));
-        assert_eq!(called(0x40_1000, [0xe8, 0xfb, 0xff, 0xff, 0xff]), Some(0x40_0ffb));
-        assert_eq!(called(0, [0xe8, 0xff, 0xff, 0xff, 0xff]), Some(u64::MAX), "addresses wrap");
+        let called = |return_address, before| {
+            called(CodeAddr::new(return_address), before).map(CodeAddr::get)
+        };
+        assert_eq!(
+            called(0x40_1000, [0xe8, 0x00, 0x10, 0x00, 0x00]),
+            Some(0x40_2000)
+        );
+        assert_eq!(
+            called(0x40_1000, [0xe8, 0xfb, 0xff, 0xff, 0xff]),
+            Some(0x40_0ffb)
+        );
+        assert_eq!(
+            called(0, [0xe8, 0xff, 0xff, 0xff, 0xff]),
+            Some(u64::MAX),
+            "addresses wrap"
+        );
         // call rax; call [rip + 0x1000]; call [rax + 0x1000]; jmp rel32
         for other in [
             [0x90, 0x90, 0x90, 0xff, 0xd0],
@@ -88,7 +106,11 @@ mod tests {
         assert_eq!(slot([0xff, 0x15, 0xf8, 0xff, 0xff, 0xff]), Some(0x40_0ff8));
         // call rel32; jmp [rip + disp32]; call [rax + disp32]
         for first in [[0x90, 0xe8], [0xff, 0x25], [0xff, 0x90]] {
-            assert_eq!(slot([first[0], first[1], 0, 0x10, 0, 0]), None, "{first:x?}");
+            assert_eq!(
+                slot([first[0], first[1], 0, 0x10, 0, 0]),
+                None,
+                "{first:x?}"
+            );
         }
     }
 
@@ -101,18 +123,34 @@ mod tests {
             (&[&jump, &[0x68, 0, 0, 0, 0]], 0x40_2006), // lazy
             (&[&[0xf2], &jump], 0x40_2007),
             (&[&endbr, &jump, &[0x66, 0x0f, 0x1f, 0x44, 0, 0]], 0x40_200a),
-            (&[&endbr, &[0xf2], &jump, &[0x0f, 0x1f, 0x44, 0, 0]], 0x40_200b),
+            (
+                &[&endbr, &[0xf2], &jump, &[0x0f, 0x1f, 0x44, 0, 0]],
+                0x40_200b,
+            ),
         ];
         for (parts, slot) in cases {
             assert_eq!(linkage_slot(AT, &parts.concat()), Some(slot), "{parts:x?}");
         }
-        assert_eq!(linkage_slot(AT, &[0xff, 0x25, 0xfa, 0xff, 0xff, 0xff]), Some(0x40_1000), "backwards");
+        assert_eq!(
+            linkage_slot(AT, &[0xff, 0x25, 0xfa, 0xff, 0xff, 0xff]),
+            Some(0x40_1000),
+            "backwards"
+        );
         let longest = [&endbr[..], &[0xf2], &jump].concat();
         assert_eq!(longest.len(), MAX_LINKAGE);
         for cut in 0..longest.len() {
-            assert_eq!(linkage_slot(AT, &longest[..cut]), None, "cut off after {cut} bytes");
+            assert_eq!(
+                linkage_slot(AT, &longest[..cut]),
+                None,
+                "cut off after {cut} bytes"
+            );
         }
-        for other in [&[0xff, 0xe0, 0, 0, 0, 0, 0, 0][..], &[0xe9, 0, 0, 0, 0], &endbr, &[0xff, 0x15, 0, 0, 0, 0]] {
+        for other in [
+            &[0xff, 0xe0, 0, 0, 0, 0, 0, 0][..],
+            &[0xe9, 0, 0, 0, 0],
+            &endbr,
+            &[0xff, 0x15, 0, 0, 0, 0],
+        ] {
             assert_eq!(linkage_slot(AT, other), None, "{other:x?}");
         }
     }

@@ -4,7 +4,9 @@
 #![deny(unsafe_code)]
 
 use crate::jumps::jumps;
-use crate::opcodes::{CALL, ENDBR64, INT3, JMP, JMP_MEMORY, JMP_NEXT_QUAD, JMP_SHORT, MOVABS_R11, NOP};
+use crate::opcodes::{
+    CALL, ENDBR64, INT3, JMP, JMP_MEMORY, JMP_NEXT_QUAD, JMP_SHORT, MOVABS_R11, NOP,
+};
 use klp_core::addr::CodeAddr;
 use klp_core::port::{Arch, Code, Entry, Intruder, OutOfReach};
 
@@ -14,10 +16,9 @@ use klp_core::port::{Arch, Code, Entry, Intruder, OutOfReach};
 ///
 /// At the address looked at, or behind an `endbr64` there:
 ///
-/// | bytes | emitted by |
-/// |---|---|
-/// | one NOP of 5 to 15 bytes (`0f 1f 44 00 XX` and longer) | GCC `-mnop-mcount`; LLVM and rustc for patchable entries |
-/// | five or more `90` | GCC `-fpatchable-function-entry=N` |
+/// * one NOP of 5 to 15 bytes (`0f 1f 44 00 XX` and longer): GCC `-mnop-mcount`; LLVM and rustc for
+///   patchable entries
+/// * five or more `90`: GCC `-fpatchable-function-entry=N`
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct X86_64;
 
@@ -26,7 +27,8 @@ const JMP_LEN: usize = 5;
 /// No instruction is longer.
 const MAX_INSN_LEN: usize = 15;
 
-// SAFETY: encodings as the processor's manuals have them; what is not understood counts as a jump to anywhere.
+// SAFETY: encodings as the processor's manuals have them; what is not understood counts as a jump
+// to anywhere.
 #[allow(unsafe_code, reason = "an unsafe trait; all within is safe")]
 unsafe impl Arch for X86_64 {
     /// An `endbr64` and as many bytes of pad as an [`Entry`] is looked for in.
@@ -53,36 +55,57 @@ unsafe impl Arch for X86_64 {
             _ => return None,
         };
         // All of them are at most MAX_ENTRY.
-        Some(Entry { skip: skip as u8, len: len as u8, resume: resume as u8, split })
+        Some(Entry {
+            skip: skip as u8,
+            len: len as u8,
+            resume: resume as u8,
+            split,
+        })
     }
 
-    /// Looks behind an `endbr64` and single-byte NOPs. A jump through memory tells where it leads if the address stands within `bytes`, as
-    /// in a [`veneer`](Arch::veneer).
+    /// Looks behind an `endbr64` and single-byte NOPs. A jump through memory tells where it leads
+    /// if the address stands within `bytes`, as in a [`veneer`](Arch::veneer).
     fn intruder(at: CodeAddr, bytes: &[u8]) -> Option<Intruder> {
         let pad = bytes.strip_prefix(&ENDBR64).unwrap_or(bytes);
         let code = &pad[pad.iter().take_while(|&&byte| byte == NOP).count()..];
         let at = at.wrapping_add((bytes.len() - code.len()) as u64);
-        let from = |len: u64, distance: i64| CodeAddr::new(at.wrapping_add(len).get().wrapping_add_signed(distance));
+        let from = |len: u64, distance: i64| {
+            CodeAddr::new(at.wrapping_add(len).get().wrapping_add_signed(distance))
+        };
         let rel32 = || Some(i32::from_le_bytes(code.get(1..5)?.try_into().ok()?).into());
         match *code.first()? {
             INT3 => Some(Intruder::Breakpoint { at }),
-            JMP => Some(Intruder::Jump { at, to: Some(from(5, rel32()?)) }),
-            CALL => Some(Intruder::Call { at, to: from(5, rel32()?) }),
+            JMP => Some(Intruder::Jump {
+                at,
+                to: Some(from(5, rel32()?)),
+            }),
+            CALL => Some(Intruder::Call {
+                at,
+                to: from(5, rel32()?),
+            }),
             JMP_SHORT => {
                 let rel8 = i8::from_le_bytes([*code.get(1)?]);
-                Some(Intruder::Jump { at, to: Some(from(2, rel8.into())) })
+                Some(Intruder::Jump {
+                    at,
+                    to: Some(from(2, rel8.into())),
+                })
             }
             _ => {
                 let memory = code.strip_prefix(&JMP_MEMORY)?;
                 let disp32 = i32::from_le_bytes(memory.get(..4)?.try_into().ok()?);
-                let quad = usize::try_from(disp32).ok().and_then(|disp| memory.get(4..)?.get(disp..)?.get(..8));
-                let to = quad.and_then(|quad| Some(CodeAddr::new(u64::from_le_bytes(quad.try_into().ok()?))));
+                let quad = usize::try_from(disp32)
+                    .ok()
+                    .and_then(|disp| memory.get(4..)?.get(disp..)?.get(..8));
+                let to = quad.and_then(|quad| {
+                    Some(CodeAddr::new(u64::from_le_bytes(quad.try_into().ok()?)))
+                });
                 Some(Intruder::Jump { at, to })
             }
         }
     }
 
-    /// `len` is one that [`entry`](Arch::entry) gave; no jump is shorter than 5 bytes, and a shorter one reaches nothing.
+    /// `len` is one that [`entry`](Arch::entry) gave; no jump is shorter than 5 bytes, and a
+    /// shorter one reaches nothing.
     fn jump(at: CodeAddr, to: CodeAddr, len: u8) -> Result<Code, OutOfReach> {
         let out_of_reach = OutOfReach { from: at, to };
         let distance = at.wrapping_add(JMP_LEN as u64).distance_to(to);
@@ -97,11 +120,17 @@ unsafe impl Arch for X86_64 {
 
     /// `movabs $arg, %r11`, then as [`veneer`](Arch::veneer); 24 bytes.
     ///
-    /// `r11` is the one register that is free at a function's entry (psABI 3.2.3, "Register Usage"): `rdi`, `rsi`, `rdx`,
-    /// `rcx`, `r8`, `r9` and `xmm0`–`xmm7` carry arguments, `al` the number of vector registers of a variadic call, `r10` the
-    /// static chain, and the others belong to the caller.
+    /// `r11` is the one register that is free at a function's entry (psABI 3.2.3, "Register
+    /// Usage"): `rdi`, `rsi`, `rdx`, `rcx`, `r8`, `r9` and `xmm0`–`xmm7` carry arguments, `al` the
+    /// number of vector registers of a variadic call, `r10` the static chain, and the others belong
+    /// to the caller.
     fn thunk(_at: CodeAddr, arg: u64, stub: CodeAddr) -> Code {
-        code(&[&MOVABS_R11, &arg.to_le_bytes(), &JMP_NEXT_QUAD, &stub.get().to_le_bytes()])
+        code(&[
+            &MOVABS_R11,
+            &arg.to_le_bytes(),
+            &JMP_NEXT_QUAD,
+            &stub.get().to_le_bytes(),
+        ])
     }
 
     /// `jmp *0(%rip)` and the address; 14 bytes. Needs no register.
@@ -121,15 +150,19 @@ unsafe impl Arch for X86_64 {
 fn code(parts: &[&[u8]]) -> Code {
     let mut code = Code::new();
     for part in parts {
-        code.extend_from_slice(part).expect("nothing assembled here is longer than 24 bytes");
+        code.extend_from_slice(part)
+            .expect("nothing assembled here is longer than 24 bytes");
     }
     code
 }
 
-/// The length of the NOP of several bytes that `bytes` begins with (Intel SDM volume 2, "NOP"): prefixes, `0f 1f`, and a memory
-/// operand that is never accessed.
+/// The length of the NOP of several bytes that `bytes` begins with (Intel SDM volume 2, "NOP"):
+/// prefixes, `0f 1f`, and a memory operand that is never accessed.
 fn long_nop(bytes: &[u8]) -> Option<usize> {
-    let prefixes = bytes.iter().take_while(|&&byte| matches!(byte, 0x66 | 0x2e)).count();
+    let prefixes = bytes
+        .iter()
+        .take_while(|&&byte| matches!(byte, 0x66 | 0x2e))
+        .count();
     let operand = match bytes.get(prefixes..)? {
         [0x0f, 0x1f, 0x00, ..] => 1,
         [0x0f, 0x1f, 0x40, _, ..] => 2,
@@ -162,30 +195,59 @@ mod tests {
             &[NOP; 5],
             &[NOP; 16],
             &[0xf3, 0x0f, 0x1e, 0xfa, NOP, NOP, NOP, NOP, NOP],
-            &[0x66, 0x66, 0x66, 0x66, 0x66, 0x2e, 0x66, 0x0f, 0x1f, 0x84, 0x00, 0x00, 0x02, 0x00, 0x00],
+            &[
+                0x66, 0x66, 0x66, 0x66, 0x66, 0x2e, 0x66, 0x0f, 0x1f, 0x84, 0x00, 0x00, 0x02, 0x00,
+                0x00,
+            ],
         ];
         klp_core::conformance::arch::check::<X86_64>(&pads, &[INT3]);
     }
 
     #[test]
     fn what_compilers_emit_is_recognised() {
-        let one = |len| Some(Entry { skip: 0, len, resume: len, split: false });
+        let one = |len| {
+            Some(Entry {
+                skip: 0,
+                len,
+                resume: len,
+                split: false,
+            })
+        };
         // gcc -mnop-mcount; rustc -Zpatchable-function-entry=5, =6, =9, =10, =16.
         assert_eq!(entry(&[&NOPL, &BODY]), one(5));
         assert_eq!(entry(&[&[0x0f, 0x1f, 0x44, 0, 8], &BODY]), one(5));
         assert_eq!(entry(&[&[0x66, 0x0f, 0x1f, 0x44, 0, 0], &BODY]), one(6));
-        assert_eq!(entry(&[&[0x66, 0x0f, 0x1f, 0x84, 0, 0, 2, 0, 0], &BODY]), one(9));
-        assert_eq!(entry(&[&[0x2e, 0x66, 0x0f, 0x1f, 0x84, 0, 0, 2, 0, 0], &BODY]), one(10));
+        assert_eq!(
+            entry(&[&[0x66, 0x0f, 0x1f, 0x84, 0, 0, 2, 0, 0], &BODY]),
+            one(9)
+        );
+        assert_eq!(
+            entry(&[&[0x2e, 0x66, 0x0f, 0x1f, 0x84, 0, 0, 2, 0, 0], &BODY]),
+            one(10)
+        );
         let mut sixteen = [0x66; 16].to_vec();
         sixteen[5] = 0x2e;
         sixteen[7..].copy_from_slice(&[0x0f, 0x1f, 0x84, 0, 0, 2, 0, 0, NOP]);
         assert_eq!(entry(&[&sixteen, &BODY]), one(15));
         // gcc -fpatchable-function-entry=5 and =16, and with -fcf-protection.
-        let pad = |skip, resume| Some(Entry { skip, len: 5, resume, split: true });
+        let pad = |skip, resume| {
+            Some(Entry {
+                skip,
+                len: 5,
+                resume,
+                split: true,
+            })
+        };
         assert_eq!(entry(&[&[NOP; 5], &BODY]), pad(0, 5));
         assert_eq!(entry(&[&[NOP; 16], &BODY]), pad(0, 16));
         assert_eq!(entry(&[&ENDBR64, &[NOP; 5], &BODY]), pad(4, 5));
-        assert_eq!(entry(&[&ENDBR64, &NOPL, &BODY]), Some(Entry { skip: 4, ..one(5).expect("an entry") }));
+        assert_eq!(
+            entry(&[&ENDBR64, &NOPL, &BODY]),
+            Some(Entry {
+                skip: 4,
+                ..one(5).expect("an entry")
+            })
+        );
     }
 
     #[test]
@@ -194,11 +256,27 @@ mod tests {
         assert_eq!(entry(&[&BODY]), None);
         assert_eq!(entry(&[&ENDBR64, &BODY]), None);
         assert_eq!(entry(&[&[NOP; 4], &BODY]), None);
-        assert_eq!(entry(&[&[0x0f, 0x1f, 0x40, 0], &BODY]), None, "four bytes are too few");
+        assert_eq!(
+            entry(&[&[0x0f, 0x1f, 0x40, 0], &BODY]),
+            None,
+            "four bytes are too few"
+        );
         assert_eq!(entry(&[&NOPL[..4]]), None, "cut off");
-        assert_eq!(entry(&[&[0x0f, 0x1f, 0x44, 0x24, 0], &BODY]), None, "no compiler's NOP");
-        assert_eq!(entry(&[&[0xe8, 1, 2, 3, 4], &BODY]), None, "a call of mcount");
-        assert_eq!(entry(&[&[INT3], &NOPL[1..], &BODY]), None, "a breakpoint is set");
+        assert_eq!(
+            entry(&[&[0x0f, 0x1f, 0x44, 0x24, 0], &BODY]),
+            None,
+            "no compiler's NOP"
+        );
+        assert_eq!(
+            entry(&[&[0xe8, 1, 2, 3, 4], &BODY]),
+            None,
+            "a call of mcount"
+        );
+        assert_eq!(
+            entry(&[&[INT3], &NOPL[1..], &BODY]),
+            None,
+            "a breakpoint is set"
+        );
         let mut too_long = [0x66; 16].to_vec();
         too_long.extend_from_slice(&NOPL);
         assert_eq!(entry(&[&too_long]), None, "no instruction has 21 bytes");
@@ -209,28 +287,62 @@ mod tests {
         let at = CodeAddr::new(0x40_1000);
         let found = |parts: &[&[u8]]| X86_64::intruder(at, &parts.concat());
         let at_offset = |offset| at.wrapping_add(offset);
-        let jump = |offset, to| Some(Intruder::Jump { at: at_offset(offset), to: Some(CodeAddr::new(to)) });
-        assert_eq!(found(&[&[INT3], &NOPL[1..], &BODY]), Some(Intruder::Breakpoint { at }));
-        assert_eq!(found(&[&ENDBR64, &[NOP, NOP, INT3]]), Some(Intruder::Breakpoint { at: at_offset(6) }));
-        assert_eq!(found(&[&[INT3], &ENDBR64[1..]]), Some(Intruder::Breakpoint { at }));
+        let jump = |offset, to| {
+            Some(Intruder::Jump {
+                at: at_offset(offset),
+                to: Some(CodeAddr::new(to)),
+            })
+        };
+        assert_eq!(
+            found(&[&[INT3], &NOPL[1..], &BODY]),
+            Some(Intruder::Breakpoint { at })
+        );
+        assert_eq!(
+            found(&[&ENDBR64, &[NOP, NOP, INT3]]),
+            Some(Intruder::Breakpoint { at: at_offset(6) })
+        );
+        assert_eq!(
+            found(&[&[INT3], &ENDBR64[1..]]),
+            Some(Intruder::Breakpoint { at })
+        );
         assert_eq!(found(&[&[JMP, 0xfb, 0xff, 0xff, 0xff]]), jump(0, 0x40_1000));
         assert_eq!(found(&[&[NOP, JMP_SHORT, 0x10]]), jump(1, 0x40_1013));
         assert_eq!(found(&[&[JMP_SHORT, 0xfe]]), jump(0, 0x40_1000));
-        let call = Intruder::Call { at, to: CodeAddr::new(0x40_2005) };
+        let call = Intruder::Call {
+            at,
+            to: CodeAddr::new(0x40_2005),
+        };
         assert_eq!(found(&[&[CALL, 0, 0x10, 0, 0], &BODY]), Some(call));
         let quad = [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11];
-        assert_eq!(found(&[&JMP_NEXT_QUAD, &quad]), jump(0, 0x1122_3344_5566_7788));
-        assert_eq!(found(&[&JMP_MEMORY, &[2, 0, 0, 0, 0, 0], &quad]), jump(0, 0x1122_3344_5566_7788));
+        assert_eq!(
+            found(&[&JMP_NEXT_QUAD, &quad]),
+            jump(0, 0x1122_3344_5566_7788)
+        );
+        assert_eq!(
+            found(&[&JMP_MEMORY, &[2, 0, 0, 0, 0, 0], &quad]),
+            jump(0, 0x1122_3344_5566_7788)
+        );
         let elsewhere = Some(Intruder::Jump { at, to: None });
         assert_eq!(found(&[&JMP_NEXT_QUAD, &quad[..7]]), elsewhere, "cut off");
-        assert_eq!(found(&[&JMP_MEMORY, &[0xff; 4], &quad]), elsewhere, "in front of it");
+        assert_eq!(
+            found(&[&JMP_MEMORY, &[0xff; 4], &quad]),
+            elsewhere,
+            "in front of it"
+        );
     }
 
     #[test]
     fn what_is_no_intruder_is_none() {
         let at = CodeAddr::new(0x40_1000);
-        let cases: [&[u8]; 7] =
-            [&[], &NOPL, &[NOP; 16], &ENDBR64, &BODY, &[JMP, 0, 0, 0], &[JMP_MEMORY[0], JMP_MEMORY[1], 0]];
+        let cases: [&[u8]; 7] = [
+            &[],
+            &NOPL,
+            &[NOP; 16],
+            &ENDBR64,
+            &BODY,
+            &[JMP, 0, 0, 0],
+            &[JMP_MEMORY[0], JMP_MEMORY[1], 0],
+        ];
         for bytes in cases {
             assert_eq!(X86_64::intruder(at, bytes), None, "{bytes:x?}");
         }
@@ -245,23 +357,43 @@ mod tests {
     #[test]
     fn encodings_are_the_manuals() {
         let at = CodeAddr::new(0x40_1000);
-        let jump = |to, len| X86_64::jump(at, CodeAddr::new(to), len).expect("in reach").to_vec();
+        let jump = |to, len| {
+            X86_64::jump(at, CodeAddr::new(to), len)
+                .expect("in reach")
+                .to_vec()
+        };
         assert_eq!(jump(0x40_1005, 5), [0xe9, 0, 0, 0, 0]);
         assert_eq!(jump(0x40_1000, 5), [0xe9, 0xfb, 0xff, 0xff, 0xff]);
         assert_eq!(jump(0x40_1105, 8), [0xe9, 0, 1, 0, 0, 0xcc, 0xcc, 0xcc]);
         let far = CodeAddr::new(0x1122_3344_5566_7788);
         let quad = [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11];
-        assert_eq!(X86_64::veneer(at, far).to_vec(), [&[0xff, 0x25, 0, 0, 0, 0][..], &quad].concat());
-        let thunk: Vec<u8> = [&[0x49, 0xbb, 7, 0, 0, 0, 0, 0, 0, 0, 0xff, 0x25, 0, 0, 0, 0][..], &quad].concat();
+        assert_eq!(
+            X86_64::veneer(at, far).to_vec(),
+            [&[0xff, 0x25, 0, 0, 0, 0][..], &quad].concat()
+        );
+        let thunk: Vec<u8> = [
+            &[0x49, 0xbb, 7, 0, 0, 0, 0, 0, 0, 0, 0xff, 0x25, 0, 0, 0, 0][..],
+            &quad,
+        ]
+        .concat();
         assert_eq!(X86_64::thunk(at, 7, far).to_vec(), thunk);
     }
 
     #[test]
     fn the_edges_of_reach() {
         let at = CodeAddr::new(0x7000_0000_0000);
-        let (up, down) = (at.wrapping_add((1 << 31) + 4), at.wrapping_sub((1 << 31) - 5));
-        assert_eq!(X86_64::jump(at, up, 5).expect("the last byte"), [0xe9, 0xff, 0xff, 0xff, 0x7f]);
-        assert_eq!(X86_64::jump(at, down, 5).expect("the first byte"), [0xe9, 0, 0, 0, 0x80]);
+        let (up, down) = (
+            at.wrapping_add((1 << 31) + 4),
+            at.wrapping_sub((1 << 31) - 5),
+        );
+        assert_eq!(
+            X86_64::jump(at, up, 5).expect("the last byte"),
+            [0xe9, 0xff, 0xff, 0xff, 0x7f]
+        );
+        assert_eq!(
+            X86_64::jump(at, down, 5).expect("the first byte"),
+            [0xe9, 0, 0, 0, 0x80]
+        );
         for to in [up.wrapping_add(1), down.wrapping_sub(1)] {
             assert_eq!(X86_64::jump(at, to, 5), Err(OutOfReach { from: at, to }));
         }

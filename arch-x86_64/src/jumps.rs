@@ -36,7 +36,9 @@ pub(crate) fn jumps(at: CodeAddr, code: &[u8], each: &mut dyn FnMut(Option<CodeA
             continue;
         }
         let Ok(instruction) = decoder.decode_slice(rest) else {
-            let Some(len) = vex_len(rest) else { return each(None) };
+            let Some(len) = vex_len(rest) else {
+                return each(None);
+            };
             (rest, next) = skip(rest, next, len);
             own_return = false;
             continue;
@@ -48,7 +50,9 @@ pub(crate) fn jumps(at: CodeAddr, code: &[u8], each: &mut dyn FnMut(Option<CodeA
         (rest, next) = skip(rest, next, len);
         match flow(&instruction, own_return) {
             Flow::On => {}
-            Flow::By(distance) => each(Some(CodeAddr::new(next.get().wrapping_add_signed(distance)))),
+            Flow::By(distance) => each(Some(CodeAddr::new(
+                next.get().wrapping_add_signed(distance),
+            ))),
             Flow::Away => each(None),
         }
         own_return = writes_return_address(&instruction);
@@ -106,15 +110,21 @@ fn veneer(code: &[u8]) -> Option<CodeAddr> {
 }
 
 fn skip(code: &[u8], at: CodeAddr, len: usize) -> (&[u8], CodeAddr) {
-    (code.get(len..).unwrap_or_default(), at.wrapping_add(len as u64))
+    (
+        code.get(len..).unwrap_or_default(),
+        at.wrapping_add(len as u64),
+    )
 }
 
 fn flow(instruction: &Instruction, own_return: bool) -> Flow {
     let opcode = instruction.opcode();
     match opcode {
-        Opcode::JMP | Opcode::JRCXZ | Opcode::JECXZ | Opcode::LOOP | Opcode::LOOPZ | Opcode::LOOPNZ => {
-            distance(instruction)
-        }
+        Opcode::JMP
+        | Opcode::JRCXZ
+        | Opcode::JECXZ
+        | Opcode::LOOP
+        | Opcode::LOOPZ
+        | Opcode::LOOPNZ => distance(instruction),
         Opcode::XBEGIN => distance(instruction),
         _ if opcode.is_jcc() => distance(instruction),
         // A call comes back, but with this prefix it is not certain where the next instruction
@@ -152,7 +162,12 @@ fn is_indirect(instruction: &Instruction) -> bool {
 fn writes_return_address(instruction: &Instruction) -> bool {
     match instruction.opcode() {
         Opcode::PUSH => true,
-        Opcode::MOV => instruction.operand(0) == Operand::MemDeref { base: RegSpec::rsp() },
+        Opcode::MOV => {
+            instruction.operand(0)
+                == Operand::MemDeref {
+                    base: RegSpec::rsp(),
+                }
+        }
         _ => false,
     }
 }
@@ -166,7 +181,9 @@ mod tests {
 
     fn found(code: &[u8]) -> Vec<Option<u64>> {
         let mut found = Vec::new();
-        jumps(CodeAddr::new(AT), code, &mut |to| found.push(to.map(CodeAddr::get)));
+        jumps(CodeAddr::new(AT), code, &mut |to| {
+            found.push(to.map(CodeAddr::get))
+        });
         found
     }
 
@@ -208,7 +225,7 @@ mod tests {
             &[0xff, 0x25, 0x10, 0x00, 0x00, 0x00],             // jmp [rip + 16]
             &[0xff, 0x25, 0x00, 0x00, 0x00, 0x00, 0x90, 0x90], // the address is cut off
             &[0xff, 0x2f],                                     // jmp far [rdi]
-            &[0x66, 0xe9, 0x00, 0x00, 0x00, 0x00],             // read differently by Intel's and AMD's processors
+            &[0x66, 0xe9, 0x00, 0x00, 0x00, 0x00],             // Intel and AMD differ
             &[0x66, 0x74, 0x00],                               // also
             &[0x66, 0xe8, 0x00, 0x00, 0x00, 0x00],             // a call, but of which length?
             &[0x06],                                           // push es: not in 64-bit mode
@@ -230,21 +247,21 @@ mod tests {
     fn everything_else_is_nothing() {
         let cases: [&[u8]; 30] = [
             &[],
-            &[0xe8, 0x00, 0x10, 0x00, 0x00],                   // call rel32
+            &[0xe8, 0x00, 0x10, 0x00, 0x00], // call rel32
             &[0x66, 0x66, 0x48, 0xe8, 0x00, 0x10, 0x00, 0x00], // the call of __tls_get_addr
             &[0x66, 0x48, 0xff, 0x15, 0x00, 0x10, 0x00, 0x00], // also
-            &[0x67, 0xe8, 0x00, 0x10, 0x00, 0x00],             // a relaxed call
-            &[0xff, 0xd0],                                     // call rax
-            &[0xff, 0x15, 0x00, 0x10, 0x00, 0x00],             // call [rip + 0x1000]
-            &[0xff, 0x94, 0xe8, 0x00, 0x10, 0x00, 0x00],       // call [rax + rbp * 8 + 0x1000]
-            &[0xc3],                                           // ret
-            &[0xf3, 0xc3],                                     // rep ret
-            &[0xc2, 0x10, 0x00],                               // ret 16
-            &[0xcc, 0xcc],                                     // int3
-            &[0x0f, 0x0b],                                     // ud2
-            &[0xf4],                                           // hlt
-            &[0xf3, 0x0f, 0x1e, 0xfa],                         // endbr64
-            &[0x0f, 0x05],                                     // syscall
+            &[0x67, 0xe8, 0x00, 0x10, 0x00, 0x00], // a relaxed call
+            &[0xff, 0xd0],                   // call rax
+            &[0xff, 0x15, 0x00, 0x10, 0x00, 0x00], // call [rip + 0x1000]
+            &[0xff, 0x94, 0xe8, 0x00, 0x10, 0x00, 0x00], // call [rax + rbp * 8 + 0x1000]
+            &[0xc3],                         // ret
+            &[0xf3, 0xc3],                   // rep ret
+            &[0xc2, 0x10, 0x00],             // ret 16
+            &[0xcc, 0xcc],                   // int3
+            &[0x0f, 0x0b],                   // ud2
+            &[0xf4],                         // hlt
+            &[0xf3, 0x0f, 0x1e, 0xfa],       // endbr64
+            &[0x0f, 0x05],                   // syscall
             &[0x66, 0x2e, 0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00],
             &[0; 8],                               // add
             &[0x62, 0xf1, 0x7c, 0x48, 0x10, 0x07], // vmovups zmm0, [rdi]
@@ -258,7 +275,9 @@ mod tests {
             &[0xc4, 0xe3, 0x79, 0x6b, 0x0d, 0x7e, 0x71, 0x03, 0x00, 0x20],
             &[0xc4, 0xe3, 0xc1, 0x6b, 0x51, 0xe9, 0x00],
             &[0xc4, 0xe3, 0xc1, 0x6b, 0x54, 0x24, 0xe9, 0x00],
-            &[0xc4, 0xe3, 0xc1, 0x6b, 0x14, 0x25, 0xe9, 0xe9, 0xe9, 0xe9, 0x00],
+            &[
+                0xc4, 0xe3, 0xc1, 0x6b, 0x14, 0x25, 0xe9, 0xe9, 0xe9, 0xe9, 0x00,
+            ],
             &[0x49, 0xbb, 0xe9, 0xeb, 0xff, 0xe0, 0x74, 0x0f, 0x84, 0xe3], // movabs r11, …
             &[0x50, 0x90, 0xc3],                                           // push rax; nop; ret
         ];
@@ -283,7 +302,13 @@ mod tests {
             &[0xff, 0x25, 0xe3, 0x2f, 0x00, 0x00], // jmp [rip + …]
         ]
         .concat();
-        let expected = [Some(AT + 0x18), Some(AT + 0x1d), Some(AT + 0x1000), Some(AT + 0x2000), None];
+        let expected = [
+            Some(AT + 0x18),
+            Some(AT + 0x1d),
+            Some(AT + 0x1000),
+            Some(AT + 0x2000),
+            None,
+        ];
         assert_eq!(found(&sibling_calls), expected);
     }
 

@@ -1,6 +1,7 @@
 //! Relocations of patch objects: the psABI's table 4.9, as far as code for patch objects uses it.
 //!
-//! Answers to the kernel's `apply_relocate_add` and `clear_relocate_add` of `arch/x86/kernel/module.c`.
+//! Answers to the kernel's `apply_relocate_add` and `clear_relocate_add` of
+//! `arch/x86/kernel/module.c`.
 #![deny(unsafe_code)]
 
 use crate::X86_64;
@@ -25,8 +26,8 @@ enum Value {
     Relative,
 }
 
-/// The table. Those of thread-local storage, of the procedure linkage table's own and of a global offset table's base are for
-/// the static and dynamic linkers, and not here.
+/// The table. Those of thread-local storage, of the procedure linkage table's own and of a global
+/// offset table's base are for the static and dynamic linkers, and not here.
 fn describe(kind: u32) -> Option<(Field, Value, Support)> {
     Some(match elf::RelocationType(kind) {
         elf::R_X86_64_NONE => (Field::Nothing, Value::Absolute, Support::None),
@@ -36,7 +37,8 @@ fn describe(kind: u32) -> Option<(Field, Value, Support)> {
         elf::R_X86_64_32S => (Field::Signed32, Value::Absolute, Support::None),
         elf::R_X86_64_PC32 => (Field::Signed32, Value::Relative, Support::None),
         elf::R_X86_64_PLT32 => (Field::Signed32, Value::Relative, Support::Veneer),
-        // The instruction is left as it is, although psABI B.2 lets a linker make it one that needs no slot.
+        // The instruction is left as it is, although psABI B.2 lets a linker make it one that needs
+        // no slot.
         elf::R_X86_64_GOTPCREL | elf::R_X86_64_GOTPCRELX | elf::R_X86_64_REX_GOTPCRELX => {
             (Field::Signed32, Value::Relative, Support::AddressSlot)
         }
@@ -53,10 +55,16 @@ unsafe impl Relocator for X86_64 {
         describe(kind).map(|(_, _, support)| support)
     }
 
-    /// The field must hold zero before: x86-64 keeps addends in the relocation entries, and a field that is not zero has been
-    /// relocated already.
+    /// The field must hold zero before: x86-64 keeps addends in the relocation entries, and a field
+    /// that is not zero has been relocated already.
     fn apply(reloc: &Relocation, bytes: &mut [u8]) -> Result<(), RelocError> {
-        let &Relocation { kind, place, symbol, addend, .. } = reloc;
+        let &Relocation {
+            kind,
+            place,
+            symbol,
+            addend,
+            ..
+        } = reloc;
         let (field, value, _) = describe(kind).ok_or(RelocError::Unsupported { kind })?;
         let value = match value {
             Value::Absolute => symbol.wrapping_add_signed(addend),
@@ -71,10 +79,18 @@ unsafe impl Relocator for X86_64 {
             Field::Nothing => {}
             Field::Whole64 => place.copy_from_slice(&value.to_le_bytes()),
             Field::Unsigned32 => {
-                place.copy_from_slice(&u32::try_from(value).map_err(|_| out_of_range)?.to_le_bytes());
+                place.copy_from_slice(
+                    &u32::try_from(value)
+                        .map_err(|_| out_of_range)?
+                        .to_le_bytes(),
+                );
             }
             Field::Signed32 => {
-                place.copy_from_slice(&i32::try_from(value).map_err(|_| out_of_range)?.to_le_bytes());
+                place.copy_from_slice(
+                    &i32::try_from(value)
+                        .map_err(|_| out_of_range)?
+                        .to_le_bytes(),
+                );
             }
         }
         Ok(())
@@ -107,7 +123,10 @@ mod tests {
 
     fn apply(kind: elf::RelocationType, symbol: u64, addend: i64) -> Result<[u8; 9], RelocError> {
         let mut bytes = [0, 0, 0, 0, 0, 0, 0, 0, 0x5a];
-        let result = X86_64::apply(&Relocation::new(kind.0, CodeAddr::new(PLACE), symbol, addend), &mut bytes);
+        let result = X86_64::apply(
+            &Relocation::new(kind.0, CodeAddr::new(PLACE), symbol, addend),
+            &mut bytes,
+        );
         if result.is_err() {
             assert_eq!(bytes, [0, 0, 0, 0, 0, 0, 0, 0, 0x5a]);
         }
@@ -116,25 +135,56 @@ mod tests {
 
     #[test]
     fn values_are_the_psabis() {
-        assert_eq!(apply(elf::R_X86_64_NONE, 1, 2), Ok([0, 0, 0, 0, 0, 0, 0, 0, 0x5a]));
+        assert_eq!(
+            apply(elf::R_X86_64_NONE, 1, 2),
+            Ok([0, 0, 0, 0, 0, 0, 0, 0, 0x5a])
+        );
         assert_eq!(
             apply(elf::R_X86_64_64, 0x1122_3344_5566_7780, 8),
             Ok([0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 0x5a])
         );
-        assert_eq!(apply(elf::R_X86_64_PC64, PLACE - 2, 0), Ok([0xfe, 255, 255, 255, 255, 255, 255, 255, 0x5a]));
-        assert_eq!(apply(elf::R_X86_64_PC32, PLACE + 0x104, -4), Ok([0, 1, 0, 0, 0, 0, 0, 0, 0x5a]));
-        assert_eq!(apply(elf::R_X86_64_PLT32, PLACE, -4), Ok([0xfc, 255, 255, 255, 0, 0, 0, 0, 0x5a]));
-        assert_eq!(apply(elf::R_X86_64_32, 0xffff_fff0, 0xf), Ok([255, 255, 255, 255, 0, 0, 0, 0, 0x5a]));
-        assert_eq!(apply(elf::R_X86_64_32S, 0xffff_ffff_8000_0000, 0), Ok([0, 0, 0, 0x80, 0, 0, 0, 0, 0x5a]));
-        for kind in [elf::R_X86_64_GOTPCREL, elf::R_X86_64_GOTPCRELX, elf::R_X86_64_REX_GOTPCRELX] {
-            assert_eq!(apply(kind, PLACE + 0x14, -4), Ok([0x10, 0, 0, 0, 0, 0, 0, 0, 0x5a]));
+        assert_eq!(
+            apply(elf::R_X86_64_PC64, PLACE - 2, 0),
+            Ok([0xfe, 255, 255, 255, 255, 255, 255, 255, 0x5a])
+        );
+        assert_eq!(
+            apply(elf::R_X86_64_PC32, PLACE + 0x104, -4),
+            Ok([0, 1, 0, 0, 0, 0, 0, 0, 0x5a])
+        );
+        assert_eq!(
+            apply(elf::R_X86_64_PLT32, PLACE, -4),
+            Ok([0xfc, 255, 255, 255, 0, 0, 0, 0, 0x5a])
+        );
+        assert_eq!(
+            apply(elf::R_X86_64_32, 0xffff_fff0, 0xf),
+            Ok([255, 255, 255, 255, 0, 0, 0, 0, 0x5a])
+        );
+        assert_eq!(
+            apply(elf::R_X86_64_32S, 0xffff_ffff_8000_0000, 0),
+            Ok([0, 0, 0, 0x80, 0, 0, 0, 0, 0x5a])
+        );
+        for kind in [
+            elf::R_X86_64_GOTPCREL,
+            elf::R_X86_64_GOTPCRELX,
+            elf::R_X86_64_REX_GOTPCRELX,
+        ] {
+            assert_eq!(
+                apply(kind, PLACE + 0x14, -4),
+                Ok([0x10, 0, 0, 0, 0, 0, 0, 0, 0x5a])
+            );
         }
     }
 
     #[test]
     fn the_edges_of_ranges() {
         let refused = |kind: elf::RelocationType, symbol, value| {
-            assert_eq!(apply(kind, symbol, 0), Err(RelocError::OutOfRange { kind: kind.0, value }));
+            assert_eq!(
+                apply(kind, symbol, 0),
+                Err(RelocError::OutOfRange {
+                    kind: kind.0,
+                    value
+                })
+            );
         };
         assert!(apply(elf::R_X86_64_PC32, PLACE + 0x7fff_ffff, 0).is_ok());
         refused(elf::R_X86_64_PC32, PLACE + 0x8000_0000, 0x8000_0000);
@@ -160,7 +210,8 @@ mod tests {
             (elf::R_X86_64_GOTPCRELX, 4, true),
             (elf::R_X86_64_REX_GOTPCRELX, 4, true),
         ];
-        let known = known.map(|(elf::RelocationType(kind), len, limited)| Known { kind, len, limited });
+        let known =
+            known.map(|(elf::RelocationType(kind), len, limited)| Known { kind, len, limited });
         let unknown = [
             elf::R_X86_64_COPY,
             elf::R_X86_64_TLSGD,
@@ -176,7 +227,12 @@ mod tests {
         let mut bytes = apply(elf::R_X86_64_PC32, PLACE + 8, 0).expect("in range");
         let again = Relocation::new(elf::R_X86_64_PC32.0, CodeAddr::new(PLACE), PLACE + 9, 0);
         let again = X86_64::apply(&again, &mut bytes);
-        assert_eq!(again, Err(RelocError::BadPlace { kind: elf::R_X86_64_PC32.0 }));
+        assert_eq!(
+            again,
+            Err(RelocError::BadPlace {
+                kind: elf::R_X86_64_PC32.0
+            })
+        );
         assert_eq!(bytes[0], 8);
     }
 }

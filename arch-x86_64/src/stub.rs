@@ -1,11 +1,12 @@
 //! The entry stub: from a thunk to the handler and on to the function that the handler chose.
 //!
-//! Answers to the kernel's `arch/x86/kernel/ftrace_64.S` (`ftrace_regs_caller`), for one purpose only.
+//! Answers to the kernel's `arch/x86/kernel/ftrace_64.S` (`ftrace_regs_caller`), for one purpose
+//! only.
 
 use crate::unwind::Regs;
 
-/// The registers that a function preserves for its caller (psABI 3.2.3, figure 3.4), as they are at a patched function's entry:
-/// what the stub hands to a slow handler.
+/// The registers that a function preserves for its caller (psABI 3.2.3, figure 3.4), as they are at
+/// a patched function's entry: what the stub hands to a slow handler.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Preserved {
@@ -18,12 +19,28 @@ pub struct Preserved {
 }
 
 impl Preserved {
-    /// The caller's registers, for a walk of its stack ([`walk_call`](crate::unwind::walk_call)): `sp` is `rsp` at the entry, and
-    /// `return_address` what it points to.
+    /// The caller's registers, for a walk of its stack ([`walk_call`](crate::unwind::walk_call)):
+    /// `sp` is `rsp` at the entry, and `return_address` what it points to.
     #[must_use]
     pub fn caller(&self, sp: u64, return_address: u64) -> Regs {
-        let Self { r15, r14, r13, r12, rbx, rbp } = *self;
-        Regs { rip: return_address, rsp: sp.wrapping_add(8), rbp, rbx, r12, r13, r14, r15 }
+        let Self {
+            r15,
+            r14,
+            r13,
+            r12,
+            rbx,
+            rbp,
+        } = *self;
+        Regs {
+            rip: return_address,
+            rsp: sp.wrapping_add(8),
+            rbp,
+            rbx,
+            r12,
+            r13,
+            r14,
+            r15,
+        }
     }
 }
 
@@ -33,7 +50,8 @@ pub const FAST_STACK_MAX: usize = crate::__entry_stub_vectors!(bytes) + 72 + 15 
 
 /// Most bytes of stack, below `rsp` at a patched function's entry, that an [entry
 /// stub](crate::entry_stub) needs on the way of its slow handler, without what that handler takes.
-pub const SLOW_STACK_MAX: usize = crate::__entry_stub_vectors!(bytes) + 72 + 48 + MAX_XSAVE + 63 + 8;
+pub const SLOW_STACK_MAX: usize =
+    crate::__entry_stub_vectors!(bytes) + 72 + 48 + MAX_XSAVE + 63 + 8;
 
 /// Where the component 6 of XSAVE ends on processors that have all the others up to it, too (Intel
 /// SDM volume 1, section 13.4.3; those that lack MPX have it earlier).
@@ -50,13 +68,14 @@ const MAX_XSAVE: usize = 1152 + 512;
 /// # fn main() { #[cfg(target_arch = "x86_64")] assert_ne!(example_stub as *const () as u64, 0) }
 /// ```
 ///
-/// `handler` is an `extern "C" fn(arg: u64, sp: u64) -> u64` (`unsafe` or not, and the second argument may be left out): it takes the
-/// number of [`HandlerArg`](klp_core::port::HandlerArg) and `rsp` at the patched function's entry, which points to the
-/// return address, and returns the address to go on at. The function chosen finds all registers
-/// that carry arguments, and the stack, as the caller left them; `r11`, `xmm8` to `xmm15` and the flags are clobbered.
+/// `handler` is an `extern "C" fn(arg: u64, sp: u64) -> u64` (`unsafe` or not, and the second
+/// argument may be left out): it takes the number of [`HandlerArg`](klp_core::port::HandlerArg) and
+/// `rsp` at the patched function's entry, which points to the return address, and returns the
+/// address to go on at. The function chosen finds all registers that carry arguments, and the
+/// stack, as the caller left them; `r11`, `xmm8` to `xmm15` and the flags are clobbered.
 ///
-/// Stands beside functions, not inside one. The name becomes a symbol of the linked program or library (hidden, but it must
-/// be unique there). It must not be called.
+/// Stands beside functions, not inside one. The name becomes a symbol of the linked program or
+/// library (hidden, but it must be unique there). It must not be called.
 ///
 /// # Two handlers
 ///
@@ -68,20 +87,21 @@ const MAX_XSAVE: usize = 1152 + 512;
 /// # fn main() { #[cfg(target_arch = "x86_64")] assert_ne!(example_two as *const () as u64, 0) }
 /// ```
 ///
-/// If `fast` returns 0, `slow` is called and decides. It gets both arguments again, and as a third, `*const`
-/// [`Preserved`](crate::stub::Preserved), the registers that a walk of the caller's stack needs (at
-/// a multiple of 8, if `sp` is one).
+/// If `fast` returns 0, `slow` is called and decides. It gets both arguments again, and as a third,
+/// `*const` [`Preserved`](crate::stub::Preserved), the registers that a walk of the caller's stack
+/// needs (at a multiple of 8, if `sp` is one).
 ///
 /// # What a handler may do
 ///
-/// It must not unwind. A handler (the fast one, if there are two) must execute no vector instructions but those that
-/// *this crate* is compiled for. The stub saves `xmm0` to `xmm7` if that is plain SSE, whose instructions leave the upper
-/// halves of the registers alone; `ymm` or `zmm` if it is AVX or AVX-512; nothing on targets without SSE. (Compiled for AVX
-/// without AVX-512, any instruction may clear the upper halves of `zmm`: 512-bit arguments are lost then.) In particular, such a handler
-/// calls nothing of a C library: its `memcpy` may be an AVX one, and clears what it does not know to be an argument.
-/// A slow handler may do all that: around it, the stub saves all of `zmm0` to `zmm15` that the
-/// machine has, on its stack. On targets without SSE, there is no vector state in the hands of
-/// compiled code, and none is saved.
+/// It must not unwind. A handler (the fast one, if there are two) must execute no vector
+/// instructions but those that *this crate* is compiled for. The stub saves `xmm0` to `xmm7` if
+/// that is plain SSE, whose instructions leave the upper halves of the registers alone; `ymm` or
+/// `zmm` if it is AVX or AVX-512; nothing on targets without SSE. (Compiled for AVX without
+/// AVX-512, any instruction may clear the upper halves of `zmm`: 512-bit arguments are lost then.)
+/// In particular, such a handler calls nothing of a C library: its `memcpy` may be an AVX one, and
+/// clears what it does not know to be an argument. A slow handler may do all that: around it, the
+/// stub saves all of `zmm0` to `zmm15` that the machine has, on its stack. On targets without SSE,
+/// there is no vector state in the hands of compiled code, and none is saved.
 ///
 /// # Alignment
 ///
@@ -110,8 +130,9 @@ const MAX_XSAVE: usize = 1152 + 512;
 ///
 /// # No unwind information
 ///
-/// The stub has none, on purpose. A task that stands in it, or in the handler, may have decided already which version it goes to
-/// but not be there: its stack must not be trusted ([`Doubt::NoTable`](klp_core::port::Doubt::NoTable)).
+/// The stub has none, on purpose. A task that stands in it, or in the handler, may have decided
+/// already which version it goes to but not be there: its stack must not be trusted
+/// ([`Doubt::NoTable`](klp_core::port::Doubt::NoTable)).
 #[macro_export]
 macro_rules! entry_stub {
     ($(#[$doc:meta])* $vis:vis fn $name:ident, $handler:path) => {
@@ -126,11 +147,11 @@ macro_rules! entry_stub {
     };
 }
 
-// The stack while the handler runs, for V bytes of vector registers (0, 128, 256 or 512). A function is entered with
-// rsp + 8 a multiple of 16 (psABI 3.2.2, "The Stack Frame"), and the frame is an odd multiple of 8, so rsp is a multiple of
-// 16 at the call, as psABI 3.2.2 asks for. If the caller did not keep to that, the handler is
-// called from label 5: rsp is brought down to the next multiple of 16 and, below it, saved twice,
-// once to be popped and once to keep that multiple.
+// The stack while the handler runs, for V bytes of vector registers (0, 128, 256 or 512). A
+// function is entered with rsp + 8 a multiple of 16 (psABI 3.2.2, "The Stack Frame"), and the frame
+// is an odd multiple of 8, so rsp is a multiple of 16 at the call, as psABI 3.2.2 asks for. If the
+// caller did not keep to that, the handler is called from label 5: rsp is brought down to the next
+// multiple of 16 and, below it, saved twice, once to be popped and once to keep that multiple.
 //
 //      rsp + V + 72    return address of the patched function's caller      <- rsp at entry
 //      rsp + V + 64    r11: the number for the handler
@@ -140,13 +161,15 @@ macro_rules! entry_stub {
 //      rsp + V         rdi
 //      rsp             vector registers 0 to 7                              <- rsp at the call
 //
-// These are all that psABI 3.2.3 ("Parameter Passing", figure 3.4) passes to a function, apart from what lies above the
-// return address. The opmask registers, x87, MMX and flags carry nothing; mxcsr's control bits belong to the callee's duties.
+// These are all that psABI 3.2.3 ("Parameter Passing", figure 3.4) passes to a function, apart from
+// what lies above the return address. The opmask registers, x87, MMX and flags carry nothing;
+// mxcsr's control bits belong to the callee's duties.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __entry_stub {
     ([$(#[$doc:meta])*] [$vis:vis] $name:ident, $slow:expr, [$handler:literal], $($operands:tt)*) => {
-        // SAFETY: the symbol is defined just below. It is an address to be jumped to; calling it is the caller's unsafe act.
+        // SAFETY: the symbol is defined just below. It is an address to be jumped to; calling it is
+        // the caller's unsafe act.
         unsafe extern "C" {
             $(#[$doc])*
             #[doc = "Entry stub: jumped to by thunks, not to be called."]
@@ -206,8 +229,8 @@ macro_rules! __entry_stub {
     };
 }
 
-// Saves and restores vector registers 0 to 7, or says how many bytes they take: as many bits as the compiler of this crate
-// may touch.
+// Saves and restores vector registers 0 to 7, or says how many bytes they take: as many bits as the
+// compiler of this crate may touch.
 #[cfg(not(target_feature = "sse"))]
 #[doc(hidden)]
 #[macro_export]
@@ -322,20 +345,18 @@ macro_rules! __entry_stub_vectors {
 // The way of the slow handler. It lies apart from the fast one's, with rbp as the anchor of the
 // stub's frame:
 //
-//      rbp + V + 80    return address of the patched function's caller      <- rsp at entry
-//      rbp + V + 72    r11
-//      rbp +  8        the rest of the frame above                          <- rsp at the call above
-//      rbp             rbp of the caller
-//      rbp -  8        rbx
-//      rbp - 40        r15, r14, r13, r12: with those above, what `Preserved` is
-//      rsp             area of XSAVE, aligned to 64                         <- rsp at the call
+//      rbp + V + 80 return address of the patched function's caller <- rsp at entry rbp + V + 72
+//      r11 rbp + 8 the rest of the frame above <- rsp at the call above rbp rbp of the caller rbp -
+//      8 rbx rbp - 40 r15, r14, r13, r12: with those above, what `Preserved` is rsp area of XSAVE,
+//      aligned to 64 <- rsp at the call
 //
-// The components of XSAVE that vector arguments lie in (Intel SDM volume 1, chapter 13): 1 SSE, 2 AVX, 6 upper halves of
-// zmm0 to zmm15. The area is in standard form: component 1 lies in the first 576 bytes, 2 and 6
-// where leaf 0xd of CPUID says (eax: size, ebx: offset) if the system enabled them (XCR0). XSAVE
-// writes those that are asked for, and nothing behind them. The size is asked for once: CPUID is
-// slow, and very slow in virtual machines. Threads that race for it write the same. XRSTOR wants
-// the header's bytes behind the first eight to be zero, and XSAVE does not write them.
+// The components of XSAVE that vector arguments lie in (Intel SDM volume 1, chapter 13): 1 SSE, 2
+// AVX, 6 upper halves of zmm0 to zmm15. The area is in standard form: component 1 lies in the first
+// 576 bytes, 2 and 6 where leaf 0xd of CPUID says (eax: size, ebx: offset) if the system enabled
+// them (XCR0). XSAVE writes those that are asked for, and nothing behind them. The size is asked
+// for once: CPUID is slow, and very slow in virtual machines. Threads that race for it write the
+// same. XRSTOR wants the header's bytes behind the first eight to be zero, and XSAVE does not write
+// them.
 #[cfg(target_feature = "sse")]
 #[doc(hidden)]
 #[macro_export]

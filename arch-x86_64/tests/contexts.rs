@@ -61,9 +61,16 @@ fn run(goes_back: bool) -> usize {
         assert_eq!(libc::getcontext(&raw mut (*it).own), 0);
         (*it).own.uc_stack.ss_sp = stack.as_mut_ptr().cast();
         (*it).own.uc_stack.ss_size = size_of_val(&*stack);
-        (*it).own.uc_link = if goes_back { ptr::null_mut() } else { &raw mut (*it).caller };
+        (*it).own.uc_link = if goes_back {
+            ptr::null_mut()
+        } else {
+            &raw mut (*it).caller
+        };
         libc::makecontext(&raw mut (*it).own, coroutine, 0);
-        assert_eq!(libc::swapcontext(&raw mut (*it).caller, &raw const (*it).own), 0);
+        assert_eq!(
+            libc::swapcontext(&raw mut (*it).caller, &raw const (*it).own),
+            0
+        );
         hint::black_box(&stack);
         assert_eq!((*it).result, Some(Ok(())), "{:?}", (*it).frames.as_slice());
         (*it).frames.as_slice().len()

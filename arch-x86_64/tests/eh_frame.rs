@@ -50,25 +50,40 @@ impl Section {
     }
 
     fn cie(&mut self, augmentation: &str, instructions: &[u8]) -> u32 {
-        // Identity, version; augmentation; alignments 1 and -8, return address; pointers are sdata4, relative to their place.
+        // Identity, version; augmentation; alignments 1 and -8, return address; pointers are
+        // sdata4, relative to their place.
         self.cie_returning_to(RA, augmentation, instructions)
     }
 
     fn cie_returning_to(&mut self, column: u8, augmentation: &str, instructions: &[u8]) -> u32 {
-        let body =
-            [&[0, 0, 0, 0, 1][..], augmentation.as_bytes(), &[0, 1, 0x78, column, 1, 0x1b], instructions].concat();
+        let body = [
+            &[0, 0, 0, 0, 1][..],
+            augmentation.as_bytes(),
+            &[0, 1, 0x78, column, 1, 0x1b],
+            instructions,
+        ]
+        .concat();
         self.entry(&body)
     }
 
     fn fde(&mut self, cie: u32, start: u64, len: u32, instructions: &[u8]) {
         let at = self.0.len() as u64;
         let start = start.wrapping_sub(SECTION + at + 8) as i32;
-        let head = [at as u32 + 4 - cie, start as u32, len].map(u32::to_le_bytes).concat();
+        let head = [at as u32 + 4 - cie, start as u32, len]
+            .map(u32::to_le_bytes)
+            .concat();
         self.entry(&[&head[..], &[0], instructions].concat());
     }
 
     fn compile(&self) -> Table {
-        compile(EhFrame { bytes: &self.0, addr: CodeAddr::new(SECTION) }, text()).expect("a table")
+        compile(
+            EhFrame {
+                bytes: &self.0,
+                addr: CodeAddr::new(SECTION),
+            },
+            text(),
+        )
+        .expect("a table")
     }
 }
 
@@ -85,7 +100,12 @@ fn frame(cfa_base: Reg, cfa_offset: i32, saved: &[(Reg, i64)]) -> Rule {
     for &(reg, below) in saved {
         slots[reg as usize] = Slot::below_cfa(below).expect("a slot");
     }
-    Rule::Frame(FrameRule { cfa_base, cfa_in_memory: false, cfa_offset, saved: slots })
+    Rule::Frame(FrameRule {
+        cfa_base,
+        cfa_in_memory: false,
+        cfa_offset,
+        saved: slots,
+    })
 }
 
 /// One function of 32 bytes at `TEXT + 16` with these instructions.
@@ -149,7 +169,11 @@ fn only_an_undefined_return_address_ends_a_stack() {
 
 #[test]
 fn only_rip_is_a_return_address() {
-    for (column, expected) in [(RA, frame(Reg::Rsp, 8, &[])), (RBX, Rule::Unknown), (17, Rule::Unknown)] {
+    for (column, expected) in [
+        (RA, frame(Reg::Rsp, 8, &[])),
+        (RBX, Rule::Unknown),
+        (17, Rule::Unknown),
+    ] {
         let mut section = Section(Vec::new());
         let cie = section.cie_returning_to(column, "zR", &USUAL);
         section.fde(cie, TEXT, 32, &[]);
@@ -200,7 +224,12 @@ fn a_realigned_frame() {
         RSP,
         8, // lea rsp, [r10 - 8]
     ]);
-    let mut realigned = FrameRule { cfa_base: Reg::Rbp, cfa_in_memory: true, cfa_offset: -16, saved: [Slot::SAME; 6] };
+    let mut realigned = FrameRule {
+        cfa_base: Reg::Rbp,
+        cfa_in_memory: true,
+        cfa_offset: -16,
+        saved: [Slot::SAME; 6],
+    };
     realigned.saved[Reg::Rbp as usize] = Slot::below_base(0).expect("a slot");
     realigned.saved[Reg::R12 as usize] = Slot::below_base(8).expect("a slot");
     let whole = {
@@ -228,10 +257,28 @@ fn a_realigned_frame() {
 #[test]
 fn other_expressions_are_unknown() {
     let cfa = |expression: &[u8], rest: &[u8]| {
-        rule(&function(&[&[DEF_CFA_EXPRESSION, expression.len() as u8][..], expression, rest].concat()), 20)
+        rule(
+            &function(
+                &[
+                    &[DEF_CFA_EXPRESSION, expression.len() as u8][..],
+                    expression,
+                    rest,
+                ]
+                .concat(),
+            ),
+            20,
+        )
     };
-    let good = FrameRule { cfa_base: Reg::Rbx, cfa_in_memory: true, cfa_offset: -128, saved: [Slot::SAME; 6] };
-    assert_eq!(cfa(&[BREG | RBX, 0x80, 0x7f, DEREF], &[]), Rule::Frame(good));
+    let good = FrameRule {
+        cfa_base: Reg::Rbx,
+        cfa_in_memory: true,
+        cfa_offset: -128,
+        saved: [Slot::SAME; 6],
+    };
+    assert_eq!(
+        cfa(&[BREG | RBX, 0x80, 0x7f, DEREF], &[]),
+        Rule::Frame(good)
+    );
     let strange: [&[u8]; 11] = [
         &[],
         &[DEREF],
@@ -249,10 +296,19 @@ fn other_expressions_are_unknown() {
         assert_eq!(cfa(expression, &[]), Rule::Unknown, "{expression:x?}");
     }
     // Registers relative to another one, above it, too far below, not at a word.
-    for place in [&[BREG | RBX, 0][..], &[BREG | RBP, 8], &[BREG | RBP, 0x80, 0x78], &[BREG | RBP, 0x7c], &[BREG | RBP]]
-    {
+    for place in [
+        &[BREG | RBX, 0][..],
+        &[BREG | RBP, 8],
+        &[BREG | RBP, 0x80, 0x78],
+        &[BREG | RBP, 0x7c],
+        &[BREG | RBP],
+    ] {
         let register = [&[EXPRESSION, R12, place.len() as u8][..], place].concat();
-        assert_eq!(cfa(&[BREG | RBP, 0x70, DEREF], &register), Rule::Unknown, "{place:x?}");
+        assert_eq!(
+            cfa(&[BREG | RBP, 0x70, DEREF], &register),
+            Rule::Unknown,
+            "{place:x?}"
+        );
     }
 }
 
@@ -271,7 +327,11 @@ fn what_rows_cannot_express_is_unknown() {
         &[OFFSET | RBX, 0x80, 0x01],    // 1024 below it
     ];
     for instructions in strange {
-        assert_eq!(rule(&function(instructions), 20), Rule::Unknown, "{instructions:x?}");
+        assert_eq!(
+            rule(&function(instructions), 20),
+            Rule::Unknown,
+            "{instructions:x?}"
+        );
     }
     // From then on, not before.
     let table = function(&[ADVANCE | 8, REGISTER, RA, 2]);
@@ -284,15 +344,25 @@ fn broken_instructions_spoil_their_function_only() {
     let mut section = Section(Vec::new());
     let cie = section.cie("zR", &USUAL);
     section.fde(cie, TEXT, 16, &[]);
-    section.fde(cie, TEXT + 16, 16, &[ADVANCE | 4, DEF_CFA_OFFSET, 16, RESTORE_STATE]);
+    section.fde(
+        cie,
+        TEXT + 16,
+        16,
+        &[ADVANCE | 4, DEF_CFA_OFFSET, 16, RESTORE_STATE],
+    );
     section.fde(cie, TEXT + 32, 16, &[ADVANCE | 4, 0x3f]);
     section.fde(cie, TEXT + 48, 16, &[ADVANCE | 63, DEF_CFA_OFFSET, 16]);
     section.fde(cie, TEXT + 64, 16, &[]);
     let table = section.compile();
     let good = frame(Reg::Rsp, 8, &[]);
-    for (offset, expected) in
-        [(15, good), (16, Rule::Unknown), (31, Rule::Unknown), (32, Rule::Unknown), (48, Rule::Unknown), (64, good)]
-    {
+    for (offset, expected) in [
+        (15, good),
+        (16, Rule::Unknown),
+        (31, Rule::Unknown),
+        (32, Rule::Unknown),
+        (48, Rule::Unknown),
+        (64, good),
+    ] {
         assert_eq!(rule(&table, offset), expected, "at {offset}");
     }
 }
@@ -301,7 +371,13 @@ fn broken_instructions_spoil_their_function_only() {
 fn signal_frames() {
     let rsp = [0x77, 0xa0, 0x01, 0x06];
     let rip = [0x77, 0xa8, 0x01];
-    let instructions = [&[DEF_CFA_EXPRESSION, 4][..], &rsp, &[EXPRESSION, RA, 3], &rip].concat();
+    let instructions = [
+        &[DEF_CFA_EXPRESSION, 4][..],
+        &rsp,
+        &[EXPRESSION, RA, 3],
+        &rip,
+    ]
+    .concat();
     let with = |augmentation: &str, instructions: &[u8]| {
         let mut section = Section(Vec::new());
         let cie = section.cie(augmentation, &[]);
@@ -309,7 +385,11 @@ fn signal_frames() {
         rule(&section.compile(), 5)
     };
     assert_eq!(with("zRS", &instructions), Rule::Signal);
-    assert_eq!(with("zR", &instructions), Rule::Unknown, "not marked as one");
+    assert_eq!(
+        with("zR", &instructions),
+        Rule::Unknown,
+        "not marked as one"
+    );
     assert_eq!(with("zRS", &USUAL), Rule::Unknown, "not the kernel's frame");
     for at in 0..instructions.len() {
         let mut other = instructions.clone();
@@ -356,7 +436,10 @@ fn functions_may_come_in_any_order_but_only_once() {
 #[test]
 fn text_of_more_than_4_gib_is_refused() {
     let text = TextRange::new(CodeAddr::new(0), 1 << 33).expect("a range");
-    let nothing = EhFrame { bytes: &[], addr: CodeAddr::new(SECTION) };
+    let nothing = EhFrame {
+        bytes: &[],
+        addr: CodeAddr::new(SECTION),
+    };
     assert_eq!(compile(nothing, text).err(), Some(TableError::TooLarge));
 }
 

@@ -13,5 +13,10 @@ fn main() {
     theirs.trace();
     assert_eq!(result, Ok(()));
     assert!(ours.as_slice().len() > 3, "main, the runtime, libc, _start");
-    assert!(ours.ends(&theirs), "{:?}\n{:?}", ours.as_slice(), theirs.as_slice());
+    assert!(
+        ours.ends(&theirs),
+        "{:?}\n{:?}",
+        ours.as_slice(),
+        theirs.as_slice()
+    );
 }

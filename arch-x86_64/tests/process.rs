@@ -1,4 +1,5 @@
-//! Real stacks: what the unwinder sees is what the compiler's own unwinder sees, and what it calls unreliable is.
+//! Real stacks: what the unwinder sees is what the compiler's own unwinder sees, and what it calls
+//! unreliable is.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 mod common;
@@ -36,7 +37,12 @@ fn a_thread_ends_reliably() {
         theirs.trace();
         assert_eq!(result, Ok(()));
         assert!(ours.as_slice().len() > 20);
-        assert!(ours.ends(&theirs), "{:?}\n{:?}", ours.as_slice(), theirs.as_slice());
+        assert!(
+            ours.ends(&theirs),
+            "{:?}\n{:?}",
+            ours.as_slice(),
+            theirs.as_slice()
+        );
     });
 }
 
@@ -55,10 +61,16 @@ fn without_a_limit_a_deep_stack_is_walked_to_its_end() {
     let thread = thread::Builder::new().stack_size(1 << 28).spawn(|| {
         deep(100_000, &|| {
             let mut count = 0;
-            let result = walk(regs_here!(), usize::MAX, common::rule, common::read, &mut |_| {
-                count += 1;
-                ControlFlow::Continue(())
-            });
+            let result = walk(
+                regs_here!(),
+                usize::MAX,
+                common::rule,
+                common::read,
+                &mut |_| {
+                    count += 1;
+                    ControlFlow::Continue(())
+                },
+            );
             assert_eq!(result, Ok(()));
             assert!(count > 100_000, "{count}");
         });
@@ -78,8 +90,16 @@ fn most_rules_are_understood() {
                 _ => known += 1,
             }
         }
-        println!("{}: {} rows, {known} bytes known, {unknown} not", object.name, object.table.rows());
-        assert!(known > 20 * unknown, "{}: {known} bytes known, {unknown} not", object.name);
+        println!(
+            "{}: {} rows, {known} bytes known, {unknown} not",
+            object.name,
+            object.table.rows()
+        );
+        assert!(
+            known > 20 * unknown,
+            "{}: {known} bytes known, {unknown} not",
+            object.name
+        );
     }
 }
 
@@ -98,25 +118,35 @@ struct Seen {
 }
 
 extern "C" fn on_signal(_: c_int, _: *mut libc::siginfo_t, ucontext: *mut c_void) {
-    SEEN.with_borrow_mut(|Seen { here, interrupted, theirs }| {
-        let regs = Regs::from_ucontext(ucontext as u64, common::read).expect("a ucontext");
-        let inner = interrupted.walk(regs);
-        let all = here.walk(regs_here!());
-        if inner.is_err() || all.is_err() {
-            UNRELIABLE.fetch_add(1, Relaxed);
-            return;
-        }
-        theirs.trace();
-        // The interrupted function is seen both ways, and at the very same instruction.
-        let across = here.as_slice().windows(2).position(|pair| pair[1].kind == FrameKind::Interrupted);
-        let same = across.is_some_and(|signal| here.as_slice()[signal + 1..] == *interrupted.as_slice());
-        let same = same && here.ends(theirs) && interrupted.as_slice()[0].pc.get() == regs.rip;
-        if same {
-            RELIABLE.fetch_add(1, Relaxed)
-        } else {
-            DIFFERENT.fetch_add(1, Relaxed)
-        };
-    });
+    SEEN.with_borrow_mut(
+        |Seen {
+             here,
+             interrupted,
+             theirs,
+         }| {
+            let regs = Regs::from_ucontext(ucontext as u64, common::read).expect("a ucontext");
+            let inner = interrupted.walk(regs);
+            let all = here.walk(regs_here!());
+            if inner.is_err() || all.is_err() {
+                UNRELIABLE.fetch_add(1, Relaxed);
+                return;
+            }
+            theirs.trace();
+            // The interrupted function is seen both ways, and at the very same instruction.
+            let across = here
+                .as_slice()
+                .windows(2)
+                .position(|pair| pair[1].kind == FrameKind::Interrupted);
+            let same = across
+                .is_some_and(|signal| here.as_slice()[signal + 1..] == *interrupted.as_slice());
+            let same = same && here.ends(theirs) && interrupted.as_slice()[0].pc.get() == regs.rip;
+            if same {
+                RELIABLE.fetch_add(1, Relaxed)
+            } else {
+                DIFFERENT.fetch_add(1, Relaxed)
+            };
+        },
+    );
 }
 
 fn install(signal: c_int, flags: c_int) {
@@ -124,8 +154,11 @@ fn install(signal: c_int, flags: c_int) {
     let mut action: libc::sigaction = unsafe { mem::zeroed() };
     action.sa_sigaction = on_signal as *const () as usize;
     action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART | flags;
-    // SAFETY: the handler has the signature that SA_SIGINFO asks for.
-    assert_eq!(unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) }, 0);
+    assert_eq!(
+        // SAFETY: the handler has the signature that SA_SIGINFO asks for.
+        unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) },
+        0
+    );
 }
 
 fn raise_and_compare(signal: c_int) {
@@ -134,7 +167,12 @@ fn raise_and_compare(signal: c_int) {
         // SAFETY: the signal has a handler.
         assert_eq!(unsafe { libc::raise(signal) }, 0);
         SEEN.with_borrow(|seen| {
-            assert!(RELIABLE.load(Relaxed) > before, "{:?}\n{:?}", seen.here.as_slice(), seen.theirs.as_slice());
+            assert!(
+                RELIABLE.load(Relaxed) > before,
+                "{:?}\n{:?}",
+                seen.here.as_slice(),
+                seen.theirs.as_slice()
+            );
             assert!(seen.interrupted.as_slice().len() > 10);
         });
     });
@@ -151,17 +189,32 @@ fn through_a_signal_frame() {
 fn through_a_signal_frame_on_another_stack() {
     objects();
     let mut memory = vec![0u8; 1 << 16];
-    let stack = libc::stack_t { ss_sp: memory.as_mut_ptr().cast(), ss_flags: 0, ss_size: memory.len() };
-    // SAFETY: the memory outlives the use: it is taken away again below.
-    assert_eq!(unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) }, 0);
+    let stack = libc::stack_t {
+        ss_sp: memory.as_mut_ptr().cast(),
+        ss_flags: 0,
+        ss_size: memory.len(),
+    };
+    assert_eq!(
+        // SAFETY: the memory outlives the use: it is taken away again below.
+        unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) },
+        0
+    );
     install(libc::SIGUSR2, libc::SA_ONSTACK);
     raise_and_compare(libc::SIGUSR2);
-    let none = libc::stack_t { ss_sp: ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
-    // SAFETY: nobody is on it.
-    assert_eq!(unsafe { libc::sigaltstack(&raw const none, ptr::null_mut()) }, 0);
+    let none = libc::stack_t {
+        ss_sp: ptr::null_mut(),
+        ss_flags: libc::SS_DISABLE,
+        ss_size: 0,
+    };
+    assert_eq!(
+        // SAFETY: nobody is on it.
+        unsafe { libc::sigaltstack(&raw const none, ptr::null_mut()) },
+        0
+    );
 }
 
-/// Interrupts a busy thread at whatever instruction it is: prologues, epilogues, library code, the kernel's vdso.
+/// Interrupts a busy thread at whatever instruction it is: prologues, epilogues, library code, the
+/// kernel's vdso.
 #[test]
 fn interrupted_anywhere() {
     objects();
@@ -205,10 +258,20 @@ fn interrupted_anywhere() {
         target.store(0, Relaxed);
         assert!(busy.join().expect("no panic") > 0);
     });
-    let (reliable, unreliable) = (RELIABLE.load(Relaxed) - reliable, UNRELIABLE.load(Relaxed) - unreliable);
+    let (reliable, unreliable) = (
+        RELIABLE.load(Relaxed) - reliable,
+        UNRELIABLE.load(Relaxed) - unreliable,
+    );
     println!("{reliable} reliable, {unreliable} not");
-    assert_eq!(DIFFERENT.load(Relaxed), 0, "a stack called reliable was not what the other unwinder saw");
-    assert!(reliable > 1000 && reliable > 50 * unreliable, "{reliable} reliable, {unreliable} not");
+    assert_eq!(
+        DIFFERENT.load(Relaxed),
+        0,
+        "a stack called reliable was not what the other unwinder saw"
+    );
+    assert!(
+        reliable > 1000 && reliable > 50 * unreliable,
+        "{reliable} reliable, {unreliable} not"
+    );
 }
 
 core::arch::global_asm!(
@@ -231,7 +294,10 @@ unsafe extern "C" {
 
 #[test]
 fn a_return_address_in_another_column_is_not_understood() {
-    assert_eq!(common::find(CodeAddr::new(klp_test_return_column as *const () as u64)), Rule::Unknown);
+    assert_eq!(
+        common::find(CodeAddr::new(klp_test_return_column as *const () as u64)),
+        Rule::Unknown
+    );
 }
 
 // What GCC 12 -O2 -mavx2 makes of a function with `alloca` and a `__m256`, around a call of its
@@ -250,7 +316,7 @@ core::arch::global_asm!(
     ".cfi_escape 0x10, 0x6, 0x2, 0x76, 0", // rbp at rbp + 0
     "push r12",
     "push r10",
-    ".cfi_escape 0xf, 0x3, 0x76, 0x70, 0x6",  // CFA in memory at rbp - 16
+    ".cfi_escape 0xf, 0x3, 0x76, 0x70, 0x6", // CFA in memory at rbp - 16
     ".cfi_escape 0x10, 0xc, 0x2, 0x76, 0x78", // r12 at rbp - 8
     "push rbx",
     ".cfi_escape 0x10, 0x3, 0x2, 0x76, 0x68", // rbx at rbp - 24
@@ -288,9 +354,18 @@ extern "C" fn realigned(depth: u64) {
     let result = ours.walk(regs_here!());
     theirs.trace();
     assert_eq!(result, Ok(()));
-    assert!(ours.ends(&theirs), "{:?}\n{:?}", ours.as_slice(), theirs.as_slice());
+    assert!(
+        ours.ends(&theirs),
+        "{:?}\n{:?}",
+        ours.as_slice(),
+        theirs.as_slice()
+    );
     let start = klp_test_realigned as *const () as u64;
-    let through = ours.as_slice().iter().filter(|frame| (start..start + 128).contains(&frame.pc.get())).count();
+    let through = ours
+        .as_slice()
+        .iter()
+        .filter(|frame| (start..start + 128).contains(&frame.pc.get()))
+        .count();
     assert_eq!(through, 5);
 }
 
@@ -303,7 +378,9 @@ static IN_HANDLER: AtomicU64 = AtomicU64::new(0);
 
 extern "C" fn doubtful_handler(arg: u64) -> u64 {
     let mut frames = Frames::new();
-    let doubt = frames.walk(regs_here!()).expect_err("a task in the entry stub is unreliable");
+    let doubt = frames
+        .walk(regs_here!())
+        .expect_err("a task in the entry stub is unreliable");
     assert_eq!(doubt.why, Doubt::NoTable);
     IN_HANDLER.store(doubt.at.get(), Relaxed);
     arg
@@ -330,15 +407,23 @@ fn inside_the_entry_stub_nothing_is_reliable() {
         )
     };
     assert_ne!(page, libc::MAP_FAILED);
-    let thunk = X86_64::thunk(CodeAddr::new(page as u64), answer as *const () as u64, CodeAddr::new(stub));
-    // SAFETY: the page is ours and large enough; what is written there has the signature of `answer`.
+    let thunk = X86_64::thunk(
+        CodeAddr::new(page as u64),
+        answer as *const () as u64,
+        CodeAddr::new(stub),
+    );
+    // SAFETY: the page is ours and large enough; what is written there has the signature of
+    // `answer`.
     let through: extern "C" fn() -> u64 = unsafe {
         ptr::copy_nonoverlapping(thunk.as_ptr(), page.cast(), thunk.len());
         mem::transmute(page)
     };
     assert_eq!(through(), 42);
     let at = IN_HANDLER.load(Relaxed);
-    assert!((stub..stub + 1024).contains(&at), "{at:#x} is not in the stub at {stub:#x}");
+    assert!(
+        (stub..stub + 1024).contains(&at),
+        "{at:#x} is not in the stub at {stub:#x}"
+    );
     for offset in 0..64 {
         assert_eq!(common::find(CodeAddr::new(stub + offset)), Rule::Gap);
         assert_eq!(common::find(CodeAddr::new(page as u64 + offset)), Rule::Gap);

@@ -1,6 +1,7 @@
 //! What a call costs on each way to its function, in one table from one run.
 //!
-//! Rounds of all ways alternate, so that a change of the machine's clock meets all of them; the median round counts.
+//! Rounds of all ways alternate, so that a change of the machine's clock meets all of them; the
+//! median round counts.
 
 use core::ffi::{c_int, c_uint};
 use klp_core::addr::{CodeAddr, TextRange};
@@ -34,7 +35,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let livepatch = Livepatch::init(Options::default())?;
     let engine = livepatch.engine();
 
-    let settled = engine.add(patch("settled", &[("call_settled", new_call)])?).map_err(|refused| refused.error)?;
+    let settled = engine
+        .add(patch("settled", &[("call_settled", new_call)])?)
+        .map_err(|refused| refused.error)?;
     let mut poll = engine.enable(settled)?;
     while let Poll::Waiting { .. } = poll {
         poll = engine.poll();
@@ -43,7 +46,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     handler_always(livepatch)?;
 
     // SAFETY: both functions have the same type, and nobody calls them now.
-    let detour = unsafe { retour::RawDetour::new(call_retour as *const (), new_call as *const ())? };
+    let detour =
+        unsafe { retour::RawDetour::new(call_retour as *const (), new_call as *const ())? };
     // SAFETY: as above.
     unsafe { detour.enable()? };
 
@@ -55,7 +59,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::thread::sleep(Duration::from_millis(50));
     let open = patch("open", &[("call_transition", new_call), ("hold", new_hold)])?;
     let open = engine.add(open).map_err(|refused| refused.error)?;
-    let Poll::Waiting { .. } = engine.enable(open)? else { return Err("the transition did not stay open".into()) };
+    let Poll::Waiting { .. } = engine.enable(open)? else {
+        return Err("the transition did not stay open".into());
+    };
 
     let ways: [(&str, Function); 6] = [
         ("plain call", call_plain),
@@ -70,9 +76,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for ((name, _), median) in ways.iter().zip(&medians) {
         println!("{name:<28}{median:>10.2}{:>10.2}", median / medians[0]);
     }
-    println!("\nsettled / unpatched pad      {:.2}", medians[2] / medians[1]);
-    println!("settled / crate retour       {:.2}", medians[2] / medians[5]);
-    println!("transition - plain call      {:.2} ns", medians[3] - medians[0]);
+    println!(
+        "\nsettled / unpatched pad      {:.2}",
+        medians[2] / medians[1]
+    );
+    println!(
+        "settled / crate retour       {:.2}",
+        medians[2] / medians[5]
+    );
+    println!(
+        "transition - plain call      {:.2} ns",
+        medians[3] - medians[0]
+    );
 
     write.write_all(b".")?;
     holder.join().map_err(|_| "the holding thread panicked")?;
@@ -88,15 +103,24 @@ fn patch(name: &str, funcs: &[(&str, Function)]) -> Result<Patch, Error> {
     Patch::builder(name).object(Ok::<_, Error>(object)).build()
 }
 
-/// Puts the handler in the way of `call_handler` for good, as Linux does: its answer never depends on the task.
+/// Puts the handler in the way of `call_handler` for good, as Linux does: its answer never depends
+/// on the task.
 fn handler_always(livepatch: &Livepatch) -> Result<(), Box<dyn std::error::Error>> {
     let host = livepatch.engine().host();
     let range = |function: Function| -> Result<TextRange, &str> {
-        host.symbols().function_at(CodeAddr::new(function as usize as u64)).ok_or("a function without a symbol")
+        host.symbols()
+            .function_at(CodeAddr::new(function as usize as u64))
+            .ok_or("a function without a symbol")
     };
-    let site = host.tracer().site_of(range(call_handler)?).map_err(|error| error.to_string())?;
+    let site = host
+        .tracer()
+        .site_of(range(call_handler)?)
+        .map_err(|error| error.to_string())?;
     let ops = Ops::leak(klp_core::mem::try_box(Ops::new(range(new_call)?.start()))?);
-    let routing = Routing { site, to: Route::Handler(ops.arg()) };
+    let routing = Routing {
+        site,
+        to: Route::Handler(ops.arg()),
+    };
     // SAFETY: the handler leads on to `new_call`, which may be called in its place.
     unsafe { host.tracer().route(&[routing]) }.map_err(|error| error.to_string())?;
     Ok(())

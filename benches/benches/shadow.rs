@@ -1,9 +1,9 @@
-//! What a lookup of a shadow variable costs, in one table from one run, beside a plain `hashbrown` map with a hash of the same kind and
-//! a chained table of 4,096 buckets, which is Linux's layout.
+//! What a lookup of a shadow variable costs, in one table from one run, beside a plain `hashbrown`
+//! map with a hash of the same kind and a chained table of 4,096 buckets, which is Linux's layout.
 //!
-//! Every table gets the same keys in the same random order, all of them present. Rounds of all tables alternate, and the fastest round of
-//! each counts: what tables and readers cost is in every round, what else runs on the machine only in some, and it disturbs two
-//! readers more than one.
+//! Every table gets the same keys in the same random order, all of them present. Rounds of all
+//! tables alternate, and the fastest round of each counts: what tables and readers cost is in every
+//! round, what else runs on the machine only in some, and it disturbs two readers more than one.
 
 use core::alloc::Layout;
 use core::hash::{BuildHasherDefault, Hasher};
@@ -17,7 +17,8 @@ const SIZES: [usize; 5] = [10, 1_000, 10_000, 100_000, 1_000_000];
 const ROUNDS: usize = 61;
 /// Lookups of one round.
 const LOOKUPS: usize = 200_000;
-/// Chain nodes that a round of the chained table may visit, about: its lookups are fewer where they are slow.
+/// Chain nodes that a round of the chained table may visit, about: its lookups are fewer where they
+/// are slow.
 const CHAINED_VISITS: usize = 2_000_000;
 /// Data of one variable.
 const DATA: Layout = Layout::new::<[u64; 2]>();
@@ -33,7 +34,15 @@ type Key = (usize, u64);
 fn main() -> Result<(), ShadowError> {
     println!(
         "{:>10} {:>10} {:>10} {:>7} {:>10} {:>7} {:>11} {:>12} {:>7}",
-        "variables", "shadow ns", "hashbrown", "ratio", "2 readers", "ratio", "(hashbrown)", "chained ns", "ratio"
+        "variables",
+        "shadow ns",
+        "hashbrown",
+        "ratio",
+        "2 readers",
+        "ratio",
+        "(hashbrown)",
+        "chained ns",
+        "ratio"
     );
     for size in SIZES {
         let row = measure(size)?;
@@ -92,7 +101,9 @@ fn measure(size: usize) -> Result<Row, ShadowError> {
 
     let mut times: [Vec<f64>; 7] = core::array::from_fn(|_| Vec::with_capacity(ROUNDS));
     for round in 0..ROUNDS {
-        let order = |thread: usize| &order[(round + thread * 2) % (order.len() / LOOKUPS) * LOOKUPS..][..LOOKUPS];
+        let order = |thread: usize| {
+            &order[(round + thread * 2) % (order.len() / LOOKUPS) * LOOKUPS..][..LOOKUPS]
+        };
         times[0].push(lookups(order(0), find_shadow));
         times[1].push(lookups(order(0), find_map));
         times[2].push(lookups(&order(0)[..chained_lookups], find_chained));
@@ -102,13 +113,26 @@ fn measure(size: usize) -> Result<Row, ShadowError> {
         times[6].push(readers(&[order(0), order(1)], &find_map));
     }
     let [shadow, hashbrown, chained, one, two, one_map, two_map] = times.map(fastest);
-    Ok(Row { shadow, hashbrown, chained, one, two, one_map, two_map })
+    Ok(Row {
+        shadow,
+        hashbrown,
+        chained,
+        one,
+        two,
+        one_map,
+        two_map,
+    })
 }
 
 /// The time of one lookup, in nanoseconds, when the same lookups were done just before.
 #[inline(never)]
 fn lookups(order: &[u32], find: impl Fn(u32) -> bool) -> f64 {
-    let run = || order.iter().map(|&index| usize::from(find(black_box(index)))).sum::<usize>();
+    let run = || {
+        order
+            .iter()
+            .map(|&index| usize::from(find(black_box(index))))
+            .sum::<usize>()
+    };
     let warm = run();
     let begin = Instant::now();
     let found = run();
@@ -126,8 +150,14 @@ fn readers(orders: &[&[u32]], find: &(impl Fn(u32) -> bool + Sync)) -> f64 {
         lookups(order, find)
     };
     let times: Vec<f64> = std::thread::scope(|scope| {
-        let running: Vec<_> = orders.iter().map(|order| scope.spawn(|| run(order))).collect();
-        running.into_iter().map(|thread| thread.join().expect("lookups do not panic")).collect()
+        let running: Vec<_> = orders
+            .iter()
+            .map(|order| scope.spawn(|| run(order)))
+            .collect();
+        running
+            .into_iter()
+            .map(|thread| thread.join().expect("lookups do not panic"))
+            .collect()
     });
     times.iter().sum::<f64>() / orders.len() as f64
 }
@@ -140,9 +170,11 @@ fn fastest(times: Vec<f64>) -> f64 {
     times.into_iter().fold(f64::INFINITY, f64::min)
 }
 
-/// The numbers of all keys in random order, the same in every run; over and over until there are enough of them for some rounds.
+/// The numbers of all keys in random order, the same in every run; over and over until there are
+/// enough of them for some rounds.
 ///
-/// Numbers, not keys: they are read along with the table, and should take as little of the caches as can be.
+/// Numbers, not keys: they are read along with the table, and should take as little of the caches
+/// as can be.
 fn random_order(size: usize) -> Vec<u32> {
     let mut state = 1_u64;
     let mut order = Vec::new();
@@ -150,15 +182,18 @@ fn random_order(size: usize) -> Vec<u32> {
         let again = order.len();
         order.extend(0..size as u32);
         for last in (again + 1..order.len()).rev() {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             order.swap(last, again + (state >> 33) as usize % (last - again + 1));
         }
     }
     order
 }
 
-/// The hash that `klp_core::shadow` uses, one multiplication and both halves of its product, with the id mixed in, which has no table of its
-/// own here: what is compared is the tables, not their hashes.
+/// The hash that `klp_core::shadow` uses, one multiplication and both halves of its product, with
+/// the id mixed in, which has no table of its own here: what is compared is the tables, not their
+/// hashes.
 #[derive(Default)]
 struct SameHash(u64);
 
@@ -205,7 +240,11 @@ impl Chained {
 
     fn insert(&mut self, key: Key) {
         let bucket = &mut self.0[Self::bucket(key.0)];
-        *bucket = Some(Box::new(Node { next: bucket.take(), key, data: [0; 2] }));
+        *bucket = Some(Box::new(Node {
+            next: bucket.take(),
+            key,
+            data: [0; 2],
+        }));
     }
 
     fn get(&self, key: Key) -> Option<&[u64; 2]> {

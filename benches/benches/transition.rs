@@ -1,7 +1,8 @@
-//! How long a transition takes: functions × sleeping threads, enable + complete and disable + complete.
+//! How long a transition takes: functions × sleeping threads, enable + complete and disable +
+//! complete.
 //!
-//! Each figure is the median of several cycles, after one that is not counted. All of it comes from one run; the last lines put
-//! figures of the same run in relation.
+//! Each figure is the median of several cycles, after one that is not counted. All of it comes from
+//! one run; the last lines put figures of the same run in relation.
 
 use core::ffi::c_int;
 use klp_core::addr::CodeAddr;
@@ -28,29 +29,47 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         patches.push(engine.add(patch(count)?).map_err(|refused| refused.error)?);
     }
 
-    println!("{:>9} {:>8} {:>14} {:>14}", "functions", "threads", "enable [ms]", "disable [ms]");
+    println!(
+        "{:>9} {:>8} {:>14} {:>14}",
+        "functions", "threads", "enable [ms]", "disable [ms]"
+    );
     let mut table = Vec::new();
     for threads in THREADS {
         let sleepers = Sleepers::new(threads)?;
         for (count, &id) in FUNCTIONS.iter().zip(&patches) {
             let (enable, disable) = median_cycle(engine, id)?;
             check_redirection(*count);
-            println!("{count:>9} {threads:>8} {:>14.3} {:>14.3}", millis(enable), millis(disable));
+            println!(
+                "{count:>9} {threads:>8} {:>14.3} {:>14.3}",
+                millis(enable),
+                millis(disable)
+            );
             table.push(((*count, threads), enable, disable));
         }
         sleepers.wake();
     }
 
     let sum = |count, threads| {
-        let row = table.iter().find(|((c, t), ..)| (*c, *t) == (count, threads));
+        let row = table
+            .iter()
+            .find(|((c, t), ..)| (*c, *t) == (count, threads));
         row.map_or(f64::NAN, |(_, enable, disable)| millis(*enable + *disable))
     };
     println!();
     for threads in THREADS {
-        println!("1,000 functions / 1 function, {threads} threads: {:.2}", sum(1_000, threads) / sum(1, threads));
+        println!(
+            "1,000 functions / 1 function, {threads} threads: {:.2}",
+            sum(1_000, threads) / sum(1, threads)
+        );
     }
-    println!("1,000 threads / 100 threads, 1 function: {:.2}", sum(1, 1_000) / sum(1, 100));
-    println!("1,000 functions x 200 threads, enable + disable: {:.2} ms", sum(1_000, 200));
+    println!(
+        "1,000 threads / 100 threads, 1 function: {:.2}",
+        sum(1, 1_000) / sum(1, 100)
+    );
+    println!(
+        "1,000 functions x 200 threads, enable + disable: {:.2} ms",
+        sum(1_000, 200)
+    );
     Ok(())
 }
 
@@ -63,13 +82,21 @@ fn patch(count: usize) -> Result<Patch, Error> {
     // SAFETY: the table is constant.
     for (index, new) in unsafe { &new_many[..count] }.iter().enumerate() {
         // SAFETY: each has the type of the one whose number it has.
-        let func = unsafe { Func::new(&format!("many_{index}"), CodeAddr::new(*new as usize as u64)) }?;
+        let func = unsafe {
+            Func::new(
+                &format!("many_{index}"),
+                CodeAddr::new(*new as usize as u64),
+            )
+        }?;
         object = object.func(func)?;
     }
-    Patch::builder(&format!("many-{count}")).object(Ok::<_, Error>(object)).build()
+    Patch::builder(&format!("many-{count}"))
+        .object(Ok::<_, Error>(object))
+        .build()
 }
 
-/// Says that the first and the last function work, whichever version runs: this keeps them in the program, too.
+/// Says that the first and the last function work, whichever version runs: this keeps them in the
+/// program, too.
 fn check_redirection(count: usize) {
     for index in [0, count - 1] {
         // SAFETY: the functions take any number.
@@ -112,7 +139,9 @@ impl Sleepers {
             let thread = thread.spawn(move || sleep.recv().unwrap_or_default())?;
             Ok((wake, thread))
         };
-        let sleepers = (0..count).map(sleeper).collect::<std::io::Result<Vec<_>>>()?;
+        let sleepers = (0..count)
+            .map(sleeper)
+            .collect::<std::io::Result<Vec<_>>>()?;
         std::thread::sleep(Duration::from_millis(100));
         Ok(Self(sleepers))
     }

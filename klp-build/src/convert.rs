@@ -1,8 +1,10 @@
-//! A compiler's object file becomes a patch object (what Linux's build does in `objtool klp post-link`).
+//! A compiler's object file becomes a patch object (what Linux's build does in
+//! `objtool klp post-link`).
 //!
-//! The compiler writes references to symbols of the running system as undefined symbols called `.klp.sym.OBJECT.NAME$POSITION`, and
-//! their relocations among all others. Here the symbols get their real name and section index, and their relocations a
-//! section of their own for each object that they wait for.
+//! The compiler writes references to symbols of the running system as undefined symbols called
+//! `.klp.sym.OBJECT.NAME$POSITION`, and their relocations among all others. Here the symbols get
+//! their real name and section index, and their relocations a section of their own for each object
+//! that they wait for.
 
 use alloc::borrow::Cow;
 use alloc::collections::BTreeMap;
@@ -40,7 +42,9 @@ impl fmt::Display for ConvertError {
             Self::Elf(error) => write!(f, "cannot rewrite the ELF file: {error}"),
             Self::NotRelocatable => f.write_str("not a relocatable file"),
             Self::Converted => f.write_str("the file is a patch object already"),
-            Self::BadSymbol { name, why } => write!(f, "symbol {name} has an incorrectly formatted name: {why}"),
+            Self::BadSymbol { name, why } => {
+                write!(f, "symbol {name} has an incorrectly formatted name: {why}")
+            }
         }
     }
 }
@@ -106,21 +110,51 @@ fn mark_symbols(elf: &mut Builder<'_>) -> Result<BTreeMap<usize, String>, Conver
 fn move_relocations(elf: &mut Builder<'_>, objects: &BTreeMap<usize, String>) {
     let mut moved: BTreeMap<(usize, &str), Moved> = BTreeMap::new();
     for section in &mut elf.sections {
-        let SectionData::Relocation(relas) = &mut section.data else { continue };
-        let (Some(symtab), Some(target)) = (section.sh_link_section, section.sh_info_section) else { continue };
+        let SectionData::Relocation(relas) = &mut section.data else {
+            continue;
+        };
+        let (Some(symtab), Some(target)) = (section.sh_link_section, section.sh_info_section)
+        else {
+            continue;
+        };
         relas.retain(|rela| {
-            let Some(object) = rela.symbol.and_then(|symbol| objects.get(&symbol.index())) else { return true };
+            let Some(object) = rela.symbol.and_then(|symbol| objects.get(&symbol.index())) else {
+                return true;
+            };
             let moved = moved.entry((target.index(), object));
-            moved.or_insert_with(|| Moved { symtab, target, relas: Vec::new() }).relas.push(*rela);
+            moved
+                .or_insert_with(|| Moved {
+                    symtab,
+                    target,
+                    relas: Vec::new(),
+                })
+                .relas
+                .push(*rela);
             false
         });
     }
-    for ((_, object), Moved { symtab, target, relas }) in moved {
-        let target_name = String::from_utf8_lossy(elf.sections.get(target).name.as_slice()).into_owned();
+    for (
+        (_, object),
+        Moved {
+            symtab,
+            target,
+            relas,
+        },
+    ) in moved
+    {
+        let target_name =
+            String::from_utf8_lossy(elf.sections.get(target).name.as_slice()).into_owned();
         let section = elf.sections.add();
-        section.name = RelaName { object, section: &target_name }.to_string().into_bytes().into();
+        section.name = RelaName {
+            object,
+            section: &target_name,
+        }
+        .to_string()
+        .into_bytes()
+        .into();
         section.sh_type = elf::SHT_RELA;
-        section.sh_flags = elf::SHF_ALLOC | elf::SHF_INFO_LINK | elf::SectionFlags(SHF_RELA_LIVEPATCH);
+        section.sh_flags =
+            elf::SHF_ALLOC | elf::SHF_INFO_LINK | elf::SectionFlags(SHF_RELA_LIVEPATCH);
         section.sh_link_section = Some(symtab);
         section.sh_info_section = Some(target);
         section.sh_addralign = 8;
@@ -139,7 +173,10 @@ struct Moved {
 /// Says `livepatch=Y` in `.modinfo`, if the author has not.
 fn mark_file(elf: &mut Builder<'_>) {
     const MARK: &[u8] = b"livepatch=Y\0";
-    let modinfo = elf.sections.iter_mut().find(|section| section.name.as_slice() == b".modinfo");
+    let modinfo = elf
+        .sections
+        .iter_mut()
+        .find(|section| section.name.as_slice() == b".modinfo");
     let section = match modinfo {
         Some(section) => section,
         None => {
@@ -158,8 +195,9 @@ fn mark_file(elf: &mut Builder<'_>) {
     }
 }
 
-/// The name of clang's table of the symbols whose addresses matter, for linkers that merge equal functions. It counts symbols by their
-/// places in the symbol table, which change here, and nobody merges functions of a patch.
+/// The name of clang's table of the symbols whose addresses matter, for linkers that merge equal
+/// functions. It counts symbols by their places in the symbol table, which change here, and nobody
+/// merges functions of a patch.
 const ADDRSIG: &[u8] = b".llvm_addrsig";
 
 /// The type of that section: unknown to the builder.
@@ -169,8 +207,14 @@ const SHT_LLVM_ADDRSIG: elf::SectionType = elf::SectionType(0x6fff_4c03);
 fn disarm_addrsig(object: &[u8]) -> Cow<'_, [u8]> {
     const TYPE: usize = offset_of!(elf::SectionHeader64<Endianness>, sh_type);
     let mut file = Cow::Borrowed(object);
-    let Some((endian, start, sections)) = section_headers(object) else { return file };
-    for (index, _) in sections.iter().enumerate().filter(|(_, section)| section.sh_type(endian) == SHT_LLVM_ADDRSIG) {
+    let Some((endian, start, sections)) = section_headers(object) else {
+        return file;
+    };
+    for (index, _) in sections
+        .iter()
+        .enumerate()
+        .filter(|(_, section)| section.sh_type(endian) == SHT_LLVM_ADDRSIG)
+    {
         let at = start + index * size_of::<elf::SectionHeader64<Endianness>>() + TYPE;
         file.to_mut()[at..at + 4].copy_from_slice(&endian.write_u32(elf::SHT_PROGBITS.0));
     }
@@ -183,9 +227,14 @@ fn drop_addrsig(elf: &mut Builder<'_>) {
     }
 }
 
-/// Gives the names of sections a section of their own: clang keeps them among those of symbols, the builder does not.
+/// Gives the names of sections a section of their own: clang keeps them among those of symbols, the
+/// builder does not.
 fn split_names(elf: &mut Builder<'_>) {
-    if elf.sections.iter().any(|section| matches!(section.data, SectionData::SectionString)) {
+    if elf
+        .sections
+        .iter()
+        .any(|section| matches!(section.data, SectionData::SectionString))
+    {
         return;
     }
     let section = elf.sections.add();
@@ -198,12 +247,18 @@ fn split_names(elf: &mut Builder<'_>) {
 /// Whether there are livepatch relocations; whatever cannot be read has none.
 fn is_converted(object: &[u8]) -> bool {
     section_headers(object).is_some_and(|(endian, _, sections)| {
-        sections.iter().any(|section| section.sh_flags(endian).contains(elf::SectionFlags(SHF_RELA_LIVEPATCH)))
+        sections.iter().any(|section| {
+            section
+                .sh_flags(endian)
+                .contains(elf::SectionFlags(SHF_RELA_LIVEPATCH))
+        })
     })
 }
 
 /// The section headers, with their place in the file.
-fn section_headers(object: &[u8]) -> Option<(Endianness, usize, &[elf::SectionHeader64<Endianness>])> {
+fn section_headers(
+    object: &[u8],
+) -> Option<(Endianness, usize, &[elf::SectionHeader64<Endianness>])> {
     let header = elf::FileHeader64::<Endianness>::parse(object).ok()?;
     let endian = header.endian().ok()?;
     let start = usize::try_from(header.e_shoff(endian)).ok()?;

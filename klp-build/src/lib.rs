@@ -1,8 +1,11 @@
-//! For patch authors: from C sources to a patch object that `klp_core::elf::load` and Linux understand.
+//! For patch authors: from C sources to a patch object that `klp_core::elf::load` and Linux
+//! understand.
 //!
-//! 1. Write the new functions in C with the headers `klp/patch.h` and, for shadow variables, `klp/shadow.h` of [`include_dir`].
+//! 1. Write the new functions in C with the headers `klp/patch.h` and, for shadow variables,
+//!    `klp/shadow.h` of [`include_dir`].
 //! 2. Compile with `-fPIC -ffunction-sections`, by GCC or clang.
-//! 3. [`convert()`] the object file, or run the program `klp-convert` on it: a compiler cannot write livepatch symbols itself.
+//! 3. [`convert()`] the object file, or run the program `klp-convert` on it: a compiler cannot
+//!    write livepatch symbols itself.
 
 extern crate alloc;
 
@@ -10,8 +13,9 @@ pub mod convert;
 
 pub use convert::{ConvertError, convert};
 
-/// The folder to be given to a C compiler (`-I`), so that it finds `klp/patch.h` and `klp/shadow.h`, for authors of patches, and
-/// `klp/notrace.h`, for authors of programs that can be patched.
+/// The folder to be given to a C compiler (`-I`), so that it finds `klp/patch.h` and
+/// `klp/shadow.h`, for authors of patches, and `klp/notrace.h`, for authors of programs that can be
+/// patched.
 #[must_use]
 pub fn include_dir() -> &'static std::path::Path {
     std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/include"))

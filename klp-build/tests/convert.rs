@@ -29,7 +29,11 @@ KLP_REPLACE_SET(5);
 
 /// Compiles `source` for this machine.
 fn compile(source: &str, flags: &[&str]) -> Vec<u8> {
-    compile_with(&std::env::var_os("CC").unwrap_or_else(|| "cc".into()), source, flags)
+    compile_with(
+        &std::env::var_os("CC").unwrap_or_else(|| "cc".into()),
+        source,
+        flags,
+    )
 }
 
 /// The same by every compiler that is here.
@@ -40,8 +44,15 @@ fn compile_by_each(source: &str, flags: &[&str]) -> Vec<Vec<u8>> {
 
 /// A clang, if one is installed.
 fn clang() -> Option<OsString> {
-    let names = ["clang".to_owned()].into_iter().chain((11..30).rev().map(|version| format!("clang-{version}")));
-    let runs = |name: &String| Command::new(name).arg("--version").output().is_ok_and(|output| output.status.success());
+    let names = ["clang".to_owned()]
+        .into_iter()
+        .chain((11..30).rev().map(|version| format!("clang-{version}")));
+    let runs = |name: &String| {
+        Command::new(name)
+            .arg("--version")
+            .output()
+            .is_ok_and(|output| output.status.success())
+    };
     let found = { names }.find(runs);
     if found.is_none() {
         eprintln!("clang is not installed: what it compiles was not tested");
@@ -71,18 +82,36 @@ fn machine(bytes: &[u8]) -> u16 {
 
 #[test]
 fn symbols_get_their_names_and_index() {
-    let ways = [&["-fPIC"][..], &["-fno-pic"], &["-fPIC", "-fno-plt"], &["-fPIC", "-g"]];
-    for object in ways.into_iter().flat_map(|flags| compile_by_each(SOURCE, flags)) {
+    let ways = [
+        &["-fPIC"][..],
+        &["-fno-pic"],
+        &["-fPIC", "-fno-plt"],
+        &["-fPIC", "-g"],
+    ];
+    for object in ways
+        .into_iter()
+        .flat_map(|flags| compile_by_each(SOURCE, flags))
+    {
         let patch = convert(&object).expect("converts");
         let view = View::parse(&patch, machine(&patch), false).expect("a patch object");
-        let mut names: Vec<_> =
-            view.symbols().iter().filter(|symbol| symbol.home == Home::Livepatch).map(|symbol| symbol.name).collect();
+        let mut names: Vec<_> = view
+            .symbols()
+            .iter()
+            .filter(|symbol| symbol.home == Home::Livepatch)
+            .map(|symbol| symbol.name)
+            .collect();
         names.sort_unstable();
-        assert_eq!(names, [".klp.sym.libfoo.counter,0", ".klp.sym.vmlinux.question,2"]);
+        assert_eq!(
+            names,
+            [".klp.sym.libfoo.counter,0", ".klp.sym.vmlinux.question,2"]
+        );
         assert!(names.iter().all(|name| SymbolName::parse(name).is_ok()));
         assert_eq!(view.modinfo("name"), Some("fix-answer"));
         assert_eq!(view.modinfo("livepatch"), Some("Y"));
-        assert_eq!(view.modinfo_all("klp_replace").collect::<Vec<_>>(), ["set:5"]);
+        assert_eq!(
+            view.modinfo_all("klp_replace").collect::<Vec<_>>(),
+            ["set:5"]
+        );
         let mut states: Vec<_> = view.modinfo_all("klp_state").collect();
         states.sort_unstable();
         assert_eq!(states, ["0x10:2", "17:3"]);
@@ -95,15 +124,21 @@ fn clangs_table_of_symbols_is_left_out() {
     let Some(clang) = clang() else { return };
     let object = compile_with(&clang, SOURCE, &["-fPIC"]);
     let patch = convert(&object).expect("converts");
-    let [before, after] = [&object, &patch]
-        .map(|file| View::parse(file, machine(file), false).expect("an object file").section(ADDRSIG).is_some());
+    let [before, after] = [&object, &patch].map(|file| {
+        View::parse(file, machine(file), false)
+            .expect("an object file")
+            .section(ADDRSIG)
+            .is_some()
+    });
     assert!(before, "clang writes one");
     assert!(!after, "it counts symbols by their old places");
 }
 
 #[test]
 fn relocations_are_sorted_by_object_and_none_is_lost() {
-    compile_by_each(SOURCE, &["-fPIC"]).iter().for_each(|object| check_relocations(object));
+    compile_by_each(SOURCE, &["-fPIC"])
+        .iter()
+        .for_each(|object| check_relocations(object));
 }
 
 fn check_relocations(object: &[u8]) {
@@ -114,7 +149,13 @@ fn check_relocations(object: &[u8]) {
         let is_livepatch = section.flags.contains(SectionFlags::RELA_LIVEPATCH);
         for rela in section.relas() {
             let symbol = &view.symbols()[rela.symbol];
-            assert_eq!(symbol.home == Home::Livepatch, is_livepatch, "{} in {}", symbol.name, section.name);
+            assert_eq!(
+                symbol.home == Home::Livepatch,
+                is_livepatch,
+                "{} in {}",
+                symbol.name,
+                section.name
+            );
             if is_livepatch {
                 livepatch += 1;
                 let object = SymbolName::parse(symbol.name).expect("valid").object;
@@ -123,23 +164,39 @@ fn check_relocations(object: &[u8]) {
             }
         }
     }
-    assert!(livepatch >= 4, "one load and store or more, two calls, one pointer: {livepatch}");
+    assert!(
+        livepatch >= 4,
+        "one load and store or more, two calls, one pointer: {livepatch}"
+    );
     let before = View::parse(object, machine(object), false).expect("an object file");
-    let count = |view: &View<'_>| view.sections().iter().map(|section| section.relas().len()).sum::<usize>();
+    let count = |view: &View<'_>| {
+        view.sections()
+            .iter()
+            .map(|section| section.relas().len())
+            .sum::<usize>()
+    };
     assert_eq!(count(&before), count(&view));
 }
 
 #[test]
 fn nothing_else_changes() {
-    compile_by_each(SOURCE, &["-fPIC"]).iter().for_each(|object| check_sections(object));
+    compile_by_each(SOURCE, &["-fPIC"])
+        .iter()
+        .for_each(|object| check_sections(object));
 }
 
 fn check_sections(object: &[u8]) {
     let patch = convert(object).expect("converts");
     let before = View::parse(object, machine(object), false).expect("an object file");
     let after = View::parse(&patch, machine(&patch), false).expect("a patch object");
-    for section in before.sections().iter().filter(|section| section.flags.contains(SectionFlags::ALLOC)) {
-        let (_, same) = after.section(section.name).unwrap_or_else(|| panic!("{} is lost", section.name));
+    for section in before
+        .sections()
+        .iter()
+        .filter(|section| section.flags.contains(SectionFlags::ALLOC))
+    {
+        let (_, same) = after
+            .section(section.name)
+            .unwrap_or_else(|| panic!("{} is lost", section.name));
         assert_eq!(
             (same.bytes, same.flags, same.align),
             (section.bytes, section.flags, section.align),
@@ -158,15 +215,26 @@ fn the_mark_is_added_where_it_is_missing() {
 
 #[test]
 fn bad_input_is_refused() {
-    let object = compile("extern int f(void) __asm__(\".klp.sym.vmlinux.f\"); int g(void) { return f(); }", &[]);
+    let object = compile(
+        "extern int f(void) __asm__(\".klp.sym.vmlinux.f\"); int g(void) { return f(); }",
+        &[],
+    );
     let error = convert(&object).expect_err("no position");
     assert!(matches!(error, ConvertError::BadSymbol { .. }));
-    assert!(error.to_string().contains("symbol .klp.sym.vmlinux.f has an incorrectly formatted name"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("symbol .klp.sym.vmlinux.f has an incorrectly formatted name"),
+        "{error}"
+    );
 
     let patch = convert(&compile(SOURCE, &["-fPIC"])).expect("converts");
     assert!(matches!(convert(&patch), Err(ConvertError::Converted)));
     assert!(matches!(convert(b"not ELF"), Err(ConvertError::Elf(_))));
     let mut executable = compile(SOURCE, &["-fPIC"]);
     executable[16] = 2;
-    assert!(matches!(convert(&executable), Err(ConvertError::NotRelocatable)));
+    assert!(matches!(
+        convert(&executable),
+        Err(ConvertError::NotRelocatable)
+    ));
 }

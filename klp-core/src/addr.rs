@@ -44,7 +44,10 @@ impl CodeAddr {
 
     /// How far it is from `self` to `to`; the sign says in which direction.
     #[must_use]
-    #[allow(clippy::cast_possible_wrap, reason = "the difference of two addresses is a signed number")]
+    #[allow(
+        clippy::cast_possible_wrap,
+        reason = "the difference of two addresses is a signed number"
+    )]
     pub const fn distance_to(self, to: Self) -> i64 {
         to.0.wrapping_sub(self.0) as i64
     }

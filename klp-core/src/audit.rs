@@ -1,7 +1,9 @@
-//! An independent checker: recomputes from first principles what must hold on the simulated OS between two operations.
+//! An independent checker: recomputes from first principles what must hold on the simulated OS
+//! between two operations.
 //!
-//! It believes the patches as their author wrote them and the engine's [`status`](Engine::status), and nothing else of the engine: what
-//! sites, stacks of functions and tasks should be is worked out here again and compared with the bytes in the simulated text.
+//! It believes the patches as their author wrote them and the engine's [`status`](Engine::status),
+//! and nothing else of the engine: what sites, stacks of functions and tasks should be is worked
+//! out here again and compared with the bytes in the simulated text.
 
 use crate::addr::{CodeAddr, TextRange};
 use crate::engine::{Engine, PatchStatus};
@@ -30,12 +32,19 @@ impl fmt::Display for Finding {
 ///
 /// All that was found.
 pub fn audit(engine: &Engine<SimOs>) -> Result<(), Vec<Finding>> {
-    let mut audit = Audit { host: engine.host(), findings: Vec::new() };
+    let mut audit = Audit {
+        host: engine.host(),
+        findings: Vec::new(),
+    };
     match engine.status() {
         Ok(status) => audit.all(engine, &status),
         Err(error) => audit.find(format!("no status: {error}")),
     }
-    if audit.findings.is_empty() { Ok(()) } else { Err(audit.findings) }
+    if audit.findings.is_empty() {
+        Ok(())
+    } else {
+        Err(audit.findings)
+    }
 }
 
 struct Audit<'a> {
@@ -106,7 +115,13 @@ impl Audit<'_> {
                 let moves = known.transition.is_some();
                 let layers = self.layers(patch, moves);
                 let (name, replace) = (String::from(&**patch.name()), patch.replace());
-                active.push(Active { replace, enabled: known.enabled, moves, name, layers });
+                active.push(Active {
+                    replace,
+                    enabled: known.enabled,
+                    moves,
+                    name,
+                    layers,
+                });
             }
         });
         self.add_nops(&mut active);
@@ -117,20 +132,28 @@ impl Audit<'_> {
             if patch.moves {
                 sides.patched.extend(self.host.code_of(&patch.name));
             }
-            if active[at + 1..].iter().any(|new| new.moves && new.takes_the_place_of(patch)) {
+            if active[at + 1..]
+                .iter()
+                .any(|new| new.moves && new.takes_the_place_of(patch))
+            {
                 sides.unpatched.extend(self.host.code_of(&patch.name));
             }
         }
         let mut settled = true;
         for site in self.host.site_views() {
-            let on_site: Vec<&Layer> =
-                stacked.iter().copied().filter(|layer| layer.old == site.range.start()).collect();
+            let on_site: Vec<&Layer> = stacked
+                .iter()
+                .copied()
+                .filter(|layer| layer.old == site.range.start())
+                .collect();
             settled &= self.site(&site, &on_site);
             sides.add(self.host, &site, &on_site);
         }
         // Sites may wait to be settled only if the engine said so.
         if !self.host.unsettled(settled && !transition) && !settled {
-            self.find(String::from("sites lead to the handler though no transition needs it"));
+            self.find(String::from(
+                "sites lead to the handler though no transition needs it",
+            ));
         }
         for task in self.host.task_views() {
             self.task(&task, transition, &sides);
@@ -141,24 +164,39 @@ impl Audit<'_> {
     }
 
     fn status(&mut self, status: &[PatchStatus]) {
-        let moving: Vec<_> = status.iter().filter(|patch| patch.transition.is_some()).collect();
-        if moving.windows(2).any(|pair| pair[0].transition != pair[1].transition) {
-            self.find(format!("patches in one transition go different ways: {moving:?}"));
+        let moving: Vec<_> = status
+            .iter()
+            .filter(|patch| patch.transition.is_some())
+            .collect();
+        if moving
+            .windows(2)
+            .any(|pair| pair[0].transition != pair[1].transition)
+        {
+            self.find(format!(
+                "patches in one transition go different ways: {moving:?}"
+            ));
         }
         for patch in moving {
             if patch.transition == Some(TaskState::Idle)
                 || patch.enabled != (patch.transition == Some(TaskState::Patched))
             {
-                self.find(format!("{patch:?}: enabled and transition contradict each other"));
+                self.find(format!(
+                    "{patch:?}: enabled and transition contradict each other"
+                ));
             }
         }
         for (index, patch) in status.iter().enumerate() {
-            if status[..index].iter().any(|other| other.name == patch.name || other.id == patch.id) {
+            if status[..index]
+                .iter()
+                .any(|other| other.name == patch.name || other.id == patch.id)
+            {
                 self.find(format!("{patch:?} is there twice"));
             }
             let off = |patch: &PatchStatus| !patch.enabled && patch.transition.is_none();
             if !off(patch) && status[..index].iter().any(off) {
-                self.find(format!("{patch:?} is enabled, but stands behind one that is not"));
+                self.find(format!(
+                    "{patch:?} is enabled, but stands behind one that is not"
+                ));
             }
         }
     }
@@ -168,9 +206,19 @@ impl Audit<'_> {
         let mut layers = Vec::new();
         for object in patch.objects() {
             for func in object.funcs() {
-                let Some(old) = self.host.symbol(object.name(), func.old_name(), func.position()) else { continue };
+                let Some(old) = self
+                    .host
+                    .symbol(object.name(), func.old_name(), func.position())
+                else {
+                    continue;
+                };
                 match self.host.code_range(func.new_addr()) {
-                    Some(new) => layers.push(Layer { old, new, nop: false, in_transition }),
+                    Some(new) => layers.push(Layer {
+                        old,
+                        new,
+                        nop: false,
+                        in_transition,
+                    }),
                     None => self.find(format!("{}: no code at {}", patch.name(), func.new_addr())),
                 }
             }
@@ -178,27 +226,48 @@ impl Audit<'_> {
         layers
     }
 
-    /// Adds to the newest patch in transition what goes back to the original or to something older: functions whose newest version
-    /// belongs to a patch that gives way.
+    /// Adds to the newest patch in transition what goes back to the original or to something older:
+    /// functions whose newest version belongs to a patch that gives way.
     fn add_nops(&mut self, active: &mut [Active]) {
         let gives_way = |at: usize| {
             let newer = active[at + 1..].iter().filter(|new| new.moves);
-            newer.into_iter().any(|new| new.takes_the_place_of(&active[at]))
+            newer
+                .into_iter()
+                .any(|new| new.takes_the_place_of(&active[at]))
         };
         let goes: Vec<bool> = (0..active.len()).map(gives_way).collect();
         let mut nops: Vec<Layer> = Vec::new();
-        for layer in (0..active.len()).filter(|at| goes[*at]).flat_map(|at| &active[at].layers) {
-            let versions =
-                (0..active.len()).rev().flat_map(|at| active[at].layers.iter().map(move |layer| (at, layer)));
+        for layer in (0..active.len())
+            .filter(|at| goes[*at])
+            .flat_map(|at| &active[at].layers)
+        {
+            let versions = (0..active.len())
+                .rev()
+                .flat_map(|at| active[at].layers.iter().map(move |layer| (at, layer)));
             let mut versions = versions.filter(|(_, version)| version.old == layer.old);
-            if !versions.next().is_some_and(|(at, _)| goes[at]) || nops.iter().any(|nop| nop.old == layer.old) {
+            if !versions.next().is_some_and(|(at, _)| goes[at])
+                || nops.iter().any(|nop| nop.old == layer.old)
+            {
                 continue;
             }
             let old = layer.old;
-            match versions.find(|(at, _)| !goes[*at]).map(|(_, below)| (below.new, below.nop)) {
-                Some((new, nop)) => nops.push(Layer { old, new, nop, in_transition: true }),
+            match versions
+                .find(|(at, _)| !goes[*at])
+                .map(|(_, below)| (below.new, below.nop))
+            {
+                Some((new, nop)) => nops.push(Layer {
+                    old,
+                    new,
+                    nop,
+                    in_transition: true,
+                }),
                 None => match self.host.code_range(old) {
-                    Some(new) => nops.push(Layer { old, new, nop: true, in_transition: true }),
+                    Some(new) => nops.push(Layer {
+                        old,
+                        new,
+                        nop: true,
+                        in_transition: true,
+                    }),
                     None => self.find(format!("no function at {}", layer.old)),
                 },
             }
@@ -217,8 +286,11 @@ impl Audit<'_> {
         let original = site.body();
         let top = on_site.last();
         let new = top.map_or(original, |top| top.target(original));
-        let below =
-            on_site.iter().rev().find(|layer| !layer.in_transition).map_or(original, |below| below.target(original));
+        let below = on_site
+            .iter()
+            .rev()
+            .find(|layer| !layer.in_transition)
+            .map_or(original, |below| below.target(original));
         let moving = top.is_some_and(|top| top.in_transition);
         match site.lead {
             Lead::Handler(arg) => {
@@ -230,25 +302,39 @@ impl Audit<'_> {
                 for (state, expected) in states {
                     let answer = ask_handler(arg, state);
                     if answer != expected {
-                        self.find(format!("{name}: the handler says {answer} for {state:?}, not {expected}"));
+                        self.find(format!(
+                            "{name}: the handler says {answer} for {state:?}, not {expected}"
+                        ));
                     }
                 }
-                let expected: Vec<_> = on_site.iter().rev().map(|layer| layer.new.start()).collect();
+                let expected: Vec<_> = on_site
+                    .iter()
+                    .rev()
+                    .map(|layer| layer.new.start())
+                    .collect();
                 if layers(arg) != expected {
-                    self.find(format!("{name}: functions stacked {:?}, not {expected:?}", layers(arg)));
+                    self.find(format!(
+                        "{name}: functions stacked {:?}, not {expected:?}",
+                        layers(arg)
+                    ));
                 }
                 return moving;
             }
             Lead::Original if !moving && top.is_none() => {}
             Lead::Direct(to) if !moving && top.is_some() && to == new => {}
-            lead => self.find(format!("{name} leads to {lead:?}; in transition: {moving}, newest: {new}")),
+            lead => self.find(format!(
+                "{name} leads to {lead:?}; in transition: {moving}, newest: {new}"
+            )),
         }
         true
     }
 
     fn task(&mut self, task: &TaskView, transition: bool, sides: &Sides) {
         if (task.state != TaskState::Idle) != transition {
-            self.find(format!("task {} is {:?}; transition: {transition}", task.id.0, task.state));
+            self.find(format!(
+                "task {} is {:?}; transition: {transition}",
+                task.id.0, task.state
+            ));
         }
         if task.excused {
             return;
@@ -260,15 +346,19 @@ impl Audit<'_> {
         };
         for place in &task.places {
             if foreign.iter().any(|range| range.contains(*place)) {
-                self.find(format!("task {} is {:?}, but has code of the other side at {place}", task.id.0, task.state));
+                self.find(format!(
+                    "task {} is {:?}, but has code of the other side at {place}",
+                    task.id.0, task.state
+                ));
             }
         }
     }
 }
 
 impl Sides {
-    /// Adds what tasks may be in because of the patches in transition, if they replace this function: its versions with their parts.
-    /// What else belongs to a patch that stays may be on both sides: other functions of it go there, too.
+    /// Adds what tasks may be in because of the patches in transition, if they replace this
+    /// function: its versions with their parts. What else belongs to a patch that stays may be on
+    /// both sides: other functions of it go there, too.
     fn add(&mut self, host: &SimOs, site: &SiteView, on_site: &[&Layer]) {
         let code = |layer: Option<&&Layer>| match layer {
             Some(layer) if !layer.nop => {
@@ -276,11 +366,22 @@ impl Sides {
                 code.push(layer.new);
                 code
             }
-            _ => core::iter::once(site.range).chain(site.cold.iter().copied()).collect(),
+            _ => core::iter::once(site.range)
+                .chain(site.cold.iter().copied())
+                .collect(),
         };
-        for (index, layer) in on_site.iter().enumerate().filter(|(_, layer)| layer.in_transition) {
+        for (index, layer) in on_site
+            .iter()
+            .enumerate()
+            .filter(|(_, layer)| layer.in_transition)
+        {
             self.patched.extend(code(Some(layer)));
-            self.unpatched.extend(code(on_site[..index].iter().rev().find(|below| !below.in_transition)));
+            self.unpatched.extend(code(
+                on_site[..index]
+                    .iter()
+                    .rev()
+                    .find(|below| !below.in_transition),
+            ));
         }
     }
 }

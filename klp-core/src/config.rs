@@ -1,7 +1,8 @@
 //! Limits, the ones of Linux livepatch where it has them.
 
-/// Frames that are shown of a task that holds a transition back. How many a walk follows before it calls the stack unreliable is the
-/// host's choice; Linux follows as many (kernel: `MAX_STACK_ENTRIES`).
+/// Frames that are shown of a task that holds a transition back. How many a walk follows before it
+/// calls the stack unreliable is the host's choice; Linux follows as many (kernel:
+/// `MAX_STACK_ENTRIES`).
 pub const MAX_STACK_ENTRIES: usize = 100;
 
 /// Longest name of an object, in bytes (kernel: `MODULE_NAME_LEN` without its terminator).

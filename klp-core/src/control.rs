@@ -1,21 +1,22 @@
-//! The attribute tree: what Linux shows of livepatches in sysfs and procfs, for any host (kernel: `kobj_attribute`s of `core.c`;
-//! `Documentation/ABI/testing/sysfs-kernel-livepatch`).
+//! The attribute tree: what Linux shows of livepatches in sysfs and procfs, for any host (kernel:
+//! `kobj_attribute`s of `core.c`; `Documentation/ABI/testing/sysfs-kernel-livepatch`).
 //!
 //! ```text
 //! livepatch/PATCH/enabled                  0644  0 or 1; see below
 //! livepatch/PATCH/transition               0444  1 while the patch is in transition
 //! livepatch/PATCH/replace                  0444  1 if it takes the place of others
-//! livepatch/PATCH/stack_order              0444  its place among the patches in force, from 1; 0: it is not in force
+//! livepatch/PATCH/stack_order              0444  its place among the patches in force, from 1;
+//!                                                0: it is not in force
 //! livepatch/PATCH/blockers                 0444  who holds its transition back, and why
 //! livepatch/PATCH/force                    0200  1 ends its transition now
 //! livepatch/PATCH/signal                   0200  1 kicks the tasks that its transition waits for
-//! livepatch/PATCH/OBJECT/patched           0444  1 while its functions in the object are redirected
+//! livepatch/PATCH/OBJECT/patched           0444  1 while its functions there are redirected
 //! livepatch/PATCH/OBJECT/FUNCTION,SYMPOS/        a function that it replaces there
 //! tasks/TASK/patch_state                   0400  -1 no transition, 0 unpatched, 1 patched
 //! ```
 //!
-//! What is written is a truth value in the kernel's spelling (`1`, `y`, `on`, … and `0`, `n`, `off`, …), a newline may
-//! follow. Written to `enabled`:
+//! What is written is a truth value in the kernel's spelling (`1`, `y`, `on`, … and `0`, `n`,
+//! `off`, …), a newline may follow. Written to `enabled`:
 //!
 //! | the patch is | its present value | the other value |
 //! |---|---|---|
@@ -23,10 +24,13 @@
 //! | enabled | `EINVAL` | it is disabled, or `EBUSY` during the transition of another |
 //! | disabled | `EINVAL` | it is enabled again, or `EBUSY` during the transition of another |
 //!
-//! Patches that are enabled or disabled as one are in transition together: what is written to one of them is about all.
+//! Patches that are enabled or disabled as one are in transition together: what is written to one
+//! of them is about all.
 //!
-//! `force` and `signal` ignore 0, and refuse 1 with `EINVAL` outside of the patch's transition. `blockers`, `signal` and enabling again are
-//! beyond today's Linux, where a disabled patch is gone. `tasks` lists the tasks that the transition waits for; `patch_state` can be read for every task.
+//! `force` and `signal` ignore 0, and refuse 1 with `EINVAL` outside of the patch's transition.
+//! `blockers`, `signal` and enabling again are beyond today's Linux, where a disabled patch is
+//! gone. `tasks` lists the tasks that the transition waits for; `patch_state` can be read for every
+//! task.
 
 use crate::engine::{Engine, PatchId, PatchStatus};
 use crate::error::{ApiMisuse, Error};
@@ -92,10 +96,10 @@ impl ControlError {
         match self {
             Self::NotFound | Self::Engine(Error::ApiMisuse(ApiMisuse::UnknownPatch)) => -2, // ENOENT
             Self::Output => -5,                                                             // EIO
-            Self::Denied => -13,                                                            // EACCES
-            Self::NotDirectory => -20,                                                      // ENOTDIR
-            Self::IsDirectory => -21,                                                       // EISDIR
-            Self::BadValue => -22,                                                          // EINVAL
+            Self::Denied => -13,       // EACCES
+            Self::NotDirectory => -20, // ENOTDIR
+            Self::IsDirectory => -21,  // EISDIR
+            Self::BadValue => -22,     // EINVAL
             Self::Engine(error) => error.errno(),
         }
     }
@@ -139,11 +143,18 @@ impl From<fmt::Error> for ControlError {
 ///
 /// # Errors
 ///
-/// [`NotFound`](ControlError::NotFound), [`NotDirectory`](ControlError::NotDirectory), or the engine's.
+/// [`NotFound`](ControlError::NotFound), [`NotDirectory`](ControlError::NotDirectory), or the
+/// engine's.
 pub fn list<P: Platform>(engine: &Engine<P>, path: &str) -> Result<Vec<Entry>, ControlError> {
     let mut entries = Vec::new();
     let mut add = |name: &dyn fmt::Display, kind| -> Result<(), OutOfMemory> {
-        try_push(&mut entries, Entry { name: Name::display(name)?, kind })
+        try_push(
+            &mut entries,
+            Entry {
+                name: Name::display(name)?,
+                kind,
+            },
+        )
     };
     match Node::find(engine, path)? {
         Node::Root => {
@@ -160,13 +171,19 @@ pub fn list<P: Platform>(engine: &Engine<P>, path: &str) -> Result<Vec<Entry>, C
                 add(&name, Kind::Attribute)?;
             }
             engine.with_patch(id, |patch| {
-                patch.objects().iter().try_for_each(|object| add(object.name(), Kind::Directory))
+                patch
+                    .objects()
+                    .iter()
+                    .try_for_each(|object| add(object.name(), Kind::Directory))
             })??;
         }
         Node::Object(id, object) => {
             add(&"patched", Kind::Attribute)?;
             engine.with_patch(id, |patch| {
-                let objects = patch.objects().iter().filter(|known| known.name() == object);
+                let objects = patch
+                    .objects()
+                    .iter()
+                    .filter(|known| known.name() == object);
                 let mut funcs = objects.flat_map(|object| object.funcs());
                 funcs.try_for_each(|func| add(&Directory(func), Kind::Directory))
             })??;
@@ -178,22 +195,34 @@ pub fn list<P: Platform>(engine: &Engine<P>, path: &str) -> Result<Vec<Entry>, C
             }
         }
         Node::Task => add(&"patch_state", Kind::Attribute)?,
-        Node::PatchAttribute(..) | Node::Patched(..) | Node::PatchState(_) => return Err(ControlError::NotDirectory),
+        Node::PatchAttribute(..) | Node::Patched(..) | Node::PatchState(_) => {
+            return Err(ControlError::NotDirectory);
+        }
     }
     Ok(entries)
 }
 
-/// Writes the value of the attribute at `path` to `out`, with a newline at its end. `blockers` is empty outside of the patch's transition.
+/// Writes the value of the attribute at `path` to `out`, with a newline at its end. `blockers` is
+/// empty outside of the patch's transition.
 ///
 /// # Errors
 ///
-/// [`NotFound`](ControlError::NotFound), [`IsDirectory`](ControlError::IsDirectory), [`Denied`](ControlError::Denied), or the engine's.
-pub fn read<P: Platform>(engine: &Engine<P>, path: &str, out: &mut dyn fmt::Write) -> Result<(), ControlError> {
+/// [`NotFound`](ControlError::NotFound), [`IsDirectory`](ControlError::IsDirectory),
+/// [`Denied`](ControlError::Denied), or the engine's.
+pub fn read<P: Platform>(
+    engine: &Engine<P>,
+    path: &str,
+    out: &mut dyn fmt::Write,
+) -> Result<(), ControlError> {
     let number = match Node::find(engine, path)? {
-        Node::PatchAttribute(_, name) if mode(name) & 0o444 == 0 => return Err(ControlError::Denied),
+        Node::PatchAttribute(_, name) if mode(name) & 0o444 == 0 => {
+            return Err(ControlError::Denied);
+        }
         Node::PatchAttribute(id, "blockers") => {
             return match engine.blockers(id) {
-                Ok(blockers) => Ok(blockers.iter().try_for_each(|blocker| writeln!(out, "{blocker}"))?),
+                Ok(blockers) => Ok(blockers
+                    .iter()
+                    .try_for_each(|blocker| writeln!(out, "{blocker}"))?),
                 Err(Error::ApiMisuse(ApiMisuse::NoTransition)) => Ok(()),
                 Err(error) => Err(error.into()),
             };
@@ -208,7 +237,10 @@ pub fn read<P: Platform>(engine: &Engine<P>, path: &str, out: &mut dyn fmt::Writ
                 _ => return Err(ControlError::NotFound),
             }
         }
-        Node::Patched(id, object) => engine.object_patched(id, object)?.ok_or(ControlError::NotFound)?.into(),
+        Node::Patched(id, object) => engine
+            .object_patched(id, object)?
+            .ok_or(ControlError::NotFound)?
+            .into(),
         Node::PatchState(task) => {
             let state = engine.task_state(task)?.ok_or(ControlError::NotFound)?;
             return Ok(writeln!(out, "{}", state as i8)?);
@@ -222,17 +254,24 @@ pub fn read<P: Platform>(engine: &Engine<P>, path: &str, out: &mut dyn fmt::Writ
 ///
 /// # Errors
 ///
-/// [`NotFound`](ControlError::NotFound), [`IsDirectory`](ControlError::IsDirectory), [`Denied`](ControlError::Denied),
-/// [`BadValue`](ControlError::BadValue), or the engine's. Nothing has changed then.
+/// [`NotFound`](ControlError::NotFound), [`IsDirectory`](ControlError::IsDirectory),
+/// [`Denied`](ControlError::Denied), [`BadValue`](ControlError::BadValue), or the engine's. Nothing
+/// has changed then.
 ///
 /// # Safety
 ///
 /// If 1 is written to `force`, as for [`Engine::force`].
 #[allow(unsafe_code, reason = "a promise about the patch")]
-pub unsafe fn write<P: Platform>(engine: &Engine<P>, path: &str, value: &str) -> Result<(), ControlError> {
+pub unsafe fn write<P: Platform>(
+    engine: &Engine<P>,
+    path: &str,
+    value: &str,
+) -> Result<(), ControlError> {
     let (id, name) = match Node::find(engine, path)? {
         Node::PatchAttribute(id, name) if mode(name) & 0o222 != 0 => (id, name),
-        Node::PatchAttribute(..) | Node::Patched(..) | Node::PatchState(_) => return Err(ControlError::Denied),
+        Node::PatchAttribute(..) | Node::Patched(..) | Node::PatchState(_) => {
+            return Err(ControlError::Denied);
+        }
         _ => return Err(ControlError::IsDirectory),
     };
     let on = truth(value).ok_or(ControlError::BadValue)?;
@@ -246,16 +285,24 @@ pub unsafe fn write<P: Platform>(engine: &Engine<P>, path: &str, value: &str) ->
     Ok(())
 }
 
-/// The patch that is disabled and would not be after [`write`](fn@write) of `value` at `path`: for a host that has something to do before a patch
-/// is enabled.
+/// The patch that is disabled and would not be after [`write`](fn@write) of `value` at `path`: for
+/// a host that has something to do before a patch is enabled.
 ///
 /// # Errors
 ///
 /// As for [`write`](fn@write).
-pub fn enables<P: Platform>(engine: &Engine<P>, path: &str, value: &str) -> Result<Option<PatchId>, ControlError> {
+pub fn enables<P: Platform>(
+    engine: &Engine<P>,
+    path: &str,
+    value: &str,
+) -> Result<Option<PatchId>, ControlError> {
     match Node::find(engine, path)? {
         Node::PatchAttribute(id, "enabled") if truth(value) == Some(true) => {
-            Ok(if status(engine, id)?.enabled { None } else { Some(id) })
+            Ok(if status(engine, id)?.enabled {
+                None
+            } else {
+                Some(id)
+            })
         }
         _ => Ok(None),
     }
@@ -281,10 +328,15 @@ fn set_enabled<P: Platform>(engine: &Engine<P>, id: PatchId, on: bool) -> Result
 }
 
 fn status<P: Platform>(engine: &Engine<P>, id: PatchId) -> Result<PatchStatus, ControlError> {
-    engine.status()?.into_iter().find(|patch| patch.id == id).ok_or(ControlError::NotFound)
+    engine
+        .status()?
+        .into_iter()
+        .find(|patch| patch.id == id)
+        .ok_or(ControlError::NotFound)
 }
 
-/// A truth value as the kernel reads it (kernel: `kstrtobool`): the first letter counts, and the second of `on` and `off`.
+/// A truth value as the kernel reads it (kernel: `kstrtobool`): the first letter counts, and the
+/// second of `on` and `off`.
 fn truth(value: &str) -> Option<bool> {
     match value.as_bytes() {
         [b'1' | b'y' | b'Y' | b't' | b'T', ..] | [b'o' | b'O', b'n' | b'N', ..] => Some(true),
@@ -294,7 +346,15 @@ fn truth(value: &str) -> Option<bool> {
 }
 
 /// The attributes of a patch.
-const PATCH_ATTRIBUTES: [&str; 7] = ["enabled", "transition", "replace", "stack_order", "blockers", "force", "signal"];
+const PATCH_ATTRIBUTES: [&str; 7] = [
+    "enabled",
+    "transition",
+    "replace",
+    "stack_order",
+    "blockers",
+    "force",
+    "signal",
+];
 
 /// The mode of the attribute called `name`.
 fn mode(name: &str) -> u16 {
@@ -361,11 +421,15 @@ impl<'a> Node<'a> {
         id: PatchId,
         parts: &mut impl Iterator<Item = &'a str>,
     ) -> Result<Self, ControlError> {
-        let Some(part) = parts.next() else { return Ok(Self::Patch(id)) };
+        let Some(part) = parts.next() else {
+            return Ok(Self::Patch(id));
+        };
         if let Some(name) = PATCH_ATTRIBUTES.iter().find(|name| **name == part) {
             return Ok(Self::PatchAttribute(id, name));
         }
-        engine.object_patched(id, part)?.ok_or(ControlError::NotFound)?;
+        engine
+            .object_patched(id, part)?
+            .ok_or(ControlError::NotFound)?;
         match parts.next() {
             None => Ok(Self::Object(id, part)),
             Some("patched") => Ok(Self::Patched(id, part)),
@@ -373,13 +437,22 @@ impl<'a> Node<'a> {
                 let (name, sympos) = func.rsplit_once(',').ok_or(ControlError::NotFound)?;
                 let position: u32 = sympos.parse().map_err(|_| ControlError::NotFound)?;
                 let known = engine.with_patch(id, |patch| {
-                    let mut objects = patch.objects().iter().filter(|object| object.name() == part);
+                    let mut objects = patch
+                        .objects()
+                        .iter()
+                        .filter(|object| object.name() == part);
                     objects.any(|object| {
-                        let fits = |func: &Func| func.old_name() == name && func.position().max(1) == position;
+                        let fits = |func: &Func| {
+                            func.old_name() == name && func.position().max(1) == position
+                        };
                         object.funcs().iter().any(fits)
                     })
                 })?;
-                if known { Ok(Self::Func) } else { Err(ControlError::NotFound) }
+                if known {
+                    Ok(Self::Func)
+                } else {
+                    Err(ControlError::NotFound)
+                }
             }
         }
     }

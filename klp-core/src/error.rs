@@ -96,8 +96,8 @@ pub enum PatchReason {
         /// The tracer's words.
         detail: Name,
     },
-    /// The function is marked as one that must not be redirected: the engine's handler runs it, or it cannot bear it (kernel:
-    /// `notrace`).
+    /// The function is marked as one that must not be redirected: the engine's handler runs it, or
+    /// it cannot bear it (kernel: `notrace`).
     Notrace,
     /// Somebody else holds the function's entry site.
     EntryHeld {
@@ -185,7 +185,8 @@ pub enum ApiMisuse {
     NoTransition,
     /// The patch was pinned by a forced transition: tasks may still be inside it.
     Forced,
-    /// The engine was called by what it was calling: a callback of a patch, or whoever takes its log.
+    /// The engine was called by what it was calling: a callback of a patch, or whoever takes its
+    /// log.
     InCallback,
 }
 
@@ -199,7 +200,11 @@ impl Error {
         const ENOMEM: i32 = 12;
         const EBUSY: i32 = 16;
         const EINVAL: i32 = 22;
-        if let Self::Patch(PatchError { reason: PatchReason::Vetoed { errno }, .. }) = self {
+        if let Self::Patch(PatchError {
+            reason: PatchReason::Vetoed { errno },
+            ..
+        }) = self
+        {
             return *errno;
         }
         -match self {
@@ -207,7 +212,11 @@ impl Error {
                 reason: PatchReason::SymbolWithoutSize | PatchReason::NewFunctionUnknown,
                 ..
             }) => ENOENT,
-            Self::Patch(PatchError { reason: PatchReason::EntryHeld { .. }, .. }) | Self::Busy { .. } => EBUSY,
+            Self::Patch(PatchError {
+                reason: PatchReason::EntryHeld { .. },
+                ..
+            })
+            | Self::Busy { .. } => EBUSY,
             Self::Patch(_) | Self::ApiMisuse(_) => EINVAL,
             Self::OutOfMemory => ENOMEM,
             Self::Bug(_) => EIO,
@@ -224,7 +233,12 @@ impl Error {
 
     /// An error about `patch`, or `OutOfMemory` if even its names find no room.
     #[must_use]
-    pub fn patch(patch: &str, object: Option<&str>, func: Option<&str>, reason: PatchReason) -> Self {
+    pub fn patch(
+        patch: &str,
+        object: Option<&str>,
+        func: Option<&str>,
+        reason: PatchReason,
+    ) -> Self {
         let build = || -> Result<PatchError, OutOfMemory> {
             Ok(PatchError {
                 patch: Name::new(patch)?,
@@ -244,7 +258,12 @@ impl Error {
             return Self::OutOfMemory;
         }
         let build = || -> Result<PortFault, OutOfMemory> {
-            Ok(PortFault { doing, patch: Name::new(patch)?, kind, detail: Name::display(&DisplayPort(error))? })
+            Ok(PortFault {
+                doing,
+                patch: Name::new(patch)?,
+                kind,
+                detail: Name::display(&DisplayPort(error))?,
+            })
         };
         build().map_or(Self::OutOfMemory, Self::Port)
     }
@@ -271,18 +290,29 @@ impl fmt::Display for Error {
         match self {
             Self::Patch(error) => error.fmt(f),
             Self::Port(fault) => {
-                write!(f, "{} for patch '{}' failed: {}", fault.doing, fault.patch, fault.detail)
+                write!(
+                    f,
+                    "{} for patch '{}' failed: {}",
+                    fault.doing, fault.patch, fault.detail
+                )
             }
-            Self::Busy { patch } => write!(f, "patch '{patch}' is in transition; one transition at a time"),
+            Self::Busy { patch } => write!(
+                f,
+                "patch '{patch}' is in transition; one transition at a time"
+            ),
             Self::ApiMisuse(misuse) => f.write_str(match misuse {
-                ApiMisuse::InCallback => "a callback of a patch, or the taker of the log, must not call the engine",
+                ApiMisuse::InCallback => {
+                    "a callback of a patch, or the taker of the log, must not call the engine"
+                }
                 ApiMisuse::NoPatches => "no patch was named",
                 ApiMisuse::UnknownPatch => "there is no such patch",
                 ApiMisuse::NameTaken => "a patch of that name is there already",
                 ApiMisuse::AlreadyEnabled => "the patch is enabled already",
                 ApiMisuse::NotEnabled => "the patch is not enabled",
                 ApiMisuse::NoTransition => "the patch is not in transition",
-                ApiMisuse::Forced => "a forced transition pinned the patch for good: tasks may still be inside it",
+                ApiMisuse::Forced => {
+                    "a forced transition pinned the patch for good: tasks may still be inside it"
+                }
             }),
             Self::OutOfMemory => OutOfMemory.fmt(f),
             Self::Bug(what) => write!(f, "bug in the engine: {what}"),
@@ -312,17 +342,28 @@ impl fmt::Display for PatchReason {
             Self::ListedTwice => f.write_str("it is listed twice"),
             Self::StateTwice { id } => write!(f, "state {id} is listed twice"),
             Self::IncompatibleStates { with } => {
-                write!(f, "its states do not fit those of the enabled patch '{with}'")
+                write!(
+                    f,
+                    "its states do not fit those of the enabled patch '{with}'"
+                )
             }
             Self::SharedWithOtherSet { with } => {
-                write!(f, "it shares a function or state with the enabled patch '{with}' of another replace set")
+                write!(
+                    f,
+                    "it shares a function or state with the enabled patch '{with}' of another replace set"
+                )
             }
             Self::ReplacesCompanion { with } => {
-                write!(f, "it takes the place of the patch '{with}', which is to be enabled as one with it")
+                write!(
+                    f,
+                    "it takes the place of the patch '{with}', which is to be enabled as one with it"
+                )
             }
             Self::Vetoed { errno } => write!(f, "its pre-patch callback said no (error {errno})"),
             Self::SymbolNotFound => f.write_str("no symbol has that name"),
-            Self::SymbolAmbiguous => f.write_str("several symbols have that name; say with sympos which one is meant"),
+            Self::SymbolAmbiguous => {
+                f.write_str("several symbols have that name; say with sympos which one is meant")
+            }
             Self::SymbolPositionNotFound { sympos } => {
                 write!(f, "there is no symbol of that name at position {sympos}")
             }
@@ -335,11 +376,18 @@ impl fmt::Display for PatchReason {
             Self::EntryHeld { detail } => write!(f, "its entry is taken: {detail}"),
             Self::Malformed { what, place } => write!(f, "{what} ({place})"),
             Self::ForeignMachine { machine, expected } => {
-                write!(f, "it is for ELF machine {machine}, this system is {expected}")
+                write!(
+                    f,
+                    "it is for ELF machine {machine}, this system is {expected}"
+                )
             }
             Self::Unsupported { what, place } => write!(f, "{what} ({place}) is not supported"),
             Self::Unresolved { symbol, why } => write!(f, "symbol '{symbol}': {why}"),
-            Self::Relocation { section, symbol, error } => {
+            Self::Relocation {
+                section,
+                symbol,
+                error,
+            } => {
                 write!(f, "section '{section}', reference to '{symbol}': {error}")
             }
         }

@@ -276,47 +276,109 @@ impl fmt::Display for Event<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Enabling { patch } => write!(f, "enabling patch '{patch}'"),
-            Self::Initializing { patch, target } => write!(f, "'{patch}': initializing {} transition", way(target)),
-            Self::Starting { patch, target } => write!(f, "'{patch}': starting {} transition", way(target)),
-            Self::Completing { patch, target } => write!(f, "'{patch}': completing {} transition", way(target)),
+            Self::Initializing { patch, target } => {
+                write!(f, "'{patch}': initializing {} transition", way(target))
+            }
+            Self::Starting { patch, target } => {
+                write!(f, "'{patch}': starting {} transition", way(target))
+            }
+            Self::Completing { patch, target } => {
+                write!(f, "'{patch}': completing {} transition", way(target))
+            }
             Self::Complete { patch, target } => write!(f, "'{patch}': {} complete", way(target)),
             Self::Reversing { patch, from } => {
-                write!(f, "'{patch}': reversing transition from {} to {}", way(from), way(from.opposite()))
+                write!(
+                    f,
+                    "'{patch}': reversing transition from {} to {}",
+                    way(from),
+                    way(from.opposite())
+                )
             }
-            Self::Canceling { patch } => write!(f, "'{patch}': canceling patching transition, going to unpatch"),
+            Self::Canceling { patch } => write!(
+                f,
+                "'{patch}': canceling patching transition, going to unpatch"
+            ),
             Self::FailedToPatch { object } => write!(f, "failed to patch object '{object}'"),
             Self::FailedToEnable { patch } => write!(f, "failed to enable patch '{patch}'"),
             Self::Vetoed { object } => write!(f, "pre-patch callback failed for object '{object}'"),
             Self::Incompatible { patch } => {
-                write!(f, "Livepatch patch ({patch}) is not compatible with the already installed livepatches.")
+                write!(
+                    f,
+                    "Livepatch patch ({patch}) is not compatible with the already installed livepatches."
+                )
             }
-            Self::Applying { patch, object } => write!(f, "applying patch '{patch}' to loading module '{object}'"),
-            Self::Reverting { patch, object } => write!(f, "reverting patch '{patch}' on unloading module '{object}'"),
-            Self::FailedToInit { patch, object, errno } => {
-                write!(f, "failed to initialize patch '{patch}' for module '{object}' ({errno})")
+            Self::Applying { patch, object } => {
+                write!(f, "applying patch '{patch}' to loading module '{object}'")
             }
-            Self::FailedToApply { patch, object, errno } => {
-                write!(f, "failed to apply patch '{patch}' to module '{object}' ({errno})")
+            Self::Reverting { patch, object } => write!(
+                f,
+                "reverting patch '{patch}' on unloading module '{object}'"
+            ),
+            Self::FailedToInit {
+                patch,
+                object,
+                errno,
+            } => {
+                write!(
+                    f,
+                    "failed to initialize patch '{patch}' for module '{object}' ({errno})"
+                )
+            }
+            Self::FailedToApply {
+                patch,
+                object,
+                errno,
+            } => {
+                write!(
+                    f,
+                    "failed to apply patch '{patch}' to module '{object}' ({errno})"
+                )
             }
             Self::RefusingObject { patch, object } => {
-                write!(f, "patch '{patch}' failed for module '{object}', refusing to load module '{object}'")
+                write!(
+                    f,
+                    "patch '{patch}' failed for module '{object}', refusing to load module '{object}'"
+                )
             }
             Self::FailedToDisable { patch } => write!(f, "failed to disable patch '{patch}'"),
-            Self::NotTried { patch } => write!(f, "'{patch}': tasks could not be listed, trying again"),
-            Self::SymbolNotFound { symbol } => write!(f, "symbol '{symbol}' not found in symbol table"),
-            Self::SymbolAmbiguous { symbol, object } => {
-                write!(f, "unresolvable ambiguity for symbol '{symbol}' in object '{object}'")
+            Self::NotTried { patch } => {
+                write!(f, "'{patch}': tasks could not be listed, trying again")
             }
-            Self::SymbolPositionNotFound { sympos, symbol, object } => {
-                write!(f, "symbol position {sympos} for symbol '{symbol}' in object '{object}' not found")
+            Self::SymbolNotFound { symbol } => {
+                write!(f, "symbol '{symbol}' not found in symbol table")
+            }
+            Self::SymbolAmbiguous { symbol, object } => {
+                write!(
+                    f,
+                    "unresolvable ambiguity for symbol '{symbol}' in object '{object}'"
+                )
+            }
+            Self::SymbolPositionNotFound {
+                sympos,
+                symbol,
+                object,
+            } => {
+                write!(
+                    f,
+                    "symbol position {sympos} for symbol '{symbol}' in object '{object}' not found"
+                )
             }
             Self::NoLocation { func } => write!(f, "failed to find location for function '{func}'"),
             Self::NotRegistered { func, errno } => {
-                write!(f, "failed to register ftrace handler for function '{func}' ({errno})")
+                write!(
+                    f,
+                    "failed to register ftrace handler for function '{func}' ({errno})"
+                )
             }
             Self::OldSizeUnknown { func } => write!(f, "kallsyms size lookup failed for '{func}'"),
-            Self::NewSizeUnknown { func } => write!(f, "kallsyms size lookup failed for '{func}' replacement"),
-            Self::NotSwitched { name, task, obstacle } => {
+            Self::NewSizeUnknown { func } => {
+                write!(f, "kallsyms size lookup failed for '{func}' replacement")
+            }
+            Self::NotSwitched {
+                name,
+                task,
+                obstacle,
+            } => {
                 write!(f, "klp_try_switch_task: {name}:{} ", task.0)?;
                 match obstacle {
                     Obstacle::NotStopped(reason) => reason.fmt(f),
@@ -327,12 +389,20 @@ impl fmt::Display for Event<'_> {
             Self::Signaling => f.write_str("signaling remaining tasks"),
             Self::Forcing => f.write_str("forcing remaining tasks to the patched state"),
             Self::NotSettled { patch } => {
-                write!(f, "'{patch}': entry sites not settled, calls go through the handler for now")
+                write!(
+                    f,
+                    "'{patch}': entry sites not settled, calls go through the handler for now"
+                )
             }
             Self::ShadowNotConstructed { obj, id, errno } => {
-                write!(f, "Failed to construct shadow variable <{obj:016x}, {id:x}> ({errno})")
+                write!(
+                    f,
+                    "Failed to construct shadow variable <{obj:016x}, {id:x}> ({errno})"
+                )
             }
-            Self::ShadowDuplicate { obj, id } => write!(f, "Duplicate shadow variable <{obj:016x}, {id:x}>"),
+            Self::ShadowDuplicate { obj, id } => {
+                write!(f, "Duplicate shadow variable <{obj:016x}, {id:x}>")
+            }
         }
     }
 }

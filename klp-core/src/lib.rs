@@ -1,8 +1,10 @@
-//! A livepatch engine: replaces functions of a running system, task by task, so that no task ever sees half a patch.
+//! A livepatch engine: replaces functions of a running system, task by task, so that no task ever
+//! sees half a patch.
 //!
-//! *You supply* a host: a handful of small traits ([`port`]) for your processor and your operating system.
-//! *The engine does* the rest: which function runs for which task, when a task may be switched, how a transition begins,
-//! turns round and ends. *It does not* own threads, sleep, or know what a process is.
+//! *You supply* a host: a handful of small traits ([`port`]) for your processor and your operating
+//! system. *The engine does* the rest: which function runs for which task, when a task may be
+//! switched, how a transition begins, turns round and ends. *It does not* own threads, sleep, or
+//! know what a process is.
 //!
 //! # Example
 //!
@@ -19,8 +21,8 @@
 //! let task = os.spawn("worker");
 //! assert!(os.call(task, greet));
 //!
-//! // What a patch author writes: which function, and the code that replaces it. In a real system that is `Func::with_range`, which is
-//! // `unsafe`: the author answers for the code.
+//! // What a patch author writes: which function, and the code that replaces it. In a real system
+//! // that is `Func::with_range`, which is `unsafe`: the author answers for the code.
 //! let new_code = os.replacement("fix", greet, Place::Near);
 //! let object = Object::vmlinux().and_then(|object| object.func(sim::func("greet", new_code)?));
 //! let patch = Patch::builder("fix").object(object).build()?;
@@ -29,7 +31,8 @@
 //! let fix = engine.add(patch).map_err(|refused| refused.error)?;
 //! // The task that is inside the old function keeps the transition waiting, and is named.
 //! assert!(matches!(engine.enable(fix)?, Poll::Waiting { pending: 1, .. }));
-//! assert!(engine.blockers(fix)?[0].to_string().starts_with("worker:1 is in function 'greet' of 'vmlinux'"));
+//! let blocker = engine.blockers(fix)?[0].to_string();
+//! assert!(blocker.starts_with("worker:1 is in function 'greet' of 'vmlinux'"));
 //! // It returns; the next poll switches it. From now on its calls reach the new code.
 //! engine.host().ret(task);
 //! assert_eq!(engine.poll(), Poll::Complete { patch: fix, enabled: true });
@@ -49,11 +52,15 @@
 //! 4. [`engine`]: [`Engine`], which ties them together.
 //! 5. [`port`]: what a porter implements.
 //!
-//! A reader of Linux's `kernel/livepatch` finds each concept in the file that bears its name; each file's head says which
-//! kernel file it answers to.
+//! A reader of Linux's `kernel/livepatch` finds each concept in the file that bears its name; each
+//! file's head says which kernel file it answers to.
 
 #![no_std]
-#![deny(clippy::std_instead_of_core, clippy::std_instead_of_alloc, clippy::alloc_instead_of_core)]
+#![deny(
+    clippy::std_instead_of_core,
+    clippy::std_instead_of_alloc,
+    clippy::alloc_instead_of_core
+)]
 #![deny(unsafe_code)]
 
 extern crate alloc;
@@ -76,7 +83,10 @@ pub mod mem;
 pub mod model;
 #[allow(unsafe_code, reason = "lock-free stack of functions")]
 pub mod ops;
-#[allow(unsafe_code, reason = "unsafe traits, and the one tracer on top of them")]
+#[allow(
+    unsafe_code,
+    reason = "unsafe traits, and the one tracer on top of them"
+)]
 pub mod port;
 #[allow(unsafe_code, reason = "writes to patch images")]
 pub mod relocs;

@@ -1,30 +1,51 @@
 //! Livepatch relocations of one object: resolve and apply when it is patched, clear when it goes
 //! (kernel: `klp_apply_section_relocs`, `klp_clear_object_relocs`).
 //!
-//! A patch object can refer to anything in the patched system, local functions too. References to the base image are bound
-//! when the patch is loaded; those to other objects are kept as [`Reloc`]s in [`Object`] until that object is there.
+//! A patch object can refer to anything in the patched system, local functions too. References to
+//! the base image are bound when the patch is loaded; those to other objects are kept as [`Reloc`]s
+//! in [`Object`] until that object is there.
 
 use crate::addr::CodeAddr;
 use crate::error::{Error, PatchReason};
 use crate::mem::{Name, OutOfMemory, try_push, try_vec};
 use crate::model::Object;
 pub use crate::model::reloc::{Detours, Field, KlpSymbol, Reloc};
-use crate::port::{Arch, Code, Fill, Platform, RelocError, Relocation, Relocator, Support, Text, Via};
+use crate::port::{
+    Arch, Code, Fill, Platform, RelocError, Relocation, Relocator, Support, Text, Via,
+};
 use crate::sympos;
 use alloc::vec::Vec;
 
-/// Relocates the field in `bytes` against `symbol`, through a detour if its type asks for one or the symbol is out of reach; says
-/// where it leads.
+/// Relocates the field in `bytes` against `symbol`, through a detour if its type asks for one or
+/// the symbol is out of reach; says where it leads.
 pub(crate) fn relocate<R: Relocator>(
     field: &Field,
     bytes: &mut [u8],
     symbol: u64,
     detours: Detours,
 ) -> Result<Via, RelocError> {
-    let &Field { at, kind, addend, around, .. } = field;
+    let &Field {
+        at,
+        kind,
+        addend,
+        around,
+        ..
+    } = field;
     let unsupported = RelocError::Unsupported { kind };
-    let mut apply =
-        |symbol, via| R::apply(&Relocation { kind, place: at, symbol, addend, via, around }, bytes).map(|()| via);
+    let mut apply = |symbol, via| {
+        R::apply(
+            &Relocation {
+                kind,
+                place: at,
+                symbol,
+                addend,
+                via,
+                around,
+            },
+            bytes,
+        )
+        .map(|()| via)
+    };
     match R::support(kind).ok_or(unsupported)? {
         Support::None => apply(symbol, Via::Direct),
         Support::AddressSlot => apply(detours.slot.ok_or(unsupported)?.get(), Via::Slot),
@@ -39,12 +60,13 @@ pub(crate) fn relocate<R: Relocator>(
 ///
 /// # Errors
 ///
-/// [`Error::Patch`] naming the symbol that was not found or the relocation that was refused, [`Error::Port`],
-/// [`Error::OutOfMemory`]. Nothing is written then, by the host neither.
+/// [`Error::Patch`] naming the symbol that was not found or the relocation that was refused,
+/// [`Error::Port`], [`Error::OutOfMemory`]. Nothing is written then, by the host neither.
 ///
 /// # Safety
 ///
-/// No task executes code of the patch that refers to `object`, and the relocations are not applied already.
+/// No task executes code of the patch that refers to `object`, and the relocations are not applied
+/// already.
 pub unsafe fn apply<P: Platform>(platform: &P, patch: &str, object: &Object) -> Result<(), Error> {
     let mut writes = Vec::new();
     for reloc in object.relocs() {
@@ -53,7 +75,8 @@ pub unsafe fn apply<P: Platform>(platform: &P, patch: &str, object: &Object) -> 
     // The host first: what it did can always be undone.
     // SAFETY: the caller's promise.
     unsafe { platform.apply_relocs(patch, object.name()) }?;
-    // SAFETY: the caller promises that nobody executes there; `Reloc::new`'s that the memory is the patch's own.
+    // SAFETY: the caller promises that nobody executes there; `Reloc::new`'s that the memory is the
+    // patch's own.
     unsafe { commit(platform, patch, &writes) }.inspect_err(|_| {
         // SAFETY: the caller's promise.
         unsafe { platform.clear_relocs(patch, object.name()) };
@@ -61,7 +84,12 @@ pub unsafe fn apply<P: Platform>(platform: &P, patch: &str, object: &Object) -> 
 }
 
 /// Finds what [`apply`] would refuse, and shows each to `found`; writes nothing.
-pub(crate) fn check<P: Platform>(platform: &P, patch: &str, object: &Object, found: &mut dyn FnMut(Error)) {
+pub(crate) fn check<P: Platform>(
+    platform: &P,
+    patch: &str,
+    object: &Object,
+    found: &mut dyn FnMut(Error),
+) {
     for reloc in object.relocs() {
         if let Err(error) = plan(platform, patch, object, reloc, &mut Vec::new()) {
             found(error);
@@ -90,10 +118,22 @@ fn plan<P: Platform>(
         })?;
     }
     if let Some(at) = used.slot {
-        try_push(writes, Write { at, bytes: slot::<P::Relocator>(symbol)? })?;
+        try_push(
+            writes,
+            Write {
+                at,
+                bytes: slot::<P::Relocator>(symbol)?,
+            },
+        )?;
     }
     if let Some(at) = used.veneer {
-        try_push(writes, Write { at, bytes: P::Arch::veneer(at, symbol) })?;
+        try_push(
+            writes,
+            Write {
+                at,
+                bytes: P::Arch::veneer(at, symbol),
+            },
+        )?;
     }
     Ok(())
 }
@@ -111,7 +151,14 @@ pub unsafe fn clear<P: Platform>(platform: &P, patch: &str, object: &Object) -> 
     let mut writes = Vec::new();
     for reloc in object.relocs() {
         for field in reloc.fields() {
-            edit(platform, patch, object, (reloc, field), &mut writes, |bytes| P::Relocator::clear(field.kind, bytes))?;
+            edit(
+                platform,
+                patch,
+                object,
+                (reloc, field),
+                &mut writes,
+                |bytes| P::Relocator::clear(field.kind, bytes),
+            )?;
         }
     }
     // SAFETY: as in `apply`.
@@ -122,13 +169,22 @@ pub unsafe fn clear<P: Platform>(platform: &P, patch: &str, object: &Object) -> 
 }
 
 /// The address of a symbol of the patched system.
-pub(crate) fn resolve<P: Platform>(platform: &P, patch: &str, symbol: &KlpSymbol) -> Result<CodeAddr, Error> {
+pub(crate) fn resolve<P: Platform>(
+    platform: &P,
+    patch: &str,
+    symbol: &KlpSymbol,
+) -> Result<CodeAddr, Error> {
     sympos::find(platform.symbols(), &symbol.object, &symbol.name, symbol.pos)
         .map_err(|error| Error::port("looking up symbols", patch, &error))?
         .map(|found| found.addr)
         .map_err(|why| {
             Name::new(&symbol.name).map_or(Error::OutOfMemory, |name| {
-                Error::patch(patch, Some(&symbol.object), None, PatchReason::Unresolved { symbol: name, why })
+                Error::patch(
+                    patch,
+                    Some(&symbol.object),
+                    None,
+                    PatchReason::Unresolved { symbol: name, why },
+                )
             })
         })
 }
@@ -136,7 +192,11 @@ pub(crate) fn resolve<P: Platform>(platform: &P, patch: &str, symbol: &KlpSymbol
 /// The contents of an address slot.
 pub(crate) fn slot<R: Relocator>(symbol: CodeAddr) -> Result<Code, Error> {
     let symbol = symbol.get();
-    let bytes = if R::BIG_ENDIAN { symbol.to_be_bytes() } else { symbol.to_le_bytes() };
+    let bytes = if R::BIG_ENDIAN {
+        symbol.to_be_bytes()
+    } else {
+        symbol.to_le_bytes()
+    };
     Code::from_slice(&bytes).map_err(|()| Error::Bug("an address does not fit a slot"))
 }
 
@@ -146,8 +206,8 @@ struct Write {
     bytes: Code,
 }
 
-/// Reads the bytes at a field, lets `change` change them, and notes what has changed: not more, as the room of a field may
-/// hold its neighbours too.
+/// Reads the bytes at a field, lets `change` change them, and notes what has changed: not more, as
+/// the room of a field may hold its neighbours too.
 fn edit<P: Platform>(
     platform: &P,
     patch: &str,
@@ -159,25 +219,55 @@ fn edit<P: Platform>(
     let mut old = Code::new();
     old.resize_default(usize::from(field.room))
         .map_err(|()| Error::Bug("a field has more room than any relocation needs"))?;
-    platform.text().read(field.at, &mut old).map_err(|error| Error::port("reading relocations", patch, &error))?;
+    platform
+        .text()
+        .read(field.at, &mut old)
+        .map_err(|error| Error::port("reading relocations", patch, &error))?;
     let mut new = old.clone();
     if let Err(error) = change(&mut new) {
-        return Err(refused(patch, object.name(), &reloc.section, &reloc.symbol().name, error));
+        return Err(refused(
+            patch,
+            object.name(),
+            &reloc.section,
+            &reloc.symbol().name,
+            error,
+        ));
     }
     let differs = |(old, new): (&u8, &u8)| old != new;
-    let Some(first) = old.iter().zip(&new).position(differs) else { return Ok(()) };
+    let Some(first) = old.iter().zip(&new).position(differs) else {
+        return Ok(());
+    };
     let last = old.iter().zip(&new).rposition(differs).unwrap_or(first);
-    let bytes = Code::from_slice(&new[first..=last]).map_err(|()| Error::Bug("a part is longer than the whole"))?;
-    try_push(writes, Write { at: field.at.wrapping_add(first as u64), bytes })?;
+    let bytes = Code::from_slice(&new[first..=last])
+        .map_err(|()| Error::Bug("a part is longer than the whole"))?;
+    try_push(
+        writes,
+        Write {
+            at: field.at.wrapping_add(first as u64),
+            bytes,
+        },
+    )?;
     Ok(())
 }
 
 /// The error for a relocation that was refused.
-pub(crate) fn refused(patch: &str, object: &str, section: &str, symbol: &str, error: RelocError) -> Error {
+pub(crate) fn refused(
+    patch: &str,
+    object: &str,
+    section: &str,
+    symbol: &str,
+    error: RelocError,
+) -> Error {
     let reason = || -> Result<PatchReason, OutOfMemory> {
-        Ok(PatchReason::Relocation { section: Name::new(section)?, symbol: Name::new(symbol)?, error })
+        Ok(PatchReason::Relocation {
+            section: Name::new(section)?,
+            symbol: Name::new(symbol)?,
+            error,
+        })
     };
-    reason().map_or(Error::OutOfMemory, |reason| Error::patch(patch, Some(object), None, reason))
+    reason().map_or(Error::OutOfMemory, |reason| {
+        Error::patch(patch, Some(object), None, reason)
+    })
 }
 
 /// # Safety
@@ -188,7 +278,11 @@ unsafe fn commit<P: Platform>(platform: &P, patch: &str, writes: &[Write]) -> Re
         return Ok(());
     }
     let mut batch = try_vec(writes.len())?;
-    batch.extend(writes.iter().map(|write| Fill { at: write.at, bytes: &write.bytes }));
+    batch.extend(writes.iter().map(|write| Fill {
+        at: write.at,
+        bytes: &write.bytes,
+    }));
     // SAFETY: the caller's promise.
-    unsafe { platform.text().fill(&batch) }.map_err(|error| Error::port("applying relocations", patch, &error))
+    unsafe { platform.text().fill(&batch) }
+        .map_err(|error| Error::port("applying relocations", patch, &error))
 }

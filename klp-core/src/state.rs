@@ -1,8 +1,10 @@
-//! System states: what patches change beyond functions, and which of them fit together (kernel: `state.c`, `struct klp_state`).
+//! System states: what patches change beyond functions, and which of them fit together (kernel:
+//! `state.c`, `struct klp_state`).
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-/// A change of the system that a patch makes with its callbacks, under a number that its successors know too.
+/// A change of the system that a patch makes with its callbacks, under a number that its successors
+/// know too.
 ///
 /// In memory it is `struct klp_state` of `<klp/patch.h>`: callbacks in C get it as it is.
 #[derive(Debug)]
@@ -14,10 +16,15 @@ pub struct State {
 }
 
 impl State {
-    /// State `id` in version `version`; a patch with a higher version knows how to take over from one with a lower.
+    /// State `id` in version `version`; a patch with a higher version knows how to take over from
+    /// one with a lower.
     #[must_use]
     pub const fn new(id: u64, version: u32) -> Self {
-        Self { id, version, data: AtomicUsize::new(0) }
+        Self {
+            id,
+            version,
+            data: AtomicUsize::new(0),
+        }
     }
 
     /// Which state.
@@ -50,8 +57,8 @@ pub(crate) fn find(states: &[State], id: u64) -> Option<&State> {
 }
 
 /// Whether a patch with the states `new` may be enabled beside one with `old`, or on top of it
-/// (kernel: `klp_is_state_compatible`): it may not know a state of `old` in a lower version only; and
-/// if it takes the place of `old`, it must know all of them.
+/// (kernel: `klp_is_state_compatible`): it may not know a state of `old` in a lower version only;
+/// and if it takes the place of `old`, it must know all of them.
 pub(crate) fn compatible(new: &[State], old: &[State], replaces: bool) -> bool {
     old.iter().all(|state| match find(new, state.id) {
         Some(known) => known.version >= state.version,

@@ -5,8 +5,8 @@
 use crate::error::SymbolFault;
 use crate::port::{Symbol, SymbolResolver};
 
-/// Finds the symbol `name` of `object`. Position 0 demands that there is only one; position n is the n-th in symbol-table
-/// order, counted from 1.
+/// Finds the symbol `name` of `object`. Position 0 demands that there is only one; position n is
+/// the n-th in symbol-table order, counted from 1.
 ///
 /// # Errors
 ///

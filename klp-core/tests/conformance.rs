@@ -4,7 +4,8 @@ use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::conformance::{arch, relocator, symbol_resolver, task_set, text, tracer, unwinder};
 use klp_core::model::VMLINUX;
 use klp_core::port::{
-    Arch, Doubt, Frame, FrameKind, Platform, Poke, Reason, Stated, Stopper, Symbol, TaskId, TaskState, Visitor,
+    Arch, Doubt, Frame, FrameKind, Platform, Poke, Reason, Stated, Stopper, Symbol, TaskId,
+    TaskState, Visitor,
 };
 use klp_core::sim::machine::{Insn, SimArch};
 use klp_core::sim::relocator::{ABS64, NEAR32, SLOT32, SimRelocator};
@@ -14,7 +15,10 @@ use std::sync::Mutex;
 
 #[test]
 fn arch() {
-    arch::check::<SimArch>(&[&Insn::Nop.encode(), &Insn::ShortNop.encode()], &Insn::Break.encode());
+    arch::check::<SimArch>(
+        &[&Insn::Nop.encode(), &Insn::ShortNop.encode()],
+        &Insn::Break.encode(),
+    );
 }
 
 #[test]
@@ -29,7 +33,8 @@ fn relocator() {
 #[test]
 fn text() {
     let host = SimOs::new();
-    let sites = [Pad::Whole, Pad::Split].map(|pad| host.range(host.function_with(VMLINUX, "f", pad)).start());
+    let sites = [Pad::Whole, Pad::Split]
+        .map(|pad| host.range(host.function_with(VMLINUX, "f", pad)).start());
     let old = [Insn::Nop, Insn::ShortNop].map(Insn::encode);
     let new = sites.map(|site| SimArch::jump(site, CodeAddr::new(0x100_8000), 8).expect("near"));
     let poke = |index: usize| Poke {
@@ -49,7 +54,8 @@ fn text() {
 fn tracer() {
     for place in [Place::Near, Place::Far] {
         let host = SimOs::new();
-        let funcs = [Pad::Whole, Pad::Split, Pad::Whole].map(|pad| host.function_with(VMLINUX, "f", pad));
+        let funcs =
+            [Pad::Whole, Pad::Split, Pad::Whole].map(|pad| host.function_with(VMLINUX, "f", pad));
         let bare = host.range(host.function_with(VMLINUX, "bare", Pad::None));
         let notrace = host.function(VMLINUX, "notrace");
         host.notrace(notrace);
@@ -60,7 +66,14 @@ fn tracer() {
             if on {
                 before.set(host.word(first));
             }
-            host.overwrite(first, &if on { Insn::Break.encode() } else { before.get() });
+            host.overwrite(
+                first,
+                &if on {
+                    Insn::Break.encode()
+                } else {
+                    before.get()
+                },
+            );
         };
         let pairs = funcs.map(|func| (host.range(func), host.replacement("new", func, place)));
         let bench = tracer::Bench {
@@ -87,7 +100,10 @@ fn tracer() {
 #[test]
 fn symbol_resolver() {
     let host = SimOs::new();
-    let symbol = |func| Symbol { addr: host.range(func).start(), len: host.range(func).len() };
+    let symbol = |func| Symbol {
+        addr: host.range(func).start(),
+        len: host.range(func).len(),
+    };
     let local = symbol(host.function("mod", "local"));
     let duplicates = [host.function("mod", "twice"), host.function("mod", "twice")].map(symbol);
     host.function("other", "twice");
@@ -136,7 +152,12 @@ fn unwinder() {
     unwinder::check(
         host.unwinder(),
         &[
-            unwinder::Case { name: "deep", context: &contexts[0], frames: &frames, doubt: None },
+            unwinder::Case {
+                name: "deep",
+                context: &contexts[0],
+                frames: &frames,
+                doubt: None,
+            },
             unwinder::Case {
                 name: "odd",
                 context: &contexts[1],
@@ -163,8 +184,13 @@ fn stop(host: &SimOs, task: TaskId) -> SimContext {
         let stated = Stated::init(host.tasks(), TaskState::Patched).expect("it does not fail");
         let moves = stated.start(host.tasks()).expect("it does not fail");
         host.tasks().with_stopped(&moves, &[task], &keep);
-        let moves = moves.close(host.tasks()).expect_err("a look changes nothing");
+        let moves = moves
+            .close(host.tasks())
+            .expect_err("a look changes nothing");
         moves.force(host.tasks()).finish(host.tasks());
     }
-    keep.0.into_inner().expect("nobody panics").expect("the task was visited")
+    keep.0
+        .into_inner()
+        .expect("nobody panics")
+        .expect("the task was visited")
 }

@@ -1,4 +1,5 @@
-//! The attribute tree on the simulated OS. The tests called `sysfs_test…` are those of Linux's selftest `test-sysfs.sh`.
+//! The attribute tree on the simulated OS. The tests called `sysfs_test…` are those of Linux's
+//! selftest `test-sysfs.sh`.
 
 mod common;
 
@@ -11,11 +12,16 @@ use klp_core::{Object, Patch, PatchId};
 
 impl Tree {
     fn add(&self, name: &str, func: (&str, SimFunc)) -> PatchId {
-        add(&self.engine, patch(self.host(), name, &[(VMLINUX, func.0, func.1)]))
+        add(
+            &self.engine,
+            patch(self.host(), name, &[(VMLINUX, func.0, func.1)]),
+        )
     }
 
     fn add_replacing(&self, name: &str, replace: Replace) -> PatchId {
-        let new = self.host().replacement(name, self.f, klp_core::sim::Place::Near);
+        let new = self
+            .host()
+            .replacement(name, self.f, klp_core::sim::Place::Near);
         let object = Object::vmlinux().and_then(|object| object.func(sim::func("f", new)?));
         let patch = Patch::builder(name).replace(replace).object(object).build();
         add(&self.engine, patch.expect("the patch is well formed"))
@@ -26,18 +32,27 @@ impl Tree {
     fn names(&self, path: &str) -> Vec<String> {
         let slash = |kind| if kind == Kind::Directory { "/" } else { "" };
         let entries = list(&self.engine, path).expect("it is a directory");
-        entries.iter().map(|entry| format!("{}{}", entry.name, slash(entry.kind))).collect()
+        entries
+            .iter()
+            .map(|entry| format!("{}{}", entry.name, slash(entry.kind)))
+            .collect()
     }
 
     #[track_caller]
     fn mode(&self, path: &str, name: &str) -> u16 {
         let entries = list(&self.engine, path).expect("it is a directory");
-        entries.iter().find(|entry| entry.name == name).expect("it is there").mode()
+        entries
+            .iter()
+            .find(|entry| entry.name == name)
+            .expect("it is there")
+            .mode()
     }
 
     fn try_read(&self, path: &str) -> Result<String, i32> {
         let mut out = String::new();
-        read(&self.engine, path, &mut out).map(|()| out).map_err(|error| error.errno())
+        read(&self.engine, path, &mut out)
+            .map(|()| out)
+            .map_err(|error| error.errno())
     }
 
     #[track_caller]
@@ -74,12 +89,23 @@ fn sysfs_test() {
     let tree = Tree::new();
     let p = tree.add("p", ("f", tree.f));
     tree.engine.enable(p).expect("enables");
-    let modes =
-        [("enabled", 0o644), ("transition", 0o444), ("force", 0o200), ("replace", 0o444), ("stack_order", 0o444)];
+    let modes = [
+        ("enabled", 0o644),
+        ("transition", 0o444),
+        ("force", 0o200),
+        ("replace", 0o444),
+        ("stack_order", 0o444),
+    ];
     for (name, mode) in modes {
         assert_eq!(tree.mode("livepatch/p", name), mode, "{name}");
     }
-    assert_eq!((tree.mode("livepatch/p", "signal"), tree.mode("livepatch/p", "blockers")), (0o200, 0o444));
+    assert_eq!(
+        (
+            tree.mode("livepatch/p", "signal"),
+            tree.mode("livepatch/p", "blockers")
+        ),
+        (0o200, 0o444)
+    );
     assert_eq!(tree.mode("livepatch/p", VMLINUX), 0o755);
     assert_eq!(tree.mode("livepatch/p/vmlinux", "patched"), 0o444);
     assert_eq!(tree.read("livepatch/p/vmlinux/patched"), "1\n");
@@ -94,7 +120,14 @@ fn sysfs_test_object_patched() {
     let tree = Tree::new();
     let m = tree.host().function("m", "in_m");
     tree.host().not_loaded("m");
-    let p = add(&tree.engine, patch(tree.host(), "p", &[(VMLINUX, "f", tree.f), ("m", "in_m", m)]));
+    let p = add(
+        &tree.engine,
+        patch(
+            tree.host(),
+            "p",
+            &[(VMLINUX, "f", tree.f), ("m", "in_m", m)],
+        ),
+    );
     tree.engine.enable(p).expect("enables without the module");
     assert_eq!(tree.read("livepatch/p/m/patched"), "0\n");
     assert_eq!(tree.read("livepatch/p/vmlinux/patched"), "1\n");
@@ -123,7 +156,11 @@ fn sysfs_test_replace_disabled() {
 #[test]
 fn sysfs_test_stack_order_value() {
     let tree = Tree::new();
-    let patches = [tree.add("a", ("f", tree.f)), tree.add("b", ("g", tree.g)), tree.add("c", ("f", tree.f))];
+    let patches = [
+        tree.add("a", ("f", tree.f)),
+        tree.add("b", ("g", tree.g)),
+        tree.add("c", ("f", tree.f)),
+    ];
     let orders = || ["a", "b", "c"].map(|name| tree.read(&format!("livepatch/{name}/stack_order")));
     assert_eq!(orders(), ["0\n", "0\n", "0\n"], "none is in force");
     for patch in patches {
@@ -136,7 +173,11 @@ fn sysfs_test_stack_order_value() {
     assert_eq!(orders(), ["1\n", "3\n", "2\n"], "enabled again: the newest");
     tree.hold();
     assert_eq!(tree.write("livepatch/c/enabled", "0"), Ok(()));
-    assert_eq!(orders(), ["1\n", "3\n", "2\n"], "as long as its transition runs, it counts");
+    assert_eq!(
+        orders(),
+        ["1\n", "3\n", "2\n"],
+        "as long as its transition runs, it counts"
+    );
     tree.release();
     assert_eq!(orders(), ["1\n", "2\n", "0\n"]);
 }
@@ -148,17 +189,27 @@ fn what_would_be_enabled_and_patched() {
     let p = tree.add("p", ("f", tree.f));
     let would = |path, value| enables(&tree.engine, path, value).map_err(|error| error.errno());
     assert_eq!(would("livepatch/p/enabled", "1\n"), Ok(Some(p)));
-    for (path, value) in [("livepatch/p/enabled", "0"), ("livepatch/p/enabled", "maybe"), ("livepatch/p/force", "1")] {
+    for (path, value) in [
+        ("livepatch/p/enabled", "0"),
+        ("livepatch/p/enabled", "maybe"),
+        ("livepatch/p/force", "1"),
+    ] {
         assert_eq!(would(path, value), Ok(None), "{path} {value}");
     }
     assert_eq!(would("livepatch/q/enabled", "1"), Err(-2));
-    assert!(!tree.engine.patches_object(VMLINUX), "known, but not in force");
+    assert!(
+        !tree.engine.patches_object(VMLINUX),
+        "known, but not in force"
+    );
     tree.engine.enable(p).expect("enables");
     assert_eq!(would("livepatch/p/enabled", "1"), Ok(None), "it is enabled");
     assert!(tree.engine.patches_object(VMLINUX) && !tree.engine.patches_object("m"));
     tree.hold();
     tree.engine.disable(p).expect("it is enabled");
-    assert!(tree.engine.patches_object(VMLINUX), "as long as its transition runs, it counts");
+    assert!(
+        tree.engine.patches_object(VMLINUX),
+        "as long as its transition runs, it counts"
+    );
     tree.release();
     assert!(!tree.engine.patches_object(VMLINUX));
 }
@@ -175,15 +226,31 @@ fn what_writing_to_enabled_does() {
 
     tree.hold();
     assert_eq!(tree.write(enabled, "1"), Ok(()));
-    assert_eq!((tree.read(enabled), tree.read(transition)), ("1\n".into(), "1\n".into()));
+    assert_eq!(
+        (tree.read(enabled), tree.read(transition)),
+        ("1\n".into(), "1\n".into())
+    );
     assert_eq!(tree.write(enabled, "1"), EINVAL, "it is on its way there");
     assert_eq!(tree.write("livepatch/other/enabled", "1"), EBUSY);
     assert_eq!(tree.read("livepatch/other/transition"), "0\n");
-    assert_eq!(tree.write(enabled, "0"), Ok(()), "the transition turns round");
+    assert_eq!(
+        tree.write(enabled, "0"),
+        Ok(()),
+        "the transition turns round"
+    );
     tree.release();
-    assert_eq!((tree.read(enabled), tree.read(transition)), ("0\n".into(), "0\n".into()));
+    assert_eq!(
+        (tree.read(enabled), tree.read(transition)),
+        ("0\n".into(), "0\n".into())
+    );
 
-    for (on, off) in [("1\n", "0\n"), ("y", "n"), ("on", "off"), ("T", "F"), ("Yes", "No")] {
+    for (on, off) in [
+        ("1\n", "0\n"),
+        ("y", "n"),
+        ("on", "off"),
+        ("T", "F"),
+        ("Yes", "No"),
+    ] {
         assert_eq!(tree.write(enabled, on), Ok(()));
         assert_eq!(tree.read(enabled), "1\n");
         assert_eq!(tree.write(enabled, on), EINVAL, "it is enabled");
@@ -221,17 +288,29 @@ fn tasks_and_blockers() {
     tree.add("p", ("f", tree.f));
     let other = tree.host().spawn("other");
     let state = |task: TaskId| tree.try_read(&format!("tasks/{}/patch_state", task.0));
-    assert_eq!((state(tree.task), state(other)), (Ok("-1\n".into()), Ok("-1\n".into())));
+    assert_eq!(
+        (state(tree.task), state(other)),
+        (Ok("-1\n".into()), Ok("-1\n".into()))
+    );
     assert_eq!(tree.read("livepatch/p/blockers"), "");
     tree.hold();
     assert_eq!(tree.write("livepatch/p/enabled", "1"), Ok(()));
-    assert_eq!((state(tree.task), state(other)), (Ok("0\n".into()), Ok("1\n".into())));
+    assert_eq!(
+        (state(tree.task), state(other)),
+        (Ok("0\n".into()), Ok("1\n".into()))
+    );
     assert_eq!(tree.names("tasks"), ["1/"], "the one that is waited for");
     let blockers = tree.read("livepatch/p/blockers");
-    assert!(blockers.starts_with("worker:1 is in function 'f' of 'vmlinux'\n    f+0x8/0x10\n"), "{blockers}");
+    assert!(
+        blockers.starts_with("worker:1 is in function 'f' of 'vmlinux'\n    f+0x8/0x10\n"),
+        "{blockers}"
+    );
     assert!(blockers.ends_with('\n'));
     tree.release();
-    assert_eq!((state(tree.task), state(other)), (Ok("-1\n".into()), Ok("-1\n".into())));
+    assert_eq!(
+        (state(tree.task), state(other)),
+        (Ok("-1\n".into()), Ok("-1\n".into()))
+    );
     assert!(tree.names("tasks").is_empty());
     tree.host().exit(other);
     assert_eq!(state(other), Err(-2));
@@ -243,28 +322,72 @@ fn directories() {
     let tree = Tree::new();
     let m = tree.host().function("m", "in_m");
     let object = Object::vmlinux().and_then(|object| {
-        let new = |name| tree.host().replacement("p", name, klp_core::sim::Place::Near);
-        object.func(sim::func("f", new(tree.f))?)?.func(sim::func("g", new(tree.g))?.sympos(2))
+        let new = |name| {
+            tree.host()
+                .replacement("p", name, klp_core::sim::Place::Near)
+        };
+        object
+            .func(sim::func("f", new(tree.f))?)?
+            .func(sim::func("g", new(tree.g))?.sympos(2))
     });
-    let in_m = Object::module("m").and_then(|object| object.func(sim::func_at("in_m", tree.host().range(m).start())?));
-    let patch = Patch::builder("p").object(object).object(in_m).build().expect("the patch is well formed");
+    let in_m = Object::module("m")
+        .and_then(|object| object.func(sim::func_at("in_m", tree.host().range(m).start())?));
+    let patch = Patch::builder("p")
+        .object(object)
+        .object(in_m)
+        .build()
+        .expect("the patch is well formed");
     add(&tree.engine, patch);
     assert_eq!(tree.names(""), ["livepatch/", "tasks/"]);
     assert_eq!(tree.names("/livepatch/"), ["p/"]);
-    let attributes = ["enabled", "transition", "replace", "stack_order", "blockers", "force", "signal"];
-    assert_eq!(tree.names("livepatch/p"), [&attributes[..], &["vmlinux/", "m/"]].concat());
-    assert_eq!(tree.names("livepatch/p/vmlinux"), ["patched", "f,1/", "g,2/"]);
+    let attributes = [
+        "enabled",
+        "transition",
+        "replace",
+        "stack_order",
+        "blockers",
+        "force",
+        "signal",
+    ];
+    assert_eq!(
+        tree.names("livepatch/p"),
+        [&attributes[..], &["vmlinux/", "m/"]].concat()
+    );
+    assert_eq!(
+        tree.names("livepatch/p/vmlinux"),
+        ["patched", "f,1/", "g,2/"]
+    );
     assert!(tree.names("livepatch/p/vmlinux/g,2").is_empty());
-    for path in ["livepatch/p/vmlinux/g,1", "livepatch/p/vmlinux/g", "livepatch/p/n", "livepatch/q", "x", "tasks/99"] {
-        assert_eq!(list(&tree.engine, path).map(|_| ()), Err(ControlError::NotFound), "{path}");
+    for path in [
+        "livepatch/p/vmlinux/g,1",
+        "livepatch/p/vmlinux/g",
+        "livepatch/p/n",
+        "livepatch/q",
+        "x",
+        "tasks/99",
+    ] {
+        assert_eq!(
+            list(&tree.engine, path).map(|_| ()),
+            Err(ControlError::NotFound),
+            "{path}"
+        );
         assert_eq!(tree.write(path, "1"), ENOENT, "{path}");
     }
-    assert_eq!(list(&tree.engine, "livepatch/p/enabled").map_err(|error| error.errno()).map(|_| ()), ENOTDIR);
+    assert_eq!(
+        list(&tree.engine, "livepatch/p/enabled")
+            .map_err(|error| error.errno())
+            .map(|_| ()),
+        ENOTDIR
+    );
     assert_eq!(tree.write("livepatch/p/enabled/x", "1"), ENOTDIR);
     assert_eq!(tree.write("livepatch/p", "1"), EISDIR);
     assert_eq!(tree.try_read("livepatch/p/vmlinux"), Err(-21));
-    for path in ["livepatch/p/transition", "livepatch/p/blockers", "livepatch/p/vmlinux/patched", "tasks/1/patch_state"]
-    {
+    for path in [
+        "livepatch/p/transition",
+        "livepatch/p/blockers",
+        "livepatch/p/vmlinux/patched",
+        "tasks/1/patch_state",
+    ] {
         assert_eq!(tree.write(path, "1"), EACCES, "{path}");
     }
 }

@@ -1,4 +1,5 @@
-//! A host whose own loader keeps the relocations of patches (the Linux kernel): asked when an object is there, and when it goes.
+//! A host whose own loader keeps the relocations of patches (the Linux kernel): asked when an
+//! object is there, and when it goes.
 
 use klp_core::error::{Error, PatchReason, SymbolFault};
 use klp_core::mem::Name;
@@ -44,16 +45,25 @@ unsafe impl Platform for OwnLoader {
     }
 
     unsafe fn apply_relocs(&self, patch: &str, object: &str) -> Result<(), Error> {
-        self.calls.lock().expect("unpoisoned").push(format!("apply {patch} {object}"));
+        self.calls
+            .lock()
+            .expect("unpoisoned")
+            .push(format!("apply {patch} {object}"));
         if *self.refused.lock().expect("unpoisoned") != Some(object) {
             return Ok(());
         }
-        let reason = PatchReason::Unresolved { symbol: Name::new("helper")?, why: SymbolFault::NotFound };
+        let reason = PatchReason::Unresolved {
+            symbol: Name::new("helper")?,
+            why: SymbolFault::NotFound,
+        };
         Err(Error::patch(patch, Some(object), None, reason))
     }
 
     unsafe fn clear_relocs(&self, patch: &str, object: &str) {
-        self.calls.lock().expect("unpoisoned").push(format!("clear {patch} {object}"));
+        self.calls
+            .lock()
+            .expect("unpoisoned")
+            .push(format!("clear {patch} {object}"));
     }
 }
 
@@ -71,20 +81,37 @@ fn relocations_are_applied_and_cleared_with_their_object() {
     let mut builder = Patch::builder("p");
     for (object, name, func) in [(VMLINUX, "f", f), ("m", "g", g)] {
         let code = os.replacement("p", func, Place::Near);
-        builder = builder.object(Object::module(object).and_then(|object| object.func(sim::func(name, code)?)));
+        builder = builder
+            .object(Object::module(object).and_then(|object| object.func(sim::func(name, code)?)));
     }
-    let engine = Engine::new(OwnLoader { os, calls: Mutex::default(), refused: Mutex::new(Some("m")) });
+    let engine = Engine::new(OwnLoader {
+        os,
+        calls: Mutex::default(),
+        refused: Mutex::new(Some("m")),
+    });
     let host = || engine.host();
-    let p = engine.add(builder.build().expect("the patch is well formed")).expect("it is new");
+    let p = engine
+        .add(builder.build().expect("the patch is well formed"))
+        .expect("it is new");
 
-    // Refused: nothing is patched, nothing is written, and what was applied waits for the next attempt.
+    // Refused: nothing is patched, nothing is written, and what was applied waits for the next
+    // attempt.
     let error = engine.enable(p).expect_err("the loader refuses");
-    assert_eq!(error.to_string(), "patch 'p', object 'm': symbol 'helper': not found in symbol table");
+    assert_eq!(
+        error.to_string(),
+        "patch 'p', object 'm': symbol 'helper': not found in symbol table"
+    );
     assert_eq!(host().calls(), ["apply p vmlinux", "apply p m"]);
     assert_eq!(host().os.version(task, f), "f");
 
     *host().refused.lock().expect("unpoisoned") = None;
-    assert_eq!(engine.enable(p), Ok(Poll::Complete { patch: p, enabled: true }));
+    assert_eq!(
+        engine.enable(p),
+        Ok(Poll::Complete {
+            patch: p,
+            enabled: true
+        })
+    );
     assert_eq!(host().calls(), ["apply p m"]);
     assert_eq!(host().os.version(task, g), "p_g");
 
@@ -95,7 +122,13 @@ fn relocations_are_applied_and_cleared_with_their_object() {
     unsafe { engine.object_coming("m") }.expect("the patch fits");
     assert_eq!(host().calls(), ["apply p m"]);
 
-    assert_eq!(engine.disable(p), Ok(Poll::Complete { patch: p, enabled: false }));
+    assert_eq!(
+        engine.disable(p),
+        Ok(Poll::Complete {
+            patch: p,
+            enabled: false
+        })
+    );
     assert_eq!(host().calls(), [""; 0]);
     engine.remove(p).expect("it is disabled");
     assert_eq!(host().calls(), ["clear p vmlinux", "clear p m"]);

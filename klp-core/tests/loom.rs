@@ -1,5 +1,5 @@
-//! The handler's orderings, model-checked: every interleaving of the engine with calls of the handler, and every value that the
-//! memory model lets them read.
+//! The handler's orderings, model-checked: every interleaving of the engine with calls of the
+//! handler, and every value that the memory model lets them read.
 //!
 //! ```text
 //! RUSTFLAGS='--cfg loom' cargo test -p klp-core --test loom --release
@@ -9,7 +9,8 @@
 //!
 //! ```text
 //! RUSTFLAGS='--cfg loom --cfg klp_weaken="stack"' cargo test -p klp-core --test loom --release
-//! RUSTFLAGS='--cfg loom --cfg klp_weaken="transition"' cargo test -p klp-core --test loom --release
+//! RUSTFLAGS='--cfg loom --cfg klp_weaken="transition"' \
+//!     cargo test -p klp-core --test loom --release
 //! RUSTFLAGS='--cfg loom --cfg klp_weaken="loan"' cargo test -p klp-core --test loom --release
 //! ```
 
@@ -32,7 +33,8 @@ const NEW: [CodeAddr; 2] = [CodeAddr::new(0x2000), CodeAddr::new(0x3000)];
 #[derive(Debug)]
 struct Host {
     ops: &'static Ops,
-    /// The word that `TaskSet::current_state` reads. Nothing but the orderings under test makes it visible.
+    /// The word that `TaskSet::current_state` reads. Nothing but the orderings under test makes it
+    /// visible.
     state: AtomicI8,
     /// Read-locked while a handler runs: to get it for writing is to wait for them all.
     running: RwLock<()>,
@@ -83,10 +85,14 @@ struct Engine<'a> {
 impl Engine<'_> {
     fn on(host: &Host) -> Engine<'_> {
         // SAFETY: a model has one engine, and a host of its own.
-        Engine { host, writer: unsafe { Writer::new() } }
+        Engine {
+            host,
+            writer: unsafe { Writer::new() },
+        }
     }
 
-    /// Handlers may run while this does; the engine's part of enabling, up to where the site is routed.
+    /// Handlers may run while this does; the engine's part of enabling, up to where the site is
+    /// routed.
     fn push(&mut self, nodes: &mut Nodes, initial: TaskState) {
         self.host.set_state(initial);
         self.set_transition(nodes, true);
@@ -103,7 +109,10 @@ impl Engine<'_> {
     }
 
     fn set_transition(&mut self, nodes: &Nodes, on: bool) {
-        nodes.get(0).expect("one node").set_transition(&mut self.writer, on);
+        nodes
+            .get(0)
+            .expect("one node")
+            .set_transition(&mut self.writer, on);
     }
 
     /// The memory goes when `nodes` are dropped.
@@ -147,7 +156,8 @@ impl PortError for NoError {
     }
 }
 
-// SAFETY: there is nothing to route; `synchronize` waits until no handler that began before holds the lock.
+// SAFETY: there is nothing to route; `synchronize` waits until no handler that began before holds
+// the lock.
 unsafe impl Tracer for Host {
     type Site = ();
     type Error = NoError;
@@ -167,7 +177,11 @@ unsafe impl Tracer for Host {
     unsafe fn forget(&self, _: Self::Site) {}
 
     fn synchronize(&self) {
-        drop(self.running.write().expect("nobody panics while holding it"));
+        drop(
+            self.running
+                .write()
+                .expect("nobody panics while holding it"),
+        );
     }
 }
 
@@ -184,7 +198,8 @@ fn race(engine: impl Fn(&mut Engine<'_>) + Sync + Send + 'static, judge: fn(Seen
     });
 }
 
-/// Who sees a node sees what is in it, and the states that the transition starts from. Weakened by `stack`.
+/// Who sees a node sees what is in it, and the states that the transition starts from. Weakened by
+/// `stack`.
 #[test]
 fn a_node_comes_with_its_contents_and_the_initial_states() {
     race(
@@ -214,8 +229,8 @@ fn the_previous_function_runs_until_the_task_moves() {
     );
 }
 
-/// Who sees a transition under way never reads an idle state: through enabling, completion, and the beginning of disabling.
-/// Weakened by `transition`.
+/// Who sees a transition under way never reads an idle state: through enabling, completion, and the
+/// beginning of disabling. Weakened by `transition`.
 #[test]
 fn a_transition_comes_with_the_states_that_it_starts_from() {
     race(
@@ -231,7 +246,8 @@ fn a_transition_comes_with_the_states_that_it_starts_from() {
     );
 }
 
-/// In the steady state the new version runs, and when disabling begins it goes on running: nobody has moved.
+/// In the steady state the new version runs, and when disabling begins it goes on running: nobody
+/// has moved.
 #[test]
 fn disabling_begins_with_the_new_version() {
     loom::model(|| {
@@ -255,7 +271,8 @@ fn disabling_begins_with_the_new_version() {
     });
 }
 
-/// A removed node is not read after its memory went (loom sees reads of its contents that race with its end).
+/// A removed node is not read after its memory went (loom sees reads of its contents that race with
+/// its end).
 #[test]
 fn removed_nodes_are_not_read_after_they_are_freed() {
     race(
@@ -286,7 +303,8 @@ fn a_node_is_removed_from_below_another() {
     );
 }
 
-/// Patches that are enabled together: a task that has not moved runs none of them. Weakened by `stack`.
+/// Patches that are enabled together: a task that has not moved runs none of them. Weakened by
+/// `stack`.
 #[test]
 fn none_of_several_runs_before_the_task_moves() {
     race(
@@ -302,8 +320,8 @@ fn none_of_several_runs_before_the_task_moves() {
     );
 }
 
-/// Patches that are disabled together enter the transition from below, so that a task that has moved, and a task that is seen for the first
-/// time, skips all of them. Weakened by `transition`.
+/// Patches that are disabled together enter the transition from below, so that a task that has
+/// moved, and a task that is seen for the first time, skips all of them. Weakened by `transition`.
 #[test]
 fn none_of_several_runs_after_the_task_has_moved_away() {
     loom::model(|| {
@@ -316,7 +334,11 @@ fn none_of_several_runs_after_the_task_has_moved_away() {
             let host = host.clone();
             thread::spawn(move || {
                 let seen = host.call();
-                let expected = if seen.state == Some(TaskState::Unpatched) { ORIGINAL } else { NEW[1] };
+                let expected = if seen.state == Some(TaskState::Unpatched) {
+                    ORIGINAL
+                } else {
+                    NEW[1]
+                };
                 assert_eq!(seen.to, expected, "{seen:?}");
                 assert_ne!(seen.state, Some(TaskState::Idle), "{seen:?}");
             })
@@ -363,21 +385,32 @@ struct Lender {
 
 /// One run of the handler by a task that would switch itself.
 fn look(lender: &Lender) {
-    let _running = lender.running.read().expect("nobody panics while holding it");
+    let _running = lender
+        .running
+        .read()
+        .expect("nobody panics while holding it");
     // SAFETY: it is used in this run only.
     if let Some(check) = unsafe { lender.lending.borrow() } {
-        assert!(lender.entry.load(Ordering::Relaxed), "the entry's word belongs to another transition");
+        assert!(
+            lender.entry.load(Ordering::Relaxed),
+            "the entry's word belongs to another transition"
+        );
         // SAFETY: it was written before it was lent, or loom has stopped the model.
         assert_eq!(check.0.with(|check| unsafe { *check }), 7);
     }
 }
 
-/// Who finds what is lent finds it whole, with what was said of entries before, and not after it was given back. Weakened by `loan`.
+/// Who finds what is lent finds it whole, with what was said of entries before, and not after it
+/// was given back. Weakened by `loan`.
 #[test]
 fn what_is_lent_is_whole_and_is_given_back_when_nobody_looks() {
     loom::model(|| {
         let (entry, running) = (AtomicBool::new(false), RwLock::new(()));
-        let lender = Arc::new(Lender { lending: Lending::new(), entry, running });
+        let lender = Arc::new(Lender {
+            lending: Lending::new(),
+            entry,
+            running,
+        });
         let task = {
             let lender = lender.clone();
             thread::spawn(move || (0..2).for_each(|_| look(&lender)))
@@ -387,7 +420,12 @@ fn what_is_lent_is_whole_and_is_given_back_when_nobody_looks() {
         // SAFETY: it stays until the loan was withdrawn and the runs have ended.
         unsafe { lender.lending.lend(NonNull::from(&*check)) };
         lender.lending.withdraw();
-        drop(lender.running.write().expect("nobody panics while holding it"));
+        drop(
+            lender
+                .running
+                .write()
+                .expect("nobody panics while holding it"),
+        );
         // Nobody may look any more.
         check.0.with_mut(|_| ());
         drop(check);

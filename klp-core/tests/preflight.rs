@@ -32,13 +32,18 @@ fn preflight(engine: &Engine<SimOs>, id: PatchId) -> klp_core::engine::Preflight
 #[test]
 fn a_patch_that_fits_is_ready() {
     let host = SimOs::new();
-    let (f, g, m) = (host.function(VMLINUX, "f"), host.function(VMLINUX, "g"), host.function("m", "in_m"));
+    let (f, g, m) = (
+        host.function(VMLINUX, "f"),
+        host.function(VMLINUX, "g"),
+        host.function("m", "in_m"),
+    );
     host.not_loaded("m");
     let old = patch(&host, "old", &[(VMLINUX, "f", f)]);
     let mut new = Patch::builder("new").replace(Replace::All);
     for (object, name, func) in [(VMLINUX, "g", g), ("m", "in_m", m)] {
         let code = host.replacement("new", func, Place::Near);
-        new = new.object(Object::module(object).and_then(|object| object.func(sim::func(name, code)?)));
+        new = new
+            .object(Object::module(object).and_then(|object| object.func(sim::func(name, code)?)));
     }
     let engine = Engine::new(host);
     let old = add(&engine, old);
@@ -52,8 +57,17 @@ fn a_patch_that_fits_is_ready() {
          the enabled patch 'old' will be replaced\n\
          1 functions checked: the patch can be enabled"
     );
-    assert_eq!(engine.enable(new), Ok(Poll::Complete { patch: new, enabled: true }));
-    assert_eq!(engine.preflight(new), Err(Error::ApiMisuse(ApiMisuse::AlreadyEnabled)));
+    assert_eq!(
+        engine.enable(new),
+        Ok(Poll::Complete {
+            patch: new,
+            enabled: true
+        })
+    );
+    assert_eq!(
+        engine.preflight(new),
+        Err(Error::ApiMisuse(ApiMisuse::AlreadyEnabled))
+    );
 }
 
 #[test]
@@ -68,15 +82,26 @@ fn every_fault_is_found() {
     host.overwrite(host.range(held).start(), &[0xcc; 8]);
     let marked = host.function(VMLINUX, "marked");
     host.notrace(marked);
-    let names =
-        [("good", good), ("gone", good), ("twice", twice), ("nopad", nopad), ("held", held), ("marked", marked)];
+    let names = [
+        ("good", good),
+        ("gone", good),
+        ("twice", twice),
+        ("nopad", nopad),
+        ("held", held),
+        ("marked", marked),
+    ];
     let object = Object::vmlinux().and_then(|object| {
         let func = |(name, func)| sim::func(name, host.replacement("p", func, Place::Near));
-        let object = names.into_iter().try_fold(object, |object, named| object.func(func(named)?))?;
+        let object = names
+            .into_iter()
+            .try_fold(object, |object, named| object.func(func(named)?))?;
         // A second name of a function that is listed already; a position that does not exist.
         object.func(func(("twice", other))?.sympos(3))
     });
-    let p = Patch::builder("p").object(object).build().expect("the patch is well formed");
+    let p = Patch::builder("p")
+        .object(object)
+        .build()
+        .expect("the patch is well formed");
     let engine = Engine::new(host);
     let p = add(&engine, p);
     let report = preflight(&engine, p);
@@ -85,11 +110,27 @@ fn every_fault_is_found() {
     assert_eq!(found.len(), 6, "{report}");
     assert_eq!(found[0], (Some("gone"), &PatchReason::SymbolNotFound));
     assert_eq!(found[1], (Some("twice"), &PatchReason::SymbolAmbiguous));
-    assert!(matches!(found[2], (Some("nopad"), PatchReason::NoEntrySite { .. })), "{report}");
-    assert!(matches!(found[3], (Some("held"), PatchReason::EntryHeld { .. })), "{report}");
+    assert!(
+        matches!(found[2], (Some("nopad"), PatchReason::NoEntrySite { .. })),
+        "{report}"
+    );
+    assert!(
+        matches!(found[3], (Some("held"), PatchReason::EntryHeld { .. })),
+        "{report}"
+    );
     assert_eq!(found[4], (Some("marked"), &PatchReason::Notrace));
-    assert_eq!(found[5], (Some("twice"), &PatchReason::SymbolPositionNotFound { sympos: 3 }));
-    assert_eq!(engine.enable(p).as_ref(), Err(&report.findings[0]), "enabling says the first");
+    assert_eq!(
+        found[5],
+        (
+            Some("twice"),
+            &PatchReason::SymbolPositionNotFound { sympos: 3 }
+        )
+    );
+    assert_eq!(
+        engine.enable(p).as_ref(),
+        Err(&report.findings[0]),
+        "enabling says the first"
+    );
 }
 
 #[test]
@@ -101,7 +142,10 @@ fn two_names_of_one_function() {
     let engine = Engine::new(host);
     let p = add(&engine, p);
     let report = preflight(&engine, p);
-    assert_eq!(reasons(&report.findings), [(Some("alias"), &PatchReason::ListedTwice)]);
+    assert_eq!(
+        reasons(&report.findings),
+        [(Some("alias"), &PatchReason::ListedTwice)]
+    );
     assert!(engine.enable(p).is_err());
 }
 
@@ -111,34 +155,61 @@ fn states_sets_and_a_transition_of_another() {
     let (f, g) = (host.function(VMLINUX, "f"), host.function(VMLINUX, "g"));
     let task = host.spawn("worker");
     let build = |name: &str, replace, version| {
-        let object =
-            Object::vmlinux().and_then(|object| object.func(sim::func("f", host.replacement(name, f, Place::Near))?));
-        let patch = Patch::builder(name).replace(replace).state(State::new(7, version)).object(object);
+        let object = Object::vmlinux().and_then(|object| {
+            object.func(sim::func("f", host.replacement(name, f, Place::Near))?)
+        });
+        let patch = Patch::builder(name)
+            .replace(replace)
+            .state(State::new(7, version))
+            .object(object);
         patch.build().expect("the patch is well formed")
     };
-    let (first, second) = (build("first", Replace::Set(1), 2), build("second", Replace::Set(2), 1));
+    let (first, second) = (
+        build("first", Replace::Set(1), 2),
+        build("second", Replace::Set(2), 1),
+    );
     let holder = patch(&host, "holder", &[(VMLINUX, "g", g)]);
     let engine = Engine::new(host);
-    let (first, second, holder) = (add(&engine, first), add(&engine, second), add(&engine, holder));
+    let (first, second, holder) = (
+        add(&engine, first),
+        add(&engine, second),
+        add(&engine, holder),
+    );
     engine.enable(first).expect("the patch fits");
     assert!(engine.host().call(task, g));
     assert!(matches!(engine.enable(holder), Ok(Poll::Waiting { .. })));
     let report = preflight(&engine, second);
-    let [busy, rest @ ..] = &report.findings[..] else { panic!("{report}") };
-    assert!(matches!(busy, Error::Busy { patch } if patch == "holder"), "{report}");
+    let [busy, rest @ ..] = &report.findings[..] else {
+        panic!("{report}")
+    };
+    assert!(
+        matches!(busy, Error::Busy { patch } if patch == "holder"),
+        "{report}"
+    );
     let with = |name| klp_core::mem::Name::new(name).expect("memory");
     assert_eq!(
         reasons(rest),
         [
-            (None, &PatchReason::IncompatibleStates { with: with("first") }),
-            (None, &PatchReason::SharedWithOtherSet { with: with("first") }),
+            (
+                None,
+                &PatchReason::IncompatibleStates {
+                    with: with("first")
+                }
+            ),
+            (
+                None,
+                &PatchReason::SharedWithOtherSet {
+                    with: with("first")
+                }
+            ),
         ]
     );
     assert!(!report.is_ready());
     assert_eq!(report.findings[1].errno(), -22);
 }
 
-/// A look leaves nothing behind: nobody would tell of it when the code goes and other code comes to the same place.
+/// A look leaves nothing behind: nobody would tell of it when the code goes and other code comes to
+/// the same place.
 #[test]
 fn what_was_looked_at_is_looked_at_anew() {
     let host = SimOs::new();
@@ -147,7 +218,9 @@ fn what_was_looked_at_is_looked_at_anew() {
     let engine = Engine::new(host);
     let p = add(&engine, p);
     assert!(preflight(&engine, p).is_ready());
-    engine.host().overwrite(engine.host().range(f).start(), &Insn::ShortNop.encode());
+    engine
+        .host()
+        .overwrite(engine.host().range(f).start(), &Insn::ShortNop.encode());
     let report = preflight(&engine, p);
     assert!(report.is_ready(), "another kind of entry: {report}");
 }

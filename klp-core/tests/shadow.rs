@@ -1,4 +1,5 @@
-//! Shadow variables, one task at a time: what each operation does, what it refuses, and what it leaves behind.
+//! Shadow variables, one task at a time: what each operation does, what it refuses, and what it
+//! leaves behind.
 
 use core::alloc::Layout;
 use core::ptr::NonNull;
@@ -46,7 +47,9 @@ fn basic_shadow_variable_api() -> Result<(), ShadowError> {
     let say = |line: String| log.borrow_mut().push(line);
     let name = |obj: usize| format!("obj{}", (obj - 0x1000) / 0x40);
     let get = |obj: usize, id: u64| {
-        let value = table.get(obj, id).map_or("none".into(), |data| word(data).to_string());
+        let value = table
+            .get(obj, id)
+            .map_or("none".into(), |data| word(data).to_string());
         say(format!("get <{}, {id:x}> = {value}", name(obj)));
     };
     let make = |obj: usize, id: u64, value: u64, or_get: bool| {
@@ -64,7 +67,9 @@ fn basic_shadow_variable_api() -> Result<(), ShadowError> {
     };
     let dtor = |id: u64| {
         let say = &say;
-        move |of: usize, data: NonNull<u8>| say(format!("  destroy <{}, {id:x}> = {}", name(of), word(data)))
+        move |of: usize, data: NonNull<u8>| {
+            say(format!("  destroy <{}, {id:x}> = {}", name(of), word(data)))
+        }
     };
 
     // Nothing there yet.
@@ -90,8 +95,15 @@ fn basic_shadow_variable_api() -> Result<(), ShadowError> {
     // The other one goes at once, in no particular order.
     let destroyed = RefCell::new(BTreeSet::new());
     // SAFETY: nobody uses the variables.
-    let freed = unsafe { table.free_all(KINDS[1], |obj, _| assert!(destroyed.borrow_mut().insert(obj), "twice")) };
-    assert_eq!((freed, destroyed.into_inner()), (3, BTreeSet::from(objects)));
+    let freed = unsafe {
+        table.free_all(KINDS[1], |obj, _| {
+            assert!(destroyed.borrow_mut().insert(obj), "twice")
+        })
+    };
+    assert_eq!(
+        (freed, destroyed.into_inner()),
+        (3, BTreeSet::from(objects))
+    );
     get(objects[1], KINDS[1]);
 
     let expected = "\
@@ -134,12 +146,25 @@ get <obj1, 1235> = none";
 fn a_duplicate_is_refused_and_the_first_stays() -> Result<(), ShadowError> {
     let table = Table::new();
     let first = table.alloc(OBJ, ID, WORD, store(1))?;
-    let error = table.alloc(OBJ, ID, WORD, |_, _| panic!("constructed although it exists")).expect_err("a duplicate");
+    let error = table
+        .alloc(OBJ, ID, WORD, |_, _| {
+            panic!("constructed although it exists")
+        })
+        .expect_err("a duplicate");
     assert_eq!(error, ShadowError::Duplicate { obj: OBJ, id: ID });
     let event = error.event().expect("Linux warns");
-    assert_eq!(event.to_string(), "Duplicate shadow variable <ffff888001234500, 1234>");
-    assert_eq!((event.to_string(), event.level()), (error.to_string(), Level::Warning));
-    assert_eq!((table.get(OBJ, ID), word(first), table.len()), (Some(first), 1, 1));
+    assert_eq!(
+        event.to_string(),
+        "Duplicate shadow variable <ffff888001234500, 1234>"
+    );
+    assert_eq!(
+        (event.to_string(), event.level()),
+        (error.to_string(), Level::Warning)
+    );
+    assert_eq!(
+        (table.get(OBJ, ID), word(first), table.len()),
+        (Some(first), 1, 1)
+    );
     Ok(())
 }
 
@@ -149,9 +174,19 @@ fn a_refusing_constructor_leaves_nothing() -> Result<(), ShadowError> {
     for make in [Table::alloc, Table::get_or_alloc] {
         let refuse: fn(usize, NonNull<u8>) -> Result<(), i32> = |_, _| Err(-22);
         let error = make(&table, OBJ, ID, WORD, refuse).expect_err("the constructor's refusal");
-        assert_eq!(error, ShadowError::Constructor { obj: OBJ, id: ID, errno: -22 });
+        assert_eq!(
+            error,
+            ShadowError::Constructor {
+                obj: OBJ,
+                id: ID,
+                errno: -22
+            }
+        );
         let event = error.event().expect("Linux complains");
-        assert_eq!(event.to_string(), "Failed to construct shadow variable <ffff888001234500, 1234> (-22)");
+        assert_eq!(
+            event.to_string(),
+            "Failed to construct shadow variable <ffff888001234500, 1234> (-22)"
+        );
         assert_eq!(event.level(), Level::Error);
         assert_eq!((table.get(OBJ, ID), table.len()), (None, 0));
     }
@@ -181,17 +216,27 @@ fn data_is_zeroed_and_aligned() -> Result<(), ShadowError> {
             let layout = Layout::from_size_align(size, align).expect("a layout");
             let data = table.alloc(OBJ, id, layout, zeroed)?;
             let least = size.next_power_of_two().min(16).max(align_of::<usize>());
-            assert_eq!(data.addr().get() % align.max(least), 0, "{size} bytes aligned to {align}");
+            assert_eq!(
+                data.addr().get() % align.max(least),
+                0,
+                "{size} bytes aligned to {align}"
+            );
             // SAFETY: so many bytes were asked for, and they are freed below.
             let bytes = unsafe { core::slice::from_raw_parts_mut(data.as_ptr(), size) };
-            assert!(bytes.iter().all(|&byte| byte == 0), "not zeroed: {size} bytes in round {round}");
+            assert!(
+                bytes.iter().all(|&byte| byte == 0),
+                "not zeroed: {size} bytes in round {round}"
+            );
             // Dirt for the next one who gets this memory.
             bytes.fill(0xa5);
             assert!(free(&table, OBJ, id));
         }
     }
     let too_big = Layout::from_size_align(isize::MAX as usize, 1).expect("a layout");
-    assert_eq!(table.alloc(OBJ, ID, too_big, zeroed), Err(ShadowError::OutOfMemory));
+    assert_eq!(
+        table.alloc(OBJ, ID, too_big, zeroed),
+        Err(ShadowError::OutOfMemory)
+    );
     Ok(())
 }
 
@@ -205,8 +250,14 @@ fn every_address_but_the_last_may_be_an_object() -> Result<(), ShadowError> {
         assert!(free(&table, obj, ID));
         assert_eq!((table.get(obj, ID), free(&table, obj, ID)), (None, false));
     }
-    assert_eq!(table.alloc(usize::MAX, ID, WORD, zeroed), Err(ShadowError::NoObject));
-    assert_eq!((table.get(usize::MAX, ID), free(&table, usize::MAX, ID)), (None, false));
+    assert_eq!(
+        table.alloc(usize::MAX, ID, WORD, zeroed),
+        Err(ShadowError::NoObject)
+    );
+    assert_eq!(
+        (table.get(usize::MAX, ID), free(&table, usize::MAX, ID)),
+        (None, false)
+    );
     Ok(())
 }
 
@@ -216,16 +267,25 @@ fn lookups_while_the_lock_is_held() -> Result<(), ShadowError> {
     let table = Table::new();
     table.alloc(OBJ, 1, WORD, store(5))?;
     table.alloc(OBJ, 2, WORD, |obj, _| {
-        assert_eq!((table.get(obj, 1).map(word), table.get(obj, 2)), (Some(5), None));
+        assert_eq!(
+            (table.get(obj, 1).map(word), table.get(obj, 2)),
+            (Some(5), None)
+        );
         Ok(())
     })?;
-    let dtor = |obj: usize, _| assert_eq!((table.get(obj, 1).map(word), table.get(obj, 2)), (Some(5), None));
+    let dtor = |obj: usize, _| {
+        assert_eq!(
+            (table.get(obj, 1).map(word), table.get(obj, 2)),
+            (Some(5), None)
+        )
+    };
     // SAFETY: nobody uses the variable.
     assert!(unsafe { table.free(OBJ, 2, dtor) });
     Ok(())
 }
 
-/// Through several sizes of the table and back, at distances of objects that are unkind to hashes: each finds its own, and only that.
+/// Through several sizes of the table and back, at distances of objects that are unkind to hashes:
+/// each finds its own, and only that.
 #[test]
 fn many_variables_at_unkind_distances() -> Result<(), ShadowError> {
     const MANY: usize = 20_000;
@@ -239,7 +299,11 @@ fn many_variables_at_unkind_distances() -> Result<(), ShadowError> {
         }
         assert_eq!(table.len(), many);
         for index in 0..many {
-            assert_eq!(table.get(obj(index), ID).map(word), Some(index as u64), "at distance {distance}");
+            assert_eq!(
+                table.get(obj(index), ID).map(word),
+                Some(index as u64),
+                "at distance {distance}"
+            );
             assert_eq!(table.get(obj(index), ID + 1), None);
         }
         // SAFETY: no lookup is under way.
@@ -249,7 +313,11 @@ fn many_variables_at_unkind_distances() -> Result<(), ShadowError> {
         }
         for index in 0..many {
             let expected = (index % 2 == 1).then_some(index as u64);
-            assert_eq!(table.get(obj(index), ID).map(word), expected, "at distance {distance}");
+            assert_eq!(
+                table.get(obj(index), ID).map(word),
+                expected,
+                "at distance {distance}"
+            );
         }
         // SAFETY: nobody uses the variables.
         assert_eq!(unsafe { table.free_all(ID, nothing) }, many / 2);
@@ -268,7 +336,10 @@ fn many_ids() -> Result<(), ShadowError> {
     }
     for id in ids() {
         assert_eq!(table.get(OBJ, id).map(word), Some(id));
-        assert_eq!((table.get(OBJ, id ^ 1), table.get(OBJ + 64, id)), (None, None));
+        assert_eq!(
+            (table.get(OBJ, id ^ 1), table.get(OBJ + 64, id)),
+            (None, None)
+        );
     }
     // SAFETY: nobody uses the variables.
     assert!(ids().all(|id| unsafe { table.free_all(id, nothing) } == 1));
@@ -289,23 +360,61 @@ fn the_typed_layer_drops_its_values() -> Result<(), ShadowError> {
     let objects = [0_u32; 3];
 
     let value = |name: &str| (alive.clone(), name.to_string());
-    assert_eq!(names.alloc(&raw const objects[0], || value("zero"))?.1, "zero");
-    assert_eq!(names.get_or_alloc(&raw const objects[1], || value("one"))?.1, "one");
-    assert_eq!(names.get_or_alloc(&raw const objects[1], || value("not one"))?.1, "one");
-    assert_eq!(names.get_or_try_alloc(&raw const objects[2], || Ok(value("two")))?.1, "two");
+    assert_eq!(
+        names.alloc(&raw const objects[0], || value("zero"))?.1,
+        "zero"
+    );
+    assert_eq!(
+        names
+            .get_or_alloc(&raw const objects[1], || value("one"))?
+            .1,
+        "one"
+    );
+    assert_eq!(
+        names
+            .get_or_alloc(&raw const objects[1], || value("not one"))?
+            .1,
+        "one"
+    );
+    assert_eq!(
+        names
+            .get_or_try_alloc(&raw const objects[2], || Ok(value("two")))?
+            .1,
+        "two"
+    );
     assert_eq!(Arc::strong_count(&alive), 4);
-    assert!(matches!(names.alloc(&raw const objects[0], || value("")), Err(ShadowError::Duplicate { id: 1, .. })));
+    assert!(matches!(
+        names.alloc(&raw const objects[0], || value("")),
+        Err(ShadowError::Duplicate { id: 1, .. })
+    ));
     let refused = counts.get_or_try_alloc(&raw const objects[0], || Err(-12));
-    assert!(matches!(refused, Err(ShadowError::Constructor { errno: -12, id: 2, .. })));
+    assert!(matches!(
+        refused,
+        Err(ShadowError::Constructor {
+            errno: -12,
+            id: 2,
+            ..
+        })
+    ));
     assert!(counts.get(&raw const objects[0]).is_none());
-    counts.alloc(&raw const objects[0], || AtomicU32::new(1))?.fetch_add(1, Ordering::Relaxed);
-    assert_eq!(counts.get(&raw const objects[0]).map(|count| count.load(Ordering::Relaxed)), Some(2));
+    counts
+        .alloc(&raw const objects[0], || AtomicU32::new(1))?
+        .fetch_add(1, Ordering::Relaxed);
+    assert_eq!(
+        counts
+            .get(&raw const objects[0])
+            .map(|count| count.load(Ordering::Relaxed)),
+        Some(2)
+    );
 
     // SAFETY: no reference is used any more.
     assert!(unsafe { names.free(&raw const objects[1]) });
     // SAFETY: as above.
     assert!(!unsafe { names.free(&raw const objects[1]) });
-    assert_eq!((Arc::strong_count(&alive), names.get(&raw const objects[1])), (3, None));
+    assert_eq!(
+        (Arc::strong_count(&alive), names.get(&raw const objects[1])),
+        (3, None)
+    );
     // SAFETY: as above.
     assert_eq!(unsafe { names.free_all() }, 2);
     assert_eq!(Arc::strong_count(&alive), 1);

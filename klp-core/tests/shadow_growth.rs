@@ -1,5 +1,5 @@
-//! A table of shadow variables that grows: a few lines with each variable that is made, so that nobody waits for all of it, with other
-//! operations in between.
+//! A table of shadow variables that grows: a few lines with each variable that is made, so that
+//! nobody waits for all of it, with other operations in between.
 
 #[path = "common/memory.rs"]
 mod memory;
@@ -8,7 +8,9 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 use klp_core::mem::OutOfMemory;
 use klp_core::shadow::{ShadowError, nothing};
-use memory::{Table, alive, failing, is_overflow_line, is_table, nothing_fails, table_runs, tables_alive};
+use memory::{
+    Table, alive, failing, is_overflow_line, is_table, nothing_fails, table_runs, tables_alive,
+};
 
 const ID: u64 = 1;
 
@@ -56,24 +58,32 @@ fn free_all(table: &Table) -> usize {
     table_runs(0, || unsafe { table.free_all(ID, nothing) }).0
 }
 
-/// Whether there are two tables when those that are no longer in use are gone: one is in use, one is being filled.
+/// Whether there are two tables when those that are no longer in use are gone: one is in use, one
+/// is being filled.
 fn grows(table: &Table) -> bool {
     // SAFETY: no lookup is under way.
     table_runs(0, || unsafe { table.retire().free() });
     tables_alive() == 2
 }
 
-/// Lookups find the variables for which `exists` says so, of the first `count`, each with its index.
+/// Lookups find the variables for which `exists` says so, of the first `count`, each with its
+/// index.
 fn check(table: &Table, count: usize, exists: impl Fn(usize) -> bool) {
     for index in 0..count {
         // SAFETY: it was made by `make`, and is not freed meanwhile.
-        let found = table.get(obj(index), ID).map(|data| unsafe { data.cast::<usize>().read() });
+        let found = table
+            .get(obj(index), ID)
+            .map(|data| unsafe { data.cast::<usize>().read() });
         assert_eq!(found, exists(index).then_some(index), "variable {index}");
     }
-    assert_eq!(table.len(), (0..count).filter(|&index| exists(index)).count());
+    assert_eq!(
+        table.len(),
+        (0..count).filter(|&index| exists(index)).count()
+    );
 }
 
-/// A table in the middle of a growth out of so many lines, half of which were copied; and how many variables there are.
+/// A table in the middle of a growth out of so many lines, half of which were copied; and how many
+/// variables there are.
 fn growing(lines: usize) -> (Table, usize) {
     let table = Table::new();
     let (full, count) = (full(lines), full(lines) + half(lines));
@@ -101,11 +111,16 @@ fn finish(table: &Table, mut next: usize) -> usize {
 fn end(table: Table, before: i64) {
     free_all(&table);
     table_runs(0, || drop(table));
-    assert_eq!(alive(), before, "memory is left, or freed twice or as something else");
+    assert_eq!(
+        alive(),
+        before,
+        "memory is left, or freed twice or as something else"
+    );
 }
 
-/// Growth begins when a table is full, and takes as many operations as there are sixteens of lines, or some more as overflow lines count,
-/// too: in none of them much is copied. All the while everything is found.
+/// Growth begins when a table is full, and takes as many operations as there are sixteens of lines,
+/// or some more as overflow lines count, too: in none of them much is copied. All the while
+/// everything is found.
 #[test]
 fn growth_takes_many_operations() -> Result<(), ShadowError> {
     let before = alive();
@@ -131,13 +146,17 @@ fn growth_takes_many_operations() -> Result<(), ShadowError> {
             }
         }
         let least = lines / 16;
-        assert!((least..=least * 5 / 4).contains(&operations), "{lines} lines copied in {operations} operations");
+        assert!(
+            (least..=least * 5 / 4).contains(&operations),
+            "{lines} lines copied in {operations} operations"
+        );
     }
     end(table, before);
     Ok(())
 }
 
-/// Variables from lines that have been copied and from others go, and some come back, before the growth ends.
+/// Variables from lines that have been copied and from others go, and some come back, before the
+/// growth ends.
 #[test]
 fn variables_freed_meanwhile_stay_away() {
     let before = alive();
@@ -177,7 +196,8 @@ fn free_all_ends_growth() {
     end(table, before);
 }
 
-/// Room is made by bringing the growth that is under way to its end, and growing again if that is not enough.
+/// Room is made by bringing the growth that is under way to its end, and growing again if that is
+/// not enough.
 #[test]
 fn reserve_ends_growth() {
     for more in [0, 1, FULL - HALF, FULL, 2 * FULL, 10 * FULL] {
@@ -198,7 +218,8 @@ fn reserve_ends_growth() {
     }
 }
 
-/// Without memory for a bigger table none is made, and no variable is refused; with memory it is made up for.
+/// Without memory for a bigger table none is made, and no variable is refused; with memory it is
+/// made up for.
 #[test]
 fn no_variable_is_refused_for_want_of_a_bigger_table() {
     const MANY: usize = 5_000;
@@ -212,7 +233,10 @@ fn no_variable_is_refused_for_want_of_a_bigger_table() {
         assert!(made.is_ok());
         attempts += usize::from(failed);
     }
-    assert!((10..MANY / 20).contains(&attempts), "{attempts} attempts to get memory for a table");
+    assert!(
+        (10..MANY / 20).contains(&attempts),
+        "{attempts} attempts to get memory for a table"
+    );
     assert_eq!(table_runs(0, || table.reserve(ID, 1)).0, Err(OutOfMemory));
     assert!(!table.take_outgrown());
     assert_eq!(tables_alive(), 1);
@@ -229,8 +253,8 @@ fn no_variable_is_refused_for_want_of_a_bigger_table() {
     end(table, before);
 }
 
-/// Without memory for overflow lines growth is given up in the end, at once and not under the lock, and no variable of a chain with room is
-/// refused. It is tried again later.
+/// Without memory for overflow lines growth is given up in the end, at once and not under the lock,
+/// and no variable of a chain with room is refused. It is tried again later.
 #[test]
 fn growth_is_given_up_without_memory_for_overflow_lines() {
     let before = alive();
@@ -251,14 +275,17 @@ fn growth_is_given_up_without_memory_for_overflow_lines() {
     failing(nothing_fails);
     check(&table, next, |index| !refused.contains(&index));
     // The next attempt is put off, by fewer variables than there are lines.
-    let put_off = (next..).take_while(|&index| make(&table, index).is_ok() && !grows(&table)).count();
+    let put_off = (next..)
+        .take_while(|&index| make(&table, index).is_ok() && !grows(&table))
+        .count();
     assert!((1..1024).contains(&put_off), "put off by {put_off}");
     let next = finish(&table, next + put_off + 1);
     check(&table, next, |index| !refused.contains(&index));
     end(table, before);
 }
 
-/// While a task makes the bigger table, others make so many variables that one of them makes it, too: its own is used, the other's freed.
+/// While a task makes the bigger table, others make so many variables that one of them makes it,
+/// too: its own is used, the other's freed.
 #[test]
 fn two_tasks_make_the_bigger_table() {
     static TABLE: Table = Table::new();
@@ -285,13 +312,18 @@ fn two_tasks_make_the_bigger_table() {
     assert_eq!(tables_alive(), 1);
 }
 
-/// Four variables that share a line of a table of `2 * LINES` lines: without memory for an overflow line the fourth is refused. They are
-/// looked for from `first` on.
+/// Four variables that share a line of a table of `2 * LINES` lines: without memory for an overflow
+/// line the fourth is refused. They are looked for from `first` on.
 fn crowd(first: usize) -> [usize; 4] {
     let table = Table::new();
-    assert_eq!(table_runs(0, || table.reserve(ID, full(2 * LINES))).0, Ok(()));
+    assert_eq!(
+        table_runs(0, || table.reserve(ID, full(2 * LINES))).0,
+        Ok(())
+    );
     failing(is_overflow_line);
-    let fourth = (first..).find(|&index| make(&table, index).is_err()).expect("a full line");
+    let fourth = (first..)
+        .find(|&index| make(&table, index).is_err())
+        .expect("a full line");
     let is_in_the_way = |index: &usize| {
         assert!(free(&table, *index));
         let fits = make(&table, fourth).is_ok() && free(&table, fourth);
@@ -304,14 +336,18 @@ fn crowd(first: usize) -> [usize; 4] {
     [in_the_way[0], in_the_way[1], in_the_way[2], fourth]
 }
 
-/// A variable that fits into the table in use, but not into the bigger one, is made, and growth is given up: whenever it comes.
+/// A variable that fits into the table in use, but not into the bigger one, is made, and growth is
+/// given up: whenever it comes.
 #[test]
 fn growth_is_given_up_for_a_variable_that_fits_only_where_it_must() {
     let mut given_up = 0;
-    for (crowd, operations) in
-        [1, 2, 3].map(|n| crowd(n * 1000)).into_iter().flat_map(|crowd| (1..2 * HALF).map(move |n| (crowd, n)))
+    for (crowd, operations) in [1, 2, 3]
+        .map(|n| crowd(n * 1000))
+        .into_iter()
+        .flat_map(|crowd| (1..2 * HALF).map(move |n| (crowd, n)))
     {
-        // After its own memory, and a line in the table in use if that needs one, it is the bigger table's that fails.
+        // After its own memory, and a line in the table in use if that needs one, it is the bigger
+        // table's that fails.
         for fail_in in [2, 3] {
             let before = alive();
             let table = Table::new();
@@ -327,9 +363,16 @@ fn growth_is_given_up_for_a_variable_that_fits_only_where_it_must() {
             }
             let next = finish(&table, others);
             for index in crowd[..3].iter().copied().chain(0..next) {
-                assert!(table.get(obj(index), ID).is_some(), "variable {index} after {operations} operations");
+                assert!(
+                    table.get(obj(index), ID).is_some(),
+                    "variable {index} after {operations} operations"
+                );
             }
-            assert_eq!(table.get(obj(crowd[3]), ID), made.ok(), "after {operations} operations");
+            assert_eq!(
+                table.get(obj(crowd[3]), ID),
+                made.ok(),
+                "after {operations} operations"
+            );
             end(table, before);
         }
     }

@@ -1,19 +1,22 @@
-//! The orderings of the shadow table, model-checked: every interleaving of a lookup with those who make and free variables, and every
-//! value that the memory model lets it read.
+//! The orderings of the shadow table, model-checked: every interleaving of a lookup with those who
+//! make and free variables, and every value that the memory model lets it read.
 //!
 //! ```text
-//! RUSTFLAGS='--cfg loom' cargo test -p klp-core --test shadow_loom --release
+//! RUSTFLAGS='--cfg loom' \
+//!     cargo test -p klp-core --test shadow_loom --release
 //! ```
 //!
 //! With an ordering weakened the models must fail:
 //!
 //! ```text
-//! RUSTFLAGS='--cfg loom --cfg klp_weaken="shadow"' cargo test -p klp-core --test shadow_loom --release
-//! RUSTFLAGS='--cfg loom --cfg klp_weaken="shadow-reuse"' cargo test -p klp-core --test shadow_loom --release
+//! RUSTFLAGS='--cfg loom --cfg klp_weaken="shadow"' \
+//!     cargo test -p klp-core --test shadow_loom --release
+//! RUSTFLAGS='--cfg loom --cfg klp_weaken="shadow-reuse"' \
+//!     cargo test -p klp-core --test shadow_loom --release
 //! ```
 //!
-//! In a model a table begins with one line of three slots, and grows when it is to hold more than four variables per line, by one line with
-//! each variable.
+//! In a model a table begins with one line of three slots, and grows when it is to hold more than
+//! four variables per line, by one line with each variable.
 
 #![cfg(loom)]
 
@@ -32,7 +35,8 @@ loom::lazy_static! {
     static ref TAKEN: AtomicBool = AtomicBool::new(false);
 }
 
-// SAFETY: who takes it has changed `TAKEN` to true, which works for one at a time; there is one table, so one lock is enough.
+// SAFETY: who takes it has changed `TAKEN` to true, which works for one at a time; there is one
+// table, so one lock is enough.
 unsafe impl RawMutex for Lock {
     const INIT: Self = Self;
     type GuardMarker = GuardSend;
@@ -44,7 +48,9 @@ unsafe impl RawMutex for Lock {
     }
 
     fn try_lock(&self) -> bool {
-        TAKEN.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        TAKEN
+            .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
     }
 
     unsafe fn unlock(&self) {
@@ -63,7 +69,11 @@ fn address(data: NonNull<u8>) -> usize {
 }
 
 fn alloc(table: &Table, obj: usize) -> usize {
-    address(table.alloc(obj, ID, SMALL, zeroed).expect("memory, and no other variable"))
+    address(
+        table
+            .alloc(obj, ID, SMALL, zeroed)
+            .expect("memory, and no other variable"),
+    )
 }
 
 fn free(table: &Table, obj: usize) {
@@ -71,10 +81,12 @@ fn free(table: &Table, obj: usize) {
     assert!(unsafe { table.free(obj, ID, nothing) });
 }
 
-/// Looks `objects` up, one after the other, in another thread, beside `write`; the data that was found for each, and what `write` returned.
+/// Looks `objects` up, one after the other, in another thread, beside `write`; the data that was
+/// found for each, and what `write` returned.
 ///
-/// It is the writer that is not spawned: loom lets it run first, and finds from there what a lookup can come before. (The
-/// other way round it would not: the writer reads each word before it writes it, which hides the lookup's read from loom.)
+/// It is the writer that is not spawned: loom lets it run first, and finds from there what a lookup
+/// can come before. (The other way round it would not: the writer reads each word before it writes
+/// it, which hides the lookup's read from loom.)
 fn race<const N: usize, W>(
     table: Table,
     objects: [usize; N],
@@ -91,7 +103,8 @@ fn race<const N: usize, W>(
 
 /// Checks `run`, and that it saw what it is about: one lookup that finds and one that does not.
 fn model(run: impl Fn() -> bool + Sync + Send + 'static) {
-    let seen = std::sync::Arc::new([false, true].map(|_| std::sync::atomic::AtomicBool::new(false)));
+    let seen =
+        std::sync::Arc::new([false, true].map(|_| std::sync::atomic::AtomicBool::new(false)));
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(3);
     // Each atomic operation is one, also those before the race.
@@ -101,10 +114,14 @@ fn model(run: impl Fn() -> bool + Sync + Send + 'static) {
         move || seen[usize::from(run())].store(true, std::sync::atomic::Ordering::Relaxed)
     });
     let seen = [0, 1].map(|found| seen[found].load(std::sync::atomic::Ordering::Relaxed));
-    assert_eq!(seen, [true; 2], "the model does not get to what it is about");
+    assert_eq!(
+        seen, [true; 2],
+        "the model does not get to what it is about"
+    );
 }
 
-/// Who finds a variable sees what its constructor wrote; the table, the id and the slot are all new.
+/// Who finds a variable sees what its constructor wrote; the table, the id and the slot are all
+/// new.
 #[test]
 fn found_is_constructed() {
     model(|| {
@@ -114,7 +131,10 @@ fn found_is_constructed() {
             let (table, constructed) = (table.clone(), constructed.clone());
             move || {
                 let found = table.get(16, ID).is_some();
-                assert!(!found || constructed.load(Ordering::Relaxed) == 7, "found, but not constructed");
+                assert!(
+                    !found || constructed.load(Ordering::Relaxed) == 7,
+                    "found, but not constructed"
+                );
                 found
             }
         });
@@ -139,14 +159,20 @@ fn a_slot_used_again() {
             address(table.alloc(32, ID, BIG, zeroed).expect("memory"))
         });
         assert_ne!(first, second, "the model sees nothing if they are the same");
-        assert!(old.is_none_or(|data| data == first), "the data of another object");
-        assert!(new.is_none_or(|data| data == second), "the data of another object");
+        assert!(
+            old.is_none_or(|data| data == first),
+            "the data of another object"
+        );
+        assert!(
+            new.is_none_or(|data| data == second),
+            "the data of another object"
+        );
         new.is_some()
     });
 }
 
-/// An object whose variable was freed long ago, and comes again in the slot that it had, with another one's life in between: a lookup during
-/// all of it gets the new data, or nothing.
+/// An object whose variable was freed long ago, and comes again in the slot that it had, with
+/// another one's life in between: a lookup during all of it gets the new data, or nothing.
 #[test]
 fn an_object_that_comes_again() {
     model(|| {
@@ -162,12 +188,16 @@ fn an_object_that_comes_again() {
             (other, alloc(table, 16))
         });
         assert_ne!(other, again, "the model sees nothing if they are the same");
-        assert!(found.is_none_or(|data| data == again), "the data of another object");
+        assert!(
+            found.is_none_or(|data| data == again),
+            "the data of another object"
+        );
         found.is_some()
     });
 }
 
-/// Variables that stay are found while an overflow line leaves the chain and comes back with another variable.
+/// Variables that stay are found while an overflow line leaves the chain and comes back with
+/// another variable.
 #[test]
 fn an_overflow_line_used_again() {
     model(|| {
@@ -179,7 +209,10 @@ fn an_overflow_line_used_again() {
             alloc(table, 80)
         });
         assert_eq!(found, Some(staying), "a variable that stays was not found");
-        assert!(new.is_none_or(|found| found == data), "the data of another object");
+        assert!(
+            new.is_none_or(|found| found == data),
+            "the data of another object"
+        );
         new.is_some()
     });
 }
@@ -191,28 +224,47 @@ fn growth() {
         let table = Table::new();
         let staying = [16, 32, 48, 64].map(|obj| alloc(&table, obj));
         let ([first, new, last], data) = race(table, [16, 80, 64], |table| alloc(table, 80));
-        assert_eq!([first, last], [0, 3].map(|index| Some(staying[index])), "a variable that stays was not found");
-        assert!(new.is_none_or(|found| found == data), "the data of another object");
+        assert_eq!(
+            [first, last],
+            [0, 3].map(|index| Some(staying[index])),
+            "a variable that stays was not found"
+        );
+        assert!(
+            new.is_none_or(|found| found == data),
+            "the data of another object"
+        );
         new.is_some()
     });
 }
 
-/// In the middle of a growth a variable goes that is in both tables already, and one comes that ends the growth. Those that stay are found.
+/// In the middle of a growth a variable goes that is in both tables already, and one comes that
+/// ends the growth. Those that stay are found.
 #[test]
 fn growth_step_by_step() {
     model(|| {
         let table = Table::new();
-        // The ninth begins the growth from two lines to four: it is in the one that is copied, and the others in an unhappy chain.
+        // The ninth begins the growth from two lines to four: it is in the one that is copied, and
+        // the others in an unhappy chain.
         let before: [usize; 9] = core::array::from_fn(|index| alloc(&table, 16 * (index + 1)));
         let ([gone, new, last], data) = race(table, [144, 160, 128], |table| {
             free(table, 144);
             let data = alloc(table, 160);
-            assert_eq!(table.get(144, ID), None, "a variable that was freed long ago");
+            assert_eq!(
+                table.get(144, ID),
+                None,
+                "a variable that was freed long ago"
+            );
             data
         });
         assert_eq!(last, Some(before[7]), "a variable that stays was not found");
-        assert!(gone.is_none_or(|found| found == before[8]), "the data of another object");
-        assert!(new.is_none_or(|found| found == data), "the data of another object");
+        assert!(
+            gone.is_none_or(|found| found == before[8]),
+            "the data of another object"
+        );
+        assert!(
+            new.is_none_or(|found| found == data),
+            "the data of another object"
+        );
         new.is_some()
     });
 }
@@ -232,7 +284,10 @@ fn constructed_once() {
                     constructed.fetch_add(1, Ordering::Relaxed);
                     Ok(())
                 };
-                (address(table.get_or_alloc(16, ID, SMALL, ctor).expect("memory")), mine)
+                (
+                    address(table.get_or_alloc(16, ID, SMALL, ctor).expect("memory")),
+                    mine,
+                )
             }
         };
         let other = thread::spawn(ask.clone());

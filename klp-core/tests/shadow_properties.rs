@@ -1,5 +1,6 @@
-//! Random operations on shadow variables against a plain map, with constructors that refuse and an allocator that fails: after each
-//! step every key is looked up, and at the end no memory is left. Many of them happen while a table grows.
+//! Random operations on shadow variables against a plain map, with constructors that refuse and an
+//! allocator that fails: after each step every key is looked up, and at the end no memory is left.
+//! Many of them happen while a table grows.
 
 #[path = "common/memory.rs"]
 mod memory;
@@ -26,7 +27,8 @@ enum Step {
     Crowd(u64, usize),
 }
 
-/// How many objects may have a variable of each id: of the first so many that growing takes many steps.
+/// How many objects may have a variable of each id: of the first so many that growing takes many
+/// steps.
 const OBJECTS: [usize; 3] = [256, 48, 48];
 
 fn id(index: usize) -> u64 {
@@ -39,7 +41,10 @@ fn keys() -> impl Iterator<Item = Key> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let key = || (0..OBJECTS.len()).prop_flat_map(|of| (0..OBJECTS[of]).prop_map(move |obj| (obj * 64, id(of))));
+    let key = || {
+        (0..OBJECTS.len())
+            .prop_flat_map(|of| (0..OBJECTS[of]).prop_map(move |obj| (obj * 64, id(of))))
+    };
     let id = || (0..OBJECTS.len()).prop_map(id);
     prop_oneof![
         12 => (key(), prop::bool::weighted(0.1)).prop_map(|(key, refuse)| Step::Alloc(key, refuse)),
@@ -57,7 +62,18 @@ type Model = BTreeMap<Key, u64>;
 
 /// Of the variable with this value: small or not, and aligned to more or less.
 fn layout(value: u64) -> Layout {
-    let layouts = [(8, 8), (8, 1), (9, 1), (8, 16), (17, 1), (32, 16), (8, 32), (33, 1), (100, 4), (100, 64)];
+    let layouts = [
+        (8, 8),
+        (8, 1),
+        (9, 1),
+        (8, 16),
+        (17, 1),
+        (32, 16),
+        (8, 32),
+        (33, 1),
+        (100, 4),
+        (100, 64),
+    ];
     let (size, align) = layouts[value as usize % layouts.len()];
     Layout::from_size_align(size, align).expect("a layout")
 }
@@ -68,7 +84,13 @@ fn word(data: NonNull<u8>) -> u64 {
 }
 
 /// Takes one step on both sides, and compares what comes out of it.
-fn take(table: &Table, model: &mut Model, step: &Step, fail_in: u32, value: u64) -> Result<(), TestCaseError> {
+fn take(
+    table: &Table,
+    model: &mut Model,
+    step: &Step,
+    fail_in: u32,
+    value: u64,
+) -> Result<(), TestCaseError> {
     match *step {
         Step::Alloc(key, refuse) | Step::GetOrAlloc(key, refuse) => {
             let (obj, id) = key;
@@ -78,14 +100,22 @@ fn take(table: &Table, model: &mut Model, step: &Step, fail_in: u32, value: u64)
             let ctor = |of: usize, data: NonNull<u8>| {
                 constructed += 1;
                 assert_eq!((of, word(data), table.get(obj, id)), (obj, 0, None));
-                let least = layout.size().next_power_of_two().clamp(align_of::<usize>(), 16).max(layout.align());
+                let least = layout
+                    .size()
+                    .next_power_of_two()
+                    .clamp(align_of::<usize>(), 16)
+                    .max(layout.align());
                 assert_eq!(data.addr().get() % least, 0, "{layout:?}");
                 // SAFETY: the variable has 8 bytes.
                 unsafe { data.cast::<u64>().write(value) };
                 if refuse { Err(-5) } else { Ok(()) }
             };
             let make = || {
-                if or_get { table.get_or_alloc(obj, id, layout, ctor) } else { table.alloc(obj, id, layout, ctor) }
+                if or_get {
+                    table.get_or_alloc(obj, id, layout, ctor)
+                } else {
+                    table.alloc(obj, id, layout, ctor)
+                }
             };
             let (made, failed) = table_runs(fail_in, make);
             let made = made.map(word);
@@ -97,7 +127,10 @@ fn take(table: &Table, model: &mut Model, step: &Step, fail_in: u32, value: u64)
             };
             if made == Err(ShadowError::OutOfMemory) {
                 prop_assert!(failed, "out of memory without cause");
-                prop_assert!(!model.contains_key(&key), "memory is needed for a variable that exists");
+                prop_assert!(
+                    !model.contains_key(&key),
+                    "memory is needed for a variable that exists"
+                );
                 prop_assert_eq!(constructed, 0, "constructed in vain");
             } else {
                 // A failed attempt to grow does no harm.
@@ -115,12 +148,18 @@ fn take(table: &Table, model: &mut Model, step: &Step, fail_in: u32, value: u64)
             let (freed, failed) = table_runs(fail_in, || unsafe { table.free(key.0, key.1, dtor) });
             prop_assert!(!failed, "it takes memory to free");
             let there = model.remove(&key);
-            prop_assert_eq!((freed, destroyed), (there.is_some(), there.map(|value| (key.0, value))));
+            prop_assert_eq!(
+                (freed, destroyed),
+                (there.is_some(), there.map(|value| (key.0, value)))
+            );
         }
         Step::FreeAll(id) => {
             let mut destroyed = BTreeSet::new();
-            let expected: BTreeSet<_> =
-                model.iter().filter(|((_, of), _)| *of == id).map(|(&(obj, _), &value)| (obj, value)).collect();
+            let expected: BTreeSet<_> = model
+                .iter()
+                .filter(|((_, of), _)| *of == id)
+                .map(|(&(obj, _), &value)| (obj, value))
+                .collect();
             let dtor = |obj: usize, data: NonNull<u8>| {
                 meanwhile(|| assert!(destroyed.insert((obj, word(data))), "destroyed twice"));
             };
@@ -138,7 +177,10 @@ fn take(table: &Table, model: &mut Model, step: &Step, fail_in: u32, value: u64)
         Step::Retire => table_runs(0, || unsafe { table.retire().free() }).0,
         Step::Crowd(id, more) => {
             let all = || keys().filter(|&(_, of)| of == id);
-            let missing: Vec<Key> = all().filter(|key| !model.contains_key(key)).take(more).collect();
+            let missing: Vec<Key> = all()
+                .filter(|key| !model.contains_key(key))
+                .take(more)
+                .collect();
             for key in missing {
                 take(table, model, &Step::Alloc(key, false), 0, value)?;
             }
@@ -149,13 +191,20 @@ fn take(table: &Table, model: &mut Model, step: &Step, fail_in: u32, value: u64)
 
 fn compare(table: &Table, model: &Model) -> Result<(), TestCaseError> {
     for (obj, id) in keys() {
-        prop_assert_eq!(table.get(obj, id).map(word), model.get(&(obj, id)).copied(), "of <{:x}, {:x}>", obj, id);
+        prop_assert_eq!(
+            table.get(obj, id).map(word),
+            model.get(&(obj, id)).copied(),
+            "of <{:x}, {:x}>",
+            obj,
+            id
+        );
     }
     prop_assert_eq!(table.len(), model.len());
     Ok(())
 }
 
-/// At the beginning: nothing, or as many variables of the first id as a table takes before it grows, nearly.
+/// At the beginning: nothing, or as many variables of the first id as a table takes before it
+/// grows, nearly.
 fn crowd() -> impl Strategy<Value = usize> {
     prop_oneof![Just(0), Just(46), Just(94), Just(190)]
 }
@@ -181,7 +230,8 @@ proptest! {
     }
 }
 
-/// Each allocation of a series of operations, through growth and overflow lines, fails once; the operation succeeds when tried again.
+/// Each allocation of a series of operations, through growth and overflow lines, fails once; the
+/// operation succeeds when tried again.
 #[test]
 fn every_allocation_fails_once() {
     let mut failures = 0;
@@ -197,19 +247,32 @@ fn every_allocation_fails_once() {
             failed_once |= failed;
             if made.is_err() {
                 assert!(failed);
-                assert_eq!((made, table.get(obj, 1)), (Err(ShadowError::OutOfMemory), None));
+                assert_eq!(
+                    (made, table.get(obj, 1)),
+                    (Err(ShadowError::OutOfMemory), None)
+                );
                 assert!(table_runs(0, make).0.is_ok());
             }
         }
         assert_eq!(table.len(), 500);
-        // SAFETY: nobody uses the variables.
-        assert_eq!(table_runs(0, || unsafe { table.free_all(1, nothing) }).0, 500);
+        assert_eq!(
+            // SAFETY: nobody uses the variables.
+            table_runs(0, || unsafe { table.free_all(1, nothing) }).0,
+            500
+        );
         table_runs(0, || drop(table));
-        assert_eq!(alive(), before, "memory is left, or freed twice or as something else");
+        assert_eq!(
+            alive(),
+            before,
+            "memory is left, or freed twice or as something else"
+        );
         if !failed_once {
             break;
         }
         failures += 1;
     }
-    assert!(failures > 500, "only {failures} allocations: the series does not reach growth");
+    assert!(
+        failures > 500,
+        "only {failures} allocations: the series does not reach growth"
+    );
 }

@@ -17,7 +17,9 @@ type Data = [AtomicU64; 2];
 const IDS: u64 = 2;
 
 fn duration() -> Duration {
-    let seconds = std::env::var("KLP_STRESS_SECONDS").ok().map(|text| text.parse().expect("a number of seconds"));
+    let seconds = std::env::var("KLP_STRESS_SECONDS")
+        .ok()
+        .map(|text| text.parse().expect("a number of seconds"));
     Duration::from_secs(seconds.unwrap_or(1))
 }
 
@@ -33,7 +35,9 @@ fn sign(id: u64) -> impl FnOnce(usize, NonNull<u8>) -> Result<(), i32> {
 }
 
 fn alloc(table: &Table, obj: usize, id: u64) {
-    table.alloc(obj, id, Layout::new::<Data>(), sign(id)).expect("memory, and no other variable");
+    table
+        .alloc(obj, id, Layout::new::<Data>(), sign(id))
+        .expect("memory, and no other variable");
 }
 
 fn check(data: NonNull<u8>, obj: usize, id: u64) {
@@ -50,8 +54,8 @@ fn random(state: &mut u64) -> usize {
     *state as usize
 }
 
-/// Variables that stay are found by every lookup and have their own data, variables that do not exist are not found, while others
-/// come, go and make the table grow around them.
+/// Variables that stay are found by every lookup and have their own data, variables that do not
+/// exist are not found, while others come, go and make the table grow around them.
 #[test]
 fn what_stays_is_always_found() {
     const STAYING: usize = 64;
@@ -79,9 +83,15 @@ fn what_stays_is_always_found() {
                         for _ in 0..100 {
                             let index = random(&mut state) % STAYING;
                             let id = index as u64 % IDS;
-                            let found = table.get(staying(index), id).expect("a variable that stays was not found");
+                            let found = table
+                                .get(staying(index), id)
+                                .expect("a variable that stays was not found");
                             check(found, staying(index), id);
-                            assert_eq!(table.get(absent(index), id), None, "a variable that never was");
+                            assert_eq!(
+                                table.get(absent(index), id),
+                                None,
+                                "a variable that never was"
+                            );
                             count += 2;
                         }
                     }
@@ -93,34 +103,55 @@ fn what_stays_is_always_found() {
                     let table = &table;
                     scope.spawn(move || {
                         for id in 0..IDS {
-                            (0..CHANGING).for_each(|index| alloc(table, changing(writer, index), id));
-                            // Some go and come again, so that slots are used for one after the other.
+                            (0..CHANGING)
+                                .for_each(|index| alloc(table, changing(writer, index), id));
+                            // Some go and come again, so that slots are used for one after the
+                            // other.
                             for index in (0..CHANGING).chain(0..CHANGING) {
                                 // SAFETY: nobody but this thread knows of the variable.
-                                assert!(unsafe { table.free(changing(writer, index), id, nothing) });
-                                alloc(table, changing(writer, (index + 1) % CHANGING + CHANGING), id);
+                                assert!(unsafe {
+                                    table.free(changing(writer, index), id, nothing)
+                                });
+                                alloc(
+                                    table,
+                                    changing(writer, (index + 1) % CHANGING + CHANGING),
+                                    id,
+                                );
                                 // SAFETY: as above.
                                 assert!(unsafe {
-                                    table.free(changing(writer, (index + 1) % CHANGING + CHANGING), id, nothing)
+                                    table.free(
+                                        changing(writer, (index + 1) % CHANGING + CHANGING),
+                                        id,
+                                        nothing,
+                                    )
                                 });
                                 alloc(table, changing(writer, index), id);
                             }
                             for index in 0..CHANGING {
-                                let data = table.get(changing(writer, index), id).expect("made by this thread");
+                                let data = table
+                                    .get(changing(writer, index), id)
+                                    .expect("made by this thread");
                                 check(data, changing(writer, index), id);
                             }
                         }
                     })
                 })
                 .collect();
-            let panicked = writers.into_iter().filter_map(|writer| writer.join().err()).count();
+            let panicked = writers
+                .into_iter()
+                .filter_map(|writer| writer.join().err())
+                .count();
             done.store(true, Ordering::Relaxed);
             assert_eq!(panicked, 0, "a writer panicked");
         });
         assert_eq!(table.len(), (STAYING + 2 * CHANGING) * IDS as usize);
         rounds.fetch_add(1, Ordering::Relaxed);
     }
-    println!("{} lookups in {} rounds", lookups.into_inner(), rounds.into_inner());
+    println!(
+        "{} lookups in {} rounds",
+        lookups.into_inner(),
+        rounds.into_inner()
+    );
 }
 
 /// Many tasks want the same variable: one constructs it, all get it.
@@ -146,9 +177,15 @@ fn constructed_once() {
                 data.addr().get()
             };
             let asking: Vec<_> = (0..THREADS).map(|_| scope.spawn(ask)).collect();
-            asking.into_iter().map(|asked| asked.join().expect("it does not panic")).collect()
+            asking
+                .into_iter()
+                .map(|asked| asked.join().expect("it does not panic"))
+                .collect()
         });
-        assert!(got.iter().all(|&data| data == got[0]), "two variables: {got:x?}");
+        assert!(
+            got.iter().all(|&data| data == got[0]),
+            "two variables: {got:x?}"
+        );
         assert_eq!((constructed.into_inner(), table.len()), (1, 1));
     }
 }

@@ -1,15 +1,18 @@
-//! The soak: patches pairs of functions that only make sense together, again and again, while many threads call them and a shared
-//! library with some of them comes and goes, and checks that nobody ever sees half a patch.
+//! The soak: patches pairs of functions that only make sense together, again and again, while many
+//! threads call them and a shared library with some of them comes and goes, and checks that nobody
+//! ever sees half a patch.
 //!
 //! ```sh
 //! cargo run --release -p klp-os-linux --example consistency -- --threads 64 --seconds 60
 //! ```
 //!
-//! Each thread calls an outer function that calls both functions of the pair, computes, sleeps, waits in system calls or takes a
-//! signal in between, sleeps in a part that was split off, is suspended as a coroutine, or ends in a jump to another patched function; it returns which
-//! versions it saw. Seeing two is a mix. Version 1 is in two patches, each with half of the functions,
-//! that are enabled and disabled as one. The patch with version 2 takes their place, and they must not come on top of it, since they
-//! know an older version of the same state. Patch objects take each other's place, too, and are unloaded as soon as they are replaced, while
+//! Each thread calls an outer function that calls both functions of the pair, computes, sleeps,
+//! waits in system calls or takes a signal in between, sleeps in a part that was split off, is
+//! suspended as a coroutine, or ends in a jump to another patched function; it returns which
+//! versions it saw. Seeing two is a mix. Version 1 is in two patches, each with half of the
+//! functions, that are enabled and disabled as one. The patch with version 2 takes their place, and
+//! they must not come on top of it, since they know an older version of the same state. Patch
+//! objects take each other's place, too, and are unloaded as soon as they are replaced, while
 //! threads sleep in what is none of their new functions.
 
 use anyhow::{Context, Result, bail};
@@ -21,9 +24,9 @@ use klp_core::model::Replace;
 use klp_core::state::State;
 use klp_core::{Func, Object, Patch, PatchId, Poll, addr::CodeAddr};
 use klp_demo_pairs::{
-    FUNCS_1, FUNCS_2, LOADED, MODULE, MODULE_FUNCS_1, MODULE_FUNCS_2, Outer, Replaced, install_handler, outer_cold,
-    outer_extra, outer_loaded, outer_sibling, outer_signal, outer_sleep, outer_spin, outer_syscall, outer_yield,
-    set_module, set_yield,
+    FUNCS_1, FUNCS_2, LOADED, MODULE, MODULE_FUNCS_1, MODULE_FUNCS_2, Outer, Replaced,
+    install_handler, outer_cold, outer_extra, outer_loaded, outer_sibling, outer_signal,
+    outer_sleep, outer_spin, outer_syscall, outer_yield, set_module, set_yield,
 };
 use klp_os_linux::process::{Contexts, Livepatch, Options};
 use klp_os_linux_fixtures::coroutines::{self, Coroutine};
@@ -40,7 +43,8 @@ struct Args {
     /// Threads that call the patched functions
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
     threads: u32,
-    /// How long to run, after two seconds without transitions that show how long threads pause anyway
+    /// How long to run, after two seconds without transitions that show how long threads pause
+    /// anyway
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
     /// Seed of the sequence of operations
@@ -90,14 +94,22 @@ fn main() -> Result<ExitCode> {
         }
     });
     let contexts = Contexts::Registered;
-    let livepatch = Livepatch::init(Options { events: Some(events), contexts, ..Options::default() })
-        .context("livepatching cannot be set up")?;
+    let livepatch = Livepatch::init(Options {
+        events: Some(events),
+        contexts,
+        ..Options::default()
+    })
+    .context("livepatching cannot be set up")?;
     REGISTERS.store(args.broken != Some(Break::Contexts), Relaxed);
     // SAFETY: no thread is there yet that calls it.
     unsafe { set_yield(suspend) };
     let mut workers = (0..args.threads).map(worker).collect::<Result<Vec<_>>>()?;
     COUNTS.born.fetch_add(1, Relaxed);
-    workers.push(std::thread::Builder::new().name("library".into()).spawn(|| come_and_go(livepatch))?);
+    workers.push(
+        std::thread::Builder::new()
+            .name("library".into())
+            .spawn(|| come_and_go(livepatch))?,
+    );
 
     std::thread::sleep(Duration::from_secs(2));
     let pause_before = Duration::from_nanos(COUNTS.pause.swap(0, Relaxed));
@@ -110,12 +122,18 @@ fn main() -> Result<ExitCode> {
     let mixes = COUNTS.mixes.load(Relaxed);
     println!("calls of outer functions   {}", COUNTS.calls.load(Relaxed));
     println!("threads born and died      {}", COUNTS.died.load(Relaxed));
-    println!("transitions completed      {}, {} of them reversed at least once", soak.completed, soak.reversed);
+    println!(
+        "transitions completed      {}, {} of them reversed at least once",
+        soak.completed, soak.reversed
+    );
     println!("  that replaced a patch    {}", soak.replaced);
     println!("patches unloaded           {}", soak.unloaded);
     println!("older patches refused      {}", soak.refused);
     println!("kicks                      {}", soak.kicks);
-    println!("library came and went      {}", COUNTS.libraries.load(Relaxed));
+    println!(
+        "library came and went      {}",
+        COUNTS.libraries.load(Relaxed)
+    );
     println!("longest transition         {:?}", soak.longest);
     println!("longest pause of a thread  {pause:?} (without transitions: {pause_before:?})");
     println!("lost threads               {lost}");
@@ -129,7 +147,11 @@ fn main() -> Result<ExitCode> {
     if lost > 0 {
         println!("failed: threads were lost");
     }
-    Ok(if mixes == 0 && lost == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if mixes == 0 && lost == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Drives the transitions.
@@ -154,19 +176,27 @@ struct Soak {
 
 impl Soak {
     fn new(livepatch: &'static Livepatch, args: &Args) -> Result<Self> {
-        let object = |name: &str, funcs: &mut dyn Iterator<Item = &Replaced>| -> Result<Object, Error> {
-            let mut object = Object::module(name)?;
-            for (old, new) in funcs {
-                // SAFETY: the tables hold pairs of the same type.
-                object = object.func(unsafe { Func::new(old, CodeAddr::new(*new as usize as u64)) }?)?;
-            }
-            Ok(object)
-        };
+        let object =
+            |name: &str, funcs: &mut dyn Iterator<Item = &Replaced>| -> Result<Object, Error> {
+                let mut object = Object::module(name)?;
+                for (old, new) in funcs {
+                    // SAFETY: the tables hold pairs of the same type.
+                    object = object
+                        .func(unsafe { Func::new(old, CodeAddr::new(*new as usize as u64)) }?)?;
+                }
+                Ok(object)
+            };
         // Every other function: `first` is in one half, `second` in the other.
         let half = |number: usize| {
             Patch::builder(["pairs-1a", "pairs-1b"][number])
-                .object(object("vmlinux", &mut FUNCS_1.iter().skip(number).step_by(2)))
-                .object(object(MODULE.1, &mut MODULE_FUNCS_1.iter().skip(number).step_by(2)))
+                .object(object(
+                    "vmlinux",
+                    &mut FUNCS_1.iter().skip(number).step_by(2),
+                ))
+                .object(object(
+                    MODULE.1,
+                    &mut MODULE_FUNCS_1.iter().skip(number).step_by(2),
+                ))
                 .state(State::new(1, 1))
                 .build()
         };
@@ -176,7 +206,12 @@ impl Soak {
             .state(State::new(1, 2))
             .replace(Replace::All)
             .build()?;
-        let add = |patch| livepatch.engine().add(patch).map_err(|refused| refused.error);
+        let add = |patch| {
+            livepatch
+                .engine()
+                .add(patch)
+                .map_err(|refused| refused.error)
+        };
         Ok(Self {
             livepatch,
             first: [add(half(0)?)?, add(half(1)?)?],
@@ -207,7 +242,11 @@ impl Soak {
             }
             let now = Instant::now();
             if now >= next_line {
-                let text = format!("{} transitions, {} mixes", self.completed, COUNTS.mixes.load(Relaxed));
+                let text = format!(
+                    "{} transitions, {} mixes",
+                    self.completed,
+                    COUNTS.mixes.load(Relaxed)
+                );
                 progress.set_position(begin.elapsed().as_secs());
                 progress.set_message(text.clone());
                 if progress.is_hidden() {
@@ -225,12 +264,17 @@ impl Soak {
         let engine = self.livepatch.engine();
         let (first, second) = (self.first, [self.second]);
         let status = engine.status()?;
-        let enabled = |patch| status.iter().any(|status| status.id == patch && status.enabled);
+        let enabled = |patch| {
+            status
+                .iter()
+                .any(|status| status.id == patch && status.enabled)
+        };
         if enabled(first[0]) != enabled(first[1]) {
             bail!("one half of version 1 is enabled without the other");
         }
         let replaces = enabled(first[0]) && self.rng.bool();
-        let (patches, enable): (&[PatchId], bool) = match (enabled(first[0]), enabled(self.second)) {
+        let (patches, enable): (&[PatchId], bool) = match (enabled(first[0]), enabled(self.second))
+        {
             (false, false) if self.rng.bool() => (&first, true),
             (false, false) => (&second, true),
             (true, _) if replaces => (&second, true),
@@ -241,7 +285,8 @@ impl Soak {
             }
         };
         let poll = self.bring_on(patches, enable)?;
-        self.replaced += u64::from(replaces && matches!(poll, Poll::Complete { enabled: true, .. }));
+        self.replaced +=
+            u64::from(replaces && matches!(poll, Poll::Complete { enabled: true, .. }));
         Ok(())
     }
 
@@ -251,7 +296,9 @@ impl Soak {
         let patch = self.livepatch.load_file(LOADED[next])?;
         let poll = self.bring_on(&[patch], true)?;
         let gone = match poll {
-            Poll::Complete { enabled: true, .. } => self.loaded.replace((patch, next)).map(|(old, _)| old),
+            Poll::Complete { enabled: true, .. } => {
+                self.loaded.replace((patch, next)).map(|(old, _)| old)
+            }
             _ => Some(patch),
         };
         if let Some(gone) = gone {
@@ -265,7 +312,11 @@ impl Soak {
     fn bring_on(&mut self, patches: &[PatchId], enable: bool) -> Result<Poll> {
         let (livepatch, engine) = (self.livepatch, self.livepatch.engine());
         let begin = Instant::now();
-        let mut poll = if enable { livepatch.enable_all(patches)? } else { livepatch.disable_all(patches)? };
+        let mut poll = if enable {
+            livepatch.enable_all(patches)?
+        } else {
+            livepatch.disable_all(patches)?
+        };
         // Any of them stands for all.
         let patch = *self.rng.choice(patches).context("no patch")?;
         let mut reversed = false;
@@ -276,7 +327,8 @@ impl Soak {
                 bail!("a transition does not finish:\n{}", lines.join("\n"));
             }
             if self.broken == Some(Break::StackCheck) {
-                // SAFETY: any mixture of these functions works; it is noticed, which is the point here.
+                // SAFETY: any mixture of these functions works; it is noticed, which is the point
+                // here.
                 poll = unsafe { engine.force(patch) }?;
                 continue;
             }
@@ -306,7 +358,9 @@ impl Soak {
     /// The patches with the older version of a state may not come on top of the one with the newer.
     fn refuse_older(&mut self) -> Result<()> {
         match self.livepatch.enable_all(&self.first) {
-            Err(Error::Patch(error)) if matches!(error.reason, PatchReason::IncompatibleStates { .. }) => {
+            Err(Error::Patch(error))
+                if matches!(error.reason, PatchReason::IncompatibleStates { .. }) =>
+            {
                 self.refused += 1;
                 Ok(())
             }
@@ -337,9 +391,13 @@ fn visit(livepatch: &'static Livepatch, twice: bool) -> Result<()> {
     let mut other = if twice { Some(open()?) } else { None };
     let library = open()?;
     let function = |name| -> Result<Outer> {
-        let function = library.symbol(name).context("a function of the shared library is missing")?;
+        let function = library
+            .symbol(name)
+            .context("a function of the shared library is missing")?;
         // SAFETY: all functions of the library have this type.
-        Ok(unsafe { core::mem::transmute::<core::ptr::NonNull<core::ffi::c_void>, Outer>(function) })
+        Ok(unsafe {
+            core::mem::transmute::<core::ptr::NonNull<core::ffi::c_void>, Outer>(function)
+        })
     };
     // SAFETY: only this thread calls these functions.
     unsafe { set_module(function(c"module_first")?, function(c"module_second")?) };
@@ -373,7 +431,9 @@ fn worker(index: u32) -> Result<JoinHandle<()>> {
         _ => ("churn", churn),
     };
     let thread = std::thread::Builder::new().name(format!("{name}-{index}"));
-    thread.spawn(work).with_context(|| format!("thread {index} cannot be had"))
+    thread
+        .spawn(work)
+        .with_context(|| format!("thread {index} cannot be had"))
 }
 
 /// One call, checked.
@@ -409,7 +469,9 @@ fn spin() {
         for _ in 0..20 {
             call(outer_spin, 100);
             let now = Instant::now();
-            COUNTS.pause.fetch_max((now - last).as_nanos() as u64, Relaxed);
+            COUNTS
+                .pause
+                .fetch_max((now - last).as_nanos() as u64, Relaxed);
             last = now;
         }
         std::thread::sleep(Duration::from_millis(1));
@@ -433,7 +495,11 @@ fn run_coroutines() {
                 call(outer_yield, 1);
             }
         };
-        if REGISTERS.load(Relaxed) { Coroutine::registered("soak", body) } else { Coroutine::unregistered(body) }
+        if REGISTERS.load(Relaxed) {
+            Coroutine::registered("soak", body)
+        } else {
+            Coroutine::unregistered(body)
+        }
     };
     let mut all: Vec<_> = (0..3).map(make).collect();
     while !COUNTS.stop.load(Relaxed) {
@@ -483,6 +549,7 @@ fn progress(time: Duration) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} s  {msg}").expect("the template is valid");
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} s  {msg}")
+        .expect("the template is valid");
     ProgressBar::new(time.as_secs()).with_style(style)
 }

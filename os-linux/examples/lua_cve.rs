@@ -4,9 +4,10 @@
 //! cargo run --release -p klp-os-linux --example lua_cve
 //! ```
 //!
-//! Interpreters of Lua 5.4.0 serve requests from a queue. CVE-2020-24370 is in them: one line of Lua kills the process. The run shows
-//! that line killing a child of this process; enables a patch object (`os-linux/demo/lua/c/fix.c`) while all interpreters work;
-//! runs the same line in this process; disables the patch; and shows the line killing a child again.
+//! Interpreters of Lua 5.4.0 serve requests from a queue. CVE-2020-24370 is in them: one line of
+//! Lua kills the process. The run shows that line killing a child of this process; enables a patch
+//! object (`os-linux/demo/lua/c/fix.c`) while all interpreters work; runs the same line in this
+//! process; disables the patch; and shows the line killing a child again.
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
@@ -42,26 +43,39 @@ fn main() -> Result<()> {
     let work = Duration::try_from_secs_f64(args.work).context("--work")?;
     let show = Show::new();
     let log = show.clone();
-    let events = Box::new(move |event: &klp_core::event::Event<'_>| log.line(&format!("    livepatch: {event}")));
-    let livepatch = Livepatch::init(Options { events: Some(events), ..Options::default() })
-        .context("livepatching cannot be set up")?;
+    let events = Box::new(move |event: &klp_core::event::Event<'_>| {
+        log.line(&format!("    livepatch: {event}"))
+    });
+    let livepatch = Livepatch::init(Options {
+        events: Some(events),
+        ..Options::default()
+    })
+    .context("livepatching cannot be set up")?;
 
     let server = Server::start(args.interpreters)?;
-    show.line(&format!("{} Lua interpreters serve requests", args.interpreters));
+    show.line(&format!(
+        "{} Lua interpreters serve requests",
+        args.interpreters
+    ));
     show.wait("serving", work, &server);
 
     show.line("before: the exploit, in a child of this process");
     expect_death(&show)?;
 
     show.line(&format!("enabling {}", args.patch.display()));
-    let patch = livepatch.load_file(&args.patch).context("the patch cannot be loaded")?;
+    let patch = livepatch
+        .load_file(&args.patch)
+        .context("the patch cannot be loaded")?;
     transition(livepatch, &show, &server, || livepatch.enable(patch))?;
     show.wait("serving, patched", work, &server);
 
     show.line("after: the exploit, in this process");
     let answer = server.ask(EXPLOIT)?;
     show.line(&format!("    survived; Lua's answer: {answer}"));
-    ensure!(answer == "nil", "the repaired function should have answered nil");
+    ensure!(
+        answer == "nil",
+        "the repaired function should have answered nil"
+    );
     expect_check(&server, &show)?;
 
     show.line("disabling");
@@ -162,9 +176,17 @@ fn expect_death(show: &Show) -> Result<()> {
     let mut status = 0;
     // SAFETY: the child is ours.
     let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
-    ensure!(waited == child, "the child is lost: {}", std::io::Error::last_os_error());
+    ensure!(
+        waited == child,
+        "the child is lost: {}",
+        std::io::Error::last_os_error()
+    );
     ensure!(libc::WIFSIGNALED(status), "the child survived the exploit");
-    show.line(&format!("    the child died of signal {} (SIGSEGV is {})", libc::WTERMSIG(status), libc::SIGSEGV));
+    show.line(&format!(
+        "    the child died of signal {} (SIGSEGV is {})",
+        libc::WTERMSIG(status),
+        libc::SIGSEGV
+    ));
     Ok(())
 }
 
@@ -179,7 +201,10 @@ fn expect_check(server: &Server, show: &Show) -> Result<()> {
 /// What is asked of the interpreters all the time, and the right answers.
 const REQUESTS: [(&str, &str); 4] = [
     (CHECK, "ok"),
-    ("local function fib(n) return n < 2 and n or fib(n - 1) + fib(n - 2) end return fib(12)", "144"),
+    (
+        "local function fib(n) return n < 2 and n or fib(n - 1) + fib(n - 2) end return fib(12)",
+        "144",
+    ),
     (
         "local t = {} for i = 1, 200 do t[i] = (i * 7919) % 1009 end table.sort(t) \
          for i = 2, #t do if t[i - 1] > t[i] then return 'unsorted' end end return 'sorted'",
@@ -238,29 +263,54 @@ impl Server {
         let workers = workers.collect::<Result<Vec<_>>>()?;
         let client = {
             let (counts, queue) = (Arc::clone(&counts), queue.clone());
-            std::thread::Builder::new().name("client".into()).spawn(move || fill(&queue, &counts))?
+            std::thread::Builder::new()
+                .name("client".into())
+                .spawn(move || fill(&queue, &counts))?
         };
-        Ok(Self { counts, queue, client, workers })
+        Ok(Self {
+            counts,
+            queue,
+            client,
+            workers,
+        })
     }
 
     /// Asks for one thing and waits for the answer.
     fn ask(&self, source: &str) -> Result<String> {
         let (answer, answers) = channel();
-        self.queue.send(Request { source: CString::new(source)?, expected: None, answer: Some(answer) })?;
-        answers.recv()?.map_err(|error| anyhow::anyhow!("Lua: {error}"))
+        self.queue.send(Request {
+            source: CString::new(source)?,
+            expected: None,
+            answer: Some(answer),
+        })?;
+        answers
+            .recv()?
+            .map_err(|error| anyhow::anyhow!("Lua: {error}"))
     }
 
     fn stop(self) -> Result<Totals> {
         self.counts.stop.store(true, Relaxed);
-        self.client.join().map_err(|_| anyhow::anyhow!("the client panicked"))?;
+        self.client
+            .join()
+            .map_err(|_| anyhow::anyhow!("the client panicked"))?;
         drop(self.queue);
         for worker in self.workers {
-            worker.join().map_err(|_| anyhow::anyhow!("an interpreter's thread panicked"))?;
+            worker
+                .join()
+                .map_err(|_| anyhow::anyhow!("an interpreter's thread panicked"))?;
         }
         let [otherwise, in_transition] =
             [0, 1].map(|index| Duration::from_nanos(self.counts.longest[index].load(Relaxed)));
-        let (served, failed) = (self.counts.served.load(Relaxed), self.counts.failed.load(Relaxed));
-        Ok(Totals { served, failed, in_transition, otherwise })
+        let (served, failed) = (
+            self.counts.served.load(Relaxed),
+            self.counts.failed.load(Relaxed),
+        );
+        Ok(Totals {
+            served,
+            failed,
+            in_transition,
+            otherwise,
+        })
     }
 }
 
@@ -270,7 +320,13 @@ fn fill(queue: &SyncSender<Request>, counts: &Counts) {
         for (source, expected) in REQUESTS {
             let source = CString::new(source).expect("no NUL in the requests");
             if counts.stop.load(Relaxed)
-                || queue.send(Request { source, expected: Some(expected), answer: None }).is_err()
+                || queue
+                    .send(Request {
+                        source,
+                        expected: Some(expected),
+                        answer: None,
+                    })
+                    .is_err()
             {
                 return;
             }
@@ -293,7 +349,10 @@ fn serve(mut lua: Interpreter, requests: &Mutex<Receiver<Request>>, counts: &Cou
         let time = begin.elapsed().as_nanos() as u64;
         counts.longest[usize::from(counts.in_transition.load(Relaxed))].fetch_max(time, Relaxed);
         counts.served.fetch_add(1, Relaxed);
-        if request.expected.is_some_and(|expected| result.as_deref() != Ok(expected)) {
+        if request
+            .expected
+            .is_some_and(|expected| result.as_deref() != Ok(expected))
+        {
             counts.failed.fetch_add(1, Relaxed);
         }
         if let Some(answer) = request.answer {
@@ -329,8 +388,12 @@ impl Show {
     fn wait(&self, what: &str, time: Duration, server: &Server) {
         let end = Instant::now() + time;
         while Instant::now() < end {
-            let (served, failed) = (server.counts.served.load(Relaxed), server.counts.failed.load(Relaxed));
-            self.0.set_message(format!("{what}: {served} requests, {failed} failed"));
+            let (served, failed) = (
+                server.counts.served.load(Relaxed),
+                server.counts.failed.load(Relaxed),
+            );
+            self.0
+                .set_message(format!("{what}: {served} requests, {failed} failed"));
             std::thread::sleep(Duration::from_millis(50).min(time));
         }
     }

@@ -4,8 +4,9 @@
 //! cargo run -p klp-os-linux --example server
 //! ```
 //!
-//! Threads greet guests, with a spelling mistake. Each guest takes a while to go away, and keeps a thread inside the function that
-//! a patch object replaces: so the transition takes a while, too. The program prints what to type in another terminal.
+//! Threads greet guests, with a spelling mistake. Each guest takes a while to go away, and keeps a
+//! thread inside the function that a patch object replaces: so the transition takes a while, too.
+//! The program prints what to type in another terminal.
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -35,10 +36,17 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let sink = || -> klp_os_linux::process::EventSink { Box::new(|event| println!("    livepatch: {event}")) };
-    let livepatch = Livepatch::init(Options { events: args.log.then(sink), ..Options::default() })
-        .context("livepatching cannot be set up")?;
-    let socket = livepatch.serve(args.socket.as_deref()).context("the socket cannot be made")?;
+    let sink = || -> klp_os_linux::process::EventSink {
+        Box::new(|event| println!("    livepatch: {event}"))
+    };
+    let livepatch = Livepatch::init(Options {
+        events: args.log.then(sink),
+        ..Options::default()
+    })
+    .context("livepatching cannot be set up")?;
+    let socket = livepatch
+        .serve(args.socket.as_deref())
+        .context("the socket cannot be made")?;
     let pid = std::process::id();
     println!("pid    {pid}");
     println!("socket {}", socket.display());
@@ -64,22 +72,28 @@ End it with Ctrl-C.
     for thread in 0..args.threads {
         let (guests, last) = (Arc::clone(&guests), Arc::clone(&last));
         // From almost no time to the slowest.
-        let time =
-            Duration::from_millis((u64::from(args.slowest) * u64::from(thread + 1) / u64::from(args.threads)).max(1));
-        std::thread::Builder::new().name(format!("greeter-{thread}")).spawn(move || {
-            loop {
-                let said = serve(guests.fetch_add(1, Relaxed), time);
-                if let Ok(mut last) = last.lock() {
-                    *last = said;
+        let time = Duration::from_millis(
+            (u64::from(args.slowest) * u64::from(thread + 1) / u64::from(args.threads)).max(1),
+        );
+        std::thread::Builder::new()
+            .name(format!("greeter-{thread}"))
+            .spawn(move || {
+                loop {
+                    let said = serve(guests.fetch_add(1, Relaxed), time);
+                    if let Ok(mut last) = last.lock() {
+                        *last = said;
+                    }
                 }
-            }
-        })?;
+            })?;
     }
     loop {
         std::thread::sleep(Duration::from_secs(1));
         let said = last.lock().map(|said| said.clone()).unwrap_or_default();
         if !said.is_empty() {
-            println!("{} guests; the last one heard: {said}", guests.load(Relaxed));
+            println!(
+                "{} guests; the last one heard: {said}",
+                guests.load(Relaxed)
+            );
         }
     }
 }

@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0 */
 /*
- * Where patched functions call at their entries (x86-64): finds the site in the tables of sites.rs and goes where they say.
+ * Where patched functions call at their entries (x86-64): finds the site in the tables of sites.rs
+ * and goes where they say.
  *
- *   stack on entry:   0(%rsp)  the address behind the call, inside the old function: what the tables are keyed by
+ *   stack on entry: 0(%rsp) the address behind the call, inside the old function: what the tables
+ *   are keyed by
  *                     8(%rsp)  where the old function's caller goes on
  *
- * The way out is a return to the target, so that the processor's stack of return addresses stays balanced. %r10 and %r11 are
- * free at the entry of a function; everything else is preserved.
+ * The way out is a return to the target, so that the processor's stack of return addresses stays
+ * balanced. %r10 and %r11 are free at the entry of a function; everything else is preserved.
  *
- * A task that is in here counts as one with an unreliable stack: it may have decided already where it goes, and must not
- * be switched before it is there.
+ * A task that is in here counts as one with an unreliable stack: it may have decided already where
+ * it goes, and must not be switched before it is there.
  */
 
 #include <linux/linkage.h>

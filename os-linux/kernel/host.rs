@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
-//! What C and Rust know of each other: kernel types, and the functions of `shims.c` and `sysfs.c` (declared in `shims.h`).
+//! What C and Rust know of each other: kernel types, and the functions of `shims.c` and `sysfs.c`
+//! (declared in `shims.h`).
 
 pub(crate) use kernel::bindings::{
     Elf64_Rela, Elf64_Shdr, Elf64_Sym, klp_callbacks, klp_func, klp_object, klp_patch, klp_state,
@@ -99,7 +100,8 @@ pub(crate) fn shown_id(task: TaskId) -> TaskId {
     if task.0 & IDLE == 0 { task } else { TaskId(0) }
 }
 
-/// `text` as C wants it; `None` if it is longer than any name of an object or symbol, or has a zero in it.
+/// `text` as C wants it; `None` if it is longer than any name of an object or symbol, or has a zero
+/// in it.
 pub(crate) fn with_c_str<R>(text: &str, call: impl FnOnce(*const c_char) -> R) -> Option<R> {
     let mut copy = [0_u8; 528];
     copy.get_mut(..text.len())?.copy_from_slice(text.as_bytes());

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
 //! The kernel's locks as `lock_api` wants them. Each type is one lock of `shims.c`: use it once.
 //!
-//! Order: [`PatchesLock`], [`EngineLock`], [`SitesLock`], then the kernel's own. [`ShadowLock`] spins and stands by itself.
+//! Order: [`PatchesLock`], [`EngineLock`], [`SitesLock`], then the kernel's own. [`ShadowLock`]
+//! spins and stands by itself.
 
 use crate::host;
 use core::ffi::c_uint;
@@ -45,7 +46,8 @@ unsafe impl<const NUMBER: c_uint> RawMutex for KernelMutex<NUMBER> {
     }
 }
 
-/// Of those who make and free shadow variables (kernel: `klp_shadow_lock`). Interrupts are off while it is held.
+/// Of those who make and free shadow variables (kernel: `klp_shadow_lock`). Interrupts are off
+/// while it is held.
 pub(crate) struct ShadowLock;
 
 // SAFETY: a spinlock excludes others from `lock` until `unlock`.

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
-//! The allocator behind `alloc`: the kernel's. Where interrupts are off or the kernel knows that sleeping is not allowed, it does not
-//! sleep, and has no big pieces.
+//! The allocator behind `alloc`: the kernel's. Where interrupts are off or the kernel knows that
+//! sleeping is not allowed, it does not sleep, and has no big pieces.
 //!
-//! These are the symbols that a compiler makes of `#[global_allocator]` when it links a program; the kernel's linker is another.
+//! These are the symbols that a compiler makes of `#[global_allocator]` when it links a program;
+//! the kernel's linker is another.
 
 use crate::host;
 
@@ -35,7 +36,8 @@ unsafe extern "Rust" fn __rust_dealloc(memory: *mut u8, _size: usize, _align: us
 unsafe extern "Rust" fn __rust_realloc(memory: *mut u8, old_size: usize, align: usize, new_size: usize) -> *mut u8 {
     let new = allocate(new_size, align, false);
     if !new.is_null() {
-        // SAFETY: both are at least as big as the smaller of the two, and different; the old one is the caller's to give back.
+        // SAFETY: both are at least as big as the smaller of the two, and different; the old one is
+        // the caller's to give back.
         unsafe {
             core::ptr::copy_nonoverlapping(memory, new, old_size.min(new_size));
             host::klp_host_free(memory);

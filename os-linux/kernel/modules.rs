@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
-//! Modules that come and go (kernel: `klp_module_coming`, `klp_module_going`). The module loader calls before any code of the module
-//! runs, and when none runs any more.
+//! Modules that come and go (kernel: `klp_module_coming`, `klp_module_going`). The module loader
+//! calls before any code of the module runs, and when none runs any more.
 
 use crate::host::{self, errno, module};
 use crate::{log, patches};
@@ -42,7 +42,8 @@ unsafe extern "C" fn klp_module_coming(module: *mut module) -> c_int {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn klp_module_going(module: *mut module) {
     patches::locked(|engine| {
-        // SAFETY: the module loader's module. None of its code runs any more, nor will before it is loaded again.
+        // SAFETY: the module loader's module. None of its code runs any more, nor will before it is
+        // loaded again.
         unsafe {
             (*module).klp_alive = false;
             if let Some(name) = host::module_name(module) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
 //! Patches of modules, from `klp_enable_patch` until their module may go (kernel: `core.c`).
 //!
-//! The engine knows each as a [`klp_core::Patch`]; here is which `struct klp_patch` that is, and what has to be done with modules,
-//! attributes and the poll that brings a transition on.
+//! The engine knows each as a [`klp_core::Patch`]; here is which `struct klp_patch` that is, and
+//! what has to be done with modules, attributes and the poll that brings a transition on.
 
 use crate::host::{self, errno, klp_object, klp_patch};
 use crate::lock::PatchesLock;
@@ -26,8 +26,8 @@ struct Patches {
     delay: u32,
 }
 
-/// Between the polls of a transition: short at first, as most tasks that had to be left move at once when they are woken; then
-/// as in Linux.
+/// Between the polls of a transition: short at first, as most tasks that had to be left move at
+/// once when they are woken; then as in Linux.
 const FIRST_DELAY: u32 = 10;
 const LAST_DELAY: u32 = 1000;
 
@@ -44,7 +44,8 @@ static PATCHES: Mutex<PatchesLock, Patches> =
 
 type KernelEngine = Engine<Kernel>;
 
-/// The patches, unless the current task holds them already: then a callback of a patch calls, which must not.
+/// The patches, unless the current task holds them already: then a callback of a patch calls, which
+/// must not.
 fn patches() -> Result<MutexGuard<'static, PatchesLock, Patches>, Error> {
     if PatchesLock::is_mine() {
         return Err(Error::ApiMisuse(ApiMisuse::InCallback));
@@ -58,11 +59,12 @@ extern "C" fn klp_engine_init() -> c_int {
     make_engine().map_or(-errno::ENOMEM, |()| 0)
 }
 
-/// Enables the patch of a module that is being loaded. 0, or a negative error number; the patch is the module's alone again then.
+/// Enables the patch of a module that is being loaded. 0, or a negative error number; the patch is
+/// the module's alone again then.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn klp_enable_patch(patch: *mut klp_patch) -> c_int {
-    // SAFETY: the caller's patch is there, and zeros end its arrays. That its functions fit is its author's word, whose module the
-    // superuser has loaded.
+    // SAFETY: the caller's patch is there, and zeros end its arrays. That its functions fit is its
+    // author's word, whose module the superuser has loaded.
     match unsafe { enable(patch) } {
         Ok(()) => 0,
         Err(errno) => errno,
@@ -71,7 +73,8 @@ unsafe extern "C" fn klp_enable_patch(patch: *mut klp_patch) -> c_int {
 
 /// # Safety
 ///
-/// Null, or a patch as `include/linux/livepatch.h` has it, whose functions may be called in place of those that it names.
+/// Null, or a patch as `include/linux/livepatch.h` has it, whose functions may be called in place
+/// of those that it names.
 unsafe fn enable(patch: *mut klp_patch) -> Result<(), c_int> {
     // SAFETY: the caller's promise.
     let model = unsafe {
@@ -186,7 +189,8 @@ impl Patches {
             if status.is_none_or(|status| status.enabled || status.transition.is_some()) {
                 return true;
             }
-            // The engine keeps what a forced transition pinned: tasks may be in it, so its module must stay.
+            // The engine keeps what a forced transition pinned: tasks may be in it, so its module
+            // must stay.
             let pinned = engine.remove(known.id).is_err();
             // SAFETY: the module is held, until the work that is begun here lets it go.
             unsafe {
@@ -207,7 +211,8 @@ impl Patches {
 ///
 /// # Safety
 ///
-/// A callback of a patch calls: so the task that called the engine holds the lock, and only reads until the callback returns.
+/// A callback of a patch calls: so the task that called the engine holds the lock, and only reads
+/// until the callback returns.
 pub(crate) unsafe fn each_below_transition(visit: impl FnMut(*mut klp_patch)) {
     // SAFETY: the caller's promise.
     let patches = unsafe { &*PATCHES.data_ptr() };
@@ -230,7 +235,8 @@ fn with_status(
 
 const UNKNOWN: Error = Error::ApiMisuse(ApiMisuse::UnknownPatch);
 
-/// What an attribute shows, or a negative error number. A patch that is not known any more is not enabled, nor in transition.
+/// What an attribute shows, or a negative error number. A patch that is not known any more is not
+/// enabled, nor in transition.
 fn shown(patch: *mut klp_patch, of: impl FnOnce(&KernelEngine, &PatchStatus) -> Result<c_int, Error>) -> c_int {
     match with_status(patch, |_, engine, status| of(engine, status)) {
         Ok(value) => value,
@@ -305,7 +311,8 @@ extern "C" fn klp_engine_signal(patch: *mut klp_patch) -> c_int {
     done(patch, |_, engine, status| engine.kick(status.id).map(|()| 0))
 }
 
-/// `blockers` is read: who holds the transition back, and why. Empty outside of the patch's transition.
+/// `blockers` is read: who holds the transition back, and why. Empty outside of the patch's
+/// transition.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn klp_engine_blockers(patch: *mut klp_patch, page: *mut c_char, size: usize) -> isize {
     // SAFETY: the caller's buffer.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
-//! What a patch module says, in klp-core's words: `struct klp_patch` → [`Patch`] (kernel: `klp_init_patch`).
+//! What a patch module says, in klp-core's words: `struct klp_patch` → [`Patch`] (kernel:
+//! `klp_init_patch`).
 
 use crate::host::{self, errno, klp_func, klp_object, klp_patch, klp_state, mod_mem_type_MOD_TEXT, module};
 use alloc::boxed::Box;
@@ -14,8 +15,8 @@ use klp_core::{Func, Object, Patch};
 ///
 /// # Safety
 ///
-/// A patch as `include/linux/livepatch.h` has it, with module and objects; its module stays as long as what is made of it. Its
-/// functions may be called in place of those that it names.
+/// A patch as `include/linux/livepatch.h` has it, with module and objects; its module stays as long
+/// as what is made of it. Its functions may be called in place of those that it names.
 pub(crate) unsafe fn patch(patch: &klp_patch) -> Result<Patch, c_int> {
     // SAFETY: the caller's promise.
     let name = unsafe { host::module_name(patch.mod_) }.ok_or(-errno::EINVAL)?;
@@ -37,7 +38,8 @@ pub(crate) unsafe fn patch(patch: &klp_patch) -> Result<Patch, c_int> {
     builder.replace(replace).build().map_err(|error| error.errno())
 }
 
-/// All code of a module that stays, if it has any. What runs once, while the module is loaded, is elsewhere.
+/// All code of a module that stays, if it has any. What runs once, while the module is loaded, is
+/// elsewhere.
 ///
 /// # Safety
 ///
@@ -85,7 +87,8 @@ pub(crate) unsafe fn states<'a>(patch: *const klp_patch) -> impl Iterator<Item =
 
 /// # Safety
 ///
-/// An object of a patch; it stays as long as what is made of it, and its functions are as for [`patch`].
+/// An object of a patch; it stays as long as what is made of it, and its functions are as for
+/// [`patch`].
 unsafe fn object(c_object: *mut klp_object) -> Result<Object, klp_core::Error> {
     // SAFETY: the caller's promise.
     let mut object = Object::module(unsafe { object_name(c_object) })?;
@@ -104,7 +107,8 @@ unsafe fn object(c_object: *mut klp_object) -> Result<Object, klp_core::Error> {
 
 /// # Safety
 ///
-/// A function of an object; its name stays, and so does the new function, which may be called in place of the old one.
+/// A function of an object; its name stays, and so does the new function, which may be called in
+/// place of the old one.
 unsafe fn func(func: &klp_func) -> Result<Func, klp_core::Error> {
     // A name or an address that is missing is refused as a bad name.
     // SAFETY: the caller's promise.

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
-//! Livepatch relocations of patch modules: names bound by us, bytes written by the kernel's own relocator (kernel:
-//! `klp_apply_section_relocs`, `klp_apply_object_relocs`).
+//! Livepatch relocations of patch modules: names bound by us, bytes written by the kernel's own
+//! relocator (kernel: `klp_apply_section_relocs`, `klp_apply_object_relocs`).
 //!
-//! Those to the kernel itself are written while the module is being loaded; those to a module when that is there.
+//! Those to the kernel itself are written while the module is being loaded; those to a module when
+//! that is there.
 
 use crate::host::{self, Elf64_Rela, Elf64_Shdr, Elf64_Sym, errno, module};
 use crate::log;
@@ -33,7 +34,8 @@ struct Sections {
 pub(crate) unsafe fn apply(patch: &str, object: &str) -> Result<(), Error> {
     let mut applied = 0;
     let done = each_section(patch, object, |sections, index| {
-        // SAFETY: the kernel keeps the sections as long as the module is there; the rest is the caller's promise.
+        // SAFETY: the kernel keeps the sections as long as the module is there; the rest is the
+        // caller's promise.
         match unsafe { sections.apply(index, object) } {
             0 => applied = index + 1,
             _ => return Err(refused(patch, object)),
@@ -76,7 +78,8 @@ unsafe fn clear_below(end: c_uint, patch: &str, object: &str) {
     });
 }
 
-/// Calls `act` with each relocation section of `patch` that waits for `object`. The module loader does those of the kernel itself.
+/// Calls `act` with each relocation section of `patch` that waits for `object`. The module loader
+/// does those of the kernel itself.
 fn each_section(
     patch: &str,
     object: &str,
@@ -85,7 +88,8 @@ fn each_section(
     // SAFETY: a C string.
     let module = host::with_c_str(patch, |name| unsafe { host::klp_host_module(name) });
     let Some(module) = module.filter(|module| object != VMLINUX && !module.is_null()) else { return Ok(()) };
-    // SAFETY: the patch is known, so its module is there; it is marked as a livepatch, so it has kept this.
+    // SAFETY: the patch is known, so its module is there; it is marked as a livepatch, so it has
+    // kept this.
     let (info, strings) = unsafe { (&*(*module).klp_info, (*module).core_kallsyms.strtab) };
     let sections = Sections {
         module,
@@ -152,7 +156,8 @@ impl Sections {
     ///
     /// As for [`object`](Sections::object).
     unsafe fn resolve(&self, index: c_uint, object: &str) -> Result<(), ()> {
-        // SAFETY: the caller's promise: the section holds relocations, whose symbols are in section `symbols`.
+        // SAFETY: the caller's promise: the section holds relocations, whose symbols are in section
+        // `symbols`.
         unsafe {
             let section = &*self.headers.add(index as usize);
             let symbols = (*self.headers.add(self.symbols as usize)).sh_addr as usize as *mut Elf64_Sym;
@@ -195,7 +200,8 @@ fn find(full: &str, object: &str) -> Result<u64, ()> {
     })
 }
 
-/// Applies section number `secindex` of `module`, which is being loaded, if it waits for `objname`; null: the kernel itself.
+/// Applies section number `secindex` of `module`, which is being loaded, if it waits for `objname`;
+/// null: the kernel itself.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn klp_apply_section_relocs(
     module: *mut module,

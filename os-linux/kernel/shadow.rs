@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
 //! Shadow variables (kernel: `shadow.c`), on klp-core's table.
 //!
-//! Who may not sleep says so by `gfp`: then interrupts are off while memory is asked for, which the allocator sees (`memory.rs`).
+//! Who may not sleep says so by `gfp`: then interrupts are off while memory is asked for, which the
+//! allocator sees (`memory.rs`).
 
 use crate::host;
 use crate::lock::ShadowLock;
@@ -27,9 +28,11 @@ impl Drop for NoSleep {
     }
 }
 
-/// What C gets; the log gets the rest. Makes the variable of `obj` by `make`, for somebody who says by `gfp` whether he may sleep.
+/// What C gets; the log gets the rest. Makes the variable of `obj` by `make`, for somebody who says
+/// by `gfp` whether he may sleep.
 ///
-/// A table grows where its callers may sleep. If none of them may, a work item does it; which also frees what was grown out of.
+/// A table grows where its callers may sleep. If none of them may, a work item does it; which also
+/// frees what was grown out of.
 fn made(obj: *mut c_void, id: u64, gfp: c_uint, make: impl FnOnce() -> Result<NonNull<u8>, ShadowError>) -> *mut c_void {
     let may_sleep = host::klp_host_may_sleep(gfp);
     let made = {
@@ -59,8 +62,8 @@ extern "C" fn klp_engine_tidy_shadows() {
     let retired = SHADOWS.retire();
     if !retired.is_empty() {
         host::klp_host_synchronize_tasks();
-        // SAFETY: nothing is left of what ran without waiting when the tables were retired: no lookup, and no call that made a variable but those
-        // that wait for memory.
+        // SAFETY: nothing is left of what ran without waiting when the tables were retired: no
+        // lookup, and no call that made a variable but those that wait for memory.
         unsafe { retired.free() };
     }
 }
@@ -98,7 +101,8 @@ unsafe extern "C" fn klp_shadow_get_or_alloc(
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn klp_shadow_free(obj: *mut c_void, id: u64, dtor: Option<c::Dtor>) {
-    // SAFETY: the caller promises that nobody uses the variable, and that its destructor may be called.
+    // SAFETY: the caller promises that nobody uses the variable, and that its destructor may be
+    // called.
     unsafe { c::free(&SHADOWS, obj, id, dtor) };
 }
 

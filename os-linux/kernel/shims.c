@@ -40,7 +40,10 @@ void klp_host_log(int level, const void *args)
 	}
 }
 
-/* Dynamic debug knows these lines by the name of the function that they come from: scripts turn them off by it. */
+/*
+ * Dynamic debug knows these lines by the name of the function that they come from: scripts turn
+ * them off by it.
+ */
 void klp_try_switch_task(const void *args)
 {
 	pr_debug("%pA\n", args);
@@ -67,7 +70,10 @@ static struct mutex *const klp_mutexes[KLP_MUTEX_COUNT] = {
 	[KLP_MUTEX_SITES] = &klp_sites_mutex,
 };
 
-/* Who holds each. Nobody but the holder itself writes the holder, so each task knows whether that is the task. */
+/*
+ * Who holds each. Nobody but the holder itself writes the holder, so each task knows whether that
+ * is the task.
+ */
 static struct task_struct *klp_holders[KLP_MUTEX_COUNT];
 
 void klp_host_mutex_lock(unsigned int which)
@@ -131,7 +137,10 @@ static void klp_tidy_shadows(struct work_struct *work)
 
 static DECLARE_DELAYED_WORK(klp_shadow_work, klp_tidy_shadows);
 
-/* Not for each variable at once: there may be no memory, or more tables to come that are grown out of. */
+/*
+ * Not for each variable at once: there may be no memory, or more tables to come that are grown out
+ * of.
+ */
 void klp_host_tidy_shadows_later(void)
 {
 	schedule_delayed_work(&klp_shadow_work, HZ / 10);
@@ -140,8 +149,9 @@ void klp_host_tidy_shadows_later(void)
 /* ---- memory ---- */
 
 /*
- * The most that is allocated for somebody who may not sleep. Above that order the page allocator makes no effort; and whoever
- * asks for so much fills it, too, with interrupts off. What grows (the tables of shadow variables) is grown by a later caller.
+ * The most that is allocated for somebody who may not sleep. Above that order the page allocator
+ * makes no effort; and whoever asks for so much fills it, too, with interrupts off. What grows (the
+ * tables of shadow variables) is grown by a later caller.
  */
 #define KLP_ATOMIC_MAX (PAGE_SIZE << PAGE_ALLOC_COSTLY_ORDER)
 
@@ -352,8 +362,8 @@ int klp_host_walk(struct task_struct *task, const unsigned long **frames)
 /* ---- entry sites ---- */
 
 /*
- * For both ways from a site to the engine: entry.S, and the one below. Nobody is in here any more when
- * klp_host_synchronize() returns.
+ * For both ways from a site to the engine: entry.S, and the one below. Nobody is in here any more
+ * when klp_host_synchronize() returns.
  */
 unsigned long notrace klp_host_select(unsigned long behind)
 {
@@ -383,8 +393,8 @@ static struct ftrace_ops klp_ops = {
 static unsigned int klp_routed;
 
 /*
- * Adds sites, or removes some that are there: all or none. An ops without sites would mean all functions there are, so it
- * is registered only while it has some.
+ * Adds sites, or removes some that are there: all or none. An ops without sites would mean all
+ * functions there are, so it is registered only while it has some.
  */
 int klp_host_route(unsigned long *sites, unsigned int count, bool remove)
 {
@@ -429,7 +439,10 @@ void klp_host_synchronize(void)
 	schedule_on_each_cpu(klp_nothing);
 }
 
-/* The same for tasks that were preempted, too: every one has waited for something, or was in user space. */
+/*
+ * The same for tasks that were preempted, too: every one has waited for something, or was in user
+ * space.
+ */
 void klp_host_synchronize_tasks(void)
 {
 	klp_host_synchronize();
@@ -443,7 +456,10 @@ static void klp_free_retired(struct work_struct *work)
 {
 	struct llist_node *node = llist_del_all(&klp_retired), *next;
 
-	/* For those who read with preemption off or where RCU is not watching, and for those who were preempted in the stub. */
+	/*
+	 * For those who read with preemption off or where RCU is not watching, and for those who were
+	 * preempted in the stub.
+	 */
 	klp_host_synchronize_tasks();
 	for (; node; node = next) {
 		next = node->next;
@@ -462,7 +478,10 @@ void klp_host_retire(void *table)
 
 /* ---- modules ---- */
 
-/* The module of that name if the loader has shown it to us: klp_module_coming() was, klp_module_going() was not called. */
+/*
+ * The module of that name if the loader has shown it to us: klp_module_coming() was,
+ * klp_module_going() was not called.
+ */
 struct module *klp_host_live_module(const char *name)
 {
 	struct module *mod;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0 */
 /*
- * What C and Rust call of each other. `klp_host_*` is written in C: kernel macros and inline functions, as functions.
- * `klp_engine_*` is written in Rust.
+ * What C and Rust call of each other. `klp_host_*` is written in C: kernel macros and inline
+ * functions, as functions. `klp_engine_*` is written in Rust.
  */
 #ifndef KLP_SHIMS_H
 #define KLP_SHIMS_H

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
-//! The table that says where calls at entry sites go: written by the tracer, read by `entry.S` and by [`klp_engine_select`] at
-//! any time, without a lock.
+//! The table that says where calls at entry sites go: written by the tracer, read by `entry.S` and
+//! by [`klp_engine_select`] at any time, without a lock.
 //!
-//! Keyed by the address behind the call of the site. Each key has one *near* entry, in an array of fixed size and place that a call
-//! finds without a pointer. Keys whose near entry is taken are *far*: in a table with open addressing that grows. A key stays in its
-//! entry until its module goes. A task can be preempted while it reads, so a table that was grown out of stays until no task is in
-//! the middle of that.
+//! Keyed by the address behind the call of the site. Each key has one *near* entry, in an array of
+//! fixed size and place that a call finds without a pointer. Keys whose near entry is taken are
+//! *far*: in a table with open addressing that grows. A key stays in its entry until its module
+//! goes. A task can be preempted while it reads, so a table that was grown out of stays until no
+//! task is in the middle of that.
 
 use crate::host;
 use alloc::vec::Vec;
@@ -17,7 +18,8 @@ use klp_core::mem::{OutOfMemory, try_vec};
 pub(crate) enum Way {
     /// On with the old function, which is at the key.
     Original,
-    /// Where the engine's handler says, by the number of its [`HandlerArg`](klp_core::port::HandlerArg).
+    /// Where the engine's handler says, by the number of its
+    /// [`HandlerArg`](klp_core::port::HandlerArg).
     Ask(u64),
     /// There.
     To(u64),
@@ -54,8 +56,13 @@ const NEAR: usize = 1024;
 
 /// The near entries. A site's is its key's in units of 16 bytes, to which functions are aligned.
 #[unsafe(no_mangle)]
-static klp_sites_near: [Entry; NEAR] =
-    [const { Entry { key: AtomicU64::new(FREE), target: AtomicU64::new(0), arg: AtomicU64::new(0) } }; NEAR];
+static klp_sites_near: [Entry; NEAR] = [const {
+    Entry {
+        key: AtomicU64::new(FREE),
+        target: AtomicU64::new(0),
+        arg: AtomicU64::new(0),
+    }
+}; NEAR];
 
 fn near(key: u64) -> &'static Entry {
     &klp_sites_near[(key >> 4) as usize % NEAR]
@@ -64,7 +71,8 @@ fn near(key: u64) -> &'static Entry {
 /// What `klp_sites_far` leads to. `entry.S` knows its layout.
 #[repr(C, align(32))]
 struct Header {
-    /// Bytes of all entries, less one entry: cuts an offset in bytes, and rounds it down to an entry.
+    /// Bytes of all entries, less one entry: cuts an offset in bytes, and rounds it down to an
+    /// entry.
     mask: u64,
     /// Links tables that are to be freed (`klp_host_retire`).
     retired: u64,
@@ -90,33 +98,56 @@ pub(crate) struct Sites {
 
 impl Sites {
     pub(crate) fn new() -> Result<Self, OutOfMemory> {
-        let sites = Self { entries: new_table(FIRST)?, used: 0 };
+        let sites = Self {
+            entries: new_table(FIRST)?,
+            used: 0,
+        };
         sites.publish();
         Ok(sites)
     }
 
     /// Makes sure that `additional` keys find room, if all of them were far.
     pub(crate) fn reserve(&mut self, additional: usize) -> Result<(), OutOfMemory> {
-        if self.used.checked_add(additional).is_some_and(|wanted| wanted <= self.entries.len() / 2) {
+        if self
+            .used
+            .checked_add(additional)
+            .is_some_and(|wanted| wanted <= self.entries.len() / 2)
+        {
             return Ok(());
         }
-        // Only keys that are still there come along, so modules that come and go do not make it grow.
-        let live = self.entries.iter().filter(|entry| entry.key.load(Ordering::Relaxed) > GONE).count();
-        let wanted = live.checked_add(additional).and_then(|wanted| wanted.checked_mul(4)).ok_or(OutOfMemory)?;
-        let mut bigger = Self { entries: new_table(wanted.max(FIRST).next_power_of_two())?, used: 0 };
+        // Only keys that are still there come along, so modules that come and go do not make it
+        // grow.
+        let live = self
+            .entries
+            .iter()
+            .filter(|entry| entry.key.load(Ordering::Relaxed) > GONE)
+            .count();
+        let wanted = live
+            .checked_add(additional)
+            .and_then(|wanted| wanted.checked_mul(4))
+            .ok_or(OutOfMemory)?;
+        let mut bigger = Self {
+            entries: new_table(wanted.max(FIRST).next_power_of_two())?,
+            used: 0,
+        };
         for entry in self.entries {
             let key = entry.key.load(Ordering::Relaxed);
             if key > GONE {
                 let (place, _) = bigger.far(key);
-                place.arg.store(entry.arg.load(Ordering::Relaxed), Ordering::Relaxed);
-                place.target.store(entry.target.load(Ordering::Relaxed), Ordering::Relaxed);
+                place
+                    .arg
+                    .store(entry.arg.load(Ordering::Relaxed), Ordering::Relaxed);
+                place
+                    .target
+                    .store(entry.target.load(Ordering::Relaxed), Ordering::Relaxed);
                 place.key.store(key, Ordering::Relaxed);
                 bigger.used += 1;
             }
         }
         bigger.publish();
         let old = core::mem::replace(self, bigger);
-        // SAFETY: it came from `new_table` and is not `klp_sites_far` any more; the writer has let go of it.
+        // SAFETY: it came from `new_table` and is not `klp_sites_far` any more; the writer has let
+        // go of it.
         unsafe { host::klp_host_retire(old.header().cast()) };
         Ok(())
     }
@@ -195,7 +226,11 @@ impl Sites {
     }
 
     fn header(&self) -> *mut Header {
-        self.entries.as_ptr().cast::<Header>().wrapping_sub(1).cast_mut()
+        self.entries
+            .as_ptr()
+            .cast::<Header>()
+            .wrapping_sub(1)
+            .cast_mut()
     }
 }
 
@@ -210,8 +245,9 @@ fn new_table(len: usize) -> Result<&'static [Entry], OutOfMemory> {
     words.push(Words([((len - 1) * ENTRY) as u64, 0, 0, 0]));
     words.resize(len + 1, Words([0; 4]));
     let table = words.leak();
-    // SAFETY: entries are of the size and alignment of `Words`, and any words make one; the memory is nobody else's, apart from
-    // the header before them, and stays as long as somebody may read it.
+    // SAFETY: entries are of the size and alignment of `Words`, and any words make one; the memory
+    // is nobody else's, apart from the header before them, and stays as long as somebody may read
+    // it.
     Ok(unsafe { core::slice::from_raw_parts(table.as_ptr().add(1).cast::<Entry>(), len) })
 }
 
@@ -223,7 +259,8 @@ fn probe(entries: &'static [Entry], key: u64) -> impl Iterator<Item = &'static E
 
 /// Where a call goes that has to ask.
 ///
-/// Called with preemption off; [`klp_host_synchronize`](crate::host::klp_host_synchronize) waits for its end. Takes no lock, cannot panic.
+/// Called with preemption off; [`klp_host_synchronize`](crate::host::klp_host_synchronize) waits
+/// for its end. Takes no lock, cannot panic.
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn klp_engine_select(behind: u64) -> u64 {
     let near = near(behind);
@@ -233,10 +270,14 @@ pub(crate) extern "C" fn klp_engine_select(behind: u64) -> u64 {
     }
     // ORDER(sites): acquire; the partner is in `publish`.
     let header = klp_sites_far.load(Ordering::Acquire);
-    // SAFETY: a site leads here only after the first table was published; a table stays while somebody reads it, with its
-    // entries behind the header, the offset of the last of which is in the header.
+    // SAFETY: a site leads here only after the first table was published; a table stays while
+    // somebody reads it, with its entries behind the header, the offset of the last of which is in
+    // the header.
     let entries = unsafe {
-        core::slice::from_raw_parts(header.add(1).cast::<Entry>().cast_const(), (*header).mask as usize / ENTRY + 1)
+        core::slice::from_raw_parts(
+            header.add(1).cast::<Entry>().cast_const(),
+            (*header).mask as usize / ENTRY + 1,
+        )
     };
     for entry in probe(entries, behind) {
         // ORDER(sites): acquire; the partner is in `set`.
@@ -253,9 +294,14 @@ pub(crate) extern "C" fn klp_engine_select(behind: u64) -> u64 {
 fn goes(entry: &Entry) -> u64 {
     // ORDER(sites): acquire; the partner is in `set`.
     match entry.target.load(Ordering::Acquire) {
-        // SAFETY: the engine made the argument, which is set before the target says to ask; this run counts as one of the handler's.
+        // SAFETY: the engine made the argument, which is set before the target says to ask; this
+        // run counts as one of the handler's.
         target if target == ask() => unsafe {
-            klp_core::ops::handler(entry.arg.load(Ordering::Relaxed), crate::tasks::current_state).get()
+            klp_core::ops::handler(
+                entry.arg.load(Ordering::Relaxed),
+                crate::tasks::current_state,
+            )
+            .get()
         },
         target => target,
     }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
-//! System states, for callbacks (kernel: `state.c`). Whether the states of patches fit together is the engine's to say.
+//! System states, for callbacks (kernel: `state.c`). Whether the states of patches fit together is
+//! the engine's to say.
 
 use crate::host::{klp_patch, klp_state};
 use crate::{patches, read};
@@ -13,7 +14,8 @@ unsafe extern "C" fn klp_get_state(patch: *mut klp_patch, id: usize) -> *mut klp
     state.map_or(ptr::null_mut(), |state| ptr::from_ref(state).cast_mut())
 }
 
-/// The state `id` of the newest patch below the one in transition that has it; null if there is none. For callbacks.
+/// The state `id` of the newest patch below the one in transition that has it; null if there is
+/// none. For callbacks.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn klp_get_prev_state(id: usize) -> *mut klp_state {
     let mut newest = ptr::null_mut();

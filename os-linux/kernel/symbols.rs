@@ -33,7 +33,8 @@ unsafe impl SymbolResolver for KernelSymbols {
         let mut search = Search { name: name.as_bytes(), what: Sought::Whole, found };
         if object == VMLINUX {
             let arg = (&raw mut search).cast::<c_void>();
-            // SAFETY: the callback gets `arg`, a `Search` that is there until the function has returned.
+            // SAFETY: the callback gets `arg`, a `Search` that is there until the function has
+            // returned.
             host::with_c_str(name, |name| unsafe {
                 host::kallsyms_on_each_match_symbol(Some(matched), name.cast(), arg)
             });
@@ -43,8 +44,9 @@ unsafe impl SymbolResolver for KernelSymbols {
         Ok(())
     }
 
-    /// Finds `NAME.cold` everywhere, and `NAME.cold.N` in modules, whose symbols are all walked anyway. kallsyms finds those of the
-    /// kernel itself by their full names; so there numbered parts, which GCC before 9 makes, are not found.
+    /// Finds `NAME.cold` everywhere, and `NAME.cold.N` in modules, whose symbols are all walked
+    /// anyway. kallsyms finds those of the kernel itself by their full names; so there numbered
+    /// parts, which GCC before 9 makes, are not found.
     fn parts(
         &self,
         _func: TextRange,
@@ -120,7 +122,8 @@ impl Search<'_> {
     /// Looks at each symbol of a module.
     fn walk(&mut self, object: &str) {
         let arg = ptr::from_mut(self).cast::<c_void>();
-        // SAFETY: the callback gets `arg`, a `Search` that is there until the function has returned.
+        // SAFETY: the callback gets `arg`, a `Search` that is there until the function has
+        // returned.
         host::with_c_str(object, |object| unsafe {
             host::module_kallsyms_on_each_symbol(object.cast(), Some(seen), arg)
         });
@@ -146,7 +149,8 @@ unsafe extern "C" fn seen(arg: *mut c_void, name: *const u8, addr: usize) -> c_i
     let search = unsafe { &mut *arg.cast::<Search<'_>>() };
     // Byte by byte, as most names differ early: this is called for each symbol of the module.
     let mut wanted = search.name.iter().enumerate();
-    // SAFETY: kallsyms passes a C string, which is not read beyond its end: a difference is found there at the latest.
+    // SAFETY: kallsyms passes a C string, which is not read beyond its end: a difference is found
+    // there at the latest.
     if wanted.all(|(at, byte)| unsafe { *name.add(at) } == *byte) {
         // SAFETY: no byte until here was its end.
         let rest = unsafe { CStr::from_ptr(name.add(search.name.len()).cast()) };

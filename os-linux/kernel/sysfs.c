@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
 /*
- * /sys/kernel/livepatch: directories and attributes, in the kobjects that struct klp_patch and its parts bring along. What
- * the attributes show and do is the engine's.
+ * /sys/kernel/livepatch: directories and attributes, in the kobjects that struct klp_patch and its
+ * parts bring along. What the attributes show and do is the engine's.
  */
 
 #include <linux/completion.h>
@@ -111,7 +111,10 @@ static void patch_release(struct kobject *kobj)
 	complete(&patch_of(kobj)->finish);
 }
 
-/* Objects and functions lie in the patch's module, which stays until its own kobject is released: their parent's parent. */
+/*
+ * Objects and functions lie in the patch's module, which stays until its own kobject is released:
+ * their parent's parent.
+ */
 static void part_release(struct kobject *kobj)
 {
 }
@@ -188,7 +191,10 @@ void klp_host_sysfs_remove(struct klp_patch *patch)
 	wait_for_completion(&patch->finish);
 }
 
-/* Gives a patch back to its module, once its attributes are closed: one of them may be what its end came from. */
+/*
+ * Gives a patch back to its module, once its attributes are closed: one of them may be what its end
+ * came from.
+ */
 void klp_host_free_later(struct klp_patch *patch)
 {
 	schedule_work(&patch->free_work);

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
-//! Tasks: threads and idle tasks, and what each of them runs during a transition (kernel: `transition.c`).
+//! Tasks: threads and idle tasks, and what each of them runs during a transition (kernel:
+//! `transition.c`).
 //!
-//! A task's state is `task->patch_state`. `TIF_PATCH_PENDING` is set while it may switch itself: on its way to user mode, in the idle
-//! loop, when it is forked by a task that moved, or where a kernel thread offers to be scheduled.
+//! A task's state is `task->patch_state`. `TIF_PATCH_PENDING` is set while it may switch itself: on
+//! its way to user mode, in the idle loop, when it is forked by a task that moved, or where a
+//! kernel thread offers to be scheduled.
 
 use crate::host::{self, task_struct};
 use crate::log::Errno;
@@ -26,7 +28,8 @@ static TARGET: AtomicI32 = AtomicI32::new(TaskState::Idle as i32);
 /// What [`SelfSwitch::lend`] lent.
 struct Lent {
     check: UnsafeCell<Option<&'static dyn EntryCheck>>,
-    /// Whether the check is there. It is written while this is false and nobody has seen it true for a while.
+    /// Whether the check is there. It is written while this is false and nobody has seen it true
+    /// for a while.
     valid: AtomicBool,
 }
 
@@ -38,8 +41,8 @@ static LENT: Lent = Lent { check: UnsafeCell::new(None), valid: AtomicBool::new(
 impl Lent {
     /// What is lent now. Preemption is off while it is used.
     fn get(&self) -> Option<&'static dyn EntryCheck> {
-        // ORDER(check): acquire; the partner is in `lend`.
-        // SAFETY: who sees `valid` sees the check; it is not written before `withdraw` and a wait behind it.
+        // ORDER(check): acquire; the partner is in `lend`. SAFETY: who sees `valid` sees the check;
+        // it is not written before `withdraw` and a wait behind it.
         if self.valid.load(Ordering::Acquire) { unsafe { *self.check.get() } } else { None }
     }
 }
@@ -54,8 +57,9 @@ pub(crate) fn current_state() -> TaskState {
 ///
 /// `task` is not freed.
 unsafe fn cell(task: *mut task_struct) -> &'static AtomicI32 {
-    // SAFETY: the caller's promise; the field is only accessed like this while tasks can be switched, and by nobody but us.
-    // The reference does not outlive the statement that it is made for.
+    // SAFETY: the caller's promise; the field is only accessed like this while tasks can be
+    // switched, and by nobody but us. The reference does not outlive the statement that it is made
+    // for.
     unsafe { AtomicI32::from_ptr(&raw mut (*task).patch_state) }
 }
 
@@ -141,8 +145,8 @@ impl Drop for NotPreempted {
     }
 }
 
-// SAFETY: the list of tasks has all of them, and idle tasks are counted by CPU. A new task gets its parent's state while the list is held
-// (`klp_copy_process`), so none is missed between two walks.
+// SAFETY: the list of tasks has all of them, and idle tasks are counted by CPU. A new task gets its
+// parent's state while the list is held (`klp_copy_process`), so none is missed between two walks.
 unsafe impl TaskSet for KernelTasks {
     type Error = Errno;
 
@@ -164,7 +168,8 @@ unsafe impl TaskSet for KernelTasks {
             host::klp_host_synchronize();
         }
         TARGET.store(target as i32, Ordering::Relaxed);
-        // ORDER(target): release, before flags are set; the partners are behind the tests of the flag.
+        // ORDER(target): release, before flags are set; the partners are behind the tests of the
+        // flag.
         fence(Ordering::Release);
         // SAFETY: tasks are not freed while they are shown.
         each_task(|task| unsafe {
@@ -221,7 +226,8 @@ unsafe impl TaskSet for KernelTasks {
     fn name(&self, task: TaskId) -> TaskName {
         let mut name = TaskName::new();
         if let Some(task) = Task::find(task) {
-            // SAFETY: the task is not freed; its name is a C string at any time, though perhaps half of the one before.
+            // SAFETY: the task is not freed; its name is a C string at any time, though perhaps
+            // half of the one before.
             let comm = unsafe { CStr::from_ptr((&raw const (*task.0).comm).cast()) };
             for part in comm.to_bytes().utf8_chunks() {
                 let _ = name.push_str(part.valid());
@@ -231,7 +237,8 @@ unsafe impl TaskSet for KernelTasks {
     }
 }
 
-// SAFETY: a task is visited while the scheduler keeps it from running (`task_call_func`), or by itself.
+// SAFETY: a task is visited while the scheduler keeps it from running (`task_call_func`), or by
+// itself.
 unsafe impl Stopper for KernelTasks {
     type Context = Stopped;
 
@@ -242,8 +249,8 @@ unsafe impl Stopper for KernelTasks {
                 // SAFETY: the task is not freed; `visit` stays until the function returns.
                 unsafe { host::klp_host_call_stopped(task.0, Visit::call, (&raw mut visit).cast()) };
                 if !visit.switched {
-                    // An idle task that stays idle never passes the place where it could switch itself.
-                    // SAFETY: the task is not freed.
+                    // An idle task that stays idle never passes the place where it could switch
+                    // itself. SAFETY: the task is not freed.
                     unsafe { host::klp_host_kick_idle(task.0) };
                 }
             }
@@ -251,17 +258,19 @@ unsafe impl Stopper for KernelTasks {
     }
 }
 
-// SAFETY: tasks look with preemption off, which `synchronize` waits for, and only at `valid`. They look where they give the CPU up,
-// which no patch changes.
+// SAFETY: tasks look with preemption off, which `synchronize` waits for, and only at `valid`. They
+// look where they give the CPU up, which no patch changes.
 unsafe impl SelfSwitch for KernelTasks {
     fn moment(&self) -> Moment {
         Moment::Elsewhere
     }
 
     unsafe fn lend(&self, _: &Moves, check: &dyn EntryCheck) {
-        // SAFETY: the caller keeps it until `withdraw` and a wait behind it, and after that it is not used.
+        // SAFETY: the caller keeps it until `withdraw` and a wait behind it, and after that it is
+        // not used.
         let check = unsafe { core::mem::transmute::<&dyn EntryCheck, &'static dyn EntryCheck>(check) };
-        // SAFETY: what was lent before was withdrawn, and the engine has waited since: nobody reads.
+        // SAFETY: what was lent before was withdrawn, and the engine has waited since: nobody
+        // reads.
         unsafe { *LENT.check.get() = Some(check) };
         // ORDER(check): release; the partner is in `Lent::get`.
         LENT.valid.store(true, Ordering::Release);
@@ -318,7 +327,8 @@ struct Visit<'a> {
 }
 
 impl Visit<'_> {
-    /// The scheduler calls this with the task's locks held: it does not begin or cease to run meanwhile.
+    /// The scheduler calls this with the task's locks held: it does not begin or cease to run
+    /// meanwhile.
     unsafe extern "C" fn call(task: *mut task_struct, visit: *mut c_void) -> c_int {
         // SAFETY: `with_stopped` passes a `Visit`, and does not use it meanwhile.
         let visit = unsafe { &mut *visit.cast::<Visit<'_>>() };
@@ -337,7 +347,8 @@ impl Visit<'_> {
     }
 }
 
-/// Switches `task`, which is the current one or does not run, if it has still to move: on its way to user mode, in the idle loop.
+/// Switches `task`, which is the current one or does not run, if it has still to move: on its way
+/// to user mode, in the idle loop.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn klp_update_patch_state(task: *mut task_struct) {
     let _here = NotPreempted::new();
@@ -361,8 +372,8 @@ unsafe extern "C" fn klp_copy_process(child: *mut task_struct) {
     }
 }
 
-/// Switches the current task, which offers to be scheduled, if it has still to move and is inside of nothing that changes. So kernel
-/// threads move that never sleep.
+/// Switches the current task, which offers to be scheduled, if it has still to move and is inside
+/// of nothing that changes. So kernel threads move that never sleep.
 #[unsafe(no_mangle)]
 extern "C" fn __klp_sched_try_switch() {
     let current = host::klp_host_current();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
-//! Ports that nothing needs here: ftrace changes instructions, the module loader lays out patches and relocates them
-//! (`relocs.rs`). The engine asks none of them, since no [`Object`](klp_core::Object) of ours has relocations; each refuses.
+//! Ports that nothing needs here: ftrace changes instructions, the module loader lays out patches
+//! and relocates them (`relocs.rs`). The engine asks none of them, since no
+//! [`Object`](klp_core::Object) of ours has relocations; each refuses.
 
 use crate::host::errno::EINVAL;
 use crate::log::Errno;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
 //! Entry sites, by ftrace (kernel: `patch.c`).
 //!
-//! One ftrace_ops has all sites, so a batch costs one pass over the kernel's text. Its trampoline is ours (`entry.S`) and asks the table of
-//! `sites.rs`: while a site is redirected, routing it elsewhere is one store, and no instruction changes. A site that others trace too
-//! comes here by way of ftrace's own trampoline.
+//! One ftrace_ops has all sites, so a batch costs one pass over the kernel's text. Its trampoline
+//! is ours (`entry.S`) and asks the table of `sites.rs`: while a site is redirected, routing it
+//! elsewhere is one store, and no instruction changes. A site that others trace too comes here by
+//! way of ftrace's own trampoline.
 
 use crate::host::{self, errno};
 use crate::lock::SitesLock;
@@ -41,8 +42,9 @@ impl FtraceTracer {
     }
 }
 
-// SAFETY: the table says where calls go from the moment of its store on, and it knows a site before ftrace leads calls there. Each run of
-// the handler has preemption off, so none is left when each CPU has scheduled.
+// SAFETY: the table says where calls go from the moment of its store on, and it knows a site before
+// ftrace leads calls there. Each run of the handler has preemption off, so none is left when each
+// CPU has scheduled.
 unsafe impl Tracer for FtraceTracer {
     type Site = Site;
     type Error = Errno;
@@ -85,7 +87,8 @@ unsafe impl Tracer for FtraceTracer {
             sites.set(site.behind(), way);
         }
         let done = register(&mut coming).and_then(|()| {
-            // In this order nothing has to be undone that can fail: what stays with ftrace goes where the table says.
+            // In this order nothing has to be undone that can fail: what stays with ftrace goes
+            // where the table says.
             register_undone(&mut going, &mut coming)
         });
         if done.is_err() {

@@ -1,4 +1,5 @@
-//! Threads that are inside of a function without its frame on their stack: parts that were split off, code that was jumped to.
+//! Threads that are inside of a function without its frame on their stack: parts that were split
+//! off, code that was jumped to.
 
 use klp_core::engine::{PatchId, Poll};
 use klp_core::error::{ApiMisuse, Error};
@@ -33,8 +34,14 @@ impl Sleeper {
 
 #[track_caller]
 fn waits(poll: Result<Poll, Error>) {
-    assert!(matches!(poll, Ok(Poll::Waiting { pending: 1.., .. })), "{poll:?}");
-    assert!(!livepatch().wait(Duration::from_millis(50)), "the transition waits for the sleeper");
+    assert!(
+        matches!(poll, Ok(Poll::Waiting { pending: 1.., .. })),
+        "{poll:?}"
+    );
+    assert!(
+        !livepatch().wait(Duration::from_millis(50)),
+        "the transition waits for the sleeper"
+    );
 }
 
 fn load(number: usize) -> PatchId {
@@ -44,17 +51,28 @@ fn load(number: usize) -> PatchId {
 #[test]
 fn a_sibling_call_of_the_old_version_reaches_the_old_version() {
     let _alone = alone();
-    let funcs = [("fx_caller", 0, addr_of_fn!(fx_caller_new)), ("fx_callee", 0, addr_of_fn!(fx_callee_new))];
+    let funcs = [
+        ("fx_caller", 0, addr_of_fn!(fx_caller_new)),
+        ("fx_callee", 0, addr_of_fn!(fx_callee_new)),
+    ];
     let patch = add("sibling", &funcs);
     for round in 0..20 {
         let sleeper = Sleeper::new(|fd| fx_caller(fd));
         waits(livepatch().enable(patch));
-        assert_eq!(sleeper.wake(), 7, "round {round}: the old caller jumped to the new callee");
+        assert_eq!(
+            sleeper.wake(),
+            7,
+            "round {round}: the old caller jumped to the new callee"
+        );
         settle(patch);
         // The same when the new version is left.
         let sleeper = Sleeper::new(|fd| fx_caller(fd));
         waits(livepatch().disable(patch));
-        assert_eq!(sleeper.wake(), 8, "round {round}: the new caller jumped to the old callee");
+        assert_eq!(
+            sleeper.wake(),
+            8,
+            "round {round}: the new caller jumped to the old callee"
+        );
         settle(patch);
     }
     livepatch().unload(patch).expect("it is disabled");
@@ -70,8 +88,15 @@ fn parts_of_both_versions_hold_the_transition() {
     settle(patch);
     let sleeper = Sleeper::new(|fd| fx_split(fd));
     waits(livepatch().disable(patch));
-    let blockers = livepatch().engine().blockers(patch).expect("it is in transition");
-    assert!(blockers[0].to_string().contains("'fx_split' of 'vmlinux'"), "{}", blockers[0]);
+    let blockers = livepatch()
+        .engine()
+        .blockers(patch)
+        .expect("it is in transition");
+    assert!(
+        blockers[0].to_string().contains("'fx_split' of 'vmlinux'"),
+        "{}",
+        blockers[0]
+    );
     assert_eq!(sleeper.wake(), 12);
     settle(patch);
     livepatch().unload(patch).expect("it is disabled");
@@ -85,7 +110,10 @@ fn a_replaced_patch_is_not_unloaded_under_a_thread_in_other_code_of_it() {
     let sleeper = Sleeper::new(|fd| fx_split(fd));
     waits(livepatch().enable(second));
     let refused = livepatch().unload(first);
-    assert!(matches!(refused, Err(Error::ApiMisuse(ApiMisuse::AlreadyEnabled))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(Error::ApiMisuse(ApiMisuse::AlreadyEnabled))),
+        "{refused:?}"
+    );
     assert_eq!(sleeper.wake(), 42);
     settle(second);
     livepatch().unload(first).expect("nobody is in it");

@@ -1,4 +1,5 @@
-//! Libraries that are loaded by a plain `dlopen`, and several times: which of them patches have to do with, and when.
+//! Libraries that are loaded by a plain `dlopen`, and several times: which of them patches have to
+//! do with, and when.
 
 use klp_core::engine::PatchId;
 use klp_os_linux::process::{Library, LoadError};
@@ -18,7 +19,9 @@ fn close(library: Library) {
 }
 
 fn answer(library: &Library) -> i32 {
-    let function = library.symbol(c"fxm_answer").expect("the library exports it");
+    let function = library
+        .symbol(c"fxm_answer")
+        .expect("the library exports it");
     // SAFETY: it has this type.
     let function: extern "C" fn() -> i32 = unsafe { core::mem::transmute(function) };
     function()
@@ -50,13 +53,19 @@ fn a_library_that_comes_or_goes_is_left_alone() {
         assert!(is_mapped("libfixture_gated"), "{gate}");
         let begin = Instant::now();
         enable(patch);
-        let patched = livepatch().engine().object_patched(patch, "libfixture_gated").expect("it is known");
+        let patched = livepatch()
+            .engine()
+            .object_patched(patch, "libfixture_gated")
+            .expect("it is known");
         assert_eq!(patched, Some(false), "{gate}");
         livepatch().adopt().expect("there is nothing to adopt yet");
         if gate.starts_with("mapped") {
             disable(patch);
         }
-        assert!(begin.elapsed() < Duration::from_secs(5), "{gate}: nobody waits for the dynamic linker");
+        assert!(
+            begin.elapsed() < Duration::from_secs(5),
+            "{gate}: nobody waits for the dynamic linker"
+        );
         let status = in_child(|| {
             // SAFETY: the child dies of it should it hang.
             unsafe { libc::alarm(10) };
@@ -75,9 +84,15 @@ fn a_library_that_comes_or_goes_is_left_alone() {
     assert!(is_mapped("libfixture_gated"), "in a destructor");
     let begin = Instant::now();
     enable(patch);
-    let patched = livepatch().engine().object_patched(patch, "libfixture_gated").expect("it is known");
+    let patched = livepatch()
+        .engine()
+        .object_patched(patch, "libfixture_gated")
+        .expect("it is known");
     assert_eq!(patched, Some(false), "in a destructor");
-    assert!(begin.elapsed() < Duration::from_secs(5), "in a destructor: nobody waits for the dynamic linker");
+    assert!(
+        begin.elapsed() < Duration::from_secs(5),
+        "in a destructor: nobody waits for the dynamic linker"
+    );
     write_byte(let_go);
     closer.join().expect("no panic");
     assert!(!is_mapped("libfixture_gated"));
@@ -113,15 +128,30 @@ fn a_plain_dlopen_after_enable_is_adopted_and_stays() {
 #[test]
 fn enable_takes_in_what_its_patch_names_and_nothing_else() {
     let _alone = alone();
-    let (named, other) = (Plain::open(&copy("libadopt_named")), Plain::open(&copy("libadopt_other")));
-    let (patch, of_other) = (patch_of("named", "libadopt_named"), patch_of("other", "libadopt_other"));
-    assert!(livepatch().preflight(patch).expect("it is disabled").waiting.is_empty());
+    let (named, other) = (
+        Plain::open(&copy("libadopt_named")),
+        Plain::open(&copy("libadopt_other")),
+    );
+    let (patch, of_other) = (
+        patch_of("named", "libadopt_named"),
+        patch_of("other", "libadopt_other"),
+    );
+    assert!(
+        livepatch()
+            .preflight(patch)
+            .expect("it is disabled")
+            .waiting
+            .is_empty()
+    );
     enable(patch);
     assert_eq!((named.answer()(), other.answer()()), (2, 1));
     named.close();
     other.close();
     assert!(is_mapped("libadopt_named"));
-    assert!(!is_mapped("libadopt_other"), "another patch names it: it was not enabled");
+    assert!(
+        !is_mapped("libadopt_other"),
+        "another patch names it: it was not enabled"
+    );
     forget(patch);
     livepatch().unload(of_other).expect("it is disabled");
 }
@@ -160,7 +190,10 @@ fn a_veto_leaves_the_library_as_it_is() {
     veto.0.store(1, Ordering::Relaxed);
     let plain = Plain::open(&path);
     let refused = livepatch().adopt().expect_err("the callback vetoes");
-    assert!(matches!(&refused, LoadError::Engine(error) if error.errno() == -libc::ENODEV), "{refused}");
+    assert!(
+        matches!(&refused, LoadError::Engine(error) if error.errno() == -libc::ENODEV),
+        "{refused}"
+    );
     assert_eq!(plain.answer()(), 1);
     plain.close();
     assert!(!is_mapped("libadopt_veto"), "it is not held");
@@ -168,7 +201,9 @@ fn a_veto_leaves_the_library_as_it_is() {
     let plain = Plain::open(&path);
     let second = patch_of("after a veto", "libadopt_veto");
     veto.0.store(1, Ordering::Relaxed);
-    let refused = livepatch().enable(second).expect_err("it would be enabled without its library");
+    let refused = livepatch()
+        .enable(second)
+        .expect_err("it would be enabled without its library");
     assert_eq!(refused.errno(), -libc::ENODEV, "{refused}");
     livepatch().unload(second).expect("it is disabled");
     livepatch().adopt().expect("no veto this time");
@@ -180,7 +215,10 @@ fn a_veto_leaves_the_library_as_it_is() {
 fn two_libraries_of_one_name_are_not_mixed_up() {
     let _alone = alone();
     let path = copy("libadopt_alike");
-    let (folder, name) = (path.parent().expect("it has one").join("other"), path.file_name().expect("it has one"));
+    let (folder, name) = (
+        path.parent().expect("it has one").join("other"),
+        path.file_name().expect("it has one"),
+    );
     std::fs::create_dir_all(&folder).expect("there is room");
     let other = folder.join(name);
     std::fs::copy(MODULE, &other).expect("there is room");
@@ -189,7 +227,10 @@ fn two_libraries_of_one_name_are_not_mixed_up() {
     let patch = patch_of("alike", "libadopt_alike");
     enable(patch);
     let refused = open(&other).expect_err("it would not be patched");
-    assert_eq!(refused.to_string(), "another object is called 'libadopt_alike' already");
+    assert_eq!(
+        refused.to_string(),
+        "another object is called 'libadopt_alike' already"
+    );
     assert_eq!(answer(&library), 2);
     disable(patch);
     let plain = Plain::open(&other);

@@ -19,7 +19,9 @@ fn close(library: Library) {
 /// The message of an error, which must be the veto of the callback for `object`.
 #[track_caller]
 fn assert_vetoed(error: &Error, object: &str, errno: i32) {
-    let Error::Patch(patch) = error else { panic!("not the patch's fault: {error}") };
+    let Error::Patch(patch) = error else {
+        panic!("not the patch's fault: {error}")
+    };
     assert_eq!(patch.reason, PatchReason::Vetoed { errno });
     assert_eq!(patch.object.as_deref(), Some(object));
     assert_eq!(error.errno(), errno);
@@ -31,12 +33,27 @@ fn each_is_called_when_its_object_is_patched_and_unpatched() {
     let patch = livepatch().load_file(CALLBACKS).expect("a patch object");
     assert!(diary().is_empty(), "loading calls nothing");
     enable(patch);
-    assert_eq!(diary(), ["pre_patch: (base) sees 1", "post_patch: (base) sees 2"]);
+    assert_eq!(
+        diary(),
+        ["pre_patch: (base) sees 1", "post_patch: (base) sees 2"]
+    );
 
     let library = open().expect("no veto");
-    assert_eq!(diary(), ["pre_patch: libfixture_module sees 1", "post_patch: libfixture_module sees 42"]);
+    assert_eq!(
+        diary(),
+        [
+            "pre_patch: libfixture_module sees 1",
+            "post_patch: libfixture_module sees 42"
+        ]
+    );
     close(library);
-    assert_eq!(diary(), ["pre_unpatch: libfixture_module sees 42", "post_unpatch: libfixture_module sees 1"]);
+    assert_eq!(
+        diary(),
+        [
+            "pre_unpatch: libfixture_module sees 42",
+            "post_unpatch: libfixture_module sees 1"
+        ]
+    );
 
     let library = open().expect("no veto");
     diary();
@@ -72,7 +89,11 @@ fn a_veto_is_the_end_of_it() {
     let before = text();
     let patch = livepatch().load_file(CALLBACKS).expect("a patch object");
     answer_pre_patch(-libc::ENODEV);
-    assert_vetoed(&livepatch().enable(patch).expect_err("vetoed"), "vmlinux", -libc::ENODEV);
+    assert_vetoed(
+        &livepatch().enable(patch).expect_err("vetoed"),
+        "vmlinux",
+        -libc::ENODEV,
+    );
     assert_eq!(diary(), ["pre_patch: (base) sees 1"]);
     assert_eq!(text(), before, "the code is what it was");
 
@@ -106,13 +127,23 @@ fn a_patch_that_is_given_up_halfway_only_cleans_up() {
     });
     wait_asleep(tids.recv().expect("the thread says its id"));
     livepatch().enable(patch).expect("no veto");
-    assert!(!livepatch().wait(Duration::from_millis(50)), "the sleeper holds it back");
+    assert!(
+        !livepatch().wait(Duration::from_millis(50)),
+        "the sleeper holds it back"
+    );
     assert_eq!(diary(), ["pre_patch: (base) sees 1"]);
-    livepatch().engine().reverse(patch).expect("it is under way");
+    livepatch()
+        .engine()
+        .reverse(patch)
+        .expect("it is under way");
     settle(patch);
     assert_eq!(diary(), ["post_unpatch: (base) sees 1"]);
     write_byte(writer);
-    assert_ne!(sleeper.join().expect("the thread only reads"), -2, "the old version");
+    assert_ne!(
+        sleeper.join().expect("the thread only reads"),
+        -2,
+        "the old version"
+    );
     livepatch().unload(patch).expect("it is disabled");
 }
 
@@ -120,7 +151,10 @@ fn a_patch_that_is_given_up_halfway_only_cleans_up() {
 fn is_mapped(addr: u64) -> bool {
     let maps = std::fs::read_to_string("/proc/self/maps").expect("there is a /proc");
     maps.lines().any(|line| {
-        let (start, end) = line.split_once(' ').and_then(|(range, _)| range.split_once('-')).expect("a range");
+        let (start, end) = line
+            .split_once(' ')
+            .and_then(|(range, _)| range.split_once('-'))
+            .expect("a range");
         let number = |text| u64::from_str_radix(text, 16).expect("a number");
         (number(start)..number(end)).contains(&addr)
     })
@@ -129,7 +163,9 @@ fn is_mapped(addr: u64) -> bool {
 #[test]
 fn a_patch_of_callbacks_only_lives_and_goes_as_others_do() {
     let _alone = alone();
-    let patch = livepatch().load_file(ONLY_CALLBACKS).expect("a patch object");
+    let patch = livepatch()
+        .load_file(ONLY_CALLBACKS)
+        .expect("a patch object");
     enable(patch);
     assert_eq!(diary(), ["post_patch: (base) sees 0"]);
     assert!(is_mapped(code_of_patch()));
@@ -152,8 +188,16 @@ fn objects_get_a_field_that_they_have_no_room_for() {
     assert!(shadows().is_empty());
     let new = Station::new(4).expect("one variable can be made, and no second of the same id");
     assert_eq!(shadows().len(), 1);
-    assert_eq!([new.use_it(), new.use_it()], [101, 102], "made together with its station");
-    assert_eq!([old.use_it(), old.use_it()], [201, 202], "made when it was first used");
+    assert_eq!(
+        [new.use_it(), new.use_it()],
+        [101, 102],
+        "made together with its station"
+    );
+    assert_eq!(
+        [old.use_it(), old.use_it()],
+        [201, 202],
+        "made when it was first used"
+    );
     assert_eq!(odd.use_it(), -1, "its constructor says no");
     assert_eq!(shadows().len(), 2);
 
@@ -164,7 +208,11 @@ fn objects_get_a_field_that_they_have_no_room_for() {
     assert_eq!(late.use_it(), 201);
 
     disable(patch);
-    assert_eq!(counters_freed(), (3, 5), "the rest went when nobody used it any more");
+    assert_eq!(
+        counters_freed(),
+        (3, 5),
+        "the rest went when nobody used it any more"
+    );
     assert!(shadows().is_empty());
     assert_eq!(old.use_it(), 0);
     livepatch().unload(patch).expect("it is disabled");

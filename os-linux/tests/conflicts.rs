@@ -1,4 +1,5 @@
-//! Other users of an entry: a patch is refused, with who holds it. Functions that must not be patched. Return probes.
+//! Other users of an entry: a patch is refused, with who holds it. Functions that must not be
+//! patched. Return probes.
 
 use klp_arch_x86_64::X86_64;
 use klp_core::Error;
@@ -12,7 +13,12 @@ use std::time::Duration;
 const INT3: u8 = 0xcc;
 
 fn function(addr: u64) -> TextRange {
-    livepatch().engine().host().symbols().function_at(CodeAddr::new(addr)).expect("it is a function")
+    livepatch()
+        .engine()
+        .host()
+        .symbols()
+        .function_at(CodeAddr::new(addr))
+        .expect("it is a function")
 }
 
 /// `fx_value+OFFSET/LENGTH`, as messages name a place.
@@ -20,23 +26,45 @@ fn place(name: &str, addr: u64, offset: usize) -> String {
     format!("{name}+{offset:#x}/{:#x}", function(addr).len())
 }
 
-/// With `bytes` at `offset` of `fx_value`, a patch of it is refused: `who` stands at that place. Nothing is changed.
+/// With `bytes` at `offset` of `fx_value`, a patch of it is refused: `who` stands at that place.
+/// Nothing is changed.
 #[track_caller]
 fn refused(name: &str, offset: usize, bytes: &[u8], who: &str) {
     let value = addr_of_fn!(fx_value);
     let built = overwrite(value + offset as u64, bytes);
     let before = text();
-    let patch = add(name, &[("fx_first", 0, addr_of_fn!(fx_first_new)), ("fx_value", 0, addr_of_fn!(fx_value_new))]);
+    let patch = add(
+        name,
+        &[
+            ("fx_first", 0, addr_of_fn!(fx_first_new)),
+            ("fx_value", 0, addr_of_fn!(fx_value_new)),
+        ],
+    );
     let message = format!(
         "patch '{name}', object 'vmlinux', function 'fx_value': its entry is taken: {who} stands at {}",
         place("fx_value", value, offset)
     );
-    let report = livepatch().engine().preflight(patch).expect("it is not enabled");
-    assert_eq!(report.findings.iter().map(ToString::to_string).collect::<Vec<_>>(), [&*message]);
-    let error = livepatch().enable(patch).expect_err("somebody holds the entry");
+    let report = livepatch()
+        .engine()
+        .preflight(patch)
+        .expect("it is not enabled");
+    assert_eq!(
+        report
+            .findings
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+        [&*message]
+    );
+    let error = livepatch()
+        .enable(patch)
+        .expect_err("somebody holds the entry");
     assert_eq!((error.to_string(), error.errno()), (message, -libc::EBUSY));
     assert_eq!(text(), before, "the code is what it was");
-    assert!(livepatch().wait(Duration::ZERO), "no transition is under way");
+    assert!(
+        livepatch().wait(Duration::ZERO),
+        "no transition is under way"
+    );
     overwrite(value + offset as u64, &built);
     // The same patch fits when they have let go.
     enable(patch);
@@ -57,7 +85,12 @@ fn a_breakpoint_in_any_byte_that_would_be_overwritten() {
     let _alone = alone();
     livepatch();
     for offset in 0..5 {
-        refused("breakpoint", offset, &[INT3], "a breakpoint (of a debugger or probe)");
+        refused(
+            "breakpoint",
+            offset,
+            &[INT3],
+            "a breakpoint (of a debugger or probe)",
+        );
     }
 }
 
@@ -67,14 +100,34 @@ fn a_jump_or_call_is_named_with_where_it_leads() {
     livepatch();
     let second = addr_of_fn!(fx_second);
     let to_second = place("fx_second", second, 0);
-    refused("jump", 0, &jump_to(second), &format!("a jump to {to_second}"));
+    refused(
+        "jump",
+        0,
+        &jump_to(second),
+        &format!("a jump to {to_second}"),
+    );
     let far = X86_64::veneer(CodeAddr::new(0), CodeAddr::new(second));
     refused("far", 0, &far, &format!("a jump to {to_second}"));
     let mut call = jump_to(second + 1);
     call[0] = 0xe8;
-    refused("call", 0, &call, &format!("a call of {}", place("fx_second", second, 1)));
-    refused("libc", 0, &X86_64::veneer(CodeAddr::new(0), CodeAddr::new(libc_at())), &format!("a jump to {}", libc()));
-    refused("code", 0, &[0x55, 0x48, 0x89, 0xe5], "foreign code 55 48 89 e5 90 90 90 90");
+    refused(
+        "call",
+        0,
+        &call,
+        &format!("a call of {}", place("fx_second", second, 1)),
+    );
+    refused(
+        "libc",
+        0,
+        &X86_64::veneer(CodeAddr::new(0), CodeAddr::new(libc_at())),
+        &format!("a jump to {}", libc()),
+    );
+    refused(
+        "code",
+        0,
+        &[0x55, 0x48, 0x89, 0xe5],
+        "foreign code 55 48 89 e5 90 90 90 90",
+    );
 }
 
 fn libc_at() -> u64 {
@@ -85,7 +138,9 @@ fn libc_at() -> u64 {
 fn libc() -> String {
     let mut words = String::new();
     let symbols = livepatch().engine().host().symbols();
-    symbols.describe(CodeAddr::new(libc_at()), &mut words).expect("a string takes everything");
+    symbols
+        .describe(CodeAddr::new(libc_at()), &mut words)
+        .expect("a string takes everything");
     assert!(words.ends_with("[libc]"), "{words}");
     words
 }
@@ -94,22 +149,47 @@ fn libc() -> String {
 fn an_entry_that_is_taken_while_a_patch_is_enabled() {
     let _alone = alone();
     let value = addr_of_fn!(fx_value);
-    let patch = add("taken", &[("fx_first", 0, addr_of_fn!(fx_first_new)), ("fx_value", 0, addr_of_fn!(fx_value_new))]);
+    let patch = add(
+        "taken",
+        &[
+            ("fx_first", 0, addr_of_fn!(fx_first_new)),
+            ("fx_value", 0, addr_of_fn!(fx_value_new)),
+        ],
+    );
     let built = text();
     enable(patch);
     let place = place("fx_value", value, 0);
     for (bytes, who) in [
-        (vec![INT3], "a breakpoint (of a debugger or probe)".to_owned()),
-        (jump_to(addr_of_fn!(fx_second)), format!("a jump to {}", self::place("fx_second", addr_of_fn!(fx_second), 0))),
+        (
+            vec![INT3],
+            "a breakpoint (of a debugger or probe)".to_owned(),
+        ),
+        (
+            jump_to(addr_of_fn!(fx_second)),
+            format!(
+                "a jump to {}",
+                self::place("fx_second", addr_of_fn!(fx_second), 0)
+            ),
+        ),
     ] {
         let ours = overwrite(value, &bytes);
         let before = text();
-        let error = livepatch().disable(patch).expect_err("somebody holds the entry");
-        let Error::Port(fault) = &error else { panic!("{error}") };
+        let error = livepatch()
+            .disable(patch)
+            .expect_err("somebody holds the entry");
+        let Error::Port(fault) = &error else {
+            panic!("{error}")
+        };
         assert_eq!(fault.kind, PortErrorKind::Held);
-        assert_eq!(error.to_string(), format!("routing entry sites for patch 'taken' failed: {who} stands at {place}"));
+        assert_eq!(
+            error.to_string(),
+            format!("routing entry sites for patch 'taken' failed: {who} stands at {place}")
+        );
         assert_eq!(text(), before, "the code is what it was");
-        assert!(livepatch().wait(Duration::ZERO), "no transition is under way");
+        assert!(
+            livepatch().wait(Duration::ZERO),
+            "no transition is under way"
+        );
         assert_eq!(fx_first(), 2, "the patch stays enabled");
         overwrite(value, &ours);
         assert_eq!(fx_value(), 2);
@@ -124,13 +204,36 @@ fn a_function_that_is_marked_notrace() {
     let _alone = alone();
     for marked in ["fx_notrace", "klp_os_linux_entry_stub"] {
         let before = text();
-        let patch = add(marked, &[("fx_first", 0, addr_of_fn!(fx_first_new)), (marked, 0, addr_of_fn!(fx_value_new))]);
-        let error = livepatch().enable(patch).expect_err("it must not be patched");
-        let report = livepatch().engine().preflight(patch).expect("it is not enabled");
-        assert_eq!(report.findings.iter().map(ToString::to_string).collect::<Vec<_>>(), [error.to_string()]);
+        let patch = add(
+            marked,
+            &[
+                ("fx_first", 0, addr_of_fn!(fx_first_new)),
+                (marked, 0, addr_of_fn!(fx_value_new)),
+            ],
+        );
+        let error = livepatch()
+            .enable(patch)
+            .expect_err("it must not be patched");
+        let report = livepatch()
+            .engine()
+            .preflight(patch)
+            .expect("it is not enabled");
+        assert_eq!(
+            report
+                .findings
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>(),
+            [error.to_string()]
+        );
         assert_eq!(error.errno(), -libc::EINVAL);
-        let Error::Patch(error) = error else { panic!("{error}") };
-        assert_eq!((error.func.as_deref(), error.reason), (Some(marked), PatchReason::Notrace));
+        let Error::Patch(error) = error else {
+            panic!("{error}")
+        };
+        assert_eq!(
+            (error.func.as_deref(), error.reason),
+            (Some(marked), PatchReason::Notrace)
+        );
         assert_eq!(text(), before, "the code is what it was");
         livepatch().unload(patch).expect("it is not enabled");
     }
@@ -145,14 +248,22 @@ fn the_engine_does_not_patch_its_own_handlers() {
         // SAFETY: there is room for the answer.
         let handler = unsafe {
             let mut action: libc::sigaction = core::mem::zeroed();
-            assert_eq!(libc::sigaction(signal, core::ptr::null(), &raw mut action), 0);
+            assert_eq!(
+                libc::sigaction(signal, core::ptr::null(), &raw mut action),
+                0
+            );
             action.sa_sigaction
         };
-        let refused = tracer.site_of(function(handler as u64)).expect_err("it is the engine's");
+        let refused = tracer
+            .site_of(function(handler as u64))
+            .expect_err("it is the engine's");
         assert_eq!(refused.kind(), PortErrorKind::Notrace, "signal {signal}");
     }
-    // Other code of this program has no entry pad either, but it may be patched for all the engine knows.
-    let refused = tracer.site_of(function(addr_of_fn!(function))).expect_err("Rust makes no entry pads");
+    // Other code of this program has no entry pad either, but it may be patched for all the engine
+    // knows.
+    let refused = tracer
+        .site_of(function(addr_of_fn!(function)))
+        .expect_err("Rust makes no entry pads");
     assert_eq!(refused.kind(), PortErrorKind::NoSite);
 }
 
@@ -161,11 +272,17 @@ fn trampoline() -> u64 {
     let code = [0x48_u8, 0x83, 0xc4, 0x08, 0xc3];
     // SAFETY: the mapping is new and large enough.
     unsafe {
-        let (all, map) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let (all, map) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+        );
         let page = libc::mmap(core::ptr::null_mut(), 4096, all, map, -1, 0);
         assert_ne!(page, libc::MAP_FAILED);
         core::ptr::copy_nonoverlapping(code.as_ptr(), page.cast(), code.len());
-        assert_eq!(libc::mprotect(page, 4096, libc::PROT_READ | libc::PROT_EXEC), 0);
+        assert_eq!(
+            libc::mprotect(page, 4096, libc::PROT_READ | libc::PROT_EXEC),
+            0
+        );
         page as u64
     }
 }
@@ -186,14 +303,27 @@ fn a_thread_whose_return_address_somebody_replaced_is_not_guessed_at() {
     // Nothing of the patch is on the thread's stack, as far as that can be seen.
     let patch = add("probed", &[("fx_first", 0, addr_of_fn!(fx_first_new))]);
     livepatch().enable(patch).expect("the patch fits");
-    assert!(!livepatch().wait(Duration::from_millis(50)), "what the thread returns to is not known");
-    let blockers = livepatch().engine().blockers(patch).expect("the transition runs");
-    let [blocker] = &blockers[..] else { panic!("{blockers:?}") };
+    assert!(
+        !livepatch().wait(Duration::from_millis(50)),
+        "what the thread returns to is not known"
+    );
+    let blockers = livepatch()
+        .engine()
+        .blockers(patch)
+        .expect("the transition runs");
+    let [blocker] = &blockers[..] else {
+        panic!("{blockers:?}")
+    };
     assert_eq!(blocker.task.0, sleeper as u64);
-    let Hindrance::UnreliableStack(doubt) = blocker.hindrance else { panic!("{blocker}") };
+    let Hindrance::UnreliableStack(doubt) = blocker.hindrance else {
+        panic!("{blocker}")
+    };
     assert_eq!(doubt.at, CodeAddr::new(trampoline));
     let last = blocker.stack.last().expect("it has a stack");
-    assert_eq!(**last, format!("unknown code at {}", CodeAddr::new(trampoline)));
+    assert_eq!(
+        **last,
+        format!("unknown code at {}", CodeAddr::new(trampoline))
+    );
     write_byte(writer);
     assert_eq!(thread.join().expect("the thread only reads"), 1);
     settle(patch);

@@ -8,7 +8,8 @@ use klp_core::config::MAX_STACK_ENTRIES;
 use klp_core::conformance::{symbol_resolver, task_set, text, tracer, unwinder};
 use klp_core::model::VMLINUX;
 use klp_core::port::{
-    Arch, Doubt, Frame, FrameKind, Platform, Poke, Symbol, SymbolResolver, TaskId, TaskSet, TaskState, Unwinder,
+    Arch, Doubt, Frame, FrameKind, Platform, Poke, Symbol, SymbolResolver, TaskId, TaskSet,
+    TaskState, Unwinder,
 };
 use klp_os_linux::process::Process;
 use klp_os_linux_fixtures::*;
@@ -22,12 +23,16 @@ fn host() -> &'static Process {
 
 /// The function that `addr` lies in.
 fn function(addr: u64) -> TextRange {
-    host().symbols().function_at(CodeAddr::new(addr)).expect("it is a function")
+    host()
+        .symbols()
+        .function_at(CodeAddr::new(addr))
+        .expect("it is a function")
 }
 
 fn bytes(range: TextRange) -> Vec<u8> {
     // SAFETY: code can be read.
-    unsafe { core::slice::from_raw_parts(range.start().get() as *const u8, range.len() as usize) }.to_vec()
+    unsafe { core::slice::from_raw_parts(range.start().get() as *const u8, range.len() as usize) }
+        .to_vec()
 }
 
 #[test]
@@ -36,9 +41,14 @@ fn text() {
     let funcs = [addr_of_fn!(fx_first), addr_of_fn!(fx_mcount)].map(function);
     let entries = funcs.map(|func| X86_64::entry(&bytes(func)).expect("it has a pad"));
     let old = [0, 1].map(|index| bytes(funcs[index])[..usize::from(entries[index].len)].to_vec());
-    let resume = [0, 1].map(|index| funcs[index].start().wrapping_add(entries[index].resume.into()));
-    let new =
-        [0, 1].map(|index| X86_64::jump(funcs[index].start(), resume[index], entries[index].len).expect("it is near"));
+    let resume = [0, 1].map(|index| {
+        funcs[index]
+            .start()
+            .wrapping_add(entries[index].resume.into())
+    });
+    let new = [0, 1].map(|index| {
+        X86_64::jump(funcs[index].start(), resume[index], entries[index].len).expect("it is near")
+    });
     let poke = |index: usize| Poke {
         at: funcs[index].start(),
         old: &old[index],
@@ -60,7 +70,8 @@ fn tracer() {
     let taken = Mutex::new(None);
     let spoil = |on: bool| {
         let mut taken = taken.lock().expect("nobody panics here");
-        // SAFETY: no SIGTRAP comes while its handler is away; the engine refuses to change code then.
+        // SAFETY: no SIGTRAP comes while its handler is away; the engine refuses to change code
+        // then.
         unsafe {
             if on {
                 let mut ours = core::mem::zeroed();
@@ -104,10 +115,20 @@ fn tracer() {
 #[test]
 fn symbol_resolver() {
     let _alone = alone();
-    let symbol = |addr| Symbol { addr: function(addr).start(), len: function(addr).len() };
-    assert_eq!((fx_call_local1(), fx_call_local2()), (11, 22), "there are two functions of the same name");
+    let symbol = |addr| Symbol {
+        addr: function(addr).start(),
+        len: function(addr).len(),
+    };
+    assert_eq!(
+        (fx_call_local1(), fx_call_local2()),
+        (11, 22),
+        "there are two functions of the same name"
+    );
     let mut duplicates = Vec::new();
-    host().symbols().symbols(VMLINUX, "fx_local", &mut |symbol| duplicates.push(symbol)).expect("the file can be read");
+    host()
+        .symbols()
+        .symbols(VMLINUX, "fx_local", &mut |symbol| duplicates.push(symbol))
+        .expect("the file can be read");
     let mut answers: Vec<i32> = duplicates.iter().map(|symbol| call(symbol.addr)).collect();
     answers.sort_unstable();
     assert_eq!(answers, [11, 22], "these are the two");
@@ -140,8 +161,13 @@ impl Workers {
         let (send_id, id) = channel();
         std::thread::spawn(move || {
             let (send, work) = channel();
-            self.0.lock().expect("nobody panics here").insert(tid() as u64, send);
-            send_id.send(TaskId(tid() as u64)).expect("the parent waits");
+            self.0
+                .lock()
+                .expect("nobody panics here")
+                .insert(tid() as u64, send);
+            send_id
+                .send(TaskId(tid() as u64))
+                .expect("the parent waits");
             work.iter().for_each(|work: Work| work());
         });
         id.recv().expect("the thread says its id")
@@ -151,7 +177,9 @@ impl Workers {
     fn ask<R: Send + 'static>(&self, task: TaskId, work: impl FnOnce() -> R + Send + 'static) -> R {
         let (send, answer) = channel();
         let work = Box::new(move || drop(send.send(work())));
-        self.0.lock().expect("nobody panics here")[&task.0].send(work).expect("the worker lives");
+        self.0.lock().expect("nobody panics here")[&task.0]
+            .send(work)
+            .expect("the worker lives");
         answer.recv().expect("the worker answers")
     }
 }
@@ -161,7 +189,9 @@ fn task_set() {
     let _alone = alone();
     let workers: &'static Workers = Box::leak(Box::default());
     let some = [workers.birth(), workers.birth()];
-    let gone = std::thread::spawn(|| TaskId(tid() as u64)).join().expect("the thread only answers");
+    let gone = std::thread::spawn(|| TaskId(tid() as u64))
+        .join()
+        .expect("the thread only answers");
     while std::fs::exists(format!("/proc/self/task/{}", gone.0)).expect("there is a /proc") {
         std::thread::yield_now();
     }
@@ -179,38 +209,82 @@ fn unwinder() {
     let _alone = alone();
     let start = {
         let mut found = None;
-        let symbols = host().symbols().symbols(VMLINUX, "_start", &mut |symbol| found = Some(symbol.addr.get()));
+        let symbols = host().symbols().symbols(VMLINUX, "_start", &mut |symbol| {
+            found = Some(symbol.addr.get())
+        });
         symbols.expect("the file can be read");
         found.expect("every program has it")
     };
-    // Stacks as memory: fx_value, which has no frame of its own, called by itself, called by the outermost function.
+    // Stacks as memory: fx_value, which has no frame of its own, called by itself, called by the
+    // outermost function.
     let value = addr_of_fn!(fx_value);
     let good = [value + 1, value + 1, start + 1, 0, 0, 0];
     let mut deep = vec![value + 1; 20 * MAX_STACK_ENTRIES];
     deep.extend([start + 1, 0, 0, 0]);
     let astray = [value + 1, good.as_ptr() as u64, 0, 0];
-    let regs = |stack: &[u64]| Regs { rip: value, rsp: stack.as_ptr() as u64, ..Regs::default() };
+    let regs = |stack: &[u64]| Regs {
+        rip: value,
+        rsp: stack.as_ptr() as u64,
+        ..Regs::default()
+    };
     let frames = |calls: &[u64]| -> Vec<Frame> {
-        let interrupted = Frame { pc: CodeAddr::new(value), kind: FrameKind::Interrupted };
-        let call = |pc: &u64| Frame { pc: CodeAddr::new(*pc), kind: FrameKind::Call };
-        [interrupted].into_iter().chain(calls.iter().map(call)).collect()
+        let interrupted = Frame {
+            pc: CodeAddr::new(value),
+            kind: FrameKind::Interrupted,
+        };
+        let call = |pc: &u64| Frame {
+            pc: CodeAddr::new(*pc),
+            kind: FrameKind::Call,
+        };
+        [interrupted]
+            .into_iter()
+            .chain(calls.iter().map(call))
+            .collect()
     };
     // The first page of memory is never mapped.
-    let unmapped = Regs { rip: value, rsp: 8, ..Regs::default() };
+    let unmapped = Regs {
+        rip: value,
+        rsp: 8,
+        ..Regs::default()
+    };
     let cases = [
         ("reliable", regs(&good), frames(&good[..3]), None),
-        ("no table", regs(&astray), frames(&astray[..2]), Some(Doubt::NoTable)),
-        ("deep", regs(&deep), frames(&deep[..=20 * MAX_STACK_ENTRIES]), None),
+        (
+            "no table",
+            regs(&astray),
+            frames(&astray[..2]),
+            Some(Doubt::NoTable),
+        ),
+        (
+            "deep",
+            regs(&deep),
+            frames(&deep[..=20 * MAX_STACK_ENTRIES]),
+            None,
+        ),
         ("unmapped", unmapped, frames(&[]), Some(Doubt::BadMemory)),
     ];
-    let cases =
-        cases.each_ref().map(|(name, context, frames, doubt)| unwinder::Case { name, context, frames, doubt: *doubt });
+    let cases = cases
+        .each_ref()
+        .map(|(name, context, frames, doubt)| unwinder::Case {
+            name,
+            context,
+            frames,
+            doubt: *doubt,
+        });
     unwinder::check(host().unwinder(), &cases);
 
     // Where calls are redirected, nothing is reliable.
-    let stub = Regs { rip: stub_addr(), ..regs(&good) };
-    let walked = host().unwinder().walk(&stub, &mut |_| ControlFlow::Continue(()));
-    assert_eq!(walked.expect_err("the stub is in no table").why, Doubt::NoTable);
+    let stub = Regs {
+        rip: stub_addr(),
+        ..regs(&good)
+    };
+    let walked = host()
+        .unwinder()
+        .walk(&stub, &mut |_| ControlFlow::Continue(()));
+    assert_eq!(
+        walked.expect_err("the stub is in no table").why,
+        Doubt::NoTable
+    );
 }
 
 /// The entry stub.

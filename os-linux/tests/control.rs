@@ -1,4 +1,5 @@
-//! The command `klp` in a pseudo-terminal, on the example `server`; and who gets an answer from the socket.
+//! The command `klp` in a pseudo-terminal, on the example `server`; and who gets an answer from the
+//! socket.
 
 use klp_os_linux::control::{Reply, Request, ask};
 use std::fs::Permissions;
@@ -46,11 +47,20 @@ impl Server {
     /// Starts it; `slowest` is how many milliseconds a thread stays in a patched function at most.
     fn start(slowest: u32) -> Self {
         let example = Path::new(KLP).with_file_name("examples").join("server");
-        assert!(example.exists(), "build it first: cargo build -p klp-os-linux --example server");
+        assert!(
+            example.exists(),
+            "build it first: cargo build -p klp-os-linux --example server"
+        );
         let folder = Folder::new();
         let socket = folder.0.join("server.sock");
         let mut process = Command::new(example)
-            .args(["--threads", "4", "--slowest", &slowest.to_string(), "--socket"])
+            .args([
+                "--threads",
+                "4",
+                "--slowest",
+                &slowest.to_string(),
+                "--socket",
+            ])
             .arg(&socket)
             .stdout(Stdio::piped())
             .spawn()
@@ -60,14 +70,21 @@ impl Server {
         let mut lines = BufReader::new(out).lines();
         for line in lines.by_ref() {
             let line = line.expect("text");
-            patch = patch.or(line.strip_prefix("patch ").map(|path| path.trim().to_owned()));
+            patch = patch.or(line
+                .strip_prefix("patch ")
+                .map(|path| path.trim().to_owned()));
             if line.starts_with("End it") {
                 break;
             }
         }
         // Its pipe must not fill up.
         std::thread::spawn(move || lines.for_each(drop));
-        Self { process, socket, patch: patch.expect("it says where the patch is"), folder }
+        Self {
+            process,
+            socket,
+            patch: patch.expect("it says where the patch is"),
+            folder,
+        }
     }
 
     fn klp(&self, args: &[&str]) -> Command {
@@ -80,7 +97,10 @@ impl Server {
     fn plain(&self, args: &[&str]) -> (String, i32) {
         let output = self.klp(args).output().expect("klp runs");
         let said = [output.stdout, output.stderr].concat();
-        (String::from_utf8_lossy(&said).into_owned(), output.status.code().expect("it ends by itself"))
+        (
+            String::from_utf8_lossy(&said).into_owned(),
+            output.status.code().expect("it ends by itself"),
+        )
     }
 
     /// Runs `klp` in a pseudo-terminal: what appears there, and how it ends.
@@ -98,16 +118,33 @@ impl Drop for Server {
 
 fn in_terminal(mut command: Command) -> (String, i32) {
     let (mut ours, mut theirs) = (-1, -1);
-    let size = libc::winsize { ws_row: 24, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = libc::winsize {
+        ws_row: 24,
+        ws_col: 100,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     // SAFETY: both numbers are written, no name and no settings are given.
     let made = unsafe {
-        libc::openpty(&raw mut ours, &raw mut theirs, std::ptr::null_mut(), std::ptr::null(), &raw const size)
+        libc::openpty(
+            &raw mut ours,
+            &raw mut theirs,
+            std::ptr::null_mut(),
+            std::ptr::null(),
+            &raw const size,
+        )
     };
     assert_eq!(made, 0, "{}", std::io::Error::last_os_error());
     // SAFETY: the descriptors are new, and nobody else has them.
     let (ours, theirs) = unsafe { (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
     let end = || Stdio::from(theirs.try_clone().expect("descriptors can be had"));
-    let mut child = command.env("TERM", "xterm").stdin(end()).stdout(end()).stderr(end()).spawn().expect("klp runs");
+    let mut child = command
+        .env("TERM", "xterm")
+        .stdin(end())
+        .stdout(end())
+        .stderr(end())
+        .spawn()
+        .expect("klp runs");
     // Once nobody has the other end, reading ends: with an error, as terminals do.
     drop((command, theirs));
     let (mut screen, mut part) = (Vec::new(), [0; 4096]);
@@ -116,7 +153,10 @@ fn in_terminal(mut command: Command) -> (String, i32) {
         screen.extend_from_slice(&part[..len]);
     }
     let status = child.wait().expect("it ends");
-    (String::from_utf8_lossy(&screen).into_owned(), status.code().expect("it ends by itself"))
+    (
+        String::from_utf8_lossy(&screen).into_owned(),
+        status.code().expect("it ends by itself"),
+    )
 }
 
 /// As in the README: check, enable, watch it finish, status, disable.
@@ -126,23 +166,45 @@ fn a_new_user_in_a_terminal() {
     let patch = server.patch.clone();
 
     let (screen, code) = server.terminal(&["check", &patch]);
-    assert_eq!((code, screen.trim_end()), (0, "'greeter_fix': 2 functions checked, it can be enabled"));
-    assert_eq!(server.terminal(&["list"]), ("no patch is loaded\r\n".into(), 0), "checking leaves nothing behind");
+    assert_eq!(
+        (code, screen.trim_end()),
+        (0, "'greeter_fix': 2 functions checked, it can be enabled")
+    );
+    assert_eq!(
+        server.terminal(&["list"]),
+        ("no patch is loaded\r\n".into(), 0),
+        "checking leaves nothing behind"
+    );
 
     let (screen, code) = server.terminal(&["enable", &patch]);
     assert_eq!(code, 0, "{screen}");
-    assert!(screen.contains("enabling 'greeter_fix' ["), "a progress bar: {screen}");
+    assert!(
+        screen.contains("enabling 'greeter_fix' ["),
+        "a progress bar: {screen}"
+    );
     assert!(screen.contains("threads switched"), "{screen}");
-    assert!(screen.trim_end().ends_with("'greeter_fix': enabled"), "{screen}");
+    assert!(
+        screen.trim_end().ends_with("'greeter_fix': enabled"),
+        "{screen}"
+    );
 
     let (screen, code) = server.terminal(&["status"]);
     let lines: Vec<&str> = screen.lines().map(str::trim).collect();
     assert_eq!(code, 0);
     assert_eq!(
         lines,
-        ["'greeter_fix': enabled", "number 1 in force", "vmlinux: patched", "greeting,1", "greeter_serve,1"]
+        [
+            "'greeter_fix': enabled",
+            "number 1 in force",
+            "vmlinux: patched",
+            "greeting,1",
+            "greeter_serve,1"
+        ]
     );
-    assert_eq!(server.terminal(&["watch"]), ("no patch is in transition\r\n".into(), 0));
+    assert_eq!(
+        server.terminal(&["watch"]),
+        ("no patch is in transition\r\n".into(), 0)
+    );
 
     let (screen, code) = server.terminal(&["disable", "greeter_fix", "--no-wait"]);
     assert_eq!(code, 0, "{screen}");
@@ -150,9 +212,15 @@ fn a_new_user_in_a_terminal() {
     let (screen, code) = server.terminal(&["watch"]);
     assert_eq!(code, 0, "{screen}");
     assert!(screen.contains("disabling 'greeter_fix' ["), "{screen}");
-    assert!(screen.trim_end().ends_with("'greeter_fix': disabled"), "{screen}");
+    assert!(
+        screen.trim_end().ends_with("'greeter_fix': disabled"),
+        "{screen}"
+    );
 
-    assert_eq!(server.terminal(&["remove", "greeter_fix"]), ("'greeter_fix': removed\r\n".into(), 0));
+    assert_eq!(
+        server.terminal(&["remove", "greeter_fix"]),
+        ("'greeter_fix': removed\r\n".into(), 0)
+    );
 }
 
 #[test]
@@ -164,31 +232,59 @@ fn a_transition_that_is_held_back() {
 
     let (said, code) = server.plain(&["enable", &patch, "--timeout", "0.3"]);
     assert_eq!(code, 3, "{said}");
-    assert!(said.contains("enabling 'greeter_fix': 4 threads to go"), "plain lines: {said}");
-    assert!(said.contains("is in function 'greeter_serve' of 'vmlinux'"), "{said}");
+    assert!(
+        said.contains("enabling 'greeter_fix': 4 threads to go"),
+        "plain lines: {said}"
+    );
+    assert!(
+        said.contains("is in function 'greeter_serve' of 'vmlinux'"),
+        "{said}"
+    );
 
     let (said, code) = server.plain(&["blockers"]);
     assert_eq!(code, 0, "{said}");
-    assert!(said.contains("greeter-0:") && said.contains("        greeter_serve+0x"), "{said}");
+    assert!(
+        said.contains("greeter-0:") && said.contains("        greeter_serve+0x"),
+        "{said}"
+    );
 
     let (said, code) = server.plain(&["enable", "greeter_fix"]);
-    assert_eq!((said.as_str(), code), ("klp: the patch is enabled already\n", 1));
+    assert_eq!(
+        (said.as_str(), code),
+        ("klp: the patch is enabled already\n", 1)
+    );
     let (said, code) = server.plain(&["disable", "greeter_fix"]);
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("is in transition"), "{said}");
 
-    assert_eq!(server.plain(&["cat", "livepatch/greeter_fix/transition"]), ("1\n".into(), 0));
+    assert_eq!(
+        server.plain(&["cat", "livepatch/greeter_fix/transition"]),
+        ("1\n".into(), 0)
+    );
     assert_eq!(server.plain(&["signal", "greeter_fix"]).1, 0);
     // No thread has moved, so the way back is short.
     let (said, code) = server.plain(&["reverse", "greeter_fix"]);
     assert_eq!(code, 0, "{said}");
     assert!(said.ends_with("'greeter_fix': disabled\n"), "{said}");
-    assert_eq!(server.plain(&["cat", "livepatch/greeter_fix/enabled"]), ("0\n".into(), 0));
+    assert_eq!(
+        server.plain(&["cat", "livepatch/greeter_fix/enabled"]),
+        ("0\n".into(), 0)
+    );
 
     // By the attribute tree, then by force.
-    assert_eq!(server.plain(&["set", "livepatch/greeter_fix/enabled", "1"]), ("1\n".into(), 0));
-    assert_eq!(server.plain(&["cat", "livepatch/greeter_fix/transition"]), ("1\n".into(), 0));
-    assert_eq!(server.plain(&["force", "greeter_fix"]).1, 2, "without --vouch, that is wrong usage");
+    assert_eq!(
+        server.plain(&["set", "livepatch/greeter_fix/enabled", "1"]),
+        ("1\n".into(), 0)
+    );
+    assert_eq!(
+        server.plain(&["cat", "livepatch/greeter_fix/transition"]),
+        ("1\n".into(), 0)
+    );
+    assert_eq!(
+        server.plain(&["force", "greeter_fix"]).1,
+        2,
+        "without --vouch, that is wrong usage"
+    );
     let (said, code) = server.plain(&["force", "greeter_fix", "--vouch"]);
     assert_eq!((said.as_str(), code), ("'greeter_fix': enabled\n", 0));
 }
@@ -208,33 +304,66 @@ fn two_patches_as_one() {
 
     let both = [&*server.patch, &second];
     let (said, code) = server.plain(&["enable", both[0], both[0]]);
-    assert_eq!((said.as_str(), code), ("klp: a patch of that name is there already\n", 1));
-    assert_eq!(server.plain(&["list"]), ("no patch is loaded\n".into(), 0), "the first is unloaded again");
+    assert_eq!(
+        (said.as_str(), code),
+        ("klp: a patch of that name is there already\n", 1)
+    );
+    assert_eq!(
+        server.plain(&["list"]),
+        ("no patch is loaded\n".into(), 0),
+        "the first is unloaded again"
+    );
 
     let (said, code) = server.plain(&["enable", both[0], both[1], "--no-wait"]);
     assert_eq!(code, 0, "{said}");
     let moving = |name: &str, said: &str| said.contains(&format!("'{name}': being enabled, "));
-    assert!(moving("greeter_fix", &said) && moving("greeter_two", &said), "{said}");
+    assert!(
+        moving("greeter_fix", &said) && moving("greeter_two", &said),
+        "{said}"
+    );
     let (said, code) = server.plain(&["reverse", "greeter_two"]);
-    assert_eq!((code, said.contains("'greeter_two': disabled")), (0, true), "{said}");
+    assert_eq!(
+        (code, said.contains("'greeter_two': disabled")),
+        (0, true),
+        "{said}"
+    );
     let (said, code) = server.plain(&["enable", "greeter_fix", "greeter_two"]);
-    assert!(code == 0 && said.ends_with("'greeter_fix': enabled\n'greeter_two': enabled\n"), "{said}");
+    assert!(
+        code == 0 && said.ends_with("'greeter_fix': enabled\n'greeter_two': enabled\n"),
+        "{said}"
+    );
     let (said, _) = server.plain(&["status", "greeter_two"]);
     assert!(said.contains("number 2 in force"), "{said}");
     let (said, code) = server.plain(&["disable", "greeter_two", "greeter_fix"]);
-    assert!(code == 0 && said.ends_with("'greeter_two': disabled\n'greeter_fix': disabled\n"), "{said}");
+    assert!(
+        code == 0 && said.ends_with("'greeter_two': disabled\n'greeter_fix': disabled\n"),
+        "{said}"
+    );
     let (said, code) = server.plain(&["enable", "greeter_two", "greeter_two"]);
-    assert_eq!((said.as_str(), code), ("klp: patch 'greeter_two': it is listed twice\n", 1));
+    assert_eq!(
+        (said.as_str(), code),
+        ("klp: patch 'greeter_two': it is listed twice\n", 1)
+    );
 }
 
 #[test]
 fn refusals_and_exit_codes() {
     let server = Server::start(10);
-    for args in [&["nonsense"][..], &["enable"], &["disable"], &["list", "--timeout", "soon"], &["list", "--pid", "1"]]
-    {
+    for args in [
+        &["nonsense"][..],
+        &["enable"],
+        &["disable"],
+        &["list", "--timeout", "soon"],
+        &["list", "--pid", "1"],
+    ] {
         assert_eq!(server.plain(args).1, 2, "{args:?}");
     }
-    for args in [&["disable", "unknown"][..], &["status", "unknown"], &["blockers"], &["enable", "unknown"]] {
+    for args in [
+        &["disable", "unknown"][..],
+        &["status", "unknown"],
+        &["blockers"],
+        &["enable", "unknown"],
+    ] {
         let (said, code) = server.plain(args);
         assert_eq!(code, 1, "{args:?}: {said}");
         assert!(said.starts_with("klp: "), "{said}");
@@ -248,22 +377,41 @@ fn refusals_and_exit_codes() {
     }
     let (said, code) = server.plain(&["--json", "disable", "unknown"]);
     let json: serde_json::Value = serde_json::from_str(&said).expect("one object");
-    assert_eq!((json["reply"].as_str(), json["errno"].as_i64(), code), (Some("refused"), Some(-2), 1));
+    assert_eq!(
+        (json["reply"].as_str(), json["errno"].as_i64(), code),
+        (Some("refused"), Some(-2), 1)
+    );
     let (said, code) = server.plain(&["--json", "enable", &server.patch]);
     let last = said.lines().last().unwrap_or_default();
     let json: serde_json::Value = serde_json::from_str(last).expect("one object in each line");
     assert_eq!(
-        (json["patch"]["name"].as_str(), json["patch"]["enabled"].as_bool(), code),
+        (
+            json["patch"]["name"].as_str(),
+            json["patch"]["enabled"].as_bool(),
+            code
+        ),
         (Some("greeter_fix"), Some(true), 0)
     );
-    assert_eq!(server.plain(&["remove", "greeter_fix"]).1, 1, "it is enabled");
+    assert_eq!(
+        server.plain(&["remove", "greeter_fix"]).1,
+        1,
+        "it is enabled"
+    );
 
     let (said, code) = server.plain(&["--help"]);
     assert_eq!(code, 0);
-    assert!(said.contains("Examples:") && said.contains("Exit codes:"), "{said}");
+    assert!(
+        said.contains("Examples:") && said.contains("Exit codes:"),
+        "{said}"
+    );
 
     let nobody_there = server.folder.0.join("nothing.sock");
-    let output = Command::new(KLP).arg("--socket").arg(nobody_there).arg("list").output().expect("klp runs");
+    let output = Command::new(KLP)
+        .arg("--socket")
+        .arg(nobody_there)
+        .arg("list")
+        .output()
+        .expect("klp runs");
     assert_eq!(output.status.code(), Some(1));
 }
 
@@ -272,17 +420,31 @@ fn clients_that_do_not_keep_to_the_protocol() {
     let server = Server::start(10);
     let mut answer = String::new();
     let mut stream = UnixStream::connect(&server.socket).expect("it serves");
-    stream.write_all(b"{\"request\":\"dance\"}\n").expect("it listens");
-    BufReader::new(stream).read_line(&mut answer).expect("it answers");
-    assert!(answer.starts_with("{\"reply\":\"refused\",\"error\":\"not a request: "), "{answer}");
+    stream
+        .write_all(b"{\"request\":\"dance\"}\n")
+        .expect("it listens");
+    BufReader::new(stream)
+        .read_line(&mut answer)
+        .expect("it answers");
+    assert!(
+        answer.starts_with("{\"reply\":\"refused\",\"error\":\"not a request: "),
+        "{answer}"
+    );
 
     // One that says nothing, and one that has gone, hold others up for a second each at most.
     let _silent = UnixStream::connect(&server.socket).expect("it serves");
     drop(UnixStream::connect(&server.socket).expect("it serves"));
     let begin = Instant::now();
     let reply = ask(&server.socket, &Request::Status).expect("it answers");
-    assert!(matches!(&reply, Reply::Status { pid, .. } if *pid == server.process.id()), "{reply:?}");
-    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert!(
+        matches!(&reply, Reply::Status { pid, .. } if *pid == server.process.id()),
+        "{reply:?}"
+    );
+    assert!(
+        begin.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begin.elapsed()
+    );
 }
 
 #[test]
@@ -293,35 +455,66 @@ fn another_user_gets_nothing() {
         return;
     }
     let server = Server::start(10);
-    let mode = std::fs::metadata(&server.socket).expect("it is there").permissions().mode();
+    let mode = std::fs::metadata(&server.socket)
+        .expect("it is there")
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o600);
     // A copy that others may execute, wherever the original is.
     let klp = server.folder.0.join("klp");
     std::fs::copy(KLP, &klp).expect("there is room");
-    let open = |path: &Path| std::fs::set_permissions(path, Permissions::from_mode(0o777)).expect("it is ours");
+    let open = |path: &Path| {
+        std::fs::set_permissions(path, Permissions::from_mode(0o777)).expect("it is ours")
+    };
     open(&server.folder.0);
     open(&klp);
     let try_list = |user| {
         let mut command = Command::new(&klp);
-        command.arg("--socket").arg(&server.socket).arg("list").current_dir("/").uid(user).gid(user);
+        command
+            .arg("--socket")
+            .arg(&server.socket)
+            .arg("list")
+            .current_dir("/")
+            .uid(user)
+            .gid(user);
         let output = command.output().expect("klp runs");
-        (String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(), output.status.code())
+        (
+            String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+            output.status.code(),
+        )
     };
     let (said, code) = try_list(NOBODY);
-    assert!(code == Some(1) && said.contains("Permission denied"), "the file's mode: {said}");
+    assert!(
+        code == Some(1) && said.contains("Permission denied"),
+        "the file's mode: {said}"
+    );
     // Even if the file's mode lets them connect, they get no answer.
     open(&server.socket);
     let (said, code) = try_list(NOBODY);
-    assert!(code == Some(1) && said.contains("no answer"), "the server's check: {said}");
-    assert_eq!(try_list(0), ("no patch is loaded\n".into(), Some(0)), "its owner does get one");
+    assert!(
+        code == Some(1) && said.contains("no answer"),
+        "the server's check: {said}"
+    );
+    assert_eq!(
+        try_list(0),
+        ("no patch is loaded\n".into(), Some(0)),
+        "its owner does get one"
+    );
 }
 
 #[test]
 fn the_default_place_and_a_socket_left_behind() {
     let folder = Folder::new();
     let klp = |args: &[&str]| {
-        let output = Command::new(KLP).env("XDG_RUNTIME_DIR", &folder.0).args(args).output().expect("klp runs");
-        (String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(), output.status.code())
+        let output = Command::new(KLP)
+            .env("XDG_RUNTIME_DIR", &folder.0)
+            .args(args)
+            .output()
+            .expect("klp runs");
+        (
+            String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+            output.status.code(),
+        )
     };
     let start = || {
         let example = Path::new(KLP).with_file_name("examples").join("server");
@@ -333,18 +526,34 @@ fn the_default_place_and_a_socket_left_behind() {
             .spawn()
             .expect("the example runs");
         let mut out = BufReader::new(process.stdout.take().expect("it was asked for"));
-        let ready = out.by_ref().lines().any(|line| line.is_ok_and(|line| line.starts_with("socket ")));
+        let ready = out
+            .by_ref()
+            .lines()
+            .any(|line| line.is_ok_and(|line| line.starts_with("socket ")));
         assert!(ready);
         // The example would die of a closed pipe.
         (process, out)
     };
-    assert!(klp(&["list"]).0.contains("no process of yours can be patched"));
+    assert!(
+        klp(&["list"])
+            .0
+            .contains("no process of yours can be patched")
+    );
     let (mut first, _out) = start();
-    assert_eq!(klp(&["list"]), ("no patch is loaded\n".into(), Some(0)), "there is only one");
+    assert_eq!(
+        klp(&["list"]),
+        ("no patch is loaded\n".into(), Some(0)),
+        "there is only one"
+    );
     assert_eq!(klp(&["--pid", &first.id().to_string(), "list"]).1, Some(0));
     first.kill().expect("it is ours");
     first.wait().expect("it ends");
     let socket = folder.0.join("klp").join(format!("{}.sock", first.id()));
     assert!(socket.exists(), "nobody tidied up");
-    assert!(klp(&["list"]).0.contains("no process of yours can be patched"), "but nobody serves");
+    assert!(
+        klp(&["list"])
+            .0
+            .contains("no process of yours can be patched"),
+        "but nobody serves"
+    );
 }

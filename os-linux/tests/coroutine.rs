@@ -24,7 +24,8 @@ fn ends_soon() -> bool {
 fn inside_pair(name: &str) -> (Coroutine, Arc<AtomicI32>) {
     let seen = Arc::new(AtomicI32::new(0));
     let to = Arc::clone(&seen);
-    let mut coroutine = Coroutine::registered(name, move || to.store(pair(suspend), Ordering::Relaxed));
+    let mut coroutine =
+        Coroutine::registered(name, move || to.store(pair(suspend), Ordering::Relaxed));
     coroutine.resume();
     (coroutine, seen)
 }
@@ -38,16 +39,32 @@ fn a_coroutine_suspended_inside_a_function_holds_both_ways() {
     let poll = livepatch().enable(patch).expect("the patch fits");
     assert!(matches!(poll, Poll::Waiting { pending: 1, .. }), "{poll:?}");
     assert!(!ends_soon());
-    let blockers = livepatch().engine().blockers(patch).expect("there is a transition");
+    let blockers = livepatch()
+        .engine()
+        .blockers(patch)
+        .expect("there is a transition");
     let words: Vec<String> = blockers.iter().map(ToString::to_string).collect();
     assert_eq!(words.len(), 1, "{words:?}");
     assert!(words[0].starts_with("the old one:"), "{words:?}");
-    assert!(words[0].contains("is in function 'fx_pair' of 'vmlinux'"), "{words:?}");
-    assert!(blockers[0].stack.iter().any(|frame| frame.contains("fx_pair")), "{words:?}");
+    assert!(
+        words[0].contains("is in function 'fx_pair' of 'vmlinux'"),
+        "{words:?}"
+    );
+    assert!(
+        blockers[0]
+            .stack
+            .iter()
+            .any(|frame| frame.contains("fx_pair")),
+        "{words:?}"
+    );
     assert_eq!(pair(|| ()), 222, "this thread has moved");
 
     old.resume();
-    assert_eq!(seen.load(Ordering::Relaxed), 111, "one version from entry to exit");
+    assert_eq!(
+        seen.load(Ordering::Relaxed),
+        111,
+        "one version from entry to exit"
+    );
     settle(patch);
 
     let (mut new, seen) = inside_pair("the new one");
@@ -94,7 +111,8 @@ fn a_thread_that_has_moved_goes_on_in_the_old_version_inside_of_an_old_coroutine
             for _ in 0..3 {
                 suspend();
                 // Calls of other functions of the patch, by who is in the old version still.
-                send.send(fx_first() + fx_second()).expect("the test listens");
+                send.send(fx_first() + fx_second())
+                    .expect("the test listens");
             }
         });
         send.send(seen).expect("the test listens");
@@ -137,7 +155,8 @@ fn the_stack_of_the_thread_itself_is_a_context() {
         let poll = livepatch().enable(patch).expect("the patch fits");
         assert!(matches!(poll, Poll::Waiting { .. }), "{poll:?}");
         assert!(!ends_soon());
-        send.send((fx_first(), blockers(patch))).expect("the test listens");
+        send.send((fx_first(), blockers(patch)))
+            .expect("the test listens");
     });
     let resume = &mut coroutine;
     let seen = pair(move || resume.resume());
@@ -160,12 +179,18 @@ fn a_coroutine_that_is_freed_or_begins_holds_nothing() {
     livepatch().enable(patch).expect("the patch fits");
     assert!(!ends_soon());
     let (send, seen) = channel();
-    let mut born = Coroutine::registered("born", move || send.send(pair(suspend)).expect("the test listens"));
+    let mut born = Coroutine::registered("born", move || {
+        send.send(pair(suspend)).expect("the test listens")
+    });
     born.resume();
     drop(old);
     settle(patch);
     born.resume();
-    assert_eq!(seen.recv(), Ok(222), "it was born by a thread that had moved");
+    assert_eq!(
+        seen.recv(),
+        Ok(222),
+        "it was born by a thread that had moved"
+    );
     drop(fresh);
     disable(patch);
     livepatch().unload(patch).expect("nobody is inside of it");
@@ -179,16 +204,25 @@ fn a_forced_transition_leaves_coroutines_where_they_are() {
     let (mut coroutine, seen) = inside_pair("forced");
     livepatch().enable(patch).expect("the patch fits");
     assert!(!ends_soon());
-    livepatch().engine().reverse(patch).expect("it is in transition");
+    livepatch()
+        .engine()
+        .reverse(patch)
+        .expect("it is in transition");
     settle(patch);
     livepatch().enable(patch).expect("the patch fits");
     assert!(!ends_soon());
     // SAFETY: the pair works in any mixture.
     unsafe { livepatch().engine().force(patch) }.expect("it is in transition");
     coroutine.resume();
-    assert_eq!(seen.load(Ordering::Relaxed), 112, "that is what forcing means");
+    assert_eq!(
+        seen.load(Ordering::Relaxed),
+        112,
+        "that is what forcing means"
+    );
     disable(patch);
-    livepatch().unload(patch).expect("it was forced to come, not to go");
+    livepatch()
+        .unload(patch)
+        .expect("it was forced to come, not to go");
 }
 
 #[test]
@@ -215,7 +249,10 @@ fn a_child_keeps_the_contexts_of_the_thread_that_forks() {
     let status = in_child(|| {
         assert!(!ends_soon());
         let blocking = blockers(patch);
-        assert!(blocking.contains("own") && !blocking.contains("running"), "{blocking}");
+        assert!(
+            blocking.contains("own") && !blocking.contains("running"),
+            "{blocking}"
+        );
         own.resume();
         assert_eq!(seen.load(Ordering::Relaxed), 111);
         // The other thread's stacks are gone with it.
@@ -328,7 +365,10 @@ fn contexts_can_be_registered_in_rust() {
     let patch = add_pair("rust");
     let mut stack = vec![0_u64; 1 << 15];
     let state = SWITCH.with(UnsafeCell::get);
-    let (own, other) = (Context::of_thread().expect("memory"), Context::new("in Rust").expect("memory"));
+    let (own, other) = (
+        Context::of_thread().expect("memory"),
+        Context::new("in Rust").expect("memory"),
+    );
     // SAFETY: the stack outlives the context, and nobody else uses the state.
     unsafe {
         (*state).registered = Some(other);

@@ -40,16 +40,29 @@ fn a_program_that_makes_contexts_is_not_patched() {
     alone_in_process(|| {
         let before = text();
         let patch = add_pair("refused");
-        assert!(livepatch().preflight(patch).expect("it is known").is_ready(), "there are no contexts yet");
+        assert!(
+            livepatch()
+                .preflight(patch)
+                .expect("it is known")
+                .is_ready(),
+            "there are no contexts yet"
+        );
         let (send, seen) = channel();
-        let mut coroutine = Coroutine::unregistered(move || send.send(pair(suspend)).expect("the test listens"));
+        let mut coroutine =
+            Coroutine::unregistered(move || send.send(pair(suspend)).expect("the test listens"));
         coroutine.resume();
 
-        assert_refused(livepatch().enable(patch), "the program has called makecontext");
+        assert_refused(
+            livepatch().enable(patch),
+            "the program has called makecontext",
+        );
         assert_refused(livepatch().engine().enable(patch), "Options::contexts");
         let findings = livepatch().preflight(patch).expect("it is known").findings;
         assert_eq!(findings.len(), 1, "{findings:?}");
-        assert!(findings[0].to_string().contains("makecontext"), "{findings:?}");
+        assert!(
+            findings[0].to_string().contains("makecontext"),
+            "{findings:?}"
+        );
         assert_eq!(livepatch().engine().poll(), Poll::Idle);
         assert_eq!(text(), before, "nothing has changed");
         coroutine.resume();
@@ -89,7 +102,12 @@ fn the_embedder_may_vouch() {
         livepatch_with(Contexts::Registered);
         let coroutine = Coroutine::unregistered(|| ());
         let patch = add_pair("vouched");
-        assert!(livepatch().preflight(patch).expect("it is known").is_ready());
+        assert!(
+            livepatch()
+                .preflight(patch)
+                .expect("it is known")
+                .is_ready()
+        );
         enable(patch);
         disable(patch);
         livepatch().unload(patch).expect("nobody is inside of it");
@@ -104,8 +122,12 @@ fn the_first_context_in_a_transition_holds_it() {
         let (send, seen) = channel();
         let mut coroutine = None;
         let outer = pair(|| {
-            livepatch().enable(patch).expect("there are no contexts yet");
-            let mut new = Coroutine::unregistered(move || send.send(pair(suspend)).expect("the test listens"));
+            livepatch()
+                .enable(patch)
+                .expect("there are no contexts yet");
+            let mut new = Coroutine::unregistered(move || {
+                send.send(pair(suspend)).expect("the test listens")
+            });
             // In the old state, as all that this thread does.
             new.resume();
             coroutine = Some(new);
@@ -117,7 +139,10 @@ fn the_first_context_in_a_transition_holds_it() {
         assert!(blockers.contains("\"makecontext\""), "{blockers}");
         coroutine.as_mut().expect("it is there").resume();
         assert_eq!(seen.recv(), Ok(111), "no mix");
-        livepatch().engine().reverse(patch).expect("it is in transition");
+        livepatch()
+            .engine()
+            .reverse(patch)
+            .expect("it is in transition");
         assert!(!livepatch().wait(Duration::from_millis(30)));
         // SAFETY: the pair works in any mixture.
         unsafe { livepatch().engine().force(patch) }.expect("it is in transition");
@@ -139,7 +164,10 @@ fn a_library_that_comes_later_makes_contexts_by_us() {
         };
         disable(patch);
         assert_eq!(make(), 0);
-        assert_refused(livepatch().enable(patch), "the program has called makecontext");
+        assert_refused(
+            livepatch().enable(patch),
+            "the program has called makecontext",
+        );
     });
 }
 
@@ -147,7 +175,12 @@ fn a_library_that_comes_later_makes_contexts_by_us() {
 fn a_library_that_asks_for_boost_counts() {
     alone_in_process(|| {
         let patch = add_pair("boost");
-        assert!(livepatch().preflight(patch).expect("it is known").is_ready());
+        assert!(
+            livepatch()
+                .preflight(patch)
+                .expect("it is known")
+                .is_ready()
+        );
         load(FIBER);
         assert_refused(livepatch().enable(patch), "make_fcontext");
     });
@@ -162,7 +195,10 @@ fn contexts_that_are_entered_out_of_turn_count() {
         // The thread's own stack was not left.
         // SAFETY: nothing is done there.
         unsafe { context.enter() };
-        let words = livepatch().enable(patch).expect_err("it is refused").to_string();
+        let words = livepatch()
+            .enable(patch)
+            .expect_err("it is refused")
+            .to_string();
         assert!(words.contains("klp_context_enter"), "{words}");
     });
 }

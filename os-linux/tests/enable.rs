@@ -28,7 +28,10 @@ fn every_kind_of_entry_is_redirected_and_restored() {
     for _ in 0..3 {
         enable(patch);
         let locals = (fx_call_local1(), fx_call_local2());
-        assert!([(2, 22), (11, 2)].contains(&locals), "exactly one of the local functions is patched: {locals:?}");
+        assert!(
+            [(2, 22), (11, 2)].contains(&locals),
+            "exactly one of the local functions is patched: {locals:?}"
+        );
         assert_eq!(call(), ((2, 32, 1042), -285, 1007.0, locals));
         assert_ne!(text(), before);
 

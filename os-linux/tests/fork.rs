@@ -13,7 +13,13 @@ use std::time::Duration;
 fn a_child_finishes_the_transition_on_its_own() {
     let _alone = alone();
     let before = text();
-    let patch = add("fork", &[("fx_read", 0, addr_of_fn!(fx_read_new)), ("fx_value", 0, addr_of_fn!(fx_value_new))]);
+    let patch = add(
+        "fork",
+        &[
+            ("fx_read", 0, addr_of_fn!(fx_read_new)),
+            ("fx_value", 0, addr_of_fn!(fx_value_new)),
+        ],
+    );
     let (reader, writer) = pipe();
     let (send_tid, sleeper) = std::sync::mpsc::channel();
     let thread = std::thread::spawn(move || {
@@ -25,7 +31,11 @@ fn a_child_finishes_the_transition_on_its_own() {
     assert!(matches!(poll, Poll::Waiting { .. }), "{poll:?}");
 
     let status = in_child(|| {
-        assert_eq!(fx_value(), 2, "the child's thread was switched before the fork");
+        assert_eq!(
+            fx_value(),
+            2,
+            "the child's thread was switched before the fork"
+        );
         // The sleeper is not there, so nobody holds the child's transition back.
         settle(patch);
         assert_eq!(fx_value(), 2);
@@ -36,7 +46,10 @@ fn a_child_finishes_the_transition_on_its_own() {
     });
     assert_eq!(status, 0, "the child is well");
 
-    assert!(!livepatch().wait(Duration::from_millis(20)), "the parent's transition is still held back");
+    assert!(
+        !livepatch().wait(Duration::from_millis(20)),
+        "the parent's transition is still held back"
+    );
     write_byte(writer);
     assert_eq!(thread.join().expect("the thread only reads"), 1);
     settle(patch);
@@ -79,17 +92,26 @@ fn a_child_can_make_shadow_variables_whoever_was_making_one() {
             std::thread::sleep(Duration::from_millis(100));
             Ok(())
         };
-        shadows().alloc(0x10, ID, Layout::new::<u32>(), slowly).is_ok()
+        shadows()
+            .alloc(0x10, ID, Layout::new::<u32>(), slowly)
+            .is_ok()
     });
     begun.recv().expect("the constructor says so");
     let status = in_child(|| {
         // SAFETY: no handler: the signal ends the child if the lock is not free.
         unsafe { libc::alarm(10) };
-        shadows().get(0x10, ID).is_some() && shadows().alloc(0x20, ID, Layout::new::<u32>(), zeroed).is_ok()
+        shadows().get(0x10, ID).is_some()
+            && shadows()
+                .alloc(0x20, ID, Layout::new::<u32>(), zeroed)
+                .is_ok()
     });
     assert_eq!(status, 0, "the child is well");
     assert!(maker.join().expect("the thread only makes a variable"));
-    assert_eq!(shadows().get(0x20, ID), None, "the child's variables are its own");
+    assert_eq!(
+        shadows().get(0x20, ID),
+        None,
+        "the child's variables are its own"
+    );
     // SAFETY: nobody uses it.
     assert!(unsafe { shadows().free(0x10, ID, nothing) });
 }
@@ -109,7 +131,9 @@ fn forks_beside_libraries_that_come_and_go() {
                     unsafe { libc::alarm(10) };
                     // SAFETY: the library has no constructors.
                     let opened = unsafe { livepatch().open_library(&path) };
-                    opened.is_ok() && is_mapped("libfork_module") && livepatch().wait(Duration::from_secs(5))
+                    opened.is_ok()
+                        && is_mapped("libfork_module")
+                        && livepatch().wait(Duration::from_secs(5))
                 });
                 assert_eq!(status, 0);
             }
@@ -132,5 +156,10 @@ fn forks_beside_libraries_that_come_and_go() {
 
 fn come_and_go(path: &std::path::Path) {
     // SAFETY: the library has no constructors, and nobody calls it.
-    unsafe { livepatch().open_library(path).and_then(|library| library.close()) }.expect("the patch fits");
+    unsafe {
+        livepatch()
+            .open_library(path)
+            .and_then(|library| library.close())
+    }
+    .expect("the patch fits");
 }

@@ -1,4 +1,5 @@
-//! The kernel embedding's table of entry sites, tried out in a process: all it asks of the kernel is a task's state.
+//! The kernel embedding's table of entry sites, tried out in a process: all it asks of the kernel
+//! is a task's state.
 
 #[path = "../kernel/sites.rs"]
 #[allow(unsafe_code, reason = "read without a lock")]
@@ -12,7 +13,8 @@ mod host {
         RETIRED.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
 
-    pub(crate) static RETIRED: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    pub(crate) static RETIRED: std::sync::atomic::AtomicUsize =
+        std::sync::atomic::AtomicUsize::new(0);
 }
 
 mod tasks {
@@ -71,9 +73,14 @@ fn calls_go_where_the_table_was_told() {
                 let way = match what {
                     2 | 3 => Way::Original,
                     4 => {
-                        // No patch is on it: its handler answers with the original, which here is another place.
+                        // No patch is on it: its handler answers with the original, which here is
+                        // another place.
                         let original = CodeAddr::new(key - 0x1000_0000);
-                        Way::Ask(Ops::leak(try_box(Ops::new(original)).expect("memory")).arg().get())
+                        Way::Ask(
+                            Ops::leak(try_box(Ops::new(original)).expect("memory"))
+                                .arg()
+                                .get(),
+                        )
                     }
                     _ => Way::To(0x5000 + numbers.below(1000)),
                 };
@@ -93,5 +100,8 @@ fn calls_go_where_the_table_was_told() {
             assert_eq!(klp_engine_select(key), goes, "step {step}, key {key:#x}");
         }
     }
-    assert!(host::RETIRED.load(std::sync::atomic::Ordering::Relaxed) >= 2, "the table has grown");
+    assert!(
+        host::RETIRED.load(std::sync::atomic::Ordering::Relaxed) >= 2,
+        "the table has grown"
+    );
 }

@@ -19,7 +19,9 @@ fn close(library: Library) {
 }
 
 fn answer(library: &Library) -> i32 {
-    let function = library.symbol(c"fxm_answer").expect("the library exports it");
+    let function = library
+        .symbol(c"fxm_answer")
+        .expect("the library exports it");
     // SAFETY: it has this type.
     let function: extern "C" fn() -> i32 = unsafe { core::mem::transmute(function) };
     function()
@@ -28,11 +30,17 @@ fn answer(library: &Library) -> i32 {
 #[test]
 fn a_patch_waits_for_its_library_and_follows_it() {
     let _alone = alone();
-    let patch = livepatch().load_file(MODULE_FIX).expect("the file is a patch object");
+    let patch = livepatch()
+        .load_file(MODULE_FIX)
+        .expect("the file is a patch object");
     enable(patch);
     for round in 0..3 {
         let library = open().expect("the patch fits");
-        assert_eq!(answer(&library), 42, "round {round}: relocations were resolved on arrival");
+        assert_eq!(
+            answer(&library),
+            42,
+            "round {round}: relocations were resolved on arrival"
+        );
         close(library);
     }
     let library = open().expect("the patch fits");
@@ -50,7 +58,9 @@ fn a_library_that_is_there_is_patched_like_the_executable() {
     let _alone = alone();
     let library = open().expect("no patch is enabled");
     assert_eq!(answer(&library), 1);
-    let patch = livepatch().load_file(MODULE_FIX).expect("the file is a patch object");
+    let patch = livepatch()
+        .load_file(MODULE_FIX)
+        .expect("the file is a patch object");
     enable(patch);
     assert_eq!(answer(&library), 42);
     disable(patch);
@@ -68,7 +78,10 @@ struct Diary {
 
 impl Diary {
     fn note(&self, callback: &str, context: &CallbackContext<'_>) {
-        self.lines.lock().expect("no panics").push(format!("{callback}: {}", context.object()));
+        self.lines
+            .lock()
+            .expect("no panics")
+            .push(format!("{callback}: {}", context.object()));
     }
 
     fn take(&self) -> Vec<String> {
@@ -79,7 +92,11 @@ impl Diary {
 impl Callbacks for Diary {
     fn pre_patch(&self, context: &CallbackContext<'_>) -> Result<(), i32> {
         self.note("pre_patch", context);
-        if *self.veto.lock().expect("no panics") { Err(-libc::ENODEV) } else { Ok(()) }
+        if *self.veto.lock().expect("no panics") {
+            Err(-libc::ENODEV)
+        } else {
+            Ok(())
+        }
     }
     fn post_patch(&self, context: &CallbackContext<'_>) {
         self.note("post_patch", context);
@@ -97,31 +114,61 @@ fn callbacks_are_called_in_pairs() {
     let _alone = alone();
     let diary = Diary::default();
     // SAFETY: both are `int (*)(void)`.
-    let value = unsafe { Func::new("fx_value", CodeAddr::new(addr_of_fn!(fx_value_new))) }.expect("memory");
+    let value =
+        unsafe { Func::new("fx_value", CodeAddr::new(addr_of_fn!(fx_value_new))) }.expect("memory");
     // SAFETY: as above.
-    let replaced = unsafe { Func::new("fxm_answer", CodeAddr::new(addr_of_fn!(fx_value_new))) }.expect("memory");
+    let replaced = unsafe { Func::new("fxm_answer", CodeAddr::new(addr_of_fn!(fx_value_new))) }
+        .expect("memory");
     let object = |name: &str, func| {
-        Object::module(name)?.func(func).map(|object| object.with_callbacks(Box::new(diary.clone())))
+        Object::module(name)?
+            .func(func)
+            .map(|object| object.with_callbacks(Box::new(diary.clone())))
     };
-    let patch = Patch::builder("callbacks").object(object(VMLINUX, value)).object(object(NAME, replaced));
-    let patch = livepatch().engine().add(patch.build().expect("well formed")).expect("the name is new");
+    let patch = Patch::builder("callbacks")
+        .object(object(VMLINUX, value))
+        .object(object(NAME, replaced));
+    let patch = livepatch()
+        .engine()
+        .add(patch.build().expect("well formed"))
+        .expect("the name is new");
 
     enable(patch);
     assert_eq!(diary.take(), ["pre_patch: vmlinux", "post_patch: vmlinux"]);
     let library = open().expect("no veto");
-    assert_eq!(diary.take(), ["pre_patch: libfixture_module", "post_patch: libfixture_module"]);
+    assert_eq!(
+        diary.take(),
+        [
+            "pre_patch: libfixture_module",
+            "post_patch: libfixture_module"
+        ]
+    );
     close(library);
-    assert_eq!(diary.take(), ["pre_unpatch: libfixture_module", "post_unpatch: libfixture_module"]);
+    assert_eq!(
+        diary.take(),
+        [
+            "pre_unpatch: libfixture_module",
+            "post_unpatch: libfixture_module"
+        ]
+    );
 
     *diary.veto.lock().expect("no panics") = true;
     let refused = open().expect_err("the callback vetoes");
-    assert!(matches!(&refused, LoadError::Engine(error) if error.errno() == -libc::ENODEV), "{refused}");
+    assert!(
+        matches!(&refused, LoadError::Engine(error) if error.errno() == -libc::ENODEV),
+        "{refused}"
+    );
     assert_eq!(diary.take(), ["pre_patch: libfixture_module"]);
 
     disable(patch);
-    assert_eq!(diary.take(), ["pre_unpatch: vmlinux", "post_unpatch: vmlinux"]);
+    assert_eq!(
+        diary.take(),
+        ["pre_unpatch: vmlinux", "post_unpatch: vmlinux"]
+    );
     let error = livepatch().enable(patch).expect_err("the callback vetoes");
-    assert!(matches!(&error, Error::Patch(error) if error.object.as_deref() == Some(VMLINUX)), "{error}");
+    assert!(
+        matches!(&error, Error::Patch(error) if error.object.as_deref() == Some(VMLINUX)),
+        "{error}"
+    );
     assert_eq!(diary.take(), ["pre_patch: vmlinux"]);
     assert_eq!(fx_value(), 1);
 }
@@ -130,14 +177,20 @@ fn callbacks_are_called_in_pairs() {
 fn what_a_library_needs_is_adopted_with_it() {
     let _alone = alone();
     // SAFETY: both are `int (*)(void)`.
-    let gate = unsafe { Func::new("gate_open", CodeAddr::new(addr_of_fn!(fx_value_new))) }.expect("memory");
+    let gate = unsafe { Func::new("gate_open", CodeAddr::new(addr_of_fn!(fx_value_new))) }
+        .expect("memory");
     let object = Object::module("libfixture_gate").and_then(|object| object.func(gate));
-    let patch = Patch::builder("gate").object(object).build().expect("well formed");
+    let patch = Patch::builder("gate")
+        .object(object)
+        .build()
+        .expect("well formed");
     let patch = livepatch().engine().add(patch).expect("the name is new");
     enable(patch);
     // SAFETY: its constructors do nothing, since the descriptors that they look for are not open.
     let library = unsafe { livepatch().open_library(GATED) }.expect("the patch fits");
-    let function = library.symbol(c"fxg_open").expect("the library that it needs exports it");
+    let function = library
+        .symbol(c"fxg_open")
+        .expect("the library that it needs exports it");
     // SAFETY: it has this type.
     let function: extern "C" fn() -> i32 = unsafe { core::mem::transmute(function) };
     assert_eq!(function(), 2);

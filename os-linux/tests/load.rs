@@ -66,13 +66,21 @@ fn callers_see_one_version_from_entry_to_exit() {
     let calls = calls.into_inner();
     println!("{toggles} toggles, {calls} calls");
     assert_eq!(mixes.into_inner(), 0);
-    assert!(toggles >= 1 && calls > 1000, "{toggles} toggles, {calls} calls");
+    assert!(
+        toggles >= 1 && calls > 1000,
+        "{toggles} toggles, {calls} calls"
+    );
     assert_eq!(text(), before);
     livepatch().unload(patch).expect("it is disabled");
 }
 
-/// Sends SIGUSR1 `every` so often to a thread that runs `work` all the time, while `meanwhile` runs.
-fn bombard<R>(every: Duration, work: impl FnOnce(&AtomicI32) -> i64 + Send, meanwhile: impl FnOnce() -> R) -> R {
+/// Sends SIGUSR1 `every` so often to a thread that runs `work` all the time, while `meanwhile`
+/// runs.
+fn bombard<R>(
+    every: Duration,
+    work: impl FnOnce(&AtomicI32) -> i64 + Send,
+    meanwhile: impl FnOnce() -> R,
+) -> R {
     struct StopLoop<'a>(&'a AtomicI32);
     impl Drop for StopLoop<'_> {
         fn drop(&mut self) {
@@ -119,7 +127,10 @@ fn code_interrupted_in_a_pad_is_moved_out_of_it() {
 #[test]
 fn a_thread_thrown_out_of_the_handler_holds_nobody_up() {
     let _alone = alone();
-    let funcs = [("fx_value", 0, addr_of_fn!(fx_value_new)), ("fx_read", 0, addr_of_fn!(fx_read_new))];
+    let funcs = [
+        ("fx_value", 0, addr_of_fn!(fx_value_new)),
+        ("fx_read", 0, addr_of_fn!(fx_read_new)),
+    ];
     let patch = add("jump", &funcs);
     let (reader, writer) = pipe();
     let (send_tid, sleeper) = std::sync::mpsc::channel();

@@ -7,8 +7,8 @@ use klp_os_linux_fixtures::*;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
-/// Where in the pad the thread stands: at the last byte that is rewritten. A jump backwards has 0xff there, which with the NOPs behind
-/// it would be a call through a wild address.
+/// Where in the pad the thread stands: at the last byte that is rewritten. A jump backwards has
+/// 0xff there, which with the NOPs behind it would be a call through a wild address.
 const IN_PAD: u64 = 4;
 
 static GO_ON: AtomicBool = AtomicBool::new(false);
@@ -17,7 +17,8 @@ static NEXT_SIGNAL: AtomicI32 = AtomicI32::new(0);
 
 type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut c_void);
 
-/// Has `handler` called at each `signal`, with all signals blocked but SIGTRAP and those of a crash.
+/// Has `handler` called at each `signal`, with all signals blocked but SIGTRAP and those of a
+/// crash.
 fn install(signal: i32, handler: Handler, block: bool) {
     // SAFETY: all-zero is a valid `sigaction`; the handlers do what is allowed.
     unsafe {
@@ -26,7 +27,13 @@ fn install(signal: i32, handler: Handler, block: bool) {
         action.sa_flags = libc::SA_SIGINFO;
         if block {
             libc::sigfillset(&raw mut action.sa_mask);
-            for signal in [libc::SIGTRAP, libc::SIGSEGV, libc::SIGILL, libc::SIGBUS, libc::SIGABRT] {
+            for signal in [
+                libc::SIGTRAP,
+                libc::SIGSEGV,
+                libc::SIGILL,
+                libc::SIGBUS,
+                libc::SIGABRT,
+            ] {
                 libc::sigdelset(&raw mut action.sa_mask, signal);
             }
         }
@@ -56,8 +63,13 @@ extern "C" fn into_pad(_: i32, _: *mut libc::siginfo_t, ucontext: *mut c_void) {
 /// Interrupts the thread in the pad, and waits there.
 extern "C" fn wait_in_pad(_: i32, _: *mut libc::siginfo_t, ucontext: *mut c_void) {
     // SAFETY: it is this handler's argument.
-    let pc = unsafe { (*ucontext.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] };
-    assert_eq!(pc as u64, addr_of_fn!(fx_value) + IN_PAD, "the thread was to be interrupted in the pad");
+    let pc =
+        unsafe { (*ucontext.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] };
+    assert_eq!(
+        pc as u64,
+        addr_of_fn!(fx_value) + IN_PAD,
+        "the thread was to be interrupted in the pad"
+    );
     IN_HANDLER.store(true, Ordering::SeqCst);
     wait_for(&GO_ON);
 }
@@ -67,7 +79,8 @@ extern "C" fn wait_on_the_way(_: i32, _: *mut libc::siginfo_t, _: *mut c_void) {
     wait_for(&GO_ON);
 }
 
-/// Keeps the stop signal waiting until the thread stands in the pad; [`wait_on_the_way`] comes after it.
+/// Keeps the stop signal waiting until the thread stands in the pad; [`wait_on_the_way`] comes
+/// after it.
 extern "C" fn into_pad_late(_: i32, _: *mut libc::siginfo_t, ucontext: *mut c_void) {
     go_into_pad(ucontext);
     assert!(send(tid(), libc::SIGRTMAX() - 1));
@@ -100,16 +113,24 @@ fn a_thread_interrupted_in_a_pad_goes_on_behind_it() {
     GO_ON.store(false, Ordering::SeqCst);
     install(libc::SIGUSR1, into_pad, true);
     install(libc::SIGUSR2, wait_in_pad, false);
-    let thread = std::thread::spawn(|| fx_signal_self(std::process::id() as i32, tid(), libc::SIGUSR1));
+    let thread =
+        std::thread::spawn(|| fx_signal_self(std::process::id() as i32, tid(), libc::SIGUSR1));
     wait_for(&IN_HANDLER);
 
     livepatch().enable(patch).expect("the patch fits");
-    assert!(!livepatch().wait(Duration::from_millis(50)), "a thread is in the function");
+    assert!(
+        !livepatch().wait(Duration::from_millis(50)),
+        "a thread is in the function"
+    );
     assert!(blockers(patch).contains("fx_value"), "{}", blockers(patch));
     assert_ne!(first_byte(), 0x90, "the pad has been rewritten");
 
     GO_ON.store(true, Ordering::SeqCst);
-    assert_eq!(thread.join().expect("the thread lives"), 1, "the old body has run");
+    assert_eq!(
+        thread.join().expect("the thread lives"),
+        1,
+        "the old body has run"
+    );
     settle(patch);
     assert_eq!(fx_value(), 2);
     disable(patch);
@@ -124,13 +145,21 @@ fn a_thread_that_stands_in_a_pad_goes_on_behind_it() {
     GO_ON.store(false, Ordering::SeqCst);
     install(libc::SIGUSR1, into_pad_late, true);
     install(libc::SIGRTMAX() - 1, wait_on_the_way, false);
-    let thread = std::thread::spawn(|| fx_signal_self(std::process::id() as i32, tid(), libc::SIGUSR1));
+    let thread =
+        std::thread::spawn(|| fx_signal_self(std::process::id() as i32, tid(), libc::SIGUSR1));
     wait_for(&IN_HANDLER);
 
     livepatch().enable(patch).expect("the patch fits");
-    assert!(!livepatch().wait(Duration::from_millis(50)), "a thread is in the function");
+    assert!(
+        !livepatch().wait(Duration::from_millis(50)),
+        "a thread is in the function"
+    );
     GO_ON.store(true, Ordering::SeqCst);
-    assert_eq!(thread.join().expect("the thread lives"), 1, "the old body has run");
+    assert_eq!(
+        thread.join().expect("the thread lives"),
+        1,
+        "the old body has run"
+    );
     settle(patch);
     assert_eq!(fx_value(), 2);
     disable(patch);

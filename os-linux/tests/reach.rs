@@ -1,4 +1,5 @@
-//! What lies out of a jump's reach. Each test runs in a child with an engine of its own, which has no memory near the code yet.
+//! What lies out of a jump's reach. Each test runs in a child with an engine of its own, which has
+//! no memory near the code yet.
 
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::error::PortFault;
@@ -12,11 +13,18 @@ fn a_patch_is_refused_if_no_memory_is_in_reach() {
     let status = in_child(|| {
         let patch = add("far", &[("fx_value", 0, addr_of_fn!(fx_value_new))]);
         take_all_memory_in_reach();
-        let error = livepatch().enable(patch).expect_err("there is no memory in reach");
+        let error = livepatch()
+            .enable(patch)
+            .expect_err("there is no memory in reach");
         println!("{error}");
         assert!(error.to_string().contains("'far'"));
-        matches!(&error, Error::Port(PortFault { kind: PortErrorKind::NoMemoryInReach, .. }))
-            && text() == before
+        matches!(
+            &error,
+            Error::Port(PortFault {
+                kind: PortErrorKind::NoMemoryInReach,
+                ..
+            })
+        ) && text() == before
             && fx_value() == 1
     });
     assert_eq!(status, 0);
@@ -41,7 +49,10 @@ fn far_targets_are_reached_through_veneers() {
         // SAFETY: `code` is a function of the same type, and all of it; the mapping stays.
         let func = unsafe { Func::with_range("fx_value", new) }.expect("there is memory");
         let object = Object::vmlinux().and_then(|object| object.func(func));
-        let patch = Patch::builder("veneer").object(object).build().expect("the patch is well formed");
+        let patch = Patch::builder("veneer")
+            .object(object)
+            .build()
+            .expect("the patch is well formed");
         let patch = livepatch().engine().add(patch).expect("the name is new");
         enable(patch);
         assert_eq!(fx_value(), 77);
@@ -58,15 +69,31 @@ fn take_all_memory_in_reach() {
     let mut end = 0x1_0000;
     let ranges = maps.lines().filter_map(|line| {
         let (start, end) = line.split_once(' ')?.0.split_once('-')?;
-        Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
+        Some((
+            u64::from_str_radix(start, 16).ok()?,
+            u64::from_str_radix(end, 16).ok()?,
+        ))
     });
     for (start, next) in ranges.chain([(0x7fff_ffff_f000, 0)]) {
-        let (low, high) = (end.max(here.saturating_sub(1 << 32)), start.min(here + (1 << 32)));
+        let (low, high) = (
+            end.max(here.saturating_sub(1 << 32)),
+            start.min(here + (1 << 32)),
+        );
         if low < high {
             // SAFETY: nothing is there, and MAP_FIXED_NOREPLACE makes sure of it.
             unsafe {
-                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
-                libc::mmap(low as *mut _, (high - low) as usize, libc::PROT_NONE, flags, -1, 0);
+                let flags = libc::MAP_PRIVATE
+                    | libc::MAP_ANONYMOUS
+                    | libc::MAP_NORESERVE
+                    | libc::MAP_FIXED_NOREPLACE;
+                libc::mmap(
+                    low as *mut _,
+                    (high - low) as usize,
+                    libc::PROT_NONE,
+                    flags,
+                    -1,
+                    0,
+                );
             }
         }
         end = next;

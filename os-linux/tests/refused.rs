@@ -12,7 +12,10 @@ fn refused(name: &str, func: (&str, u32, u64)) -> Error {
     let patch = add(name, &[("fx_first", 0, addr_of_fn!(fx_first_new)), func]);
     let error = livepatch().enable(patch).expect_err("it cannot be enabled");
     assert_eq!(text(), before, "the code is what it was");
-    assert!(livepatch().wait(Duration::ZERO), "no transition is under way");
+    assert!(
+        livepatch().wait(Duration::ZERO),
+        "no transition is under way"
+    );
     assert_eq!((fx_first(), fx_value()), (1, 1));
     livepatch().unload(patch).expect("it is not enabled");
     let words = error.to_string();
@@ -23,7 +26,9 @@ fn refused(name: &str, func: (&str, u32, u64)) -> Error {
 
 /// The reason, if the error names that function.
 fn reason_about(func: &str, error: Error) -> PatchReason {
-    let Error::Patch(error) = error else { panic!("{error}") };
+    let Error::Patch(error) = error else {
+        panic!("{error}")
+    };
     assert_eq!(error.object.as_deref(), Some("vmlinux"));
     assert_eq!(error.func.as_deref(), Some(func));
     error.reason
@@ -33,7 +38,10 @@ fn reason_about(func: &str, error: Error) -> PatchReason {
 fn a_function_without_a_pad() {
     let _alone = alone();
     let error = refused("no_pad", ("fx_nopad", 0, addr_of_fn!(fx_value_new)));
-    assert!(matches!(reason_about("fx_nopad", error), PatchReason::NoEntrySite { .. }));
+    assert!(matches!(
+        reason_about("fx_nopad", error),
+        PatchReason::NoEntrySite { .. }
+    ));
     assert_eq!(fx_nopad(), 51);
 }
 
@@ -41,13 +49,26 @@ fn a_function_without_a_pad() {
 fn names_that_are_unknown_or_ambiguous_or_not_there_so_often() {
     let _alone = alone();
     let new = addr_of_fn!(fx_value_new);
-    assert_eq!((fx_call_local1(), fx_call_local2()), (11, 22), "there are two functions of the same name");
+    assert_eq!(
+        (fx_call_local1(), fx_call_local2()),
+        (11, 22),
+        "there are two functions of the same name"
+    );
     let error = refused("unknown", ("fx_no_such_function", 0, new));
-    assert_eq!(reason_about("fx_no_such_function", error), PatchReason::SymbolNotFound);
+    assert_eq!(
+        reason_about("fx_no_such_function", error),
+        PatchReason::SymbolNotFound
+    );
     let error = refused("ambiguous", ("fx_local", 0, new));
-    assert_eq!(reason_about("fx_local", error), PatchReason::SymbolAmbiguous);
+    assert_eq!(
+        reason_about("fx_local", error),
+        PatchReason::SymbolAmbiguous
+    );
     let error = refused("position", ("fx_local", 3, new));
-    assert_eq!(reason_about("fx_local", error), PatchReason::SymbolPositionNotFound { sympos: 3 });
+    assert_eq!(
+        reason_about("fx_local", error),
+        PatchReason::SymbolPositionNotFound { sympos: 3 }
+    );
 }
 
 #[test]
@@ -61,7 +82,10 @@ fn a_second_patch_during_a_transition() {
     livepatch().enable(first).expect("the patch fits");
     let during = text();
     let error = livepatch().enable(second).expect_err("one at a time");
-    assert!(matches!(&error, Error::Busy { patch } if *patch == "first"), "{error}");
+    assert!(
+        matches!(&error, Error::Busy { patch } if *patch == "first"),
+        "{error}"
+    );
     assert_eq!(text(), during);
     write_byte(writer);
     thread.join().expect("the thread only reads");
@@ -77,22 +101,30 @@ fn a_thread_that_blocks_sigtrap() {
     livepatch();
     let (reader, writer) = pipe();
     let (send_tid, tids) = std::sync::mpsc::channel();
-    let thread = std::thread::Builder::new().name("all blocked".into()).spawn(move || {
-        // SAFETY: only this thread's mask changes.
-        unsafe {
-            let mut all = core::mem::zeroed();
-            libc::sigfillset(&raw mut all);
-            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, core::ptr::null_mut());
-        }
-        send_tid.send(tid()).expect("the test listens");
-        fx_read(reader)
-    });
+    let thread = std::thread::Builder::new()
+        .name("all blocked".into())
+        .spawn(move || {
+            // SAFETY: only this thread's mask changes.
+            unsafe {
+                let mut all = core::mem::zeroed();
+                libc::sigfillset(&raw mut all);
+                libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, core::ptr::null_mut());
+            }
+            send_tid.send(tid()).expect("the test listens");
+            fx_read(reader)
+        });
     let blocking = tids.recv().expect("the thread says its id");
     let error = refused("blocked", ("fx_value", 0, addr_of_fn!(fx_value_new)));
     let words = error.to_string();
-    assert!(words.contains(&format!("thread {blocking} (all blocked) blocks SIGTRAP")), "{words}");
+    assert!(
+        words.contains(&format!("thread {blocking} (all blocked) blocks SIGTRAP")),
+        "{words}"
+    );
     write_byte(writer);
-    thread.expect("threads can be had").join().expect("the thread only reads");
+    thread
+        .expect("threads can be had")
+        .join()
+        .expect("the thread only reads");
 }
 
 #[test]
@@ -101,31 +133,44 @@ fn a_thread_that_blocks_the_stop_signal() {
     livepatch();
     let (reader, writer) = pipe();
     let (send_tid, tids) = std::sync::mpsc::channel();
-    let thread = std::thread::Builder::new().name("one blocked".into()).spawn(move || {
-        // SAFETY: only this thread's mask changes.
-        unsafe {
-            let mut one = core::mem::zeroed();
-            libc::sigemptyset(&raw mut one);
-            libc::sigaddset(&raw mut one, libc::SIGRTMAX() - 2);
-            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const one, core::ptr::null_mut());
-        }
-        send_tid.send(tid()).expect("the test listens");
-        fx_read(reader)
-    });
+    let thread = std::thread::Builder::new()
+        .name("one blocked".into())
+        .spawn(move || {
+            // SAFETY: only this thread's mask changes.
+            unsafe {
+                let mut one = core::mem::zeroed();
+                libc::sigemptyset(&raw mut one);
+                libc::sigaddset(&raw mut one, libc::SIGRTMAX() - 2);
+                libc::pthread_sigmask(libc::SIG_BLOCK, &raw const one, core::ptr::null_mut());
+            }
+            send_tid.send(tid()).expect("the test listens");
+            fx_read(reader)
+        });
     let blocking = tids.recv().expect("the thread says its id");
     // The pads are several instructions: the thread might stand in one.
     let error = refused("silent", ("fx_value", 0, addr_of_fn!(fx_value_new)));
     let words = error.to_string();
-    assert!(words.contains(&format!("thread {blocking} (one blocked) may stand in an entry pad")), "{words}");
+    assert!(
+        words.contains(&format!(
+            "thread {blocking} (one blocked) may stand in an entry pad"
+        )),
+        "{words}"
+    );
     // A pad of one instruction is rewritten, but the transition waits.
     let patch = add("mcount", &[("fx_mcount", 0, addr_of_fn!(fx_mcount_new))]);
     livepatch().enable(patch).expect("the patch fits");
     assert!(!livepatch().wait(Duration::from_millis(50)));
     let words = blockers(patch);
-    assert!(words.contains("one blocked") && words.contains("Blocked"), "{words}");
+    assert!(
+        words.contains("one blocked") && words.contains("Blocked"),
+        "{words}"
+    );
     assert_eq!(fx_mcount(0), 42);
     write_byte(writer);
-    thread.expect("threads can be had").join().expect("the thread only reads");
+    thread
+        .expect("threads can be had")
+        .join()
+        .expect("the thread only reads");
     settle(patch);
     disable(patch);
 }
@@ -133,10 +178,21 @@ fn a_thread_that_blocks_the_stop_signal() {
 #[test]
 fn patches_that_say_nothing() {
     let _alone = alone();
-    let error = Patch::builder("empty").build().expect_err("it has no objects");
-    assert!(matches!(&error, Error::Patch(error) if error.reason == PatchReason::NoObjects), "{error}");
-    let error = Patch::builder("empty").object(Object::vmlinux()).build().expect_err("it has no functions");
-    assert!(matches!(&error, Error::Patch(error) if error.reason == PatchReason::NoFuncs), "{error}");
+    let error = Patch::builder("empty")
+        .build()
+        .expect_err("it has no objects");
+    assert!(
+        matches!(&error, Error::Patch(error) if error.reason == PatchReason::NoObjects),
+        "{error}"
+    );
+    let error = Patch::builder("empty")
+        .object(Object::vmlinux())
+        .build()
+        .expect_err("it has no functions");
+    assert!(
+        matches!(&error, Error::Patch(error) if error.reason == PatchReason::NoFuncs),
+        "{error}"
+    );
 }
 
 #[test]
@@ -145,11 +201,17 @@ fn files_that_are_no_patch_objects() {
     let before = text();
     let exe = std::fs::read("/proc/self/exe").expect("there is a /proc");
     for file in [&b""[..], b"not an ELF file", &exe[..100], &exe] {
-        let error = livepatch().load(file, "bad").expect_err("it is no patch object");
-        let LoadError::Engine(Error::Patch(error)) = error else { panic!("{error}") };
+        let error = livepatch()
+            .load(file, "bad")
+            .expect_err("it is no patch object");
+        let LoadError::Engine(Error::Patch(error)) = error else {
+            panic!("{error}")
+        };
         assert_eq!(error.patch, "bad");
     }
-    let error = livepatch().load_file("/no/such/file.ko").expect_err("it is not there");
+    let error = livepatch()
+        .load_file("/no/such/file.ko")
+        .expect_err("it is not there");
     assert!(matches!(error, LoadError::File { .. }), "{error}");
     assert_eq!(text(), before);
 }

@@ -1,17 +1,19 @@
-//! The nine tests of the kernel's callbacks document, and those of its selftests that are about what patches do to each other, on a real
-//! process: the executable is `vmlinux`, shared libraries are the modules. What is compared is the log without the modules' own lines and
-//! without the states of modules, which a process does not have.
+//! The nine tests of the kernel's callbacks document, and those of its selftests that are about
+//! what patches do to each other, on a real process: the executable is `vmlinux`, shared libraries
+//! are the modules. What is compared is the log without the modules' own lines and without the
+//! states of modules, which a process does not have.
 //!
-//! The same on the simulated OS, with those lines: `klp-core/tests/scenarios`. In other files: `module function patching`, before
-//! and after the patch (`library.rs`), the cumulative patches with states (`states.rs`), attributes (`control.rs`), a hammered
-//! function (`load.rs`).
+//! The same on the simulated OS, with those lines: `klp-core/tests/scenarios`. In other files:
+//! `module function patching`, before and after the patch (`library.rs`), the cumulative patches
+//! with states (`states.rs`), attributes (`control.rs`), a hammered function (`load.rs`).
 
 use klp_core::event::Event;
 use klp_core::model::{CallbackContext, Callbacks, Replace, VMLINUX};
 use klp_core::{Error, Func, Object, Patch, PatchId, Poll, addr::CodeAddr};
 use klp_os_linux::process::{Library, Livepatch, LoadError, Options};
 use klp_os_linux_fixtures::{
-    addr_of_fn, fx_first, fx_first_new, fx_value, fx_value_new, libraries, pipe, tid, wait_asleep, write_byte,
+    addr_of_fn, fx_first, fx_first_new, fx_value, fx_value_new, libraries, pipe, tid, wait_asleep,
+    write_byte,
 };
 use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
@@ -37,7 +39,11 @@ fn livepatch() -> &'static Livepatch {
                 log().push(format!("livepatch: {event}"));
             }
         };
-        Livepatch::init(Options { events: Some(Box::new(events)), ..Options::default() }).expect("it can be patched")
+        Livepatch::init(Options {
+            events: Some(Box::new(events)),
+            ..Options::default()
+        })
+        .expect("it can be patched")
     })
 }
 
@@ -46,7 +52,11 @@ struct Talking;
 
 impl Talking {
     fn say(callback: &str, context: &CallbackContext<'_>) {
-        log().push(format!("{}: {callback}_callback: {}", context.patch(), context.object()));
+        log().push(format!(
+            "{}: {callback}_callback: {}",
+            context.patch(),
+            context.object()
+        ));
     }
 }
 
@@ -79,32 +89,49 @@ impl Scenario {
     fn new() -> Self {
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let object = |name| Object::module(name).map(|object| object.with_callbacks(Box::new(Talking)));
+        let object =
+            |name| Object::module(name).map(|object| object.with_callbacks(Box::new(Talking)));
         // SAFETY: the replacement is never called: it only has to be a function.
-        let busy = unsafe { Func::new("fxm_busy", CodeAddr::new(addr_of_fn!(fx_value_new))) }.expect("memory");
+        let busy = unsafe { Func::new("fxm_busy", CodeAddr::new(addr_of_fn!(fx_value_new))) }
+            .expect("memory");
         let demo = Patch::builder(DEMO)
             .object(object(VMLINUX))
             .object(object(MOD))
             .object(object(BUSY).and_then(|object| object.func(busy)));
-        let demo = livepatch().engine().add(demo.build().expect("well formed")).expect("the name is free");
+        let demo = livepatch()
+            .engine()
+            .add(demo.build().expect("well formed"))
+            .expect("the name is free");
         PRE_PATCH_RET.store(0, Relaxed);
         log().clear();
-        Self { demo, _alone: alone }
+        Self {
+            demo,
+            _alone: alone,
+        }
     }
 
     fn enable(&self) {
         livepatch().enable(self.demo).expect("the patch fits");
-        assert!(livepatch().wait(Duration::from_secs(20)), "nobody is in its way");
+        assert!(
+            livepatch().wait(Duration::from_secs(20)),
+            "nobody is in its way"
+        );
     }
 
     fn disable(&self) {
         livepatch().disable(self.demo).expect("it is enabled");
-        assert!(livepatch().wait(Duration::from_secs(20)), "nobody is in its way");
+        assert!(
+            livepatch().wait(Duration::from_secs(20)),
+            "nobody is in its way"
+        );
     }
 
     /// Compares the log, and forgets the patch.
     fn ends_with(self, expected: &[Vec<String>]) {
-        livepatch().engine().remove(self.demo).expect("it is disabled");
+        livepatch()
+            .engine()
+            .remove(self.demo)
+            .expect("it is disabled");
         assert_eq!(*log(), expected.concat());
     }
 }
@@ -114,16 +141,26 @@ fn load(name: &str, func: &str, new: u64, replace: Replace) -> PatchId {
     // SAFETY: a function of the same type.
     let func = unsafe { Func::new(func, CodeAddr::new(new)) }.expect("memory");
     let object = Object::module(VMLINUX).and_then(|object| object.func(func));
-    let patch = Patch::builder(name).object(object).replace(replace).build().expect("well formed");
+    let patch = Patch::builder(name)
+        .object(object)
+        .replace(replace)
+        .build()
+        .expect("well formed");
     let patch = livepatch().engine().add(patch).expect("the name is free");
     livepatch().enable(patch).expect("the patch fits");
-    assert!(livepatch().wait(Duration::from_secs(20)), "nobody is in its way");
+    assert!(
+        livepatch().wait(Duration::from_secs(20)),
+        "nobody is in its way"
+    );
     patch
 }
 
 fn unload(patch: PatchId) {
     livepatch().disable(patch).expect("it is enabled");
-    assert!(livepatch().wait(Duration::from_secs(20)), "nobody is in its way");
+    assert!(
+        livepatch().wait(Duration::from_secs(20)),
+        "nobody is in its way"
+    );
     livepatch().engine().remove(patch).expect("it is disabled");
 }
 
@@ -141,7 +178,8 @@ fn close(library: Library) {
 fn busy(library: &Library, work: extern "C" fn() -> i32) -> i32 {
     let function = library.symbol(c"fxm_busy").expect("the library exports it");
     // SAFETY: it has this type.
-    let function: extern "C" fn(extern "C" fn() -> i32) -> i32 = unsafe { core::mem::transmute(function) };
+    let function: extern "C" fn(extern "C" fn() -> i32) -> i32 =
+        unsafe { core::mem::transmute(function) };
     function(work)
 }
 
@@ -150,17 +188,26 @@ extern "C" fn nothing() -> i32 {
 }
 
 fn lines(lines: &[&str]) -> Vec<String> {
-    lines.iter().map(|line| line.replace("DEMO", DEMO)).collect()
+    lines
+        .iter()
+        .map(|line| line.replace("DEMO", DEMO))
+        .collect()
 }
 
 fn called(callback: &str, objects: &[&str]) -> Vec<String> {
-    objects.iter().map(|object| format!("{DEMO}: {callback}_callback: {object}")).collect()
+    objects
+        .iter()
+        .map(|object| format!("{DEMO}: {callback}_callback: {object}"))
+        .collect()
 }
 
 /// The patch is on its way, with these objects loaded.
 fn starting(objects: &[&str]) -> Vec<String> {
     [
-        lines(&["livepatch: enabling patch 'DEMO'", "livepatch: 'DEMO': initializing patching transition"]),
+        lines(&[
+            "livepatch: enabling patch 'DEMO'",
+            "livepatch: 'DEMO': initializing patching transition",
+        ]),
         called("pre_patch", objects),
         lines(&["livepatch: 'DEMO': starting patching transition"]),
     ]
@@ -233,7 +280,11 @@ fn test_2_module_coming() {
     let module = open(MOD).expect("no veto");
     scenario.disable();
     close(module);
-    scenario.ends_with(&[enabling(&[VMLINUX]), coming(MOD), disabling(&[VMLINUX, MOD])]);
+    scenario.ends_with(&[
+        enabling(&[VMLINUX]),
+        coming(MOD),
+        disabling(&[VMLINUX, MOD]),
+    ]);
 }
 
 #[test]
@@ -252,7 +303,12 @@ fn test_4_module_coming_and_going() {
     scenario.enable();
     close(open(MOD).expect("no veto"));
     scenario.disable();
-    scenario.ends_with(&[enabling(&[VMLINUX]), coming(MOD), going(MOD), disabling(&[VMLINUX])]);
+    scenario.ends_with(&[
+        enabling(&[VMLINUX]),
+        coming(MOD),
+        going(MOD),
+        disabling(&[VMLINUX]),
+    ]);
 }
 
 #[test]
@@ -268,12 +324,20 @@ fn test_6_pre_patch_callback_enodev() {
     let scenario = Scenario::new();
     let module = open(MOD).expect("nothing is enabled");
     PRE_PATCH_RET.store(-libc::ENODEV, Relaxed);
-    let error = livepatch().enable(scenario.demo).expect_err("the callback vetoes");
-    assert!(matches!(&error, Error::Patch(patch) if patch.object.as_deref() == Some(VMLINUX)), "{error}");
+    let error = livepatch()
+        .enable(scenario.demo)
+        .expect_err("the callback vetoes");
+    assert!(
+        matches!(&error, Error::Patch(patch) if patch.object.as_deref() == Some(VMLINUX)),
+        "{error}"
+    );
     assert_eq!(error.errno(), -libc::ENODEV);
     close(module);
     scenario.ends_with(&[
-        lines(&["livepatch: enabling patch 'DEMO'", "livepatch: 'DEMO': initializing patching transition"]),
+        lines(&[
+            "livepatch: enabling patch 'DEMO'",
+            "livepatch: 'DEMO': initializing patching transition",
+        ]),
         called("pre_patch", &[VMLINUX]),
         lines(&[
             "livepatch: pre-patch callback failed for object 'vmlinux'",
@@ -291,7 +355,10 @@ fn test_7_module_coming_and_pre_patch_callback_enodev() {
     scenario.enable();
     PRE_PATCH_RET.store(-libc::ENODEV, Relaxed);
     let refused = open(MOD).expect_err("the callback vetoes");
-    assert!(matches!(&refused, LoadError::Engine(error) if error.errno() == -libc::ENODEV), "{refused}");
+    assert!(
+        matches!(&refused, LoadError::Engine(error) if error.errno() == -libc::ENODEV),
+        "{refused}"
+    );
     scenario.disable();
     scenario.ends_with(&[
         enabling(&[VMLINUX]),
@@ -314,7 +381,12 @@ fn test_8_multiple_target_modules() {
     scenario.disable();
     assert_eq!(busy(&busymod, nothing), 1);
     close(busymod);
-    scenario.ends_with(&[enabling(&[VMLINUX, BUSY]), coming(MOD), going(MOD), disabling(&[VMLINUX, BUSY])]);
+    scenario.ends_with(&[
+        enabling(&[VMLINUX, BUSY]),
+        coming(MOD),
+        going(MOD),
+        disabling(&[VMLINUX, BUSY]),
+    ]);
 }
 
 #[test]
@@ -323,7 +395,8 @@ fn test_9_busy_target_module() {
     extern "C" fn sleep() -> i32 {
         let mut byte = 0_u8;
         // SAFETY: there is room for one byte.
-        i32::try_from(unsafe { libc::read(READER.load(Relaxed), (&raw mut byte).cast(), 1) }).expect("one byte")
+        i32::try_from(unsafe { libc::read(READER.load(Relaxed), (&raw mut byte).cast(), 1) })
+            .expect("one byte")
     }
 
     let scenario = Scenario::new();
@@ -342,8 +415,14 @@ fn test_9_busy_target_module() {
         let poll = livepatch().enable(scenario.demo).expect("the patch fits");
         assert!(matches!(poll, Poll::Waiting { .. }), "{poll:?}");
         close(open(MOD).expect("no veto"));
-        livepatch().engine().reverse(scenario.demo).expect("the transition runs");
-        assert!(livepatch().wait(Duration::from_secs(20)), "the worker is where it was");
+        livepatch()
+            .engine()
+            .reverse(scenario.demo)
+            .expect("the transition runs");
+        assert!(
+            livepatch().wait(Duration::from_secs(20)),
+            "the worker is where it was"
+        );
 
         write_byte(writer);
         assert_eq!(worker.join().expect("it only calls"), 2);
@@ -360,7 +439,10 @@ fn test_9_busy_target_module() {
 
 /// What is said of another patch.
 fn renamed(lines: Vec<String>, name: &str) -> Vec<String> {
-    lines.into_iter().map(|line| line.replace(DEMO, name)).collect()
+    lines
+        .into_iter()
+        .map(|line| line.replace(DEMO, name))
+        .collect()
 }
 
 /// Which versions run.
@@ -372,9 +454,19 @@ fn versions() -> (i32, i32) {
 fn multiple_livepatches() {
     let scenario = Scenario::new();
     assert_eq!(versions(), (1, 1));
-    let one = load("test_klp_livepatch", "fx_value", addr_of_fn!(fx_value_new), Replace::None);
+    let one = load(
+        "test_klp_livepatch",
+        "fx_value",
+        addr_of_fn!(fx_value_new),
+        Replace::None,
+    );
     assert_eq!(versions(), (2, 1));
-    let other = load("test_klp_atomic_replace", "fx_first", addr_of_fn!(fx_first_new), Replace::None);
+    let other = load(
+        "test_klp_atomic_replace",
+        "fx_first",
+        addr_of_fn!(fx_first_new),
+        Replace::None,
+    );
     assert_eq!(versions(), (2, 2));
     unload(other);
     assert_eq!(versions(), (2, 1));
@@ -391,10 +483,24 @@ fn multiple_livepatches() {
 #[test]
 fn atomic_replace_livepatch() {
     let scenario = Scenario::new();
-    let one = load("test_klp_livepatch", "fx_value", addr_of_fn!(fx_value_new), Replace::None);
+    let one = load(
+        "test_klp_livepatch",
+        "fx_value",
+        addr_of_fn!(fx_value_new),
+        Replace::None,
+    );
     assert_eq!(versions(), (2, 1));
-    let other = load("test_klp_atomic_replace", "fx_first", addr_of_fn!(fx_first_new), Replace::All);
-    assert_eq!(versions(), (1, 2), "what the new patch does not have goes back to the original");
+    let other = load(
+        "test_klp_atomic_replace",
+        "fx_first",
+        addr_of_fn!(fx_first_new),
+        Replace::All,
+    );
+    assert_eq!(
+        versions(),
+        (1, 2),
+        "what the new patch does not have goes back to the original"
+    );
     livepatch().engine().remove(one).expect("it was replaced");
     unload(other);
     assert_eq!(versions(), (1, 1));

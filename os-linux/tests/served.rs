@@ -1,4 +1,5 @@
-//! A server takes notice of libraries that come by a plain `dlopen`. In a program of its own: the server would adopt those of other tests.
+//! A server takes notice of libraries that come by a plain `dlopen`. In a program of its own: the
+//! server would adopt those of other tests.
 #![cfg(feature = "control")]
 
 use klp_os_linux::control::{Reply, Request, ask};
@@ -12,7 +13,9 @@ fn a_server_takes_notice_by_itself() {
     let path = copy("libadopt_served");
     let patch = patch_of("served", "libadopt_served");
     enable(patch);
-    let socket = livepatch().serve(Some(&path.with_extension("sock"))).expect("there is a socket");
+    let socket = livepatch()
+        .serve(Some(&path.with_extension("sock")))
+        .expect("there is a socket");
     let plain = Plain::open(&path);
     let end = Instant::now() + Duration::from_secs(10);
     while plain.answer()() == 1 && Instant::now() < end {
@@ -24,7 +27,10 @@ fn a_server_takes_notice_by_itself() {
     // By the attribute tree, too: it was there before the patch.
     let plain = Plain::open(&copy("libadopt_tree"));
     let patch = patch_of("tree", "libadopt_tree");
-    let write = Request::Write { path: "livepatch/tree/enabled".into(), value: "1".into() };
+    let write = Request::Write {
+        path: "livepatch/tree/enabled".into(),
+        value: "1".into(),
+    };
     let reply = ask(&socket, &write).expect("it answers");
     assert!(matches!(reply, Reply::Value { .. }), "{reply:?}");
     settle(patch);

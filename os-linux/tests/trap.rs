@@ -32,7 +32,8 @@ fn they_go_where_they_went_before() {
 
 #[test]
 fn without_a_handler_they_end_the_process() {
-    let dies_of_sigtrap = |status: i32| libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGTRAP;
+    let dies_of_sigtrap =
+        |status: i32| libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGTRAP;
     let status = in_child(|| {
         livepatch();
         breakpoint();
@@ -64,7 +65,9 @@ fn no_code_is_changed_when_somebody_has_taken_the_signal() {
     let status = in_child(|| {
         let patch = add("taken", &[("fx_value", 0, addr_of_fn!(fx_value_new))]);
         on_signal(libc::SIGTRAP, on_trap);
-        let error = livepatch().enable(patch).expect_err("breakpoints would go astray");
+        let error = livepatch()
+            .enable(patch)
+            .expect_err("breakpoints would go astray");
         error.to_string().contains("signal 5") && fx_value() == 1
     });
     assert_eq!(status, 0);

@@ -1,4 +1,5 @@
-//! `cargo xtask linux VERB`: the Linux kernel with its own livepatch code or with klp-core in its place, built and run in QEMU.
+//! `cargo xtask linux VERB`: the Linux kernel with its own livepatch code or with klp-core in its
+//! place, built and run in QEMU.
 //!
 //! Everything that is needed is fetched once and kept under `target/linux` (or `KLP_LINUX_DIR`).
 //! Files, in the order of the work: [`which`] says which kernel, [`supply`] fetches, [`tree`] lays
@@ -34,7 +35,8 @@ pub(crate) enum Verb {
     Boot(Kernel),
     /// Run the kernel's own livepatch selftests, unmodified: 25 tests in seven scripts
     Selftest(Kernel),
-    /// Load the livepatch sample of the kernel's tree, and a patch with livepatch relocations before and after its target
+    /// Load the livepatch sample of the kernel's tree, and a patch with livepatch relocations
+    /// before and after its target
     Relocs(Kernel),
     /// Measure both kernels with the same modules and print one table: C, Rust, ratio
     Bench {
@@ -42,7 +44,8 @@ pub(crate) enum Verb {
         #[arg(long)]
         engine: Option<Engine>,
     },
-    /// Enable, disable, replace and reverse patches under load; watch for stalls, mixes of versions and leaks
+    /// Enable, disable, replace and reverse patches under load; watch for stalls, mixes of versions
+    /// and leaks
     Stress {
         #[command(flatten)]
         kernel: Kernel,
@@ -63,7 +66,8 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
     }
 }
 
-/// What every landing must pass with klp-core in the kernel: the kernel's selftests, livepatch relocations, and a short stress.
+/// What every landing must pass with klp-core in the kernel: the kernel's selftests, livepatch
+/// relocations, and a short stress.
 pub(crate) fn landing() -> Result<()> {
     let which = Kernel::plain(Engine::Rust);
     selftest::run(which)?;

@@ -21,13 +21,15 @@ struct Args {
 enum Verb {
     /// Format, clippy and rustdoc, with warnings as errors
     Lint,
-    /// Build the no_std crates without std, for x86_64-unknown-none, with the oldest supported Rust (1.85)
+    /// Build the no_std crates without std, for x86_64-unknown-none, with the oldest supported Rust
+    /// (1.85)
     Msrv,
     /// Model-check the handler's orderings with loom, and show that weakened ones are found
     Loom,
     /// Run the tests of klp-core and klp-arch-x86_64 under AddressSanitizer
     Asan,
-    /// Run the main job and the consistency soak, and show that the soak notices a broken stack check
+    /// Run the main job and the consistency soak, and show that the soak notices a broken stack
+    /// check
     Soak {
         /// Seconds that the consistency soak runs
         #[arg(long, default_value_t = 60)]
@@ -67,8 +69,18 @@ fn main() -> Result<()> {
 
 fn lint() -> Result<()> {
     run(cargo().args(["fmt", "--all", "--check"]))?;
-    run(cargo().args(["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]))?;
-    run(cargo().args(["doc", "--workspace", "--no-deps", "--all-features"]).env("RUSTDOCFLAGS", "-D warnings"))
+    run(cargo().args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--all-features",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
+    run(cargo()
+        .args(["doc", "--workspace", "--no-deps", "--all-features"])
+        .env("RUSTDOCFLAGS", "-D warnings"))
 }
 
 fn loom() -> Result<()> {
@@ -79,28 +91,51 @@ fn loom() -> Result<()> {
         }
         let mut command = cargo();
         command.args(["test", "--package", "klp-core", "--test", test, "--release"]);
-        command.args(["--target-dir", "target/loom"]).env("RUSTFLAGS", flags);
+        command
+            .args(["--target-dir", "target/loom"])
+            .env("RUSTFLAGS", flags);
         command
     };
-    for (test, orderings) in
-        [("loom", &["stack", "transition", "loan"][..]), ("shadow_loom", &["shadow", "shadow-reuse"])]
-    {
+    for (test, orderings) in [
+        ("loom", &["stack", "transition", "loan"][..]),
+        ("shadow_loom", &["shadow", "shadow-reuse"]),
+    ] {
         run(&mut model(test, None))?;
         for what in orderings {
             let unnoticed = format!("loom does not notice a weakened `{what}` ordering");
-            expect_failure(&mut model(test, Some(what)), "test result: FAILED", &unnoticed)?;
+            expect_failure(
+                &mut model(test, Some(what)),
+                "test result: FAILED",
+                &unnoticed,
+            )?;
         }
     }
     Ok(())
 }
 
-/// The stable tool chain carries the sanitizer's runtime; its flag is still an unstable one. What is leaked on purpose
-/// (an `Ops` lives for ever) is no finding.
+/// The stable tool chain carries the sanitizer's runtime; its flag is still an unstable one. What
+/// is leaked on purpose (an `Ops` lives for ever) is no finding.
 fn asan() -> Result<()> {
     let mut command = cargo();
-    command.args(["test", "--package", "klp-core", "--package", "klp-arch-x86_64", "--lib", "--tests"]);
-    command.args(["--target", "x86_64-unknown-linux-gnu", "--target-dir", "target/asan"]);
-    command.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", "-Zsanitizer=address").env("ASAN_OPTIONS", "detect_leaks=0");
+    command.args([
+        "test",
+        "--package",
+        "klp-core",
+        "--package",
+        "klp-arch-x86_64",
+        "--lib",
+        "--tests",
+    ]);
+    command.args([
+        "--target",
+        "x86_64-unknown-linux-gnu",
+        "--target-dir",
+        "target/asan",
+    ]);
+    command
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("RUSTFLAGS", "-Zsanitizer=address")
+        .env("ASAN_OPTIONS", "detect_leaks=0");
     run(&mut command)
 }
 
@@ -112,15 +147,36 @@ fn soak(seconds: u32) -> Result<()> {
     let seconds = seconds.to_string();
     let consistency = |extra: &[&str]| {
         let mut command = cargo();
-        command.args(["run", "--release", "--package", "klp-os-linux", "--example", "consistency", "--"]);
+        command.args([
+            "run",
+            "--release",
+            "--package",
+            "klp-os-linux",
+            "--example",
+            "consistency",
+            "--",
+        ]);
         command.args(["--threads", "64"]).args(extra);
         command
     };
-    run(cargo().args(["run", "--release", "--package", "klp-os-linux", "--example", "lua_cve"]))?;
+    run(cargo().args([
+        "run",
+        "--release",
+        "--package",
+        "klp-os-linux",
+        "--example",
+        "lua_cve",
+    ]))?;
     run(&mut consistency(&["--seconds", &seconds]))?;
     for (broken, unnoticed) in [
-        ("stack-check", "the soak does not notice that stacks are not checked"),
-        ("contexts", "the soak does not notice that coroutines are not seen"),
+        (
+            "stack-check",
+            "the soak does not notice that stacks are not checked",
+        ),
+        (
+            "contexts",
+            "the soak does not notice that coroutines are not seen",
+        ),
     ] {
         let mut soak = consistency(&["--seconds", "10", "--break", broken]);
         expect_failure(&mut soak, "failed: threads saw a mix", unnoticed)?;

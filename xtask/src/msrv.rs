@@ -10,11 +10,21 @@ const CRATES: [&str; 2] = ["klp-core", "klp-arch-x86_64"];
 pub(crate) fn build() -> Result<()> {
     let rust = toolchain::debian()?;
     let mut build = cargo();
-    build.args(["build", "--target", "x86_64-unknown-none", "-Zbuild-std=core,alloc", "--target-dir", "target/msrv"]);
+    build.args([
+        "build",
+        "--target",
+        "x86_64-unknown-none",
+        "-Zbuild-std=core,alloc",
+        "--target-dir",
+        "target/msrv",
+    ]);
     for package in CRATES {
         build.args(["--package", package]);
     }
-    build.env("RUSTC", rust.rustc()).env("RUSTC_BOOTSTRAP", "1").env("LD_LIBRARY_PATH", rust.libraries());
+    build
+        .env("RUSTC", rust.rustc())
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("LD_LIBRARY_PATH", rust.libraries());
     build.env("RUSTFLAGS", "-D warnings");
     run(&mut build)
 }

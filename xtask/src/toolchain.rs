@@ -1,7 +1,7 @@
 //! The oldest supported Rust, from Debian's packages, unpacked into target/.
 //!
-//! Debian 12 has Rust 1.85.0 with its sources, so `core` and `alloc` can be built for targets without std, and with the flags
-//! of a kernel.
+//! Debian 12 has Rust 1.85.0 with its sources, so `core` and `alloc` can be built for targets
+//! without std, and with the flags of a kernel.
 
 use crate::run::run;
 use anyhow::{Context, Result, bail};
@@ -9,7 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const VERSION: &str = "1.85.0+dfsg3-1~deb12u3";
-const PACKAGES: [&str; 4] = ["rustc-web", "libstd-rust-web-dev", "libstd-rust-web-1.85", "rust-web-src"];
+const PACKAGES: [&str; 4] = [
+    "rustc-web",
+    "libstd-rust-web-dev",
+    "libstd-rust-web-1.85",
+    "rust-web-src",
+];
 
 /// Debian's Rust 1.85.
 pub(crate) struct Debian {
@@ -23,7 +28,10 @@ impl Debian {
 
     /// The compiler's `LD_LIBRARY_PATH`.
     pub(crate) fn libraries(&self) -> String {
-        format!("{0}/lib/x86_64-linux-gnu:{0}/lib/llvm-19/lib", self.usr.display())
+        format!(
+            "{0}/lib/x86_64-linux-gnu:{0}/lib/llvm-19/lib",
+            self.usr.display()
+        )
     }
 
     /// The folder that holds `core/` and `alloc/`.
@@ -35,7 +43,9 @@ impl Debian {
 /// The unpacked tool chain; fetched on first use.
 pub(crate) fn debian() -> Result<Debian> {
     let root = std::path::absolute("target/rust-1.85")?;
-    let debian = Debian { usr: root.join("usr") };
+    let debian = Debian {
+        usr: root.join("usr"),
+    };
     let done = root.join("complete");
     if done.exists() {
         return Ok(debian);
@@ -43,7 +53,9 @@ pub(crate) fn debian() -> Result<Debian> {
     let packages = root.join("packages");
     std::fs::create_dir_all(&packages)?;
     let mut download = Command::new("apt-get");
-    download.args(["download", "-qq", "libllvm19"]).current_dir(&packages);
+    download
+        .args(["download", "-qq", "libllvm19"])
+        .current_dir(&packages);
     download.args(PACKAGES.map(|package| format!("{package}={VERSION}")));
     if run(&mut download).is_err() {
         // The package lists may be missing or old.

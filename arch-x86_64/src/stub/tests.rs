@@ -1,4 +1,5 @@
-//! The stub between a caller that fills every argument register and a function that notes what it finds in them.
+//! The stub between a caller that fills every argument register and a function that notes what it
+//! finds in them.
 
 use crate::X86_64;
 use core::mem::offset_of;
@@ -95,7 +96,8 @@ core::arch::global_asm!(
     "vmovups [r12 + 256], ymm4; vmovups [r12 + 320], ymm5; vmovups [r12 + 384], ymm6; vmovups [r12 + 448], ymm7",
     "4: mov eax, 77",
     "ret",
-    // Handlers. Each checks that its stack is aligned and spoils all registers that a function may spoil.
+    // Handlers. Each checks that its stack is aligned and spoils all registers that a function may
+    // spoil.
     "klp_test_fast_zero:", // as fast code of this build does; wants the slow one
     "push 0; jmp 6f",
     "klp_test_fast:", // as fast code of this build does; returns its argument
@@ -156,26 +158,33 @@ crate::entry_stub!(fn klp_test_stub_two, klp_test_fast, klp_test_slow);
 crate::entry_stub!(fn klp_test_stub_slow, klp_test_fast_zero, klp_test_slow);
 
 fn widths() -> impl Iterator<Item = Width> {
-    let widest =
-        if is_x86_feature_detected!("avx512f") && (cfg!(target_feature = "avx512f") || !cfg!(target_feature = "avx")) {
-            Width::Zmm
-        } else if is_x86_feature_detected!("avx") {
-            Width::Ymm
-        } else {
-            Width::Xmm
-        };
-    [Width::Xmm, Width::Ymm, Width::Zmm].into_iter().filter(move |&width| width <= widest)
+    let widest = if is_x86_feature_detected!("avx512f")
+        && (cfg!(target_feature = "avx512f") || !cfg!(target_feature = "avx"))
+    {
+        Width::Zmm
+    } else if is_x86_feature_detected!("avx") {
+        Width::Ymm
+    } else {
+        Width::Xmm
+    };
+    [Width::Xmm, Width::Ymm, Width::Zmm]
+        .into_iter()
+        .filter(move |&width| width <= widest)
 }
 
 fn given(seed: u64, width: Width) -> State {
     let mut number = seed;
     let mut next = || {
-        number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        number = number
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         number
     };
     let words = [2, 4, 8][width as usize];
     let mut vectors = [[0; 8]; 8];
-    vectors.iter_mut().for_each(|vector| vector[..words].fill_with(&mut next));
+    vectors
+        .iter_mut()
+        .for_each(|vector| vector[..words].fill_with(&mut next));
     State {
         vectors,
         arguments: core::array::from_fn(|_| next()),
@@ -223,9 +232,16 @@ fn everything_arrives_through(stub: unsafe extern "C" fn()) {
     for width in widths() {
         for seed in 0..100 {
             let given = given(seed, width);
-            let mut found = State { vectors: [[0; 8]; 8], arguments: [0; 8], preserved: [0; 4], stack: [0; 2] };
-            // SAFETY: the thunk leads through the stub to the probe, which keeps to the ABI, and the machine has `width`.
-            let answer = unsafe { klp_test_drive(page.0 as u64, &raw const given, &raw mut found, width) };
+            let mut found = State {
+                vectors: [[0; 8]; 8],
+                arguments: [0; 8],
+                preserved: [0; 4],
+                stack: [0; 2],
+            };
+            // SAFETY: the thunk leads through the stub to the probe, which keeps to the ABI, and
+            // the machine has `width`.
+            let answer =
+                unsafe { klp_test_drive(page.0 as u64, &raw const given, &raw mut found, width) };
             assert_eq!(answer, 77, "{width:?}");
             assert_eq!(found, given, "{width:?}");
         }
@@ -265,7 +281,10 @@ fn depth(stub: unsafe extern "C" fn(), entry_modulo_64: u64) -> usize {
     // SAFETY: the stub and its handlers need less than half of the stack; above `rsp`, a return
     // address is all that is used.
     assert_eq!(unsafe { klp_test_on_stack(page.0 as u64, entry) }, 77);
-    let low = stack.iter().position(|&byte| byte != PAINT).expect("a return address was written");
+    let low = stack
+        .iter()
+        .position(|&byte| byte != PAINT)
+        .expect("a return address was written");
     let _ = &mut stack;
     (entry - stack.as_ptr() as u64) as usize - low
 }
@@ -279,11 +298,16 @@ fn xsave_len() -> usize {
     }
     let xcr0: u32;
     // SAFETY: the system enabled XSAVE, so there is `xgetbv`; it changes nothing else.
-    unsafe { core::arch::asm!("xgetbv", in("ecx") 0, out("eax") xcr0, out("edx") _, options(nomem, nostack)) };
-    let ends = [2, 6].into_iter().filter(|component| xcr0 & 1 << component != 0).map(|component| {
-        let leaf = __cpuid_count(0xd, component);
-        leaf.ebx + leaf.eax
-    });
+    unsafe {
+        core::arch::asm!("xgetbv", in("ecx") 0, out("eax") xcr0, out("edx") _, options(nomem, nostack))
+    };
+    let ends = [2, 6]
+        .into_iter()
+        .filter(|component| xcr0 & 1 << component != 0)
+        .map(|component| {
+            let leaf = __cpuid_count(0xd, component);
+            leaf.ebx + leaf.eax
+        });
     ends.max().unwrap_or(0).max(576) as usize
 }
 
@@ -294,7 +318,10 @@ fn the_stack_that_it_needs_is_as_documented() {
     // Where rsp points to the return address of a caller that keeps to the ABI, and of others.
     for modulo in [56, 8, 24, 40, 0, 16, 48, 9, 63, 52] {
         // The handler's return address, and on an unaligned stack two words and what aligns them.
-        let (at_call, extra) = (modulo as usize + 4096 - frame, if modulo % 16 == 8 { 0 } else { 16 });
+        let (at_call, extra) = (
+            modulo as usize + 4096 - frame,
+            if modulo % 16 == 8 { 0 } else { 16 },
+        );
         let fast = modulo as usize + 4096 - ((at_call & !15) - extra - 8);
         assert_eq!(depth(klp_test_stub_bare, modulo), fast, "{modulo}");
         assert!(fast <= FAST_STACK_MAX);
@@ -303,7 +330,9 @@ fn the_stack_that_it_needs_is_as_documented() {
             let slow = modulo as usize + 4096 - (((at_call - 48 - xsave_len()) & !63) - 8);
             assert_eq!(depth(klp_test_stub_bare_slow, modulo), slow, "{modulo}");
             assert!(slow <= SLOW_STACK_MAX, "{slow}");
-            std::println!("rsp = {modulo} modulo 64: fast {fast}, slow {slow}, at most {SLOW_STACK_MAX}");
+            std::println!(
+                "rsp = {modulo} modulo 64: fast {fast}, slow {slow}, at most {SLOW_STACK_MAX}"
+            );
         }
     }
 }
@@ -314,8 +343,12 @@ fn a_caller_may_align_its_stack_in_any_way() {
     let top = (stack.as_ptr_range().end as u64 - 4096) & !63;
     let through = |stub: unsafe extern "C" fn(), entry| {
         let page = Page::with_thunk(seventy_seven as *const () as u64, stub as *const () as u64);
-        // SAFETY: as in `depth`.
-        assert_eq!(unsafe { klp_test_on_stack_spoiled(page.0 as u64, entry) }, 77, "{entry:#x}");
+        assert_eq!(
+            // SAFETY: as in `depth`.
+            unsafe { klp_test_on_stack_spoiled(page.0 as u64, entry) },
+            77,
+            "{entry:#x}"
+        );
     };
     for entry in top..top + 64 {
         // `klp_test_fast` and `klp_test_slow` check the alignment of theirs.
@@ -325,7 +358,11 @@ fn a_caller_may_align_its_stack_in_any_way() {
     }
     for entry in (top..top + 64).step_by(8) {
         through(klp_test_stub_note, entry);
-        assert_eq!(NOTED.get().expect("the handler ran").0, entry, "it is told of the caller's own");
+        assert_eq!(
+            NOTED.get().expect("the handler ran").0,
+            entry,
+            "it is told of the caller's own"
+        );
     }
 }
 
@@ -358,7 +395,10 @@ crate::entry_stub!(fn klp_test_stub_note, klp_test_fast_zero, note);
 
 #[test]
 fn a_slow_handler_is_told_of_the_caller() {
-    let page = Page::with_thunk(klp_test_probe as *const () as u64, klp_test_stub_note as *const () as u64);
+    let page = Page::with_thunk(
+        klp_test_probe as *const () as u64,
+        klp_test_stub_note as *const () as u64,
+    );
     let given = given(1, Width::Xmm);
     let mut found = given.clone();
     // SAFETY: as in `everything_arrives_through`.
@@ -366,10 +406,20 @@ fn a_slow_handler_is_told_of_the_caller() {
     let (sp, return_address, preserved) = NOTED.get().expect("the handler ran");
     let regs = preserved.caller(sp, return_address);
     assert_eq!([regs.rbx, regs.rbp, regs.r14, regs.r15], given.preserved);
-    assert_eq!((regs.r12, regs.r13), ((&raw const found) as u64, Width::Xmm as u64));
-    let (low, high) = (klp_test_drive as *const () as u64, klp_test_probe as *const () as u64);
-    assert!(low < regs.rip && regs.rip < high, "the return address is in the caller");
-    // SAFETY: what the caller pushed lies above the return address, and nothing has written there since.
+    assert_eq!(
+        (regs.r12, regs.r13),
+        ((&raw const found) as u64, Width::Xmm as u64)
+    );
+    let (low, high) = (
+        klp_test_drive as *const () as u64,
+        klp_test_probe as *const () as u64,
+    );
+    assert!(
+        low < regs.rip && regs.rip < high,
+        "the return address is in the caller"
+    );
+    // SAFETY: what the caller pushed lies above the return address, and nothing has written there
+    // since.
     assert_eq!(regs.rsp, sp + 8);
 }
 
@@ -413,11 +463,22 @@ fn variadic_calls_pass() {
     type Snprintf = unsafe extern "C" fn(*mut libc::c_char, usize, *const libc::c_char, ...) -> i32;
     // A float argument of snprintf is found only if al and xmm0 arrive.
     let mut text = [0u8; 32];
-    let page = Page::with_thunk(libc::snprintf as *const () as u64, klp_test_stub_spoil as *const () as u64);
+    let page = Page::with_thunk(
+        libc::snprintf as *const () as u64,
+        klp_test_stub_spoil as *const () as u64,
+    );
     // SAFETY: the thunk leads to `snprintf`.
     let snprintf: Snprintf = unsafe { core::mem::transmute(page.0) };
     // SAFETY: the buffer is as long as it says, the format fits the arguments.
-    let len =
-        unsafe { snprintf(text.as_mut_ptr().cast(), text.len(), c"%d %.2f %s".as_ptr(), 7, 1.25f64, c"x".as_ptr()) };
+    let len = unsafe {
+        snprintf(
+            text.as_mut_ptr().cast(),
+            text.len(),
+            c"%d %.2f %s".as_ptr(),
+            7,
+            1.25f64,
+            c"x".as_ptr(),
+        )
+    };
     assert_eq!(&text[..len as usize], b"7 1.25 x");
 }

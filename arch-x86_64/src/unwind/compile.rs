@@ -1,14 +1,16 @@
 //! From `.eh_frame` to a [`Table`].
 //!
-//! The format is the DWARF standard's (section 6.4, "Call Frame Information") with the changes of the Linux Standard Base
-//! ("Exception Frames"); parsing is `gimli`'s, this is what the rules mean on x86-64 (psABI 3.7, figure 3.38 numbers the registers).
+//! The format is the DWARF standard's (section 6.4, "Call Frame Information") with the changes of
+//! the Linux Standard Base ("Exception Frames"); parsing is `gimli`'s, this is what the rules mean
+//! on x86-64 (psABI 3.7, figure 3.38 numbers the registers).
 #![forbid(unsafe_code)]
 
 use super::table::{FrameRule, Reg, Rule, Slot, Table, TableBuilder, TableError};
 use alloc::vec::Vec;
 use gimli::{
-    BaseAddresses, CallFrameInstruction, CfaRule, CieOrFde, EhFrameOffset, EndianSlice, LittleEndian, RegisterRule,
-    UnwindContext, UnwindContextStorage, UnwindExpression, UnwindSection, UnwindTableRow,
+    BaseAddresses, CallFrameInstruction, CfaRule, CieOrFde, EhFrameOffset, EndianSlice,
+    LittleEndian, RegisterRule, UnwindContext, UnwindContextStorage, UnwindExpression,
+    UnwindSection, UnwindTableRow,
 };
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::mem::try_push;
@@ -24,8 +26,8 @@ pub struct EhFrame<'a> {
 
 /// Compiles what `section` says about `text`, the code of its object.
 ///
-/// Broken or strange information never spoils the rest: a function whose rules cannot be expressed, or that two entries
-/// claim, is [`Rule::Unknown`]; what no entry covers is [`Rule::Gap`].
+/// Broken or strange information never spoils the rest: a function whose rules cannot be expressed,
+/// or that two entries claim, is [`Rule::Unknown`]; what no entry covers is [`Rule::Gap`].
 ///
 /// # Errors
 ///
@@ -41,8 +43,10 @@ pub fn compile(section: EhFrame<'_>, text: TextRange) -> Result<Table, TableErro
         if covered < range.start() {
             builder.push(covered, Rule::Gap)?;
         }
-        let disputed =
-            range.start() < covered || functions.get(index + 1).is_some_and(|next| next.range.start() < range.end());
+        let disputed = range.start() < covered
+            || functions
+                .get(index + 1)
+                .is_some_and(|next| next.range.start() < range.end());
         if disputed || !source.compile_function(function, &mut context, &mut builder)? {
             builder.replace_from(range.start(), Rule::Unknown)?;
         }
@@ -58,7 +62,8 @@ type Bytes<'a> = EndianSlice<'a, LittleEndian>;
 type Fde<'a> = gimli::FrameDescriptionEntry<Bytes<'a>>;
 type Row = UnwindTableRow<usize, OnStack>;
 
-/// Room for the evaluation of one function's rules. More than these, which no compiler emits, is not understood.
+/// Room for the evaluation of one function's rules. More than these, which no compiler emits, is
+/// not understood.
 struct OnStack;
 
 impl UnwindContextStorage<usize> for OnStack {
@@ -82,8 +87,13 @@ impl<'a> Source<'a> {
     fn new(section: EhFrame<'a>, text: TextRange) -> Self {
         let mut parsed = gimli::EhFrame::new(section.bytes, LittleEndian);
         parsed.set_address_size(8);
-        let bases = BaseAddresses::default().set_eh_frame(section.addr.get()).set_text(text.start().get());
-        Self { section: parsed, bases }
+        let bases = BaseAddresses::default()
+            .set_eh_frame(section.addr.get())
+            .set_text(text.start().get());
+        Self {
+            section: parsed,
+            bases,
+        }
     }
 
     /// The entries that lie in `text`, sorted by address. What cannot be parsed is left out.
@@ -91,10 +101,15 @@ impl<'a> Source<'a> {
         let mut functions = Vec::new();
         let mut entries = self.section.entries(&self.bases);
         while let Ok(Some(entry)) = entries.next() {
-            let CieOrFde::Fde(partial) = entry else { continue };
+            let CieOrFde::Fde(partial) = entry else {
+                continue;
+            };
             let entry = EhFrameOffset(partial.offset());
             let Some(fde) = self.fde(entry) else { continue };
-            let Some(range) = TextRange::new(CodeAddr::new(fde.initial_address()), fde.len()) else { continue };
+            let Some(range) = TextRange::new(CodeAddr::new(fde.initial_address()), fde.len())
+            else {
+                continue;
+            };
             if !range.is_empty() && text.start() <= range.start() && range.end() <= text.end() {
                 try_push(&mut functions, Function { range, entry })?;
             }
@@ -104,7 +119,9 @@ impl<'a> Source<'a> {
     }
 
     fn fde(&self, entry: EhFrameOffset) -> Option<Fde<'a>> {
-        self.section.fde_from_offset(&self.bases, entry, gimli::EhFrame::cie_from_offset).ok()
+        self.section
+            .fde_from_offset(&self.bases, entry, gimli::EhFrame::cie_from_offset)
+            .ok()
     }
 
     /// Pushes the rules of one function; `false` if they are not understood.
@@ -114,19 +131,27 @@ impl<'a> Source<'a> {
         context: &mut UnwindContext<usize, OnStack>,
         builder: &mut TableBuilder,
     ) -> Result<bool, TableError> {
-        let Some(fde) = self.fde(function.entry) else { return Ok(false) };
+        let Some(fde) = self.fde(function.entry) else {
+            return Ok(false);
+        };
         if fde.cie().return_address_register() != gimli::X86_64::RA {
             // The rules of that column, which need not even be a register's, say where the function
             // returns to.
             return Ok(false);
         }
-        let Some(undefined) = self.undefined(&fde) else { return Ok(false) };
-        let Ok(mut rows) = fde.rows(&self.section, &self.bases, context) else { return Ok(false) };
+        let Some(undefined) = self.undefined(&fde) else {
+            return Ok(false);
+        };
+        let Ok(mut rows) = fde.rows(&self.section, &self.bases, context) else {
+            return Ok(false);
+        };
         let mut next = function.range.start();
         loop {
             match rows.next_row() {
                 Ok(Some(row)) => {
-                    if row.start_address() != next.get() || row.end_address() > function.range.end().get() {
+                    if row.start_address() != next.get()
+                        || row.end_address() > function.range.end().get()
+                    {
                         return Ok(false);
                     }
                     if row.start_address() < row.end_address() {
@@ -145,17 +170,23 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Which registers the function says to be undefined. `gimli` does not tell them from those that it says nothing about.
+    /// Which registers the function says to be undefined. `gimli` does not tell them from those
+    /// that it says nothing about.
     fn undefined(&self, fde: &Fde<'a>) -> Option<Undefined> {
         let mut undefined = Undefined::Nothing;
-        let both = [fde.cie().instructions(&self.section, &self.bases), fde.instructions(&self.section, &self.bases)];
+        let both = [
+            fde.cie().instructions(&self.section, &self.bases),
+            fde.instructions(&self.section, &self.bases),
+        ];
         for mut instructions in both {
             while let Some(instruction) = instructions.next().ok()? {
                 match instruction {
-                    CallFrameInstruction::Undefined { register: gimli::X86_64::RA } => {
-                        undefined = Undefined::ReturnAddress
+                    CallFrameInstruction::Undefined {
+                        register: gimli::X86_64::RA,
+                    } => undefined = Undefined::ReturnAddress,
+                    CallFrameInstruction::Undefined { register } if is_preserved(register) => {
+                        return None;
                     }
-                    CallFrameInstruction::Undefined { register } if is_preserved(register) => return None,
                     _ => {}
                 }
             }
@@ -163,34 +194,48 @@ impl<'a> Source<'a> {
         Some(undefined)
     }
 
-    /// A function with augmentation `S` is understood if it finds the caller's registers where the kernel puts them for a
-    /// handler's return: in the `ucontext` that `rsp` points to (`__restore_rt` of C libraries).
+    /// A function with augmentation `S` is understood if it finds the caller's registers where the
+    /// kernel puts them for a handler's return: in the `ucontext` that `rsp` points to
+    /// (`__restore_rt` of C libraries).
     fn signal_rule(&self, row: &Row) -> Option<Rule> {
         /// `DW_OP_breg7 (rsp) + 160; DW_OP_deref`: `uc_mcontext.gregs[REG_RSP]`.
         const RSP: [u8; 4] = [0x77, 0xa0, 0x01, 0x06];
         /// `DW_OP_breg7 (rsp) + 168`: the address of `uc_mcontext.gregs[REG_RIP]`.
         const RIP: [u8; 3] = [0x77, 0xa8, 0x01];
-        let CfaRule::Expression(cfa) = row.cfa() else { return None };
-        let RegisterRule::Expression(ra) = row.register(gimli::X86_64::RA) else { return None };
+        let CfaRule::Expression(cfa) = row.cfa() else {
+            return None;
+        };
+        let RegisterRule::Expression(ra) = row.register(gimli::X86_64::RA) else {
+            return None;
+        };
         (self.expression(cfa)? == RSP && self.expression(&ra)? == RIP).then_some(Rule::Signal)
     }
 
     fn frame_rule(&self, row: &Row, undefined: Undefined) -> Option<Rule> {
         match row.register(gimli::X86_64::RA) {
             RegisterRule::Offset(-8) => {}
-            RegisterRule::Undefined if undefined == Undefined::ReturnAddress => return Some(Rule::End),
+            RegisterRule::Undefined if undefined == Undefined::ReturnAddress => {
+                return Some(Rule::End);
+            }
             _ => return None,
         }
-        if !matches!(row.register(gimli::X86_64::RSP), RegisterRule::Undefined | RegisterRule::ValOffset(0)) {
+        if !matches!(
+            row.register(gimli::X86_64::RSP),
+            RegisterRule::Undefined | RegisterRule::ValOffset(0)
+        ) {
             return None;
         }
         let (cfa_base, cfa_in_memory, cfa_offset) = match *row.cfa() {
             CfaRule::RegisterAndOffset { register, offset } => {
-                let reg = [Reg::Rsp].into_iter().chain(Reg::SAVED).find(|&reg| dwarf(reg) == register)?;
+                let reg = [Reg::Rsp]
+                    .into_iter()
+                    .chain(Reg::SAVED)
+                    .find(|&reg| dwarf(reg) == register)?;
                 (reg, false, offset)
             }
             CfaRule::Expression(ref cfa) => {
-                let (reg, offset) = register_and_offset(self.expression(cfa)?.strip_suffix(&[DW_OP_DEREF])?)?;
+                let (reg, offset) =
+                    register_and_offset(self.expression(cfa)?.strip_suffix(&[DW_OP_DEREF])?)?;
                 (reg, true, offset)
             }
         };
@@ -209,7 +254,12 @@ impl<'a> Source<'a> {
                 _ => return None,
             };
         }
-        Some(Rule::Frame(FrameRule { cfa_base, cfa_in_memory, cfa_offset: i32::try_from(cfa_offset).ok()?, saved }))
+        Some(Rule::Frame(FrameRule {
+            cfa_base,
+            cfa_in_memory,
+            cfa_offset: i32::try_from(cfa_offset).ok()?,
+            saved,
+        }))
     }
 
     fn expression(&self, expression: &UnwindExpression<usize>) -> Option<&'a [u8]> {
@@ -232,7 +282,9 @@ fn register_and_offset(expression: &[u8]) -> Option<(Reg, i64)> {
     let sign = |byte: u8| i64::from(byte & 0x3f) - i64::from(byte & 0x40);
     match *offset {
         [only @ 0..=0x7f] => Some((reg, sign(only))),
-        [low @ 0x80..=0xff, high @ 0..=0x7f] => Some((reg, i64::from(low & 0x7f) + 128 * sign(high))),
+        [low @ 0x80..=0xff, high @ 0..=0x7f] => {
+            Some((reg, i64::from(low & 0x7f) + 128 * sign(high)))
+        }
         _ => None,
     }
 }

@@ -6,8 +6,8 @@ use core::fmt;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::mem::{OutOfMemory, try_push};
 
-/// A register that a frame's address can be computed from, or that a function preserves for its caller
-/// (psABI 3.2.3, figure 3.4).
+/// A register that a frame's address can be computed from, or that a function preserves for its
+/// caller (psABI 3.2.3, figure 3.4).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Reg {
@@ -29,7 +29,14 @@ pub enum Reg {
 
 impl Reg {
     /// The registers that a rule says where to find, in the order of [`FrameRule::saved`].
-    pub const SAVED: [Self; 6] = [Self::Rbp, Self::Rbx, Self::R12, Self::R13, Self::R14, Self::R15];
+    pub const SAVED: [Self; 6] = [
+        Self::Rbp,
+        Self::Rbx,
+        Self::R12,
+        Self::R13,
+        Self::R14,
+        Self::R15,
+    ];
 }
 
 /// Where the caller's value of a register is: in the register still, or in memory.
@@ -54,7 +61,11 @@ impl Slot {
     /// Saved `below` bytes below the CFA; `None` if that is not one of 8, 16, … 1016.
     #[must_use]
     pub const fn below_cfa(below: i64) -> Option<Self> {
-        if below > 0 && below <= 8 * i8::MAX as i64 && below % 8 == 0 { Some(Self((below / 8) as i8)) } else { None }
+        if below > 0 && below <= 8 * i8::MAX as i64 && below % 8 == 0 {
+            Some(Self((below / 8) as i8))
+        } else {
+            None
+        }
     }
 
     /// Saved `below` bytes below where the base register points to; `None` if that is not one of 0,
@@ -81,8 +92,8 @@ impl Slot {
 
 /// How to get from an ordinary frame to its caller's.
 ///
-/// The canonical frame address (CFA) is the value of `rsp` in the caller, before the call. The return address is in the
-/// eight bytes below.
+/// The canonical frame address (CFA) is the value of `rsp` in the caller, before the call. The
+/// return address is in the eight bytes below.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FrameRule {
     /// The CFA is this register plus `cfa_offset`, or in memory there.
@@ -106,7 +117,8 @@ pub enum Rule {
     Unknown,
     /// The outermost frame: it has no return address.
     End,
-    /// The kernel's frame of a signal handler: `rsp` points to the `ucontext` of what was interrupted.
+    /// The kernel's frame of a signal handler: `rsp` points to the `ucontext` of what was
+    /// interrupted.
     Signal,
     /// An ordinary frame.
     Frame(FrameRule),
@@ -142,14 +154,17 @@ impl Table {
 
     /// The rule at `pc`: [`Rule::Gap`] outside of [`text`](Self::text).
     ///
-    /// Of a frame that is in the midst of a call, look up [`Frame::lookup`](klp_core::port::Frame::lookup), not the return address.
+    /// Of a frame that is in the midst of a call, look up
+    /// [`Frame::lookup`](klp_core::port::Frame::lookup), not the return address.
     #[must_use]
     pub fn find(&self, pc: CodeAddr) -> Rule {
         if !self.text.contains(pc) {
             return Rule::Gap;
         }
         let offset = pc.get() - self.text.start().get();
-        let behind = self.rows.partition_point(|row| u64::from(row.start) <= offset);
+        let behind = self
+            .rows
+            .partition_point(|row| u64::from(row.start) <= offset);
         match behind.checked_sub(1).and_then(|last| self.rows.get(last)) {
             Some(row) => row.rule,
             None => Rule::Gap,
@@ -208,7 +223,12 @@ impl TableBuilder {
         if text.len() > 1 << 32 {
             return Err(TableError::TooLarge);
         }
-        Ok(Self { table: Table { text, rows: Vec::new() } })
+        Ok(Self {
+            table: Table {
+                text,
+                rows: Vec::new(),
+            },
+        })
     }
 
     /// From `start` on, `rule` holds; it replaces an earlier one with the same start.
@@ -221,7 +241,8 @@ impl TableBuilder {
         if !text.contains(start) {
             return Err(TableError::Misplaced);
         }
-        let start = u32::try_from(start.get() - text.start().get()).map_err(|_| TableError::TooLarge)?;
+        let start =
+            u32::try_from(start.get() - text.start().get()).map_err(|_| TableError::TooLarge)?;
         match rows.last_mut() {
             Some(last) if start < last.start => return Err(TableError::Misplaced),
             Some(last) if start == last.start => last.rule = rule,
@@ -239,7 +260,10 @@ impl TableBuilder {
     /// As [`push`](Self::push), except that rules from `start` on are gone.
     pub fn replace_from(&mut self, start: CodeAddr, rule: Rule) -> Result<(), TableError> {
         let offset = start.get().wrapping_sub(self.table.text.start().get());
-        let keep = self.table.rows.partition_point(|row| u64::from(row.start) < offset);
+        let keep = self
+            .table
+            .rows
+            .partition_point(|row| u64::from(row.start) < offset);
         self.table.rows.truncate(keep);
         self.push(start, rule)
     }
@@ -266,13 +290,23 @@ mod tests {
     }
 
     fn frame(cfa_offset: i32) -> Rule {
-        Rule::Frame(FrameRule { cfa_base: Reg::Rsp, cfa_in_memory: false, cfa_offset, saved: [Slot::SAME; 6] })
+        Rule::Frame(FrameRule {
+            cfa_base: Reg::Rsp,
+            cfa_in_memory: false,
+            cfa_offset,
+            saved: [Slot::SAME; 6],
+        })
     }
 
     #[test]
     fn rules_hold_until_the_next_one() {
         let mut builder = builder();
-        for (start, rule) in [(0x10, frame(8)), (0x11, frame(16)), (0x20, Rule::Gap), (0x30, Rule::End)] {
+        for (start, rule) in [
+            (0x10, frame(8)),
+            (0x11, frame(16)),
+            (0x20, Rule::Gap),
+            (0x30, Rule::End),
+        ] {
             builder.push(at(start), rule).expect("in order");
         }
         let table = builder.build();
@@ -295,7 +329,13 @@ mod tests {
     #[test]
     fn equal_neighbours_are_one_row() {
         let mut builder = builder();
-        for (start, rule) in [(0, Rule::Gap), (1, frame(8)), (2, frame(8)), (3, frame(16)), (3, frame(24))] {
+        for (start, rule) in [
+            (0, Rule::Gap),
+            (1, frame(8)),
+            (2, frame(8)),
+            (3, frame(16)),
+            (3, frame(24)),
+        ] {
             builder.push(at(start), rule).expect("in order");
         }
         let table = builder.build();
@@ -310,7 +350,9 @@ mod tests {
         for (start, rule) in [(1, frame(8)), (4, frame(16)), (8, frame(24))] {
             builder.push(at(start), rule).expect("in order");
         }
-        builder.replace_from(at(4), Rule::Unknown).expect("in the text");
+        builder
+            .replace_from(at(4), Rule::Unknown)
+            .expect("in the text");
         let table = builder.build();
         assert_eq!(table.find(at(3)), frame(8));
         assert_eq!(table.find(at(4)), Rule::Unknown);
@@ -322,8 +364,14 @@ mod tests {
         let mut builder = builder();
         builder.push(at(8), frame(8)).expect("in order");
         assert_eq!(builder.push(at(7), frame(16)), Err(TableError::Misplaced));
-        assert_eq!(builder.push(at(0x100), frame(16)), Err(TableError::Misplaced));
-        assert_eq!(builder.push(CodeAddr::new(TEXT - 1), frame(16)), Err(TableError::Misplaced));
+        assert_eq!(
+            builder.push(at(0x100), frame(16)),
+            Err(TableError::Misplaced)
+        );
+        assert_eq!(
+            builder.push(CodeAddr::new(TEXT - 1), frame(16)),
+            Err(TableError::Misplaced)
+        );
         assert_eq!(builder.build().rows(), 1);
         let whole = TextRange::new(CodeAddr::new(0), (1 << 32) + 1).expect("fits");
         assert_eq!(TableBuilder::new(whole).err(), Some(TableError::TooLarge));
@@ -333,13 +381,23 @@ mod tests {
     fn slots_hold_what_fits() {
         assert_eq!(Slot::SAME.place(), Place::Same);
         for below in [8, 16, 1016] {
-            assert_eq!(Slot::below_cfa(below).map(Slot::place), Some(Place::BelowCfa(below.unsigned_abs())));
+            assert_eq!(
+                Slot::below_cfa(below).map(Slot::place),
+                Some(Place::BelowCfa(below.unsigned_abs()))
+            );
         }
         for below in [0, 8, 16, 1016] {
-            assert_eq!(Slot::below_base(below).map(Slot::place), Some(Place::BelowBase(below.unsigned_abs())));
+            assert_eq!(
+                Slot::below_base(below).map(Slot::place),
+                Some(Place::BelowBase(below.unsigned_abs()))
+            );
         }
         for below in [-8, 4, 12, 1024, i64::MIN, i64::MAX] {
-            assert_eq!((Slot::below_cfa(below), Slot::below_base(below)), (None, None), "{below}");
+            assert_eq!(
+                (Slot::below_cfa(below), Slot::below_base(below)),
+                (None, None),
+                "{below}"
+            );
         }
         assert_eq!(Slot::below_cfa(0), None);
     }

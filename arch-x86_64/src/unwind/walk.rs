@@ -25,10 +25,12 @@ pub struct Regs {
 }
 
 impl Regs {
-    /// Reads the registers out of a Linux `struct ucontext` at address `ucontext`: the third argument of a signal handler,
-    /// and what `rsp` points to when the handler returns. `None` if `read` cannot.
+    /// Reads the registers out of a Linux `struct ucontext` at address `ucontext`: the third
+    /// argument of a signal handler, and what `rsp` points to when the handler returns. `None` if
+    /// `read` cannot.
     pub fn from_ucontext(ucontext: u64, read: impl Fn(u64) -> Option<u64>) -> Option<Self> {
-        // `uc_mcontext.gregs` begins at byte 40; its order is that of `sigcontext_64` in the kernel's <asm/sigcontext.h>.
+        // `uc_mcontext.gregs` begins at byte 40; its order is that of `sigcontext_64` in the
+        // kernel's <asm/sigcontext.h>.
         let greg = |index: u64| read(ucontext.checked_add(40 + 8 * index)?);
         Some(Self {
             r12: greg(4)?,
@@ -71,7 +73,8 @@ impl Regs {
 /// keeps a broken stack from leading in a circle.
 const MAX_SIGNALS: usize = MAX_STACK_ENTRIES;
 
-/// Visits the frames of a stopped task, from the innermost one, whose `rip` is the next instruction to be executed.
+/// Visits the frames of a stopped task, from the innermost one, whose `rip` is the next instruction
+/// to be executed.
 ///
 /// `find` gives the rule of a frame ([`Table::find`](super::Table::find) of the right object, at
 /// [`Frame::lookup`]; [`Rule::Gap`] if there is none). `read` gives the eight bytes at an address,
@@ -94,8 +97,8 @@ pub fn walk(
     walk_from(FrameKind::Interrupted, regs, limit, find, read, visit)
 }
 
-/// Visits the frames of a task that has just made a call: `regs.rip` is the return address, the other registers are as they
-/// will be when the call returns. Otherwise like [`walk`].
+/// Visits the frames of a task that has just made a call: `regs.rip` is the return address, the
+/// other registers are as they will be when the call returns. Otherwise like [`walk`].
 ///
 /// # Errors
 ///
@@ -122,7 +125,10 @@ fn walk_from(
     let mut kind = innermost;
     let mut signals = 0;
     for _ in 0..limit {
-        let frame = Frame { pc: CodeAddr::new(regs.rip), kind };
+        let frame = Frame {
+            pc: CodeAddr::new(regs.rip),
+            kind,
+        };
         if visit(frame).is_break() {
             return Ok(());
         }
@@ -148,23 +154,37 @@ fn walk_from(
             Rule::Gap => return Err(doubt(Doubt::NoTable)),
         }
     }
-    Err(Unreliable { at: CodeAddr::new(regs.rip), why: Doubt::NoEnd })
+    Err(Unreliable {
+        at: CodeAddr::new(regs.rip),
+        why: Doubt::NoEnd,
+    })
 }
 
 /// The registers of the caller of a frame.
-fn caller(regs: &Regs, rule: &FrameRule, kind: FrameKind, read: &impl Fn(u64) -> Option<u64>) -> Result<Regs, Doubt> {
+fn caller(
+    regs: &Regs,
+    rule: &FrameRule,
+    kind: FrameKind,
+    read: &impl Fn(u64) -> Option<u64>,
+) -> Result<Regs, Doubt> {
     // Below this, memory is not the frame's: what was saved there may be overwritten.
     let live = match kind {
         FrameKind::Interrupted => regs.rsp.saturating_sub(RED_ZONE),
         FrameKind::Call => regs.rsp,
     };
     let read_live = |addr: Option<u64>| {
-        let addr = addr.filter(|&addr| addr >= live && addr % 8 == 0).ok_or(Doubt::Corrupt)?;
+        let addr = addr
+            .filter(|&addr| addr >= live && addr % 8 == 0)
+            .ok_or(Doubt::Corrupt)?;
         read(addr).ok_or(Doubt::BadMemory)
     };
     let base = regs.get(rule.cfa_base);
     let at_base = base.checked_add_signed(rule.cfa_offset.into());
-    let cfa = if rule.cfa_in_memory { read_live(at_base)? } else { at_base.ok_or(Doubt::Corrupt)? };
+    let cfa = if rule.cfa_in_memory {
+        read_live(at_base)?
+    } else {
+        at_base.ok_or(Doubt::Corrupt)?
+    };
     if cfa % 8 != 0 {
         return Err(Doubt::Corrupt);
     }

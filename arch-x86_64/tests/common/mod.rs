@@ -1,4 +1,5 @@
-//! The running process as something to be unwound: tables of all its objects, registers of its threads.
+//! The running process as something to be unwound: tables of all its objects, registers of its
+//! threads.
 #![allow(dead_code, reason = "each test uses a part")]
 
 use core::ffi::{CStr, c_int, c_void};
@@ -31,7 +32,10 @@ pub(crate) fn objects() -> &'static [Loaded] {
 
 /// The rule at `pc`, whichever object it is in.
 pub(crate) fn find(pc: CodeAddr) -> Rule {
-    objects().iter().find(|object| object.table.text().contains(pc)).map_or(Rule::Gap, |object| object.table.find(pc))
+    objects()
+        .iter()
+        .find(|object| object.table.text().contains(pc))
+        .map_or(Rule::Gap, |object| object.table.find(pc))
 }
 
 /// Where the functions that `makecontext` was given return to.
@@ -56,12 +60,17 @@ fn foot() -> CodeAddr {
 
 /// The rule of a frame.
 pub(crate) fn rule(frame: Frame) -> Rule {
-    if frame.kind == FrameKind::Call && frame.pc == foot() { Rule::End } else { find(frame.lookup()) }
+    if frame.kind == FrameKind::Call && frame.pc == foot() {
+        Rule::End
+    } else {
+        find(frame.lookup())
+    }
 }
 
 /// Reads the stack of this process.
 pub(crate) fn read(addr: u64) -> Option<u64> {
-    // SAFETY: addresses come from rules that hold on a real stack; a wrong one ends the test with a fault.
+    // SAFETY: addresses come from rules that hold on a real stack; a wrong one ends the test with a
+    // fault.
     (addr % 8 == 0 && addr >= 4096).then(|| unsafe { ptr::read_volatile(addr as *const u64) })
 }
 
@@ -76,7 +85,13 @@ pub(crate) struct Frames {
 
 impl Frames {
     pub(crate) const fn new() -> Self {
-        Self { len: 0, frames: [Frame { pc: CodeAddr::new(0), kind: FrameKind::Call }; LIMIT] }
+        Self {
+            len: 0,
+            frames: [Frame {
+                pc: CodeAddr::new(0),
+                kind: FrameKind::Call,
+            }; LIMIT],
+        }
     }
 
     pub(crate) fn push(&mut self, frame: Frame) {
@@ -101,7 +116,10 @@ impl Frames {
             backtrace::trace_unsynchronized(|frame| {
                 // It shows the end of a stack as a frame at address 0.
                 if !frame.ip().is_null() {
-                    self.push(Frame { pc: CodeAddr::new(frame.ip() as u64), kind: FrameKind::Call });
+                    self.push(Frame {
+                        pc: CodeAddr::new(frame.ip() as u64),
+                        kind: FrameKind::Call,
+                    });
                 }
                 self.len < self.frames.len()
             });
@@ -118,7 +136,10 @@ impl Frames {
         let ((ours, len), (theirs, their_len)) = (pcs(self), pcs(all));
         let callers = &ours[1..len];
         callers.len() <= their_len
-            && callers.iter().zip(&theirs[their_len - callers.len()..their_len]).all(|(our, their)| our.pc == their.pc)
+            && callers
+                .iter()
+                .zip(&theirs[their_len - callers.len()..their_len])
+                .all(|(our, their)| our.pc == their.pc)
     }
 }
 
@@ -150,34 +171,80 @@ macro_rules! regs_here {
 }
 
 /// Adds an object to the `Vec<Loaded>` at `objects`.
-unsafe extern "C" fn add_object(info: *mut libc::dl_phdr_info, _: usize, objects: *mut c_void) -> c_int {
+unsafe extern "C" fn add_object(
+    info: *mut libc::dl_phdr_info,
+    _: usize,
+    objects: *mut c_void,
+) -> c_int {
     // SAFETY: the pointer that `objects` gave.
     let objects = unsafe { &mut *objects.cast::<Vec<Loaded>>() };
     // SAFETY: the dynamic linker gives valid information, and no object is unloaded in these tests.
     let (info, headers, name) = unsafe {
         let info = &*info;
-        (info, slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()), CStr::from_ptr(info.dlpi_name))
+        (
+            info,
+            slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()),
+            CStr::from_ptr(info.dlpi_name),
+        )
     };
     let name = name.to_str().expect("a name in UTF-8");
-    let code = headers.iter().filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_X != 0);
-    let start = code.clone().map(|header| header.p_vaddr).min().expect("every object has code");
-    let end = code.map(|header| header.p_vaddr + header.p_memsz).max().expect("every object has code");
+    let code = headers
+        .iter()
+        .filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_X != 0);
+    let start = code
+        .clone()
+        .map(|header| header.p_vaddr)
+        .min()
+        .expect("every object has code");
+    let end = code
+        .map(|header| header.p_vaddr + header.p_memsz)
+        .max()
+        .expect("every object has code");
     let text = TextRange::new(CodeAddr::new(info.dlpi_addr + start), end - start).expect("a range");
 
     let file = if name.starts_with("linux-vdso") {
-        let len = headers.iter().map(|header| header.p_offset + header.p_filesz).max().expect("it has segments");
+        let len = headers
+            .iter()
+            .map(|header| header.p_offset + header.p_filesz)
+            .max()
+            .expect("it has segments");
         // SAFETY: the kernel maps the whole file, in whole pages.
-        unsafe { slice::from_raw_parts(info.dlpi_addr as *const u8, len.next_multiple_of(4096) as usize) }.to_vec()
+        unsafe {
+            slice::from_raw_parts(
+                info.dlpi_addr as *const u8,
+                len.next_multiple_of(4096) as usize,
+            )
+        }
+        .to_vec()
     } else {
-        std::fs::read(if name.is_empty() { "/proc/self/exe" } else { name }).expect("the object's file")
+        std::fs::read(if name.is_empty() {
+            "/proc/self/exe"
+        } else {
+            name
+        })
+        .expect("the object's file")
     };
     let file = object::File::parse(&*file).expect("an ELF file");
-    let section = file.section_by_name(".eh_frame").expect("unwind information");
+    let section = file
+        .section_by_name(".eh_frame")
+        .expect("unwind information");
     let addr = info.dlpi_addr + section.address();
     // SAFETY: the section is loaded there, and stays.
     let bytes = unsafe { slice::from_raw_parts(addr as *const u8, section.size() as usize) };
     let eh_frame_addr = CodeAddr::new(addr);
-    let table = compile(EhFrame { bytes, addr: eh_frame_addr }, text).expect("a table");
-    objects.push(Loaded { name: name.into(), table, eh_frame: bytes, eh_frame_addr });
+    let table = compile(
+        EhFrame {
+            bytes,
+            addr: eh_frame_addr,
+        },
+        text,
+    )
+    .expect("a table");
+    objects.push(Loaded {
+        name: name.into(),
+        table,
+        eh_frame: bytes,
+        eh_frame_addr,
+    });
     0
 }

@@ -7,8 +7,9 @@
  *     static void on_small_stack(void) { ... }
  *     KLP_NOTRACE(on_small_stack);
  *
- * A patch for a function that is marked is refused. Mark what cannot bear a redirected call: code that runs without the thread-local
- * storage of a libc thread, or with little stack. The mark is the function's address in the section __klp_notrace.
+ * A patch for a function that is marked is refused. Mark what cannot bear a redirected call: code
+ * that runs without the thread-local storage of a libc thread, or with little stack. The mark is
+ * the function's address in the section __klp_notrace.
  */
 #ifndef KLP_NOTRACE_H
 #define KLP_NOTRACE_H

@@ -1,55 +1,69 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * For authors of patches in C: says which functions of a running system a patch replaces, and which symbols of it the patch
- * uses. Compile with -fPIC -ffunction-sections, then run klp-convert on the object file.
+ * For authors of patches in C: says which functions of a running system a patch replaces, and which
+ * symbols of it the patch uses. Compile with -fPIC -ffunction-sections, then run klp-convert on the
+ * object file.
  *
  *     #include <klp/patch.h>
  *
  *     KLP_PATCH("fix-answer");
  *
- *     // A function of the running system, local ones too: object, name, position (0: there is only one of that name).
- *     extern int target_question(void) KLP_SYMBOL(vmlinux, question, 0);
+ *     // A function of the running system, local ones too: object, name, position (0: there is only
+ *     one of that name). extern int target_question(void) KLP_SYMBOL(vmlinux, question, 0);
  *
  *     static int fixed_answer(void) { return target_question() ? 42 : 0; }
  *
  *     KLP_REPLACE(base, KLP_VMLINUX, KLP_FUNC(answer, fixed_answer));
  *
- * The object `vmlinux` is the base image: the kernel, or the executable of a process. A shared object is named by its file name
- * up to `.so`, with `_` for `.` and `-`.
+ * The object `vmlinux` is the base image: the kernel, or the executable of a process. A shared
+ * object is named by its file name up to `.so`, with `_` for `.` and `-`.
  *
- * A patch may have functions called around the patching of an object, for what the new functions need or leave behind:
+ * A patch may have functions called around the patching of an object, for what the new functions
+ * need or leave behind:
  *
  *     static int prepare(struct klp_object *object) { return have_room() ? 0 : -ENOMEM; }
  *     static void clean_up(struct klp_object *object) { give_room_back(); }
  *
- *     KLP_REPLACE_WITH(base, KLP_VMLINUX, KLP_CALLBACKS(.pre_patch = prepare, .post_unpatch = clean_up),
+ *     KLP_REPLACE_WITH(base, KLP_VMLINUX, KLP_CALLBACKS(.pre_patch = prepare, .post_unpatch =
+ *     clean_up),
  *                      KLP_FUNC(answer, fixed_answer));
  *
- * It may take the place of the patches before it, and tell patches after it what its callbacks did to the system:
+ * It may take the place of the patches before it, and tell patches after it what its callbacks did
+ * to the system:
  *
  *     KLP_REPLACES_ALL;
  *     KLP_STATE(1, 2);
  *
- * These two, and what callbacks learn of states, are for klp only: Linux's own engine does not read them from a patch object.
+ * These two, and what callbacks learn of states, are for klp only: Linux's own engine does not read
+ * them from a patch object.
  */
 #ifndef KLP_PATCH_H
 #define KLP_PATCH_H
 
-/* What a patch object says of one function, one object: Linux's layouts, so that one file serves every host. */
+/*
+ * What a patch object says of one function, one object: Linux's layouts, so that one file serves
+ * every host.
+ */
 struct klp_func_ext {
 	const char *old_name;
 	void *new_func;
 	unsigned long sympos;
 };
 
-/* A change of the system that a patch makes with its callbacks; see KLP_STATE. It stays where it is until the patch is removed. */
+/*
+ * A change of the system that a patch makes with its callbacks; see KLP_STATE. It stays where it is
+ * until the patch is removed.
+ */
 struct klp_state {
 	const unsigned long id;
 	const unsigned int version;
 	void *data; /* the callbacks'; null at first */
 };
 
-/* What a callback is told; for the time of the call. Linux's begins with the name, too, and goes on in its own way. */
+/*
+ * What a callback is told; for the time of the call. Linux's begins with the name, too, and goes on
+ * in its own way.
+ */
 struct klp_object {
 	const char *name; /* KLP_VMLINUX for the base image */
 	/* The engine's: call the functions below. */
@@ -64,8 +78,8 @@ static inline struct klp_state *klp_get_state(struct klp_object *object, unsigne
 }
 
 /*
- * State `id` of the newest patch that was enabled before this one and has it, which may be about to be replaced by it; null if there is
- * none. Its data is there for the patch to take over.
+ * State `id` of the newest patch that was enabled before this one and has it, which may be about to
+ * be replaced by it; null if there is none. Its data is there for the patch to take over.
  */
 static inline struct klp_state *klp_get_prev_state(struct klp_object *object, unsigned long id)
 {
@@ -73,15 +87,19 @@ static inline struct klp_state *klp_get_prev_state(struct klp_object *object, un
 }
 
 /*
- * What is called for one object, by the thread that brings the patch forward (`klp enable`, `klp disable`, a poll), where it may
- * sleep. Each may be left out. They must not call the engine, which waits for them.
+ * What is called for one object, by the thread that brings the patch forward (`klp enable`,
+ * `klp disable`, a poll), where it may sleep. Each may be left out. They must not call the engine,
+ * which waits for them.
  */
 struct klp_callbacks {
 	/* Before it is patched. Not 0: it is not; a negative errno says why. */
 	int (*pre_patch)(struct klp_object *object);
 	/* When every task runs the new functions. */
 	void (*post_patch)(struct klp_object *object);
-	/* Before it is unpatched, when every task runs the new functions still. Not if the patching was given up halfway. */
+	/*
+	 * Before it is unpatched, when every task runs the new functions still. Not if the patching was
+	 * given up halfway.
+	 */
 	void (*pre_unpatch)(struct klp_object *object);
 	/* When no task runs the new functions any more; if pre_patch said 0. */
 	void (*post_unpatch)(struct klp_object *object);
@@ -123,29 +141,33 @@ struct klp_object_ext {
 #define KLP_REPLACES_ALL KLP_MODINFO_(klp_modinfo_replace, "klp_replace=all")
 
 /*
- * The patch belongs to replace set `number`, below 2^32, and takes the place of the enabled ones of that set. Patches of different sets must
- * not share functions or states.
+ * The patch belongs to replace set `number`, below 2^32, and takes the place of the enabled ones of
+ * that set. Patches of different sets must not share functions or states.
  */
 #define KLP_REPLACE_SET(number) KLP_MODINFO_(klp_modinfo_replace, "klp_replace=set:" KLP_TEXT(number))
 
 /*
- * The patch changes state `id` of the system, as `version` (below 2^32) does it. Both are plain numbers, or macros that are: no suffix, no
- * enumerator. As often as there are states. A patch that knows a state only in a lower version than an enabled one, or that would
- * replace a patch without knowing all of its states, is refused.
+ * The patch changes state `id` of the system, as `version` (below 2^32) does it. Both are plain
+ * numbers, or macros that are: no suffix, no enumerator. As often as there are states. A patch that
+ * knows a state only in a lower version than an enabled one, or that would replace a patch without
+ * knowing all of its states, is refused.
  */
 #define KLP_STATE(id, version) \
 	KLP_MODINFO_(KLP_JOIN(klp_modinfo_state_, __COUNTER__), "klp_state=" KLP_TEXT(id) ":" KLP_TEXT(version))
 
 /*
- * Behind a declaration: what is declared is a symbol of the running system. klp-convert turns the `$` into the comma of
- * .klp.sym.OBJECT.NAME,POSITION, which assemblers do not take in a name.
+ * Behind a declaration: what is declared is a symbol of the running system. klp-convert turns the
+ * `$` into the comma of .klp.sym.OBJECT.NAME,POSITION, which assemblers do not take in a name.
  */
 #define KLP_SYMBOL(object, name, position) __asm__(".klp.sym." #object "." #name "$" #position)
 
 /* The base image, as the object of KLP_REPLACE. */
 #define KLP_VMLINUX ((const char *)0)
 
-/* `replacement` replaces `old`, the only function of that name; or the one at `position`, counted from 1. */
+/*
+ * `replacement` replaces `old`, the only function of that name; or the one at `position`, counted
+ * from 1.
+ */
 #define KLP_FUNC(old, replacement) KLP_FUNC_AT(old, 0, replacement)
 #define KLP_FUNC_AT(old, position, replacement) { #old, (void *)(replacement), (position) }
 
@@ -155,7 +177,10 @@ struct klp_object_ext {
 /* The functions replaced in one object; `id` is any C name, different for each. */
 #define KLP_REPLACE(id, object, ...) KLP_REPLACE_WITH(id, object, KLP_CALLBACKS(), __VA_ARGS__)
 
-/* KLP_REPLACE with callbacks. Functions may be left out here: then there is nothing but the callbacks. */
+/*
+ * KLP_REPLACE with callbacks. Functions may be left out here: then there is nothing but the
+ * callbacks.
+ */
 #define KLP_REPLACE_WITH(id, object, with, ...) \
 	static struct klp_func_ext KLP_JOIN(klp_funcs_, id)[] \
 		__attribute__((used, aligned(8), section(".init.klp_funcs"))) = { __VA_ARGS__ }; \

@@ -16,7 +16,9 @@ struct Args {
 
 fn main() -> Result<()> {
     let Args { object, patch } = Args::parse();
-    let bytes = std::fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
-    let converted = klp_build::convert(&bytes).with_context(|| format!("cannot convert {}", object.display()))?;
+    let bytes =
+        std::fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
+    let converted = klp_build::convert(&bytes)
+        .with_context(|| format!("cannot convert {}", object.display()))?;
     std::fs::write(&patch, converted).with_context(|| format!("cannot write {}", patch.display()))
 }

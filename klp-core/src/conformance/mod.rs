@@ -1,7 +1,9 @@
-//! Suites that prove a port right: one function `check` per port, called from one test file of the porter's own.
+//! Suites that prove a port right: one function `check` per port, called from one test file of the
+//! porter's own.
 //!
-//! Each says what it wants from the porter, panics with a sentence if the contract is broken, and leaves the system as it was.
-//! `klp-core`'s own `tests/conformance.rs` runs all of them on the simulated OS and is the example to copy.
+//! Each says what it wants from the porter, panics with a sentence if the contract is broken, and
+//! leaves the system as it was. `klp-core`'s own `tests/conformance.rs` runs all of them on the
+//! simulated OS and is the example to copy.
 
 pub mod arch;
 pub mod relocator;

@@ -10,7 +10,8 @@ use alloc::vec::Vec;
 pub struct Bench<'a, T: Tracer> {
     /// The tracer.
     pub tracer: &'a T,
-    /// At least two functions with entry sites that nobody else calls or patches, and for each what may run instead of it.
+    /// At least two functions with entry sites that nobody else calls or patches, and for each what
+    /// may run instead of it.
     pub funcs: &'a [(TextRange, TextRange)],
     /// A function without an entry site.
     pub without_site: TextRange,
@@ -20,10 +21,12 @@ pub struct Bench<'a, T: Tracer> {
     pub bytes: &'a dyn Fn(TextRange) -> Vec<u8>,
     /// Calls the function with that index, and says whether the other one ran instead.
     pub replaced: &'a dyn Fn(usize) -> bool,
-    /// Somebody else puts something into the entry of the first function that is no jump of the tracer's (`true`), or takes it out again,
-    /// if the porter has a way. Nobody calls the function meanwhile.
+    /// Somebody else puts something into the entry of the first function that is no jump of the
+    /// tracer's (`true`), or takes it out again, if the porter has a way. Nobody calls the function
+    /// meanwhile.
     pub hold: Option<&'a dyn Fn(bool)>,
-    /// Makes every routing fail from now on (`true`), or lets it succeed again, if the porter has a way.
+    /// Makes every routing fail from now on (`true`), or lets it succeed again, if the porter has a
+    /// way.
     pub spoil: Option<&'a dyn Fn(bool)>,
 }
 
@@ -46,11 +49,28 @@ impl<T: Tracer> core::fmt::Debug for Bench<'_, T> {
 ///
 /// `funcs` are as [`Bench`] says; no engine uses the tracer while the suite runs.
 pub unsafe fn check<T: Tracer>(bench: &Bench<'_, T>) {
-    assert!(bench.funcs.len() >= 2, "batches need at least two functions");
-    let refused = bench.tracer.site_of(bench.without_site).map_err(|error| error.kind());
-    assert_eq!(refused.err(), Some(PortErrorKind::NoSite), "a function without a site");
-    let refused = bench.tracer.site_of(bench.notrace).map_err(|error| error.kind());
-    assert_eq!(refused.err(), Some(PortErrorKind::Notrace), "a function that is marked notrace");
+    assert!(
+        bench.funcs.len() >= 2,
+        "batches need at least two functions"
+    );
+    let refused = bench
+        .tracer
+        .site_of(bench.without_site)
+        .map_err(|error| error.kind());
+    assert_eq!(
+        refused.err(),
+        Some(PortErrorKind::NoSite),
+        "a function without a site"
+    );
+    let refused = bench
+        .tracer
+        .site_of(bench.notrace)
+        .map_err(|error| error.kind());
+    assert_eq!(
+        refused.err(),
+        Some(PortErrorKind::Notrace),
+        "a function that is marked notrace"
+    );
     let mut run = Run::new(bench);
     run.as_built("before anything is routed");
     run.each_route();
@@ -73,28 +93,57 @@ struct Run<'a, T: Tracer> {
 impl<'a, T: Tracer> Run<'a, T> {
     fn new(bench: &'a Bench<'a, T>) -> Self {
         let tracer = bench.tracer;
-        let site = |func| tracer.site_of(func).unwrap_or_else(|error| panic!("the site of {func:?}: {error}"));
+        let site = |func| {
+            tracer
+                .site_of(func)
+                .unwrap_or_else(|error| panic!("the site of {func:?}: {error}"))
+        };
         let sites: Vec<_> = bench.funcs.iter().map(|(old, _)| site(*old)).collect();
         for (index, (old, _)) in bench.funcs.iter().enumerate() {
             assert!(site(*old) == sites[index], "a function has one site");
-            assert!(!sites[..index].contains(&sites[index]), "functions have sites of their own");
+            assert!(
+                !sites[..index].contains(&sites[index]),
+                "functions have sites of their own"
+            );
             let body = tracer.original(sites[index]);
-            assert!(old.contains(body), "{old:?} goes on at {body}, outside of it");
+            assert!(
+                old.contains(body),
+                "{old:?} goes on at {body}, outside of it"
+            );
         }
-        let new_ops = |site: &T::Site| Ops::leak(try_box(Ops::new(tracer.original(*site))).expect("memory"));
-        let built = bench.funcs.iter().map(|(old, _)| (bench.bytes)(*old)).collect();
+        let new_ops =
+            |site: &T::Site| Ops::leak(try_box(Ops::new(tracer.original(*site))).expect("memory"));
+        let built = bench
+            .funcs
+            .iter()
+            .map(|(old, _)| (bench.bytes)(*old))
+            .collect();
         // SAFETY: the stacks and nodes are the suite's own, and it uses this tracer alone.
         let writer = unsafe { Writer::new() };
-        Self { bench, ops: sites.iter().map(new_ops).collect(), sites, built, writer }
+        Self {
+            bench,
+            ops: sites.iter().map(new_ops).collect(),
+            sites,
+            built,
+            writer,
+        }
     }
 
     fn batch(&self, to: impl Fn(usize) -> Route) -> Vec<Routing<T::Site>> {
-        self.sites.iter().enumerate().map(|(index, site)| Routing { site: *site, to: to(index) }).collect()
+        self.sites
+            .iter()
+            .enumerate()
+            .map(|(index, site)| Routing {
+                site: *site,
+                to: to(index),
+            })
+            .collect()
     }
 
     fn route(&self, batch: &[Routing<T::Site>]) {
         // SAFETY: to what the porter says may run instead, also by way of the handler.
-        unsafe { self.bench.tracer.route(batch) }.unwrap_or_else(|error| panic!("routing {batch:?}: {error}"));
+        unsafe { self.bench.tracer.route(batch) }
+            .unwrap_or_else(|error| panic!("routing {batch:?}: {error}"));
         self.bench.tracer.synchronize();
     }
 
@@ -109,25 +158,39 @@ impl<'a, T: Tracer> Run<'a, T> {
     /// Every function is replaced, or none.
     fn expect(&self, replaced: bool, when: &str) {
         for (index, (old, _)) in self.bench.funcs.iter().enumerate() {
-            assert_eq!((self.bench.replaced)(index), replaced, "whether {old:?} is replaced {when}");
+            assert_eq!(
+                (self.bench.replaced)(index),
+                replaced,
+                "whether {old:?} is replaced {when}"
+            );
         }
     }
 
     /// No function is replaced, and no byte of one has changed.
     fn as_built(&self, when: &str) {
         self.expect(false, when);
-        let now: Vec<_> = self.bench.funcs.iter().map(|(old, _)| (self.bench.bytes)(*old)).collect();
+        let now: Vec<_> = self
+            .bench
+            .funcs
+            .iter()
+            .map(|(old, _)| (self.bench.bytes)(*old))
+            .collect();
         assert_eq!(now, self.built, "the bytes of the functions {when}");
     }
 
     /// From every route to every other one.
     fn each_route(&mut self) {
         let original = |_: usize| Route::Original;
-        // The handler with an empty stack answers as if nothing were routed; it is asked nevertheless.
+        // The handler with an empty stack answers as if nothing were routed; it is asked
+        // nevertheless.
         self.route(&self.batch(|index| self.handler(index)));
         self.expect(false, "by a handler that knows of no replacement");
         let mut nodes = Nodes::new(self.bench.funcs.iter().map(|(_, new)| *new)).expect("memory");
-        (0..self.ops.len()).for_each(|index| self.ops[index].stack().push(&mut self.writer, &mut nodes, index));
+        (0..self.ops.len()).for_each(|index| {
+            self.ops[index]
+                .stack()
+                .push(&mut self.writer, &mut nodes, index)
+        });
         self.expect(true, "by a handler that knows a replacement");
         self.route(&self.batch(|index| self.direct(index)));
         self.expect(true, "by a direct jump");
@@ -140,27 +203,40 @@ impl<'a, T: Tracer> Run<'a, T> {
         self.route(&self.batch(original));
         self.route(&self.batch(original));
         self.as_built("after routing twice to the original");
-        (0..self.ops.len()).for_each(|index| self.ops[index].stack().remove(&mut self.writer, &mut nodes, index));
+        (0..self.ops.len()).for_each(|index| {
+            self.ops[index]
+                .stack()
+                .remove(&mut self.writer, &mut nodes, index)
+        });
         nodes.release(&self.writer.synchronize(self.bench.tracer));
     }
 
     fn one_of_a_batch(&self) {
         self.route(&self.batch(|index| self.direct(index))[1..]);
-        assert!(!(self.bench.replaced)(0), "a site that was not in the batch");
+        assert!(
+            !(self.bench.replaced)(0),
+            "a site that was not in the batch"
+        );
         assert!((self.bench.replaced)(1), "a site that was in the batch");
         self.route(&self.batch(|_| Route::Original));
         self.as_built("after routing one to the original");
     }
 
     fn all_or_nothing(&self) {
-        let Some(spoil) = self.bench.spoil else { return };
+        let Some(spoil) = self.bench.spoil else {
+            return;
+        };
         let fail = |batch: &[Routing<T::Site>]| {
             spoil(true);
             // SAFETY: as in `route`.
-            assert!(unsafe { self.bench.tracer.route(batch) }.is_err(), "a routing that was spoilt succeeds");
+            let routed = unsafe { self.bench.tracer.route(batch) };
+            assert!(routed.is_err(), "a routing that was spoilt succeeds");
             spoil(false);
         };
-        let (there, back) = (self.batch(|index| self.direct(index)), self.batch(|_| Route::Original));
+        let (there, back) = (
+            self.batch(|index| self.direct(index)),
+            self.batch(|_| Route::Original),
+        );
         fail(&there);
         self.as_built("after a routing away from it failed");
         self.route(&there);
@@ -169,24 +245,49 @@ impl<'a, T: Tracer> Run<'a, T> {
         self.route(&back);
     }
 
-    /// A site that somebody else took is refused, at first sight and later, and whoever took it keeps it.
+    /// A site that somebody else took is refused, at first sight and later, and whoever took it
+    /// keeps it.
     fn held_by_somebody_else(&self) {
         let Some(hold) = self.bench.hold else { return };
-        let bytes = || -> Vec<_> { self.bench.funcs.iter().map(|(old, _)| (self.bench.bytes)(*old)).collect() };
+        let bytes = || -> Vec<_> {
+            self.bench
+                .funcs
+                .iter()
+                .map(|(old, _)| (self.bench.bytes)(*old))
+                .collect()
+        };
         let refused = |batch: &[Routing<T::Site>]| {
             let free = bytes();
             hold(true);
             let held = bytes();
-            assert_ne!(held, free, "the porter's word that somebody holds the first function");
-            let found = self.bench.tracer.site_of(self.bench.funcs[0].0).map_err(|error| error.kind());
-            assert_eq!(found.err(), Some(PortErrorKind::Held), "finding a site that is held");
+            assert_ne!(
+                held, free,
+                "the porter's word that somebody holds the first function"
+            );
+            let found = self
+                .bench
+                .tracer
+                .site_of(self.bench.funcs[0].0)
+                .map_err(|error| error.kind());
+            assert_eq!(
+                found.err(),
+                Some(PortErrorKind::Held),
+                "finding a site that is held"
+            );
             // SAFETY: as in `route`.
             let routed = unsafe { self.bench.tracer.route(batch) }.map_err(|error| error.kind());
-            assert_eq!(routed, Err(PortErrorKind::Held), "routing a site that is held");
+            assert_eq!(
+                routed,
+                Err(PortErrorKind::Held),
+                "routing a site that is held"
+            );
             assert_eq!(bytes(), held, "after the refusal");
             hold(false);
         };
-        let (there, back) = (self.batch(|index| self.direct(index)), self.batch(|_| Route::Original));
+        let (there, back) = (
+            self.batch(|index| self.direct(index)),
+            self.batch(|_| Route::Original),
+        );
         refused(&there);
         self.as_built("after somebody held one");
         self.route(&there);
@@ -195,7 +296,8 @@ impl<'a, T: Tracer> Run<'a, T> {
         self.route(&back);
     }
 
-    /// Sites that were forgotten are found again, as if for the first time, whatever else uses by then what they had.
+    /// Sites that were forgotten are found again, as if for the first time, whatever else uses by
+    /// then what they had.
     fn forgotten(&mut self) {
         let tracer = self.bench.tracer;
         for round in 0..3 {
@@ -205,15 +307,21 @@ impl<'a, T: Tracer> Run<'a, T> {
                     unsafe { tracer.forget(*site) };
                     continue;
                 }
-                // SAFETY: nobody but this suite calls the functions, no call of it is under way, and it finds the sites anew.
+                // SAFETY: nobody but this suite calls the functions, no call of it is under way,
+                // and it finds the sites anew.
                 unsafe { tracer.reclaim(*site) };
             }
             // In another order each time, so that what is used again is used for another site.
             let count = self.sites.len();
             for index in (0..count).map(|index| (index + round) % count).rev() {
                 let (old, _) = self.bench.funcs[index];
-                let site = tracer.site_of(old).unwrap_or_else(|error| panic!("{old:?}, forgotten: {error}"));
-                assert!(old.contains(tracer.original(site)), "{old:?}, forgotten, goes on outside of it");
+                let site = tracer
+                    .site_of(old)
+                    .unwrap_or_else(|error| panic!("{old:?}, forgotten: {error}"));
+                assert!(
+                    old.contains(tracer.original(site)),
+                    "{old:?}, forgotten, goes on outside of it"
+                );
                 self.sites[index] = site;
             }
             self.each_route();

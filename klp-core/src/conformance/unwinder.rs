@@ -16,16 +16,23 @@ pub struct Case<'a, C: ?Sized> {
     pub doubt: Option<Doubt>,
 }
 
-/// Checks an implementation of [`Unwinder`] on stopped tasks. There should be a reliable one, and one for each [`Doubt`] that the
-/// unwinder can have.
+/// Checks an implementation of [`Unwinder`] on stopped tasks. There should be a reliable one, and
+/// one for each [`Doubt`] that the unwinder can have.
 ///
 /// # Panics
 ///
 /// If the implementation breaks the contract; the message says where.
 pub fn check<U: Unwinder>(unwinder: &U, cases: &[Case<'_, U::Context>]) {
-    assert!(cases.iter().any(|case| case.doubt.is_none()), "a case of a reliable stack is needed to check anything");
+    assert!(
+        cases.iter().any(|case| case.doubt.is_none()),
+        "a case of a reliable stack is needed to check anything"
+    );
     for case in cases {
-        assert!(!case.frames.is_empty(), "{}: every task is somewhere", case.name);
+        assert!(
+            !case.frames.is_empty(),
+            "{}: every task is somewhere",
+            case.name
+        );
         // Twice: a walk changes nothing.
         for _ in 0..2 {
             check_walk(unwinder, case);
@@ -37,7 +44,12 @@ pub fn check<U: Unwinder>(unwinder: &U, cases: &[Case<'_, U::Context>]) {
 }
 
 fn check_walk<U: Unwinder>(unwinder: &U, case: &Case<'_, U::Context>) {
-    let Case { name, context, frames, doubt } = *case;
+    let Case {
+        name,
+        context,
+        frames,
+        doubt,
+    } = *case;
     let mut count = 0;
     let result = unwinder.walk(context, &mut |frame| {
         assert_eq!(Some(&frame), frames.get(count), "{name}: frame {count}");
@@ -45,7 +57,11 @@ fn check_walk<U: Unwinder>(unwinder: &U, case: &Case<'_, U::Context>) {
         ControlFlow::Continue(())
     });
     assert_eq!(count, frames.len(), "{name}: number of frames");
-    assert_eq!(result.map_err(|Unreliable { why, .. }| why), doubt.map_or(Ok(()), Err), "{name}");
+    assert_eq!(
+        result.map_err(|Unreliable { why, .. }| why),
+        doubt.map_or(Ok(()), Err),
+        "{name}"
+    );
 }
 
 /// A visitor that breaks off sees no more frames, and what lies beyond is no doubt.
@@ -53,8 +69,21 @@ fn check_break<U: Unwinder>(unwinder: &U, case: &Case<'_, U::Context>, stop: usi
     let mut count = 0;
     let result = unwinder.walk(case.context, &mut |_| {
         count += 1;
-        if count == stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if count == stop {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     });
-    assert_eq!(count, stop, "{}: visited after the visitor broke off", case.name);
-    assert_eq!(result, Ok(()), "{}: broken off after frame {stop}", case.name);
+    assert_eq!(
+        count, stop,
+        "{}: visited after the visitor broke off",
+        case.name
+    );
+    assert_eq!(
+        result,
+        Ok(()),
+        "{}: broken off after frame {stop}",
+        case.name
+    );
 }

@@ -1,4 +1,5 @@
-//! Callbacks of patch objects, which are C, as the engine's [`Callbacks`] (kernel: `struct klp_callbacks`).
+//! Callbacks of patch objects, which are C, as the engine's [`Callbacks`] (kernel:
+//! `struct klp_callbacks`).
 
 use crate::addr::CodeAddr;
 use crate::mem::{OutOfMemory, try_box, try_vec};
@@ -14,8 +15,8 @@ use core::ptr;
 ///
 /// # Invariants
 ///
-/// The addresses are those of functions with the types that `struct klp_callbacks` says, which can be called as `call` does it.
-/// `name` ends with its only zero byte.
+/// The addresses are those of functions with the types that `struct klp_callbacks` says, which can
+/// be called as `call` does it. `name` ends with its only zero byte.
 pub(super) struct CCallbacks {
     call: CallC,
     /// The object's name; none for the base image, as in Linux.
@@ -26,8 +27,9 @@ pub(super) struct CCallbacks {
     post_unpatch: Option<CodeAddr>,
 }
 
-/// What a callback gets a pointer to, as `<klp/patch.h>` declares it: the beginning of Linux's `struct klp_object`, and the way to the
-/// states. It comes back through that way, and not through a lock: the engine's is held.
+/// What a callback gets a pointer to, as `<klp/patch.h>` declares it: the beginning of Linux's
+/// `struct klp_object`, and the way to the states. It comes back through that way, and not through
+/// a lock: the engine's is held.
 #[repr(C)]
 struct CObject<'c, 'p> {
     name: *const c_char,
@@ -36,7 +38,8 @@ struct CObject<'c, 'p> {
     context: &'c CallbackContext<'p>,
 }
 
-/// `struct klp_state *(*)(struct klp_object *, unsigned long)`; of a [`State`], C writes the data alone.
+/// `struct klp_state *(*)(struct klp_object *, unsigned long)`; of a [`State`], C writes the data
+/// alone.
 type GetState = unsafe extern "C" fn(object: *const CObject<'_, '_>, id: u64) -> *const State;
 
 impl CCallbacks {
@@ -44,29 +47,55 @@ impl CCallbacks {
     ///
     /// # Safety
     ///
-    /// Each is null or a function of the type that it has there, and can be called, by `call`, as long as the result lives.
+    /// Each is null or a function of the type that it has there, and can be called, by `call`, as
+    /// long as the result lives.
     pub(super) unsafe fn boxed(
         call: CallC,
         name: &str,
         [pre_patch, post_patch, pre_unpatch, post_unpatch]: [Option<CodeAddr>; 4],
     ) -> Result<Box<dyn Callbacks>, OutOfMemory> {
-        let name = if name == VMLINUX { None } else { Some(c_text(name)?) };
-        let callbacks = try_box(Self { call, name, pre_patch, post_patch, pre_unpatch, post_unpatch })?;
+        let name = if name == VMLINUX {
+            None
+        } else {
+            Some(c_text(name)?)
+        };
+        let callbacks = try_box(Self {
+            call,
+            name,
+            pre_patch,
+            post_patch,
+            pre_unpatch,
+            post_unpatch,
+        })?;
         // SAFETY: an array of one has the layout of its element.
         Ok(unsafe { Box::from_raw(Box::into_raw(callbacks).cast::<Self>()) })
     }
 
     /// Calls `with` with what callbacks are given.
-    fn with_object<R>(&self, context: &CallbackContext<'_>, with: impl FnOnce(*mut c_void) -> R) -> R {
-        let name = self.name.as_ref().map_or(ptr::null(), |name| name.as_ptr().cast());
-        let mut object = CObject { name, state, prev_state, context };
+    fn with_object<R>(
+        &self,
+        context: &CallbackContext<'_>,
+        with: impl FnOnce(*mut c_void) -> R,
+    ) -> R {
+        let name = self
+            .name
+            .as_ref()
+            .map_or(ptr::null(), |name| name.as_ptr().cast());
+        let mut object = CObject {
+            name,
+            state,
+            prev_state,
+            context,
+        };
         with((&raw mut object).cast())
     }
 
     fn call_void(&self, callback: Option<CodeAddr>, context: &CallbackContext<'_>) {
         if let Some(callback) = callback {
             // SAFETY: by the invariant; the argument lives during the call.
-            self.with_object(context, |object| unsafe { (self.call.void)(callback, object) });
+            self.with_object(context, |object| unsafe {
+                (self.call.void)(callback, object)
+            });
         }
     }
 }
@@ -74,9 +103,13 @@ impl CCallbacks {
 impl Callbacks for CCallbacks {
     fn pre_patch(&self, context: &CallbackContext<'_>) -> Result<(), i32> {
         const EINVAL: c_int = 22;
-        let Some(callback) = self.pre_patch else { return Ok(()) };
+        let Some(callback) = self.pre_patch else {
+            return Ok(());
+        };
         // SAFETY: by the invariant; the argument lives during the call.
-        match self.with_object(context, |object| unsafe { (self.call.int)(callback, object) }) {
+        match self.with_object(context, |object| unsafe {
+            (self.call.int)(callback, object)
+        }) {
             0 => Ok(()),
             errno @ ..0 => Err(errno),
             // Linux vetoes, too, but lets a number through that does not read as an error.

@@ -9,7 +9,8 @@ use crate::port::{Image, ImageLayout, Relocator, Support};
 use alloc::vec::Vec;
 use object::elf;
 
-/// The largest alignment that a section may ask for: the start of each part of an image is aligned so.
+/// The largest alignment that a section may ask for: the start of each part of an image is aligned
+/// so.
 pub(super) const PAGE: u64 = 4096;
 
 /// Kinds of memory.
@@ -70,8 +71,11 @@ impl Layout {
                 order.push((index, section, part));
             }
         }
-        // What is only zeros comes last; the rarely executed part of a function right behind the function.
-        order.sort_unstable_by_key(|&(index, section, _)| (section.is(elf::SHT_NOBITS), rank(section.name), index));
+        // What is only zeros comes last; the rarely executed part of a function right behind the
+        // function.
+        order.sort_unstable_by_key(|&(index, section, _)| {
+            (section.is(elf::SHT_NOBITS), rank(section.name), index)
+        });
         for (index, section, part) in order {
             layout.sections[index] = Some(layout.reserve(part, section.len, section.align)?);
             if part == Part::Data && !section.is(elf::SHT_NOBITS) {
@@ -83,19 +87,27 @@ impl Layout {
     }
 
     /// Slots and veneers for the symbols whose relocations may need them.
-    fn reserve_detours<R: Relocator>(&mut self, view: &View<'_>, veneer: u64) -> Result<(), Refusal> {
+    fn reserve_detours<R: Relocator>(
+        &mut self,
+        view: &View<'_>,
+        veneer: u64,
+    ) -> Result<(), Refusal> {
         for relas in view.sections() {
             if self.sections[relas.target()].is_none() {
                 continue;
             }
             for rela in relas.relas() {
-                let outside = matches!(view.symbols()[rela.symbol].home, Home::Undefined | Home::Livepatch);
+                let outside = matches!(
+                    view.symbols()[rela.symbol].home,
+                    Home::Undefined | Home::Livepatch
+                );
                 match R::support(rela.kind) {
                     Some(Support::AddressSlot) if self.slots[rela.symbol].is_none() => {
                         self.slots[rela.symbol] = Some(self.reserve(Part::Rodata, 8, 8)?);
                     }
                     Some(Support::Veneer) if outside && self.veneers[rela.symbol].is_none() => {
-                        self.veneers[rela.symbol] = Some(self.reserve(Part::Text, veneer, veneer)?);
+                        self.veneers[rela.symbol] =
+                            Some(self.reserve(Part::Text, veneer, veneer)?);
                     }
                     _ => {}
                 }
@@ -113,7 +125,10 @@ impl Layout {
         let offset = size.checked_next_multiple_of(align);
         let end = offset.and_then(|offset| offset.checked_add(len));
         let (Some(offset), Some(end)) = (offset, end) else {
-            return Err(Refusal::malformed("sections are larger than any memory", "section table"));
+            return Err(Refusal::malformed(
+                "sections are larger than any memory",
+                "section table",
+            ));
         };
         *size = end;
         Ok(Spot { part, offset })
@@ -122,18 +137,37 @@ impl Layout {
 
 /// The part of the image that a section belongs to; `None` if it is not needed in memory.
 fn part_of(section: &Section<'_>) -> Result<Option<Part>, Refusal> {
-    let named = |prefixes: &[&str]| prefixes.iter().any(|prefix| section.name.starts_with(prefix));
+    let named = |prefixes: &[&str]| {
+        prefixes
+            .iter()
+            .any(|prefix| section.name.starts_with(prefix))
+    };
     let has = |flags| section.flags.contains(flags);
     let refuse = |what| Err(Refusal::unsupported(what, section.name));
     check_klp_rela(section)?;
     if !has(SectionFlags::ALLOC) || section.is(elf::SHT_RELA) {
         return Ok(None);
     }
-    if section.name == ".modinfo" || section.name == OBJECTS_SECTION || section.name == FUNCS_SECTION {
+    if section.name == ".modinfo"
+        || section.name == OBJECTS_SECTION
+        || section.name == FUNCS_SECTION
+    {
         return Ok(None);
     }
-    if [elf::SHT_INIT_ARRAY, elf::SHT_FINI_ARRAY, elf::SHT_PREINIT_ARRAY].iter().any(|kind| section.is(*kind))
-        || named(&[".init_array", ".fini_array", ".preinit_array", ".ctors", ".dtors"])
+    if [
+        elf::SHT_INIT_ARRAY,
+        elf::SHT_FINI_ARRAY,
+        elf::SHT_PREINIT_ARRAY,
+    ]
+    .iter()
+    .any(|kind| section.is(*kind))
+        || named(&[
+            ".init_array",
+            ".fini_array",
+            ".preinit_array",
+            ".ctors",
+            ".dtors",
+        ])
     {
         return refuse("constructor or destructor");
     }
@@ -158,11 +192,13 @@ fn part_of(section: &Section<'_>) -> Result<Option<Part>, Refusal> {
     if section.align > PAGE {
         return refuse("alignment above 4096");
     }
-    Ok(Some(match (has(SectionFlags::EXECINSTR), has(SectionFlags::WRITE)) {
-        (true, _) => Part::Text,
-        (false, true) => Part::Data,
-        (false, false) => Part::Rodata,
-    }))
+    Ok(Some(
+        match (has(SectionFlags::EXECINSTR), has(SectionFlags::WRITE)) {
+            (true, _) => Part::Text,
+            (false, true) => Part::Data,
+            (false, false) => Part::Rodata,
+        },
+    ))
 }
 
 /// A livepatch relocation section is known by its name and by its flags, and both must agree.
@@ -172,8 +208,11 @@ fn check_klp_rela(section: &Section<'_>) -> Result<(), Refusal> {
     if flagged == named {
         return Ok(());
     }
-    let what =
-        if flagged { "section has an incorrectly formatted name" } else { "livepatch relocations without their flag" };
+    let what = if flagged {
+        "section has an incorrectly formatted name"
+    } else {
+        "livepatch relocations without their flag"
+    };
     Err(Refusal::malformed(what, section.name))
 }
 

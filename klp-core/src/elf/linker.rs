@@ -1,4 +1,5 @@
-//! Builds the contents of a patch object's image: copies sections and binds references (ELF gABI, "Relocation").
+//! Builds the contents of a patch object's image: copies sections and binds references (ELF gABI,
+//! "Relocation").
 
 use super::Refusal;
 use super::layout::{Layout, Part, Spot};
@@ -62,9 +63,12 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
         };
         for (section, spot) in view.sections().iter().zip(&layout.sections) {
             if let (Some(spot), false) = (*spot, section.bytes.is_empty()) {
-                linker.bytes_at(spot, section.bytes.len())?.copy_from_slice(section.bytes);
+                linker
+                    .bytes_at(spot, section.bytes.len())?
+                    .copy_from_slice(section.bytes);
             }
-            let toc = spot.and_then(|spot| P::Relocator::toc(section.name, spot.addr(&linker.image)));
+            let toc =
+                spot.and_then(|spot| P::Relocator::toc(section.name, spot.addr(&linker.image)));
             linker.toc = linker.toc.or(toc);
         }
         Ok(linker)
@@ -77,7 +81,10 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
         for relas in view.sections() {
             let Some(spot) = self.layout.sections[relas.target()] else {
                 if relas.is_klp_rela() {
-                    return Err(self.malformed("livepatch relocations of a section that is not loaded", relas.name));
+                    return Err(self.malformed(
+                        "livepatch relocations of a section that is not loaded",
+                        relas.name,
+                    ));
                 }
                 continue;
             };
@@ -99,7 +106,10 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             } else if objects.iter().any(|entry| entry.name == object) {
                 self.put_off(object, relas, spot, &mut waiting)?;
             } else {
-                return Err(self.malformed("livepatch relocations wait for an object that is not patched", relas.name));
+                return Err(self.malformed(
+                    "livepatch relocations wait for an object that is not patched",
+                    relas.name,
+                ));
             }
         }
         self.fill_slots()?;
@@ -108,17 +118,28 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
 
     /// Writes the contents into the image.
     pub(super) fn fill(&self) -> Result<(), Error> {
-        let parts = [(self.image.text, &self.text), (self.image.rodata, &self.rodata), (self.image.data, &self.data)];
+        let parts = [
+            (self.image.text, &self.text),
+            (self.image.rodata, &self.rodata),
+            (self.image.data, &self.data),
+        ];
         let mut batch = heapless::Vec::<Fill<'_>, 3>::new();
         batch.extend(
-            parts.iter().filter(|(_, bytes)| !bytes.is_empty()).map(|(part, bytes)| Fill { at: part.start(), bytes }),
+            parts
+                .iter()
+                .filter(|(_, bytes)| !bytes.is_empty())
+                .map(|(part, bytes)| Fill {
+                    at: part.start(),
+                    bytes,
+                }),
         );
         // SAFETY: the image is newly allocated, as large as its layout, and nobody knows of it yet.
         unsafe { self.platform.text().fill(&batch) }
             .map_err(|error| Error::port("filling memory for the patch object", self.patch, &error))
     }
 
-    /// The contents of a section, as they will be in memory; `None` if they will not be there, or are only zeros.
+    /// The contents of a section, as they will be in memory; `None` if they will not be there, or
+    /// are only zeros.
     pub(super) fn contents(&self, section: usize) -> Option<&[u8]> {
         let spot = self.layout.sections[section]?;
         let part = match spot.part {
@@ -126,7 +147,8 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             Part::Rodata => &self.rodata,
             Part::Data => &self.data,
         };
-        part.get(usize::try_from(spot.offset).ok()?..)?.get(..self.view.sections()[section].bytes.len())
+        part.get(usize::try_from(spot.offset).ok()?..)?
+            .get(..self.view.sections()[section].bytes.len())
     }
 
     /// Checks a livepatch relocation section and returns the object that it waits for.
@@ -155,25 +177,46 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
     }
 
     /// Relocates one field of the contents.
-    fn bind(&mut self, object: &str, relas: &Section<'a>, spot: Spot, rela: Rela) -> Result<(), Error> {
+    fn bind(
+        &mut self,
+        object: &str,
+        relas: &Section<'a>,
+        spot: Spot,
+        rela: Rela,
+    ) -> Result<(), Error> {
         let section = &self.view.sections()[relas.target()];
         let mut field = self.field(section, spot, rela)?;
         let rela = if P::Relocator::completes(rela.kind) {
             let first = self.completed(relas, rela)?;
             field.around.pair = Some(spot.addr(&self.image).wrapping_add(first.offset));
             field.addend = first.addend;
-            Rela { symbol: first.symbol, ..rela }
+            Rela {
+                symbol: first.symbol,
+                ..rela
+            }
         } else {
             rela
         };
         let value = self.value(rela.symbol)?;
         let detours = self.detours(rela.symbol);
-        let spot = Spot { offset: spot.offset + rela.offset, ..spot };
+        let spot = Spot {
+            offset: spot.offset + rela.offset,
+            ..spot
+        };
         let bytes = self.bytes_at(spot, usize::from(field.room))?;
-        let via = relocs::relocate::<P::Relocator>(&field, bytes, value, detours).map_err(|error| {
-            relocs::refused(self.patch, object, section.name, self.view.symbol_name(rela.symbol), error)
-        })?;
-        if let (Via::Veneer, Some(spot), Some(at)) = (via, self.layout.veneers[rela.symbol], detours.veneer) {
+        let via =
+            relocs::relocate::<P::Relocator>(&field, bytes, value, detours).map_err(|error| {
+                relocs::refused(
+                    self.patch,
+                    object,
+                    section.name,
+                    self.view.symbol_name(rela.symbol),
+                    error,
+                )
+            })?;
+        if let (Via::Veneer, Some(spot), Some(at)) =
+            (via, self.layout.veneers[rela.symbol], detours.veneer)
+        {
             let veneer = P::Arch::veneer(at, CodeAddr::new(value));
             self.bytes_at(spot, veneer.len())?.copy_from_slice(&veneer);
         }
@@ -184,9 +227,14 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
     fn completed(&self, relas: &Section<'a>, rela: Rela) -> Result<Rela, Error> {
         let symbol = &self.view.symbols()[rela.symbol];
         let here = symbol.home == Home::Section(relas.target());
-        let first = relas.relas().find(|first| first.offset == symbol.value && !P::Relocator::completes(first.kind));
+        let first = relas
+            .relas()
+            .find(|first| first.offset == symbol.value && !P::Relocator::completes(first.kind));
         first.filter(|_| here).ok_or_else(|| {
-            self.malformed("relocation completes none of its section", self.view.symbol_name(rela.symbol))
+            self.malformed(
+                "relocation completes none of its section",
+                self.view.symbol_name(rela.symbol),
+            )
         })
     }
 
@@ -205,19 +253,34 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
         let mut relocs = Vec::new();
         for same in sorted.chunk_by(|a, b| a.symbol == b.symbol) {
             let name = self.klp_name(&self.view.symbols()[same[0].symbol])?;
-            let symbol = KlpSymbol { object: Name::new(name.object)?, name: Name::new(name.name)?, pos: name.pos };
+            let symbol = KlpSymbol {
+                object: Name::new(name.object)?,
+                name: Name::new(name.name)?,
+                pos: name.pos,
+            };
             let mut fields = try_vec(same.len())?;
             for &rela in same {
                 fields.push(self.field(section, spot, rela)?);
             }
-            // SAFETY: `field` checks that each field lies in its section, and the layout's detours are this symbol's own.
-            // All of it is memory of the image, which is not freed before the patch is gone (`LoadedImage::unload`).
-            let reloc = unsafe { Reloc::new(Name::new(section.name)?, symbol, self.detours(same[0].symbol), fields) };
+            // SAFETY: `field` checks that each field lies in its section, and the layout's detours
+            // are this symbol's own. All of it is memory of the image, which is not freed before
+            // the patch is gone (`LoadedImage::unload`).
+            let reloc = unsafe {
+                Reloc::new(
+                    Name::new(section.name)?,
+                    symbol,
+                    self.detours(same[0].symbol),
+                    fields,
+                )
+            };
             try_push(&mut relocs, reloc)?;
         }
         match waiting.iter_mut().find(|other| other.object == object) {
             Some(other) => {
-                other.relocs.try_reserve(relocs.len()).map_err(|_| Error::OutOfMemory)?;
+                other
+                    .relocs
+                    .try_reserve(relocs.len())
+                    .map_err(|_| Error::OutOfMemory)?;
                 other.relocs.append(&mut relocs);
             }
             None => try_push(waiting, Waiting { object, relocs })?,
@@ -226,14 +289,21 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
     }
 
     fn field(&self, section: &Section<'_>, spot: Spot, rela: Rela) -> Result<Field, Error> {
-        let left = (section.bytes.len() as u64).checked_sub(rela.offset).filter(|&left| left > 0);
-        let left = left.ok_or_else(|| self.malformed("relocation behind the end of its section", section.name))?;
+        let left = (section.bytes.len() as u64)
+            .checked_sub(rela.offset)
+            .filter(|&left| left > 0);
+        let left = left.ok_or_else(|| {
+            self.malformed("relocation behind the end of its section", section.name)
+        })?;
         Ok(Field {
             at: spot.addr(&self.image).wrapping_add(rela.offset),
             kind: rela.kind,
             addend: rela.addend,
             room: left.min(P::Relocator::MAX_LEN as u64) as u8,
-            around: Around { toc: self.toc, pair: None },
+            around: Around {
+                toc: self.toc,
+                pair: None,
+            },
         })
     }
 
@@ -251,9 +321,10 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             (_, Home::Section(section)) => match self.layout.sections[section] {
                 Some(spot) => spot.addr(&self.image).get().wrapping_add(symbol.value),
                 None => {
-                    return Err(
-                        self.malformed("reference to a section that is not loaded", self.view.symbol_name(index))
-                    );
+                    return Err(self.malformed(
+                        "reference to a section that is not loaded",
+                        self.view.symbol_name(index),
+                    ));
                 }
             },
             (_, Home::Livepatch) => self.resolve(symbol)?,
@@ -262,8 +333,10 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
                 Some(addr) => addr.get(),
                 None if symbol.weak => 0,
                 None => {
-                    let reason =
-                        PatchReason::Unresolved { symbol: Name::new(symbol.name)?, why: SymbolFault::NotFound };
+                    let reason = PatchReason::Unresolved {
+                        symbol: Name::new(symbol.name)?,
+                        why: SymbolFault::NotFound,
+                    };
                     return Err(Error::patch(self.patch, None, None, reason));
                 }
             },
@@ -274,7 +347,11 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
 
     fn resolve(&self, symbol: &Symbol<'_>) -> Result<u64, Error> {
         let name = self.klp_name(symbol)?;
-        let symbol = KlpSymbol { object: Name::new(name.object)?, name: Name::new(name.name)?, pos: name.pos };
+        let symbol = KlpSymbol {
+            object: Name::new(name.object)?,
+            name: Name::new(name.name)?,
+            pos: name.pos,
+        };
         relocs::resolve(self.platform, self.patch, &symbol).map(CodeAddr::get)
     }
 

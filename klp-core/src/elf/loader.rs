@@ -1,4 +1,5 @@
-//! Brings a patch object into memory: lays it out, binds its references, fills the memory, describes the patch.
+//! Brings a patch object into memory: lays it out, binds its references, fills the memory,
+//! describes the patch.
 
 use super::Refusal;
 use super::callbacks::CCallbacks;
@@ -28,7 +29,8 @@ pub struct Loaded {
     pub image: LoadedImage,
 }
 
-/// The memory of a loaded patch object. Dropping it leaks the memory: only [`unload`](LoadedImage::unload) frees it.
+/// The memory of a loaded patch object. Dropping it leaks the memory: only
+/// [`unload`](LoadedImage::unload) frees it.
 #[derive(Debug)]
 pub struct LoadedImage {
     image: Image,
@@ -43,7 +45,8 @@ impl LoadedImage {
         self.image
     }
 
-    /// Address and contents of `.eh_frame`: what a host needs to walk stacks through the patch's functions.
+    /// Address and contents of `.eh_frame`: what a host needs to walk stacks through the patch's
+    /// functions.
     #[must_use]
     pub fn eh_frame(&self) -> Option<(CodeAddr, &[u8])> {
         self.eh_frame.as_ref().map(|(at, bytes)| (*at, &**bytes))
@@ -59,18 +62,20 @@ impl LoadedImage {
     ///
     /// # Safety
     ///
-    /// It was loaded with this `text`; the patch is not enabled any more, no task executes code of it or will, and nothing
-    /// refers to its data.
+    /// It was loaded with this `text`; the patch is not enabled any more, no task executes code of
+    /// it or will, and nothing refers to its data.
     pub unsafe fn unload<T: Text>(self, text: &T) {
         // SAFETY: the caller's promise.
         unsafe { text.free(self.image) }
     }
 }
 
-/// Loads the patch object in the bytes `file`. `name` is the patch's name if the file does not give one.
+/// Loads the patch object in the bytes `file`. `name` is the patch's name if the file does not give
+/// one.
 ///
-/// References to exported symbols and to livepatch symbols that wait for the base image are bound now (as Linux's module loader
-/// does); those that wait for another object go to [`Object::relocs`].
+/// References to exported symbols and to livepatch symbols that wait for the base image are bound
+/// now (as Linux's module loader does); those that wait for another object go to
+/// [`Object::relocs`].
 ///
 /// ```compile_fail,E0133
 /// # use klp_core::{Error, elf, sim::SimOs};
@@ -81,35 +86,46 @@ impl LoadedImage {
 ///
 /// # Errors
 ///
-/// [`Error::Patch`] says what is wrong with the file, or which symbol or relocation was refused; [`Error::Port`] and
-/// [`Error::OutOfMemory`]. Whatever was allocated is freed then, and nothing has changed.
+/// [`Error::Patch`] says what is wrong with the file, or which symbol or relocation was refused;
+/// [`Error::Port`] and [`Error::OutOfMemory`]. Whatever was allocated is freed then, and nothing
+/// has changed.
 ///
 /// # Safety
 ///
-/// The file is code, and runs: its functions once the patch is enabled, its callbacks by then. Only its form is checked. So its
-/// author is trusted with the system, and in particular with this:
+/// The file is code, and runs: its functions once the patch is enabled, its callbacks by then. Only
+/// its form is checked. So its author is trusted with the system, and in particular with this:
 ///
-/// * What the file names as replacements are such, as for [`Func::with_range`]; its symbols tell the sizes of functions, and the
-///   symbols that it refers to are what its code takes them for.
-/// * Its callbacks are `int (*)(struct klp_object *)` for `pre_patch` and `void (*)(struct klp_object *)` for the others; they use
-///   what they are given during the call only, and write nothing of a state but its data.
+/// * What the file names as replacements are such, as for [`Func::with_range`]; its symbols tell
+///   the sizes of functions, and the symbols that it refers to are what its code takes them for.
+/// * Its callbacks are `int (*)(struct klp_object *)` for `pre_patch` and
+///   `void (*)(struct klp_object *)` for the others; they use what they are given during the call
+///   only, and write nothing of a state but its data.
 /// * It is for this `platform`: for its processor, and for what is loaded there.
 pub unsafe fn load<P: Platform>(platform: &P, file: &[u8], name: &str) -> Result<Loaded, Error> {
     let view = View::parse(file, P::Relocator::MACHINE, P::Relocator::BIG_ENDIAN);
     let view = view.map_err(|refusal| refusal.of(name))?;
     let patch = view.modinfo("name").unwrap_or(name);
     if view.modinfo("livepatch") != Some("Y") {
-        return Err(
-            Refusal::malformed("not marked as a livepatch module: livepatch=Y is missing", ".modinfo").of(patch)
-        );
+        return Err(Refusal::malformed(
+            "not marked as a livepatch module: livepatch=Y is missing",
+            ".modinfo",
+        )
+        .of(patch));
     }
     let objects = manifest::read::<P::Relocator>(&view, patch)?;
-    let layout = Layout::new::<P::Relocator>(&view, P::Arch::SLOT).map_err(|refusal| refusal.of(patch))?;
+    let layout =
+        Layout::new::<P::Relocator>(&view, P::Arch::SLOT).map_err(|refusal| refusal.of(patch))?;
     let memory = Memory::alloc(platform, patch, &layout, near(platform, &objects))?;
     let mut linker = Linker::new(platform, patch, &view, &layout, memory.image)?;
     let waiting = linker.link(&objects)?;
     linker.fill()?;
-    let description = Description { patch, view: &view, layout: &layout, image: memory.image, call: P::Text::CALL_C };
+    let description = Description {
+        patch,
+        view: &view,
+        layout: &layout,
+        image: memory.image,
+        call: P::Text::CALL_C,
+    };
     let loaded = Loaded {
         patch: description.patch(&objects, waiting)?,
         image: LoadedImage {
@@ -125,11 +141,22 @@ pub unsafe fn load<P: Platform>(platform: &P, file: &[u8], name: &str) -> Result
 /// A function to be patched, near to which the image should be.
 fn near<P: Platform>(platform: &P, objects: &[ObjectEntry<'_>]) -> Option<TextRange> {
     let found = |object: &ObjectEntry<'_>, func: &FuncEntry<'_>| {
-        let symbol = sympos::find(platform.symbols(), object.name, func.old_name, func.sympos).ok()?.ok()?;
+        let symbol = sympos::find(platform.symbols(), object.name, func.old_name, func.sympos)
+            .ok()?
+            .ok()?;
         TextRange::new(symbol.addr, symbol.len)
     };
-    let loaded = objects.iter().filter(|object| platform.symbols().is_loaded(object.name));
-    loaded.flat_map(|object| object.funcs.iter().filter_map(move |func| found(object, func))).next()
+    let loaded = objects
+        .iter()
+        .filter(|object| platform.symbols().is_loaded(object.name));
+    loaded
+        .flat_map(|object| {
+            object
+                .funcs
+                .iter()
+                .filter_map(move |func| found(object, func))
+        })
+        .next()
 }
 
 /// Allocated memory, freed when dropped.
@@ -146,21 +173,26 @@ impl<'p, T: Text> Memory<'p, T> {
         near: Option<TextRange>,
     ) -> Result<Self, Error> {
         // Nothing to be patched is there yet: any place will do.
-        let anywhere = TextRange::new(CodeAddr::new(0), 0).ok_or(Error::Bug("an empty range wraps"))?;
+        let anywhere =
+            TextRange::new(CodeAddr::new(0), 0).ok_or(Error::Bug("an empty range wraps"))?;
         let (near, reach) = near.map_or((anywhere, u64::MAX), |near| (near, P::Arch::REACH));
         let text = platform.text();
-        let image = text
-            .alloc(near, reach, layout.size)
-            .map_err(|error| Error::port("allocating memory for the patch object", patch, &error))?;
+        let image = text.alloc(near, reach, layout.size).map_err(|error| {
+            Error::port("allocating memory for the patch object", patch, &error)
+        })?;
         let memory = Self { text, image };
-        let fits = |part: TextRange, len: u64| part.len() >= len && (len == 0 || part.start().get() % PAGE == 0);
+        let fits = |part: TextRange, len: u64| {
+            part.len() >= len && (len == 0 || part.start().get() % PAGE == 0)
+        };
         if fits(image.text, layout.size.text)
             && fits(image.rodata, layout.size.rodata)
             && fits(image.data, layout.size.data)
         {
             return Ok(memory);
         }
-        Err(Error::Bug("the host's memory for a patch object is too small or not aligned to 4096 bytes"))
+        Err(Error::Bug(
+            "the host's memory for a patch object is too small or not aligned to 4096 bytes",
+        ))
     }
 
     fn keep(self) {
@@ -185,17 +217,28 @@ struct Description<'a, 'v> {
 }
 
 impl Description<'_, '_> {
-    fn patch(&self, objects: &[ObjectEntry<'_>], mut waiting: Vec<Waiting<'_>>) -> Result<Patch, Error> {
-        // Code of the patch may be on a stack without any new function, as that of a rarely executed part that was split off.
+    fn patch(
+        &self,
+        objects: &[ObjectEntry<'_>],
+        mut waiting: Vec<Waiting<'_>>,
+    ) -> Result<Patch, Error> {
+        // Code of the patch may be on a stack without any new function, as that of a rarely
+        // executed part that was split off.
         let refuse = |refusal: Refusal| refusal.of(self.patch);
         let replace = whole::replace(self.view).map_err(refuse)?;
-        let mut patch = Patch::builder(self.patch).code(self.image.text).replace(replace);
+        let mut patch = Patch::builder(self.patch)
+            .code(self.image.text)
+            .replace(replace);
         for state in whole::states(self.view) {
             patch = patch.state(state.map_err(refuse)?);
         }
         for entry in objects {
-            let relocs = waiting.iter_mut().find(|waiting| waiting.object == entry.name);
-            let relocs = relocs.map(|waiting| core::mem::take(&mut waiting.relocs)).unwrap_or_default();
+            let relocs = waiting
+                .iter_mut()
+                .find(|waiting| waiting.object == entry.name);
+            let relocs = relocs
+                .map(|waiting| core::mem::take(&mut waiting.relocs))
+                .unwrap_or_default();
             patch = patch.object(self.object(entry, relocs));
         }
         patch.build()
@@ -205,13 +248,21 @@ impl Description<'_, '_> {
         let mut funcs = try_vec(entry.funcs.len())?;
         for func in &entry.funcs {
             let range = self.function_at(func.new).ok_or_else(|| {
-                Error::patch(self.patch, Some(entry.name), Some(func.old_name), PatchReason::NewFunctionUnknown)
+                Error::patch(
+                    self.patch,
+                    Some(entry.name),
+                    Some(func.old_name),
+                    PatchReason::NewFunctionUnknown,
+                )
             })?;
-            // SAFETY: a function of the image, with the size that the file says it has. The rest is the promise that came with the file.
+            // SAFETY: a function of the image, with the size that the file says it has. The rest is
+            // the promise that came with the file.
             let replacement = unsafe { Func::with_range(func.old_name, range) }?;
             funcs.push(replacement.sympos(func.sympos));
         }
-        let object = Object::module(entry.name)?.with_relocs(relocs).funcs_from(funcs)?;
+        let object = Object::module(entry.name)?
+            .with_relocs(relocs)
+            .funcs_from(funcs)?;
         Ok(match self.callbacks(entry)? {
             Some(callbacks) => object.with_callbacks(callbacks),
             None => object,
@@ -224,25 +275,38 @@ impl Description<'_, '_> {
         }
         let refuse = |refusal: Refusal| Err(refusal.of_object(self.patch, Some(entry.name)));
         let Some(call) = self.call else {
-            return refuse(Refusal::unsupported("patch callback", "this host calls no functions of patch objects"));
+            return refuse(Refusal::unsupported(
+                "patch callback",
+                "this host calls no functions of patch objects",
+            ));
         };
         let mut functions = [None; 4];
         for ((function, place), name) in functions.iter_mut().zip(entry.callbacks).zip(CALLBACKS) {
             let Some(place) = place else { continue };
             match self.function_at(place) {
                 Some(range) => *function = Some(range.start()),
-                None => return refuse(Refusal::malformed("callback is not a function of the patch", name)),
+                None => {
+                    return refuse(Refusal::malformed(
+                        "callback is not a function of the patch",
+                        name,
+                    ));
+                }
             }
         }
-        // SAFETY: they are functions of the image, which is not freed before the patch is gone (`LoadedImage::unload`); that they
-        // have the types of callbacks is promised by whoever called `load`.
-        Ok(Some(unsafe { CCallbacks::boxed(call, entry.name, functions) }?))
+        // SAFETY: they are functions of the image, which is not freed before the patch is gone
+        // (`LoadedImage::unload`); that they have the types of callbacks is promised by whoever
+        // called `load`.
+        Ok(Some(unsafe {
+            CCallbacks::boxed(call, entry.name, functions)
+        }?))
     }
 
     /// The range of the function that begins at `place`; the longest one if it has aliases.
     fn function_at(&self, place: Pointee) -> Option<TextRange> {
         let aliases = self.view.functions_at(place.section, place.offset);
-        aliases.filter_map(|alias| self.function(alias)).max_by_key(|range| range.len())
+        aliases
+            .filter_map(|alias| self.function(alias))
+            .max_by_key(|range| range.len())
     }
 
     /// Every function of the image, sorted by address.
@@ -260,18 +324,29 @@ impl Description<'_, '_> {
     /// The range of the function that a symbol names, if there is one and it lies in its section.
     fn function(&self, index: usize) -> Option<TextRange> {
         let symbol = &self.view.symbols()[index];
-        let Home::Section(home) = symbol.home else { return None };
+        let Home::Section(home) = symbol.home else {
+            return None;
+        };
         if symbol.kind != elf::STT_FUNC.0 || symbol.len == 0 {
             return None;
         }
         let spot = self.layout.sections[home].filter(|spot| spot.part == Part::Text)?;
         self.view.sections()[home].range(symbol.value, symbol.len)?;
-        TextRange::new(spot.addr(&self.image).wrapping_add(symbol.value), symbol.len)
+        TextRange::new(
+            spot.addr(&self.image).wrapping_add(symbol.value),
+            symbol.len,
+        )
     }
 
-    fn eh_frame<P: Platform>(&self, linker: &Linker<'_, '_, P>) -> Result<Option<(CodeAddr, Vec<u8>)>, Error> {
-        let Some((index, _)) = self.view.section(".eh_frame") else { return Ok(None) };
-        let (Some(spot), Some(contents)) = (self.layout.sections[index], linker.contents(index)) else {
+    fn eh_frame<P: Platform>(
+        &self,
+        linker: &Linker<'_, '_, P>,
+    ) -> Result<Option<(CodeAddr, Vec<u8>)>, Error> {
+        let Some((index, _)) = self.view.section(".eh_frame") else {
+            return Ok(None);
+        };
+        let (Some(spot), Some(contents)) = (self.layout.sections[index], linker.contents(index))
+        else {
             return Ok(None);
         };
         let mut bytes = try_vec(contents.len())?;

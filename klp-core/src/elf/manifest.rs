@@ -1,5 +1,6 @@
-//! Which functions a patch object replaces, and which are called around that: the arrays that Linux's patch tool writes, with its struct layouts
-//! (`include/linux/livepatch_external.h`, 64-bit).
+//! Which functions a patch object replaces, and which are called around that: the arrays that
+//! Linux's patch tool writes, with its struct layouts (`include/linux/livepatch_external.h`,
+//! 64-bit).
 
 use super::view::{Home, Rela, Section, View};
 use super::{Refusal, names};
@@ -56,7 +57,10 @@ pub(super) struct FuncEntry<'a> {
 }
 
 /// Reads what the patch object called `patch` replaces.
-pub(super) fn read<'a, R: Relocator>(view: &View<'a>, patch: &str) -> Result<Vec<ObjectEntry<'a>>, Error> {
+pub(super) fn read<'a, R: Relocator>(
+    view: &View<'a>,
+    patch: &str,
+) -> Result<Vec<ObjectEntry<'a>>, Error> {
     let refuse = |refusal: Refusal| refusal.of(patch);
     let (index, section) = view.section(OBJECTS_SECTION).ok_or_else(|| {
         refuse(Refusal::malformed(
@@ -65,29 +69,54 @@ pub(super) fn read<'a, R: Relocator>(view: &View<'a>, patch: &str) -> Result<Vec
         ))
     })?;
     if section.bytes.len() as u64 % object_ext::LEN != 0 {
-        return Err(refuse(Refusal::malformed("not an array of struct klp_object_ext", OBJECTS_SECTION)));
+        return Err(refuse(Refusal::malformed(
+            "not an array of struct klp_object_ext",
+            OBJECTS_SECTION,
+        )));
     }
     let pointers = Pointers::read::<R>(view, index).map_err(refuse)?;
     let mut funcs = None;
     let mut objects = Vec::new();
     for at in (0..section.bytes.len() as u64).step_by(object_ext::LEN as usize) {
-        let name = pointers.text(at + object_ext::NAME).map_err(refuse)?.unwrap_or(VMLINUX);
+        let name = pointers
+            .text(at + object_ext::NAME)
+            .map_err(refuse)?
+            .unwrap_or(VMLINUX);
         let mut callbacks = [None; 4];
-        for (callback, at) in callbacks.iter_mut().zip((at + object_ext::CALLBACKS..).step_by(8)) {
-            *callback = pointers.get(at).map_err(|refusal| refusal.of_object(patch, Some(name)))?;
+        for (callback, at) in callbacks
+            .iter_mut()
+            .zip((at + object_ext::CALLBACKS..).step_by(8))
+        {
+            *callback = pointers
+                .get(at)
+                .map_err(|refusal| refusal.of_object(patch, Some(name)))?;
         }
         let nr_funcs = number(section, at + object_ext::NR_FUNCS, 4).map_err(refuse)?;
         let list = match pointers.get(at + object_ext::FUNCS).map_err(refuse)? {
             None => Vec::new(),
             Some(list) => {
-                if funcs.as_ref().is_none_or(|known: &Pointers<'_, '_>| known.section != list.section) {
+                if funcs
+                    .as_ref()
+                    .is_none_or(|known: &Pointers<'_, '_>| known.section != list.section)
+                {
                     funcs = Some(Pointers::read::<R>(view, list.section).map_err(refuse)?);
                 }
-                let funcs = funcs.as_ref().ok_or(Error::Bug("a list of functions was lost"))?;
-                read_funcs(funcs, list.offset, nr_funcs, |func, reason| Error::patch(patch, Some(name), func, reason))?
+                let funcs = funcs
+                    .as_ref()
+                    .ok_or(Error::Bug("a list of functions was lost"))?;
+                read_funcs(funcs, list.offset, nr_funcs, |func, reason| {
+                    Error::patch(patch, Some(name), func, reason)
+                })?
             }
         };
-        try_push(&mut objects, ObjectEntry { name, funcs: list, callbacks })?;
+        try_push(
+            &mut objects,
+            ObjectEntry {
+                name,
+                funcs: list,
+                callbacks,
+            },
+        )?;
     }
     Ok(objects)
 }
@@ -105,19 +134,37 @@ fn read_funcs<'a>(
     let section = &pointers.view.sections()[pointers.section];
     let len = count.saturating_mul(func_ext::LEN);
     if section.range(start, len).is_none() {
-        return Err(refuse(Refusal::malformed("array of struct klp_func_ext does not fit its section", section.name)));
+        return Err(refuse(Refusal::malformed(
+            "array of struct klp_func_ext does not fit its section",
+            section.name,
+        )));
     }
     let mut funcs = try_vec(usize::try_from(count).map_err(|_| OutOfMemory)?)?;
     for at in (start..start + len).step_by(func_ext::LEN as usize) {
         let old_name = pointers.text(at + func_ext::OLD_NAME).map_err(refuse)?;
-        let old_name = old_name.ok_or_else(|| refuse(Refusal::malformed("function without a name", section.name)))?;
+        let old_name = old_name
+            .ok_or_else(|| refuse(Refusal::malformed("function without a name", section.name)))?;
         let sympos = number(section, at + func_ext::SYMPOS, 8).map_err(refuse)?;
-        let sympos = u32::try_from(sympos)
-            .map_err(|_| refuse(Refusal::malformed("position of a symbol is out of any range", old_name)))?;
+        let sympos = u32::try_from(sympos).map_err(|_| {
+            refuse(Refusal::malformed(
+                "position of a symbol is out of any range",
+                old_name,
+            ))
+        })?;
         let new = pointers.get(at + func_ext::NEW_FUNC).map_err(refuse)?;
-        let new = new.filter(|new| pointers.view.functions_at(new.section, new.offset).next().is_some());
+        let new = new.filter(|new| {
+            pointers
+                .view
+                .functions_at(new.section, new.offset)
+                .next()
+                .is_some()
+        });
         let new = new.ok_or_else(|| error(Some(old_name), PatchReason::NewFunctionUnknown))?;
-        funcs.push(FuncEntry { old_name, sympos, new });
+        funcs.push(FuncEntry {
+            old_name,
+            sympos,
+            new,
+        });
     }
     Ok(funcs)
 }
@@ -125,7 +172,12 @@ fn read_funcs<'a>(
 /// A number of `len` bytes, at most 8.
 fn number(section: &Section<'_>, offset: u64, len: u64) -> Result<u64, Refusal> {
     let number = section.number(offset, len);
-    number.ok_or_else(|| Refusal::malformed("structure reaches behind the end of its section", section.name))
+    number.ok_or_else(|| {
+        Refusal::malformed(
+            "structure reaches behind the end of its section",
+            section.name,
+        )
+    })
 }
 
 /// A place in the file that a pointer points to.
@@ -146,11 +198,20 @@ struct Pointers<'a, 'v> {
 impl<'a, 'v> Pointers<'a, 'v> {
     fn read<R: Relocator>(view: &'v View<'a>, section: usize) -> Result<Self, Refusal> {
         let mut relas = Vec::new();
-        for rela in view.sections().iter().filter(|relas| relas.target() == section && relas.is(elf::SHT_RELA)) {
+        for rela in view
+            .sections()
+            .iter()
+            .filter(|relas| relas.target() == section && relas.is(elf::SHT_RELA))
+        {
             if rela.name.starts_with(names::RELA_PREFIX) {
-                return Err(Refusal::malformed("livepatch relocations in a description of the patch", rela.name));
+                return Err(Refusal::malformed(
+                    "livepatch relocations in a description of the patch",
+                    rela.name,
+                ));
             }
-            relas.try_reserve(rela.relas().len()).map_err(OutOfMemory::from)?;
+            relas
+                .try_reserve(rela.relas().len())
+                .map_err(OutOfMemory::from)?;
             relas.extend(rela.relas());
         }
         if let Some(odd) = relas.iter().find(|rela| !is_pointer::<R>(rela.kind)) {
@@ -158,7 +219,11 @@ impl<'a, 'v> Pointers<'a, 'v> {
             return Err(Refusal::malformed(what, view.symbol_name(odd.symbol)));
         }
         relas.sort_unstable_by_key(|rela| rela.offset);
-        Ok(Self { view, section, relas })
+        Ok(Self {
+            view,
+            section,
+            relas,
+        })
     }
 
     /// What the pointer at `offset` points to; `None` if it is null.
@@ -167,7 +232,10 @@ impl<'a, 'v> Pointers<'a, 'v> {
         let Ok(index) = self.relas.binary_search_by_key(&offset, |rela| rela.offset) else {
             return match number(section, offset, 8)? {
                 0 => Ok(None),
-                _ => Err(Refusal::malformed("pointer without a relocation", section.name)),
+                _ => Err(Refusal::malformed(
+                    "pointer without a relocation",
+                    section.name,
+                )),
             };
         };
         let rela = self.relas[index];
@@ -176,15 +244,22 @@ impl<'a, 'v> Pointers<'a, 'v> {
             let what = "description of the patch points out of the file";
             return Err(Refusal::malformed(what, self.view.symbol_name(rela.symbol)));
         };
-        Ok(Some(Pointee { section: home, offset: symbol.value.wrapping_add_signed(rela.addend) }))
+        Ok(Some(Pointee {
+            section: home,
+            offset: symbol.value.wrapping_add_signed(rela.addend),
+        }))
     }
 
     /// The text that the pointer at `offset` points to; `None` if it is null.
     fn text(&self, offset: u64) -> Result<Option<&'a str>, Refusal> {
-        let Some(Pointee { section, offset }) = self.get(offset)? else { return Ok(None) };
+        let Some(Pointee { section, offset }) = self.get(offset)? else {
+            return Ok(None);
+        };
         let section = &self.view.sections()[section];
         let text = section.text_at(offset);
-        text.map(Some).ok_or_else(|| Refusal::malformed("bad text in a description of the patch", section.name))
+        text.map(Some).ok_or_else(|| {
+            Refusal::malformed("bad text in a description of the patch", section.name)
+        })
     }
 }
 
@@ -192,6 +267,15 @@ impl<'a, 'v> Pointers<'a, 'v> {
 fn is_pointer<R: Relocator>(kind: u32) -> bool {
     const ADDR: u64 = 0x0123_4567_89ab_cdef;
     let mut field = [0; 8];
-    let address = if R::BIG_ENDIAN { ADDR.to_be_bytes() } else { ADDR.to_le_bytes() };
-    R::apply(&Relocation::new(kind, CodeAddr::new(0), ADDR, 0), &mut field).is_ok() && field == address
+    let address = if R::BIG_ENDIAN {
+        ADDR.to_be_bytes()
+    } else {
+        ADDR.to_le_bytes()
+    };
+    R::apply(
+        &Relocation::new(kind, CodeAddr::new(0), ADDR, 0),
+        &mut field,
+    )
+    .is_ok()
+        && field == address
 }

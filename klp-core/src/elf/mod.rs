@@ -1,5 +1,6 @@
-//! The patch-object format: an ELF relocatable file that says what it replaces and which symbols of the patched system it
-//! uses (kernel document: livepatch module ELF format; `include/linux/livepatch_external.h`).
+//! The patch-object format: an ELF relocatable file that says what it replaces and which symbols of
+//! the patched system it uses (kernel document: livepatch module ELF format;
+//! `include/linux/livepatch_external.h`).
 //!
 //! | file | what it does |
 //! |---|---|
@@ -14,12 +15,14 @@
 //!
 //! What a file must hold:
 //!
-//! * `livepatch=Y` in `.modinfo`; `name=` there is the patch's name, `klp_replace=` and `klp_state=` (ours, not Linux's) say what other
-//!   patches must know of it;
-//! * `.init.klp_objects`, an array of `struct klp_object_ext`, one for each object, with its array of `struct klp_func_ext` and
-//!   its callbacks, which are functions of the file (`post_unpatch_enabled` is the engine's business: it is not read);
-//! * symbols of the patched system named `.klp.sym.OBJECT.NAME,POSITION`, with section index [`SHN_LIVEPATCH`], and the
-//!   relocations that use them in sections `.klp.rela.OBJECT.SECTION`, flagged [`SHF_RELA_LIVEPATCH`].
+//! * `livepatch=Y` in `.modinfo`; `name=` there is the patch's name, `klp_replace=` and
+//!   `klp_state=` (ours, not Linux's) say what other patches must know of it;
+//! * `.init.klp_objects`, an array of `struct klp_object_ext`, one for each object, with its array
+//!   of `struct klp_func_ext` and its callbacks, which are functions of the file
+//!   (`post_unpatch_enabled` is the engine's business: it is not read);
+//! * symbols of the patched system named `.klp.sym.OBJECT.NAME,POSITION`, with section index
+//!   [`SHN_LIVEPATCH`], and the relocations that use them in sections `.klp.rela.OBJECT.SECTION`,
+//!   flagged [`SHF_RELA_LIVEPATCH`].
 
 #[allow(unsafe_code, reason = "calls callbacks in C")]
 mod callbacks;
@@ -39,7 +42,8 @@ use crate::error::{Error, PatchReason};
 use crate::mem::{Name, OutOfMemory};
 use core::fmt;
 
-/// The section index of livepatch symbols: neither undefined nor in any section, so that no linker touches them.
+/// The section index of livepatch symbols: neither undefined nor in any section, so that no linker
+/// touches them.
 pub const SHN_LIVEPATCH: u16 = 0xff20;
 
 /// The flag of livepatch relocation sections.

@@ -5,9 +5,10 @@
 //! | `.klp.sym.OBJECT.NAME,POSITION` | a symbol of the patched system |
 //! | `.klp.rela.OBJECT.SECTION` | relocations that wait for an object |
 //!
-//! OBJECT is 1 to 55 bytes without a dot, NAME 1 to 511 bytes without a comma, POSITION a decimal number below 2^32: 0 for a
-//! symbol that must be the only one of its name, `n` for the n-th. Linux reads the same fields (`klp_resolve_symbols`,
-//! `klp_write_section_relocs`) but stops looking behind the position's digits; here nothing may follow them.
+//! OBJECT is 1 to 55 bytes without a dot, NAME 1 to 511 bytes without a comma, POSITION a decimal
+//! number below 2^32: 0 for a symbol that must be the only one of its name, `n` for the n-th. Linux
+//! reads the same fields (`klp_resolve_symbols`, `klp_write_section_relocs`) but stops looking
+//! behind the position's digits; here nothing may follow them.
 
 use crate::config::{OBJECT_NAME_LEN, SYMBOL_NAME_LEN};
 use core::fmt;
@@ -35,8 +36,14 @@ impl fmt::Display for BadName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Prefix => write!(f, "it must begin with {SYMBOL_PREFIX} or {RELA_PREFIX}"),
-            Self::Object => write!(f, "the object must have 1 to {OBJECT_NAME_LEN} bytes and a dot behind it"),
-            Self::Symbol => write!(f, "the symbol must have 1 to {SYMBOL_NAME_LEN} bytes and a comma behind it"),
+            Self::Object => write!(
+                f,
+                "the object must have 1 to {OBJECT_NAME_LEN} bytes and a dot behind it"
+            ),
+            Self::Symbol => write!(
+                f,
+                "the symbol must have 1 to {SYMBOL_NAME_LEN} bytes and a comma behind it"
+            ),
             Self::Position => f.write_str("the position must be a decimal number below 2^32"),
         }
     }
@@ -49,7 +56,8 @@ pub struct SymbolName<'a> {
     pub object: &'a str,
     /// The symbol's own name.
     pub name: &'a str,
-    /// 0 if the name must be unique in the object, otherwise which of its symbols is meant, counted from 1.
+    /// 0 if the name must be unique in the object, otherwise which of its symbols is meant, counted
+    /// from 1.
     pub pos: u32,
 }
 
@@ -60,7 +68,8 @@ impl<'a> SymbolName<'a> {
     ///
     /// [`BadName`].
     pub fn parse(text: &'a str) -> Result<Self, BadName> {
-        let (object, rest) = split_object(text.strip_prefix(SYMBOL_PREFIX).ok_or(BadName::Prefix)?)?;
+        let (object, rest) =
+            split_object(text.strip_prefix(SYMBOL_PREFIX).ok_or(BadName::Prefix)?)?;
         let (name, pos) = rest.split_once(',').ok_or(BadName::Symbol)?;
         if name.is_empty() || name.len() > SYMBOL_NAME_LEN {
             return Err(BadName::Symbol);
@@ -68,13 +77,21 @@ impl<'a> SymbolName<'a> {
         if !pos.bytes().all(|digit| digit.is_ascii_digit()) {
             return Err(BadName::Position);
         }
-        Ok(Self { object, name, pos: pos.parse().map_err(|_| BadName::Position)? })
+        Ok(Self {
+            object,
+            name,
+            pos: pos.parse().map_err(|_| BadName::Position)?,
+        })
     }
 }
 
 impl fmt::Display for SymbolName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{SYMBOL_PREFIX}{}.{},{}", self.object, self.name, self.pos)
+        write!(
+            f,
+            "{SYMBOL_PREFIX}{}.{},{}",
+            self.object, self.name, self.pos
+        )
     }
 }
 
@@ -83,7 +100,8 @@ impl fmt::Display for SymbolName<'_> {
 pub struct RelaName<'a> {
     /// The object that must be there before the relocations can be applied.
     pub object: &'a str,
-    /// The section to which they apply, with its own dot if it has one. For people: `sh_info` is what counts.
+    /// The section to which they apply, with its own dot if it has one. For people: `sh_info` is
+    /// what counts.
     pub section: &'a str,
 }
 
@@ -96,13 +114,20 @@ impl<'a> RelaName<'a> {
     pub fn parse(text: &'a str) -> Result<Self, BadName> {
         let tail = text.strip_prefix(RELA_PREFIX).ok_or(BadName::Prefix)?;
         let (object, _) = split_object(tail)?;
-        Ok(Self { object, section: &tail[object.len()..] })
+        Ok(Self {
+            object,
+            section: &tail[object.len()..],
+        })
     }
 }
 
 impl fmt::Display for RelaName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let dot = if self.section.starts_with('.') { "" } else { "." };
+        let dot = if self.section.starts_with('.') {
+            ""
+        } else {
+            "."
+        };
         write!(f, "{RELA_PREFIX}{}{dot}{}", self.object, self.section)
     }
 }
@@ -124,7 +149,12 @@ mod tests {
     fn symbols_round_trip() {
         for (text, object, name, pos) in [
             (".klp.sym.vmlinux.printk,0", "vmlinux", "printk", 0),
-            (".klp.sym.btrfs.can_modify_feature.isra.3,2", "btrfs", "can_modify_feature.isra.3", 2),
+            (
+                ".klp.sym.btrfs.can_modify_feature.isra.3,2",
+                "btrfs",
+                "can_modify_feature.isra.3",
+                2,
+            ),
             (".klp.sym.9p.a,4294967295", "9p", "a", u32::MAX),
         ] {
             let parsed = SymbolName::parse(text).expect(text);
@@ -136,14 +166,21 @@ mod tests {
     #[test]
     fn sections_round_trip() {
         for (text, object, section) in [
-            (".klp.rela.ext4.text.ext4_attr_store", "ext4", ".text.ext4_attr_store"),
+            (
+                ".klp.rela.ext4.text.ext4_attr_store",
+                "ext4",
+                ".text.ext4_attr_store",
+            ),
             (".klp.rela.vmlinux.rodata", "vmlinux", ".rodata"),
         ] {
             let parsed = RelaName::parse(text).expect(text);
             assert_eq!(parsed, RelaName { object, section });
             assert_eq!(parsed.to_string(), text);
         }
-        let undotted = RelaName { object: "ext4", section: "__ex_table" };
+        let undotted = RelaName {
+            object: "ext4",
+            section: "__ex_table",
+        };
         assert_eq!(undotted.to_string(), ".klp.rela.ext4.__ex_table");
     }
 

@@ -1,7 +1,8 @@
 //! A patch object's bytes as checked sections, symbols and relocations.
 //!
-//! The `object` crate knows where each field of ELF is; this file knows what a patch object may look like. Everything is checked
-//! once, in [`View::parse`]: whoever holds a [`View`] can follow its indices. No bytes make it panic.
+//! The `object` crate knows where each field of ELF is; this file knows what a patch object may
+//! look like. Everything is checked once, in [`View::parse`]: whoever holds a [`View`] can follow
+//! its indices. No bytes make it panic.
 
 use super::{Refusal, SHF_RELA_LIVEPATCH, SHN_LIVEPATCH};
 use crate::mem::{try_push, try_vec};
@@ -111,23 +112,38 @@ pub struct Rela {
 }
 
 impl<'a> View<'a> {
-    /// Checks the bytes of a patch object for the machine `machine` (`e_machine`), which has numbers with the most significant byte
-    /// first if it is `big_endian`.
+    /// Checks the bytes of a patch object for the machine `machine` (`e_machine`), which has
+    /// numbers with the most significant byte first if it is `big_endian`.
     ///
     /// # Errors
     ///
     /// Whatever is wrong first.
     pub fn parse(bytes: &'a [u8], machine: u16, big_endian: bool) -> Result<Self, Refusal> {
-        let endian = if big_endian { Endianness::Big } else { Endianness::Little };
+        let endian = if big_endian {
+            Endianness::Big
+        } else {
+            Endianness::Little
+        };
         let header = check_header(bytes, machine, endian)?;
-        let table =
-            header.sections(endian, bytes).map_err(|_| Refusal::malformed("bad section table", "ELF header"))?;
+        let table = header
+            .sections(endian, bytes)
+            .map_err(|_| Refusal::malformed("bad section table", "ELF header"))?;
         let (symbol_table, symbols) = read_symbols(&table, bytes, endian)?;
         let mut sections = try_vec(table.len())?;
         for (index, section) in table.iter().enumerate() {
-            sections.push(read_section((&table, endian), bytes, index, section, symbol_table)?);
+            sections.push(read_section(
+                (&table, endian),
+                bytes,
+                index,
+                section,
+                symbol_table,
+            )?);
         }
-        let mut view = Self { sections, symbols, functions: Vec::new() };
+        let mut view = Self {
+            sections,
+            symbols,
+            functions: Vec::new(),
+        };
         view.check_relas()?;
         view.index_functions()?;
         Ok(view)
@@ -148,7 +164,11 @@ impl<'a> View<'a> {
     /// The section called `name`, if there is exactly one.
     #[must_use]
     pub fn section(&self, name: &str) -> Option<(usize, &Section<'a>)> {
-        let mut hits = self.sections.iter().enumerate().filter(|(_, section)| section.name == name);
+        let mut hits = self
+            .sections
+            .iter()
+            .enumerate()
+            .filter(|(_, section)| section.name == name);
         hits.next().filter(|_| hits.next().is_none())
     }
 
@@ -160,19 +180,26 @@ impl<'a> View<'a> {
 
     /// Every value of `key` in `.modinfo`.
     pub fn modinfo_all(&self, key: &str) -> impl Iterator<Item = &'a str> {
-        let bytes = self.section(".modinfo").map_or(&[][..], |(_, section)| section.bytes);
+        let bytes = self
+            .section(".modinfo")
+            .map_or(&[][..], |(_, section)| section.bytes);
         bytes.split(|&byte| byte == 0).filter_map(move |entry| {
             let (name, value) = core::str::from_utf8(entry).ok()?.split_once('=')?;
             (name == key).then_some(value)
         })
     }
 
-    /// The functions that begin at `offset` in the section with that index, by their symbols' indices: several if one has
-    /// aliases.
+    /// The functions that begin at `offset` in the section with that index, by their symbols'
+    /// indices: several if one has aliases.
     pub fn functions_at(&self, section: usize, offset: u64) -> impl Iterator<Item = usize> {
         let place = (Home::Section(section), offset);
-        let first = self.functions.partition_point(|&index| self.place(index) < place);
-        self.functions[first..].iter().copied().take_while(move |&index| self.place(index) == place)
+        let first = self
+            .functions
+            .partition_point(|&index| self.place(index) < place);
+        self.functions[first..]
+            .iter()
+            .copied()
+            .take_while(move |&index| self.place(index) == place)
     }
 
     /// A symbol's name for messages: sections' symbols are called as their sections.
@@ -187,10 +214,17 @@ impl<'a> View<'a> {
 
     fn index_functions(&mut self) -> Result<(), Refusal> {
         let is_function = |symbol: &Symbol<'_>| {
-            symbol.kind == elf::STT_FUNC.0 && symbol.len > 0 && matches!(symbol.home, Home::Section(_))
+            symbol.kind == elf::STT_FUNC.0
+                && symbol.len > 0
+                && matches!(symbol.home, Home::Section(_))
         };
         let mut functions = Vec::new();
-        for (index, _) in self.symbols.iter().enumerate().filter(|(_, symbol)| is_function(symbol)) {
+        for (index, _) in self
+            .symbols
+            .iter()
+            .enumerate()
+            .filter(|(_, symbol)| is_function(symbol))
+        {
             try_push(&mut functions, index)?;
         }
         functions.sort_unstable_by_key(|&index| self.place(index));
@@ -205,11 +239,17 @@ impl<'a> View<'a> {
     fn check_relas(&self) -> Result<(), Refusal> {
         for section in &self.sections {
             if section.target >= self.sections.len() {
-                return Err(Refusal::malformed("relocations of a section that does not exist", section.name));
+                return Err(Refusal::malformed(
+                    "relocations of a section that does not exist",
+                    section.name,
+                ));
             }
             for rela in section.relas() {
                 if rela.symbol >= self.symbols.len() {
-                    return Err(Refusal::malformed("relocation against a symbol that does not exist", section.name));
+                    return Err(Refusal::malformed(
+                        "relocation against a symbol that does not exist",
+                        section.name,
+                    ));
                 }
             }
         }
@@ -266,14 +306,17 @@ impl<'a> Section<'a> {
     /// `len` bytes from `offset` on, as a range of [`bytes`](Section::bytes).
     #[must_use]
     pub fn range(&self, offset: u64, len: u64) -> Option<Range<usize>> {
-        let end = offset.checked_add(len).filter(|&end| end <= self.bytes.len() as u64)?;
+        let end = offset
+            .checked_add(len)
+            .filter(|&end| end <= self.bytes.len() as u64)?;
         Some(usize::try_from(offset).ok()?..usize::try_from(end).ok()?)
     }
 }
 
 fn check_header(bytes: &[u8], machine: u16, endian: Endianness) -> Result<&Header, Refusal> {
     let in_header = |what| Refusal::malformed(what, "ELF header");
-    let (header, _) = object::pod::from_bytes::<Header>(bytes).map_err(|()| in_header("truncated file"))?;
+    let (header, _) =
+        object::pod::from_bytes::<Header>(bytes).map_err(|()| in_header("truncated file"))?;
     let ident = &header.e_ident;
     if ident.magic != elf::ELFMAG || ident.version != elf::EV_CURRENT {
         return Err(in_header("not an ELF file"));
@@ -290,7 +333,10 @@ fn check_header(bytes: &[u8], machine: u16, endian: Endianness) -> Result<&Heade
     }
     let elf::Machine(found) = header.e_machine(endian);
     if found != machine {
-        return Err(Refusal::Reason(crate::error::PatchReason::ForeignMachine { machine: found, expected: machine }));
+        return Err(Refusal::Reason(crate::error::PatchReason::ForeignMachine {
+            machine: found,
+            expected: machine,
+        }));
     }
     if header.e_type(endian) != elf::ET_REL {
         return Err(in_header("not a relocatable file"));
@@ -306,12 +352,26 @@ fn read_section<'a>(
     symbol_table: usize,
 ) -> Result<Section<'a>, Refusal> {
     let (kind, flags) = (elf::SHT_NULL.0, SectionFlags::empty());
-    let none = Section { name: "", kind, flags, len: 0, align: 1, bytes: &[], relas: &[], target: 0, endian };
+    let none = Section {
+        name: "",
+        kind,
+        flags,
+        len: 0,
+        align: 1,
+        bytes: &[],
+        relas: &[],
+        target: 0,
+        endian,
+    };
     if header.sh_type(endian) == elf::SHT_NULL {
         return Ok(none);
     }
-    let name = table.section_name(endian, header).ok().and_then(|name| core::str::from_utf8(name).ok());
-    let name = name.ok_or_else(|| Refusal::malformed("bad section name", Index("section", index)))?;
+    let name = table
+        .section_name(endian, header)
+        .ok()
+        .and_then(|name| core::str::from_utf8(name).ok());
+    let name =
+        name.ok_or_else(|| Refusal::malformed("bad section name", Index("section", index)))?;
     let mut section = Section {
         name,
         kind: header.sh_type(endian).0,
@@ -328,9 +388,13 @@ fn read_section<'a>(
     }
     if section.is(elf::SHT_RELA) {
         let relas = header.rela(endian, file).ok().flatten();
-        let (relas, link) = relas.ok_or_else(|| Refusal::malformed("bad relocation section", name))?;
+        let (relas, link) =
+            relas.ok_or_else(|| Refusal::malformed("bad relocation section", name))?;
         if link.0 != symbol_table {
-            return Err(Refusal::malformed("relocations that use another symbol table", name));
+            return Err(Refusal::malformed(
+                "relocations that use another symbol table",
+                name,
+            ));
         }
         section.relas = relas;
         section.target = header.sh_info(endian) as usize;
@@ -345,14 +409,22 @@ fn read_symbols<'a>(
     endian: Endianness,
 ) -> Result<(usize, Vec<Symbol<'a>>), Refusal> {
     let bad = |what| Refusal::malformed(what, "symbol table");
-    let tables = table.iter().filter(|section| section.sh_type(endian) == elf::SHT_SYMTAB).count();
+    let tables = table
+        .iter()
+        .filter(|section| section.sh_type(endian) == elf::SHT_SYMTAB)
+        .count();
     if tables != 1 {
         return Err(bad("there must be exactly one"));
     }
-    let symbols = table.symbols(endian, file, elf::SHT_SYMTAB).map_err(|_| bad("it does not fit the file"))?;
+    let symbols = table
+        .symbols(endian, file, elf::SHT_SYMTAB)
+        .map_err(|_| bad("it does not fit the file"))?;
     let mut read = try_vec(symbols.len())?;
     for (index, symbol) in symbols.iter().enumerate() {
-        try_push(&mut read, read_symbol((&symbols, endian), index, symbol, table.len())?)?;
+        try_push(
+            &mut read,
+            read_symbol((&symbols, endian), index, symbol, table.len())?,
+        )?;
     }
     Ok((symbols.section().0, read))
 }
@@ -363,18 +435,33 @@ fn read_symbol<'a>(
     symbol: &'a elf::Sym64<Endianness>,
     sections: usize,
 ) -> Result<Symbol<'a>, Refusal> {
-    let name = table.symbol_name(endian, symbol).ok().and_then(|name| core::str::from_utf8(name).ok());
+    let name = table
+        .symbol_name(endian, symbol)
+        .ok()
+        .and_then(|name| core::str::from_utf8(name).ok());
     let name = name.ok_or_else(|| Refusal::malformed("bad symbol name", Index("symbol", index)))?;
     let home = match symbol.st_shndx(endian) {
         elf::SHN_UNDEF => Home::Undefined,
         elf::SHN_ABS => Home::Absolute,
         elf::SymbolSection(SHN_LIVEPATCH) => Home::Livepatch,
-        elf::SHN_COMMON => return Err(Refusal::unsupported("common symbol (compile with -fno-common)", name)),
+        elf::SHN_COMMON => {
+            return Err(Refusal::unsupported(
+                "common symbol (compile with -fno-common)",
+                name,
+            ));
+        }
         elf::SymbolSection(elf::SHN_LORESERVE..) => {
             return Err(Refusal::unsupported("symbol in a reserved section", name));
         }
-        elf::SymbolSection(section) if usize::from(section) < sections => Home::Section(usize::from(section)),
-        _ => return Err(Refusal::malformed("symbol in a section that does not exist", name)),
+        elf::SymbolSection(section) if usize::from(section) < sections => {
+            Home::Section(usize::from(section))
+        }
+        _ => {
+            return Err(Refusal::malformed(
+                "symbol in a section that does not exist",
+                name,
+            ));
+        }
     };
     Ok(Symbol {
         name,

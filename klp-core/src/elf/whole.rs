@@ -1,13 +1,13 @@
-//! What a patch object says of the patch as a whole, in `.modinfo` (kernel: `replace` and `states` of `struct klp_patch`, which a
-//! module there fills in itself; these keys are ours).
+//! What a patch object says of the patch as a whole, in `.modinfo` (kernel: `replace` and `states`
+//! of `struct klp_patch`, which a module there fills in itself; these keys are ours).
 //!
-//! | entry | what it says |
-//! |---|---|
-//! | `klp_replace=all` | the patch takes the place of all enabled ones |
-//! | `klp_replace=set:N` | it takes the place of those of set N, a number below 2^32 |
-//! | `klp_state=ID:VERSION` | it changes state ID, a number below 2^64, in a version below 2^32; one entry for each state |
+//! * `klp_replace=all`: the patch takes the place of all enabled ones
+//! * `klp_replace=set:N`: it takes the place of those of set N, a number below 2^32
+//! * `klp_state=ID:VERSION`: it changes state ID, a number below 2^64, in a version below 2^32; one
+//!   entry for each state
 //!
-//! Numbers are written as in C: decimal, or hexadecimal behind `0x`. Leading zeros, which would mean octal there, are refused.
+//! Numbers are written as in C: decimal, or hexadecimal behind `0x`. Leading zeros, which would
+//! mean octal there, are refused.
 
 use super::Refusal;
 use super::view::View;
@@ -20,15 +20,30 @@ const STATE: &str = "klp_state";
 /// Which enabled patches the patch takes the place of.
 pub(super) fn replace(view: &View<'_>) -> Result<Replace, Refusal> {
     let mut entries = view.modinfo_all(REPLACE);
-    let Some(value) = entries.next() else { return Ok(Replace::None) };
+    let Some(value) = entries.next() else {
+        return Ok(Replace::None);
+    };
     if let Some(second) = entries.next() {
-        return Err(malformed("which patches are replaced is said twice", REPLACE, second));
+        return Err(malformed(
+            "which patches are replaced is said twice",
+            REPLACE,
+            second,
+        ));
     }
     if value == "all" {
         return Ok(Replace::All);
     }
-    let set = value.strip_prefix("set:").and_then(number).and_then(|set| u32::try_from(set).ok());
-    set.map(Replace::Set).ok_or_else(|| malformed("neither `all` nor `set:` and a number below 2^32", REPLACE, value))
+    let set = value
+        .strip_prefix("set:")
+        .and_then(number)
+        .and_then(|set| u32::try_from(set).ok());
+    set.map(Replace::Set).ok_or_else(|| {
+        malformed(
+            "neither `all` nor `set:` and a number below 2^32",
+            REPLACE,
+            value,
+        )
+    })
 }
 
 /// The states that the patch changes.
@@ -36,9 +51,18 @@ pub(super) fn states(view: &View<'_>) -> impl Iterator<Item = Result<State, Refu
     view.modinfo_all(STATE).map(|value| {
         let state = || {
             let (id, version) = value.split_once(':')?;
-            Some(State::new(number(id)?, u32::try_from(number(version)?).ok()?))
+            Some(State::new(
+                number(id)?,
+                u32::try_from(number(version)?).ok()?,
+            ))
         };
-        state().ok_or_else(|| malformed("not the number of a state, a colon, and a version below 2^32", STATE, value))
+        state().ok_or_else(|| {
+            malformed(
+                "not the number of a state, a colon, and a version below 2^32",
+                STATE,
+                value,
+            )
+        })
     })
 }
 

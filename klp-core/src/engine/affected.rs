@@ -1,8 +1,9 @@
-//! The code of both sides of a transition: every byte that a task may be in because of the patches that move, or of those that
-//! give way to them.
+//! The code of both sides of a transition: every byte that a task may be in because of the patches
+//! that move, or of those that give way to them.
 //!
-//! A patch owns more code than its new functions: parts that the compiler split off them, and whatever its image has beside. What of
-//! a patch can be attributed to a function counts for that function; the rest counts for all of them.
+//! A patch owns more code than its new functions: parts that the compiler split off them, and
+//! whatever its image has beside. What of a patch can be attributed to a function counts for that
+//! function; the rest counts for all of them.
 
 use super::batch::moving;
 use super::inner::{Inner, Record};
@@ -19,8 +20,8 @@ use core::ptr;
 const MAX_CODE: usize = 1 << 16;
 
 impl<P: Platform> Inner<P> {
-    /// The code of both sides of the transition, sorted. Says to each affected function's ops whether tasks may switch themselves at
-    /// its entry.
+    /// The code of both sides of the transition, sorted. Says to each affected function's ops
+    /// whether tasks may switch themselves at its entry.
     pub(super) fn affected(&self, host: &P) -> Result<Affected, OutOfMemory> {
         let mut affected = Affected::default();
         let versions = Versions::of(&self.patches)?;
@@ -32,30 +33,42 @@ impl<P: Platform> Inner<P> {
                 affected.add_code(TaskState::Patched, code, AffectedFunc::other(number))?;
             }
             for (bound, func) in record.bounds().flat_map(Bound::funcs_with_nodes) {
-                let at = AffectedFunc { patch: number, ..func.at };
+                let at = AffectedFunc {
+                    patch: number,
+                    ..func.at
+                };
                 let entry = func.entry();
                 affected.add_entry(entry, at)?;
                 if bound.target().is_some() {
                     affected.add(TaskState::Patched, bound.range(), at)?;
-                    func.parts.iter().try_for_each(|part| affected.add(TaskState::Patched, *part, at))?;
+                    func.parts
+                        .iter()
+                        .try_for_each(|part| affected.add(TaskState::Patched, *part, at))?;
                     // What goes back to an older version runs code of that patch.
                     if let Some(older) = func.same_code_below(bound, writer) {
                         if let Some(version) = versions.find(older) {
                             let parts = &version.func.parts;
-                            parts.iter().try_for_each(|part| affected.add(TaskState::Patched, *part, at))?;
+                            parts
+                                .iter()
+                                .try_for_each(|part| affected.add(TaskState::Patched, *part, at))?;
                             try_push(&mut below, ptr::from_ref(older).addr())?;
                         }
                     }
                 } else {
                     func.add_original(&mut affected, TaskState::Patched, at)?;
                 }
-                match func.previous(bound, writer).filter(|previous| previous.target().is_some()) {
+                match func
+                    .previous(bound, writer)
+                    .filter(|previous| previous.target().is_some())
+                {
                     None => func.add_original(&mut affected, TaskState::Unpatched, at)?,
                     Some(previous) => {
                         affected.add(TaskState::Unpatched, previous.range(), at)?;
                         if let Some(version) = versions.find(previous) {
                             let parts = &version.func.parts;
-                            parts.iter().try_for_each(|part| affected.add(TaskState::Unpatched, *part, at))?;
+                            parts.iter().try_for_each(|part| {
+                                affected.add(TaskState::Unpatched, *part, at)
+                            })?;
                             try_push(&mut below, ptr::from_ref(previous).addr())?;
                         }
                     }
@@ -63,13 +76,16 @@ impl<P: Platform> Inner<P> {
             }
         }
         below.sort_unstable();
-        let last = u32::try_from(moving(&self.patches).count().saturating_sub(1)).unwrap_or(u32::MAX);
+        let last =
+            u32::try_from(moving(&self.patches).count().saturating_sub(1)).unwrap_or(u32::MAX);
         let older = AffectedFunc::older(last);
         for (index, record) in self.patches.iter().enumerate() {
             if self.gives_way_now(index) {
                 for (node, func) in record.bounds().flat_map(Bound::funcs_with_nodes) {
                     affected.add(TaskState::Unpatched, node.range(), older)?;
-                    func.parts.iter().try_for_each(|part| affected.add(TaskState::Unpatched, *part, older))?;
+                    func.parts
+                        .iter()
+                        .try_for_each(|part| affected.add(TaskState::Unpatched, *part, older))?;
                 }
                 if let Some(code) = record.patch.code() {
                     affected.add_code(TaskState::Unpatched, code, older)?;
@@ -79,7 +95,10 @@ impl<P: Platform> Inner<P> {
             }
         }
         let mut affected = affected.sorted();
-        if host.self_switch().is_some_and(|tasks| tasks.moment() == Moment::Entry) {
+        if host
+            .self_switch()
+            .is_some_and(|tasks| tasks.moment() == Moment::Entry)
+        {
             self.judge_entries(host, &mut affected, &versions)?;
         } else {
             affected.set_lendable(true);
@@ -87,15 +106,26 @@ impl<P: Platform> Inner<P> {
         Ok(affected)
     }
 
-    /// Finds out at which entries tasks may switch themselves: where it is certain that a task was called, so that whatever it is still
-    /// in has a frame on its stack.
+    /// Finds out at which entries tasks may switch themselves: where it is certain that a task was
+    /// called, so that whatever it is still in has a frame on its stack.
     ///
-    /// * Everywhere but at entries that affected code jumps to, if that never jumps out of itself or to where the code does not tell.
-    /// * Otherwise, at the entry of a function that is only left by its return: if the call in front of the task's return address is one
-    ///   of that function, nothing else has run since.
-    fn judge_entries(&self, host: &P, affected: &mut Affected, versions: &Versions<'_, P>) -> Result<(), OutOfMemory> {
-        // What stands at entries is the tracer's; there it leads to versions that are looked at themselves.
-        let funcs = || moving(&self.patches).flat_map(Record::bounds).flat_map(Bound::funcs_with_nodes);
+    /// * Everywhere but at entries that affected code jumps to, if that never jumps out of itself
+    ///   or to where the code does not tell.
+    /// * Otherwise, at the entry of a function that is only left by its return: if the call in
+    ///   front of the task's return address is one of that function, nothing else has run since.
+    fn judge_entries(
+        &self,
+        host: &P,
+        affected: &mut Affected,
+        versions: &Versions<'_, P>,
+    ) -> Result<(), OutOfMemory> {
+        // What stands at entries is the tracer's; there it leads to versions that are looked at
+        // themselves.
+        let funcs = || {
+            moving(&self.patches)
+                .flat_map(Record::bounds)
+                .flat_map(Bound::funcs_with_nodes)
+        };
         let mut entries = Vec::new();
         for (_, func) in funcs() {
             try_push(&mut entries, func.entry())?;
@@ -104,7 +134,9 @@ impl<P: Platform> Inner<P> {
         let (mut all, mut buffer) = (Targets::new(), Vec::new());
         for range in affected.ranges() {
             let at = entries.partition_point(|entry| entry.start() < range.start());
-            let entry = entries.get(at).filter(|entry| entry.start() == range.start());
+            let entry = entries
+                .get(at)
+                .filter(|entry| entry.start() == range.start());
             if let Some(body) = behind(range, entry.copied()) {
                 all.look::<P>(host, body, &mut buffer)?;
             }
@@ -116,12 +148,24 @@ impl<P: Platform> Inner<P> {
         for (node, func) in funcs() {
             let entry = func.entry();
             let switch = if !everywhere {
-                let closed = func.is_closed(host, (node, &self.sites.writer), versions, &mut buffer)?;
-                if closed { Switch::IfCalled } else { Switch::Never }
+                let closed =
+                    func.is_closed(host, (node, &self.sites.writer), versions, &mut buffer)?;
+                if closed {
+                    Switch::IfCalled
+                } else {
+                    Switch::Never
+                }
             } else {
                 let from = all.known.partition_point(|target| *target < entry.start());
-                let jumped_to = all.known.get(from).is_some_and(|target| entry.contains(*target));
-                if jumped_to { Switch::Never } else { Switch::Always }
+                let jumped_to = all
+                    .known
+                    .get(from)
+                    .is_some_and(|target| entry.contains(*target));
+                if jumped_to {
+                    Switch::Never
+                } else {
+                    Switch::Always
+                }
             };
             lendable |= switch != Switch::Never;
             func.ops.let_switch(switch, entry.start());
@@ -137,21 +181,31 @@ fn behind(range: TextRange, entry: Option<TextRange>) -> Option<TextRange> {
     TextRange::new(from, range.end().get().checked_sub(from.get())?)
 }
 
-/// What of the code of `record`, which stays, belongs to none of its functions, if one of those is among `below`: to be left, or to be
-/// come back to.
+/// What of the code of `record`, which stays, belongs to none of its functions, if one of those is
+/// among `below`: to be left, or to be come back to.
 fn add_rest<P: Platform>(
     affected: &mut Affected,
     record: &Record<P>,
     below: &[usize],
     at: AffectedFunc,
 ) -> Result<(), OutOfMemory> {
-    let Some(code) = record.patch.code() else { return Ok(()) };
+    let Some(code) = record.patch.code() else {
+        return Ok(());
+    };
     let is_below = |node: &FuncNode| below.binary_search(&ptr::from_ref(node).addr()).is_ok();
-    if !record.bounds().flat_map(Bound::funcs_with_nodes).any(|(node, _)| is_below(node)) {
+    if !record
+        .bounds()
+        .flat_map(Bound::funcs_with_nodes)
+        .any(|(node, _)| is_below(node))
+    {
         return Ok(());
     }
     let mut others = Vec::new();
-    for (node, func) in record.bounds().flat_map(Bound::funcs_with_nodes).filter(|(node, _)| !is_below(node)) {
+    for (node, func) in record
+        .bounds()
+        .flat_map(Bound::funcs_with_nodes)
+        .filter(|(node, _)| !is_below(node))
+    {
         try_push(&mut others, node.range())?;
         others.try_reserve(func.parts.len())?;
         others.extend_from_slice(&func.parts);
@@ -161,7 +215,9 @@ fn add_rest<P: Platform>(
     let end = TextRange::new(code.end(), 0);
     for other in others.into_iter().chain(end) {
         let len = other.start().get().saturating_sub(from.get());
-        if let Some(rest) = TextRange::new(from, len).filter(|rest| !rest.is_empty() && from < code.end()) {
+        if let Some(rest) =
+            TextRange::new(from, len).filter(|rest| !rest.is_empty() && from < code.end())
+        {
             affected.add_code(TaskState::Unpatched, rest, at)?;
             affected.add_code(TaskState::Patched, rest, at)?;
         }
@@ -181,9 +237,18 @@ struct Version<'a, P: Platform> {
 impl<'a, P: Platform> Versions<'a, P> {
     fn of(patches: &'a [Record<P>]) -> Result<Self, OutOfMemory> {
         let mut versions = Vec::new();
-        for record in patches.iter().filter(|record| record.enabled && !record.moves) {
+        for record in patches
+            .iter()
+            .filter(|record| record.enabled && !record.moves)
+        {
             for (node, func) in record.bounds().flat_map(Bound::funcs_with_nodes) {
-                try_push(&mut versions, Version { node: ptr::from_ref(node).addr(), func })?;
+                try_push(
+                    &mut versions,
+                    Version {
+                        node: ptr::from_ref(node).addr(),
+                        func,
+                    },
+                )?;
             }
         }
         versions.sort_unstable_by_key(|version| version.node);
@@ -191,7 +256,9 @@ impl<'a, P: Platform> Versions<'a, P> {
     }
 
     fn find(&self, node: &FuncNode) -> Option<&Version<'a, P>> {
-        let found = self.0.binary_search_by_key(&ptr::from_ref(node).addr(), |version| version.node);
+        let found = self
+            .0
+            .binary_search_by_key(&ptr::from_ref(node).addr(), |version| version.node);
         self.0.get(found.ok()?)
     }
 }
@@ -205,12 +272,23 @@ struct Targets {
 
 impl Targets {
     fn new() -> Self {
-        Self { known: Vec::new(), unknown: false }
+        Self {
+            known: Vec::new(),
+            unknown: false,
+        }
     }
 
     /// Adds the jumps that leave `range`.
-    fn look<P: Platform>(&mut self, host: &P, range: TextRange, buffer: &mut Vec<u8>) -> Result<(), OutOfMemory> {
-        let Some(len) = usize::try_from(range.len()).ok().filter(|len| *len <= MAX_CODE) else {
+    fn look<P: Platform>(
+        &mut self,
+        host: &P,
+        range: TextRange,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), OutOfMemory> {
+        let Some(len) = usize::try_from(range.len())
+            .ok()
+            .filter(|len| *len <= MAX_CODE)
+        else {
             self.unknown = true;
             return Ok(());
         };
@@ -234,7 +312,8 @@ impl Targets {
 }
 
 impl<P: Platform> BoundFunc<P> {
-    /// Whether tasks leave each version of the function, `node`'s and the one that runs where that does not, by its return only.
+    /// Whether tasks leave each version of the function, `node`'s and the one that runs where that
+    /// does not, by its return only.
     fn is_closed(
         &self,
         host: &P,
@@ -243,13 +322,27 @@ impl<P: Platform> BoundFunc<P> {
         buffer: &mut Vec<u8>,
     ) -> Result<bool, OutOfMemory> {
         let mut own = Vec::new();
-        let mut add = |range: Option<TextRange>| range.map_or(Ok(()), |range| try_push(&mut own, range));
+        let mut add =
+            |range: Option<TextRange>| range.map_or(Ok(()), |range| try_push(&mut own, range));
         add(behind(self.old, Some(self.entry())))?;
-        self.cold.iter().chain(&self.parts).try_for_each(|part| add(Some(*part)))?;
-        let replacements = [Some(node), self.previous(node, writer), self.same_code_below(node, writer)];
-        for replacement in replacements.into_iter().flatten().filter(|node| node.target().is_some()) {
+        self.cold
+            .iter()
+            .chain(&self.parts)
+            .try_for_each(|part| add(Some(*part)))?;
+        let replacements = [
+            Some(node),
+            self.previous(node, writer),
+            self.same_code_below(node, writer),
+        ];
+        for replacement in replacements
+            .into_iter()
+            .flatten()
+            .filter(|node| node.target().is_some())
+        {
             add(Some(replacement.range()))?;
-            let parts = versions.find(replacement).map_or(&[][..], |version| &version.func.parts);
+            let parts = versions
+                .find(replacement)
+                .map_or(&[][..], |version| &version.func.parts);
             parts.iter().try_for_each(|part| add(Some(*part)))?;
         }
         let mut targets = Targets::new();
@@ -268,9 +361,16 @@ impl<P: Platform> BoundFunc<P> {
     }
 
     /// Adds the code of the original to one side.
-    fn add_original(&self, affected: &mut Affected, side: TaskState, at: AffectedFunc) -> Result<(), OutOfMemory> {
+    fn add_original(
+        &self,
+        affected: &mut Affected,
+        side: TaskState,
+        at: AffectedFunc,
+    ) -> Result<(), OutOfMemory> {
         affected.add(side, self.old, at)?;
-        self.cold.iter().try_for_each(|part| affected.add(side, *part, at))
+        self.cold
+            .iter()
+            .try_for_each(|part| affected.add(side, *part, at))
     }
 
     /// The older version whose code `node` runs, too: that which it goes back to.
@@ -279,8 +379,8 @@ impl<P: Platform> BoundFunc<P> {
         nodes.find(|other| !ptr::eq(*other, node) && other.range() == node.range())
     }
 
-    /// The replacement that runs where this one does not: the next one below that is not in transition with it, or the present
-    /// top if this is not on the stack yet.
+    /// The replacement that runs where this one does not: the next one below that is not in
+    /// transition with it, or the present top if this is not on the stack yet.
     fn previous<'a>(&self, node: &FuncNode, writer: &'a Writer) -> Option<&'a FuncNode> {
         let mut nodes = self.ops.stack().nodes(writer);
         match nodes.find(|other| ptr::eq(*other, node)) {

@@ -1,6 +1,7 @@
 //! The patches that are in transition: one, or several as one. Linux has one at a time.
 //!
-//! While they are enabled or disabled they are marked in their records ([`Record::moves`]), and stand in the order of enabling.
+//! While they are enabled or disabled they are marked in their records ([`Record::moves`]), and
+//! stand in the order of enabling.
 
 use super::inner::{Inner, PatchId, Record, Transition};
 use super::objects::{Bound, names_in};
@@ -13,18 +14,24 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 /// The patches in transition, in the order of enabling.
-pub(super) fn moving<P: Platform>(patches: &[Record<P>]) -> impl Iterator<Item = &Record<P>> + Clone {
+pub(super) fn moving<P: Platform>(
+    patches: &[Record<P>],
+) -> impl Iterator<Item = &Record<P>> + Clone {
     patches.iter().filter(|record| record.moves)
 }
 
 /// Everything of theirs that is on function stacks, or about to be.
-pub(super) fn bounds<P: Platform>(patches: &[Record<P>]) -> impl Iterator<Item = &Bound<P>> + Clone {
+pub(super) fn bounds<P: Platform>(
+    patches: &[Record<P>],
+) -> impl Iterator<Item = &Bound<P>> + Clone {
     moving(patches).flat_map(Record::bounds)
 }
 
 /// The names of the object and of the function that `at` means.
 pub(super) fn names<P: Platform>(patches: &[Record<P>], at: AffectedFunc) -> (&str, &str) {
-    let record = (0..).zip(moving(patches)).find(|(number, _)| *number == at.patch);
+    let record = (0..)
+        .zip(moving(patches))
+        .find(|(number, _)| *number == at.patch);
     record.map_or(("?", "?"), |(_, record)| names_in(&record.patch, at))
 }
 
@@ -36,7 +43,9 @@ impl<P: Platform> Inner<P> {
 
     /// The name to report a failure of the whole under: that of the first patch.
     pub(super) fn leader(&self) -> &str {
-        moving(&self.patches).next().map_or("?", |record| record.patch.name())
+        moving(&self.patches)
+            .next()
+            .map_or("?", |record| record.patch.name())
     }
 
     /// Logs a step of the transition, one line for each patch.
@@ -67,12 +76,17 @@ impl<P: Platform> Inner<P> {
         Ok(())
     }
 
-    /// Marks the patches of `ids`, none of which is enabled, and puts them behind those that are, in that order.
+    /// Marks the patches of `ids`, none of which is enabled, and puts them behind those that are,
+    /// in that order.
     pub(super) fn gather(&mut self, ids: &[PatchId]) -> Result<Gathered, OutOfMemory> {
         let place = self.patches.iter().filter(|record| record.enabled).count();
         let mut from = try_vec(ids.len())?;
         for (to, id) in (place..).zip(ids) {
-            let at = to + self.patches[to..].iter().position(|record| record.id == *id).unwrap_or(0);
+            let at = to
+                + self.patches[to..]
+                    .iter()
+                    .position(|record| record.id == *id)
+                    .unwrap_or(0);
             self.patches[to..=at].rotate_right(1);
             self.patches[to].moves = true;
             from.push(at);

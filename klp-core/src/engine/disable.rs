@@ -1,4 +1,5 @@
-//! Disabling patches, and turning a transition round (kernel: `__klp_disable_patch`, `klp_reverse_transition`).
+//! Disabling patches, and turning a transition round (kernel: `__klp_disable_patch`,
+//! `klp_reverse_transition`).
 
 use super::Engine;
 use super::batch::{bounds, moving};
@@ -16,46 +17,68 @@ impl<P: Platform> Engine<P> {
     ///
     /// # Errors
     ///
-    /// [`Error::Busy`] during any transition (see [`reverse`](Engine::reverse) for the patch's own), [`Error::Port`],
-    /// [`Error::OutOfMemory`], [`ApiMisuse`]. Nothing has changed then.
+    /// [`Error::Busy`] during any transition (see [`reverse`](Engine::reverse) for the patch's
+    /// own), [`Error::Port`], [`Error::OutOfMemory`], [`ApiMisuse`]. Nothing has changed then.
     pub fn disable(&self, id: PatchId) -> Result<Poll, Error> {
         self.disable_all(&[id])
     }
 
-    /// Starts to disable several enabled patches as one, in a single transition; see [`enable_all`](Engine::enable_all). The order
-    /// of `ids` does not matter.
+    /// Starts to disable several enabled patches as one, in a single transition; see
+    /// [`enable_all`](Engine::enable_all). The order of `ids` does not matter.
     ///
     /// # Errors
     ///
-    /// As for [`disable`](Engine::disable); [`ApiMisuse::NoPatches`] if `ids` is empty, [`Error::Patch`] if one is named twice.
+    /// As for [`disable`](Engine::disable); [`ApiMisuse::NoPatches`] if `ids` is empty,
+    /// [`Error::Patch`] if one is named twice.
     pub fn disable_all(&self, ids: &[PatchId]) -> Result<Poll, Error> {
         let mut inner = self.lock()?;
         let inner = &mut *inner;
         inner.check_list(ids)?;
         inner.check_idle()?;
-        if inner.patches.iter().any(|record| !record.enabled && ids.contains(&record.id)) {
+        if inner
+            .patches
+            .iter()
+            .any(|record| !record.enabled && ids.contains(&record.id))
+        {
             return Err(Error::ApiMisuse(ApiMisuse::NotEnabled));
         }
-        inner.patches.iter_mut().for_each(|record| record.moves = ids.contains(&record.id));
+        inner
+            .patches
+            .iter_mut()
+            .for_each(|record| record.moves = ids.contains(&record.id));
         match inner.start_disabling(&self.host) {
             Ok(running) => {
-                let leader = moving(&inner.patches).next().map_or(ids[0], |record| record.id);
-                inner.begin(&self.host, Transition { leader, running, pending: 0, stale: false });
+                let leader = moving(&inner.patches)
+                    .next()
+                    .map_or(ids[0], |record| record.id);
+                inner.begin(
+                    &self.host,
+                    Transition {
+                        leader,
+                        running,
+                        pending: 0,
+                        stale: false,
+                    },
+                );
                 Ok(inner.poll(&self.host))
             }
             Err(error) => {
-                inner.patches.iter_mut().for_each(|record| record.moves = false);
+                inner
+                    .patches
+                    .iter_mut()
+                    .for_each(|record| record.moves = false);
                 Err(error)
             }
         }
     }
 
-    /// Turns the transition of `id` round: a patch that was being enabled goes away again, and the other way about. With it turn
-    /// those that are in transition as one with it.
+    /// Turns the transition of `id` round: a patch that was being enabled goes away again, and the
+    /// other way about. With it turn those that are in transition as one with it.
     ///
     /// # Errors
     ///
-    /// [`ApiMisuse::NoTransition`] if the patch is not in transition; [`Error::Port`], and the transition goes on as before.
+    /// [`ApiMisuse::NoTransition`] if the patch is not in transition; [`Error::Port`], and the
+    /// transition goes on as before.
     pub fn reverse(&self, id: PatchId) -> Result<Poll, Error> {
         let mut inner = self.lock()?;
         let inner = &mut *inner;
@@ -65,14 +88,30 @@ impl<P: Platform> Engine<P> {
         };
         let from = transition.running.target();
         inner.tell(&self.host, |patch| Event::Reversing { patch, from });
-        match transition.running.reverse(&self.host, &mut inner.sites.writer) {
+        match transition
+            .running
+            .reverse(&self.host, &mut inner.sites.writer)
+        {
             Ok(running) => {
-                inner.begin(&self.host, Transition { running, ..transition });
+                inner.begin(
+                    &self.host,
+                    Transition {
+                        running,
+                        ..transition
+                    },
+                );
                 Ok(inner.poll(&self.host))
             }
             Err((running, error)) => {
-                inner.transition = Some(Transition { running, ..transition });
-                Err(Error::port("reversing the transition", inner.leader(), &error))
+                inner.transition = Some(Transition {
+                    running,
+                    ..transition
+                });
+                Err(Error::port(
+                    "reversing the transition",
+                    inner.leader(),
+                    &error,
+                ))
             }
         }
     }
@@ -83,14 +122,21 @@ impl<P: Platform> Inner<P> {
     #[allow(unsafe_code, reason = "the order of a transition")]
     fn start_disabling(&mut self, host: &P) -> Result<Running, Error> {
         let affected = self.affected(host)?;
-        self.tell(host, |patch| Event::Initializing { patch, target: TaskState::Unpatched });
+        self.tell(host, |patch| Event::Initializing {
+            patch,
+            target: TaskState::Unpatched,
+        });
         // SAFETY: no transition is under way.
-        let prepared = unsafe { Prepared::init(host, TaskState::Unpatched, affected) }.map_err(|error| {
-            self.tell(host, |patch| Event::FailedToDisable { patch });
-            error.into_error("initializing tasks", self.leader())
-        })?;
+        let prepared =
+            unsafe { Prepared::init(host, TaskState::Unpatched, affected) }.map_err(|error| {
+                self.tell(host, |patch| Event::FailedToDisable { patch });
+                error.into_error("initializing tasks", self.leader())
+            })?;
         bounds(&self.patches).for_each(|bound| bound.set_transition(&mut self.sites.writer, true));
-        if let Err(error) = self.sites.reroute(host.tracer(), bounds(&self.patches).flat_map(Bound::sites)) {
+        if let Err(error) = self
+            .sites
+            .reroute(host.tracer(), bounds(&self.patches).flat_map(Bound::sites))
+        {
             let error = error.into_error(self.leader());
             self.stay_enabled(host, prepared);
             return Err(error);

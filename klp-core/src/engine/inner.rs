@@ -16,7 +16,8 @@ pub struct PatchId(pub(super) u64);
 /// What the engine's lock protects.
 #[derive(Debug)]
 pub(super) struct Inner<P: Platform> {
-    /// In the order of enabling; patches that are not enabled come behind in the order of their arrival.
+    /// In the order of enabling; patches that are not enabled come behind in the order of their
+    /// arrival.
     pub(super) patches: Vec<Record<P>>,
     pub(super) sites: Sites<P>,
     pub(super) transition: Option<Transition>,
@@ -41,8 +42,8 @@ pub(super) struct Record<P: Platform> {
     pub(super) patch: Patch,
     /// One for each object of the patch.
     pub(super) objects: Vec<ObjectState<P>>,
-    /// While it takes the place of others, or one does that is enabled as one with it and stands below: functions of these others
-    /// that nobody has any more, going back to the original.
+    /// While it takes the place of others, or one does that is enabled as one with it and stands
+    /// below: functions of these others that nobody has any more, going back to the original.
     pub(super) nops: Vec<Bound<P>>,
     /// Whether it is enabled, or will be when its transition ends (kernel: `patch->enabled`).
     pub(super) enabled: bool,
@@ -55,11 +56,17 @@ pub(super) struct Record<P: Platform> {
 impl<P: Platform> Record<P> {
     /// Everything of it that is on function stacks, or about to be.
     pub(super) fn bounds(&self) -> impl Iterator<Item = &Bound<P>> + Clone {
-        self.objects.iter().filter_map(|object| object.bound.as_ref()).chain(&self.nops)
+        self.objects
+            .iter()
+            .filter_map(|object| object.bound.as_ref())
+            .chain(&self.nops)
     }
 
     pub(super) fn bounds_mut(&mut self) -> impl Iterator<Item = &mut Bound<P>> {
-        self.objects.iter_mut().filter_map(|object| object.bound.as_mut()).chain(&mut self.nops)
+        self.objects
+            .iter_mut()
+            .filter_map(|object| object.bound.as_mut())
+            .chain(&mut self.nops)
     }
 
     /// Lets the memory go, with the bounds, of all that was on function stacks and is not any more.
@@ -69,14 +76,19 @@ impl<P: Platform> Record<P> {
 
     /// Frees all that was on function stacks and is released.
     pub(super) fn drop_bounds(&mut self) {
-        self.objects.iter_mut().for_each(|object| object.bound = None);
+        self.objects
+            .iter_mut()
+            .for_each(|object| object.bound = None);
         self.nops.clear();
     }
 }
 
 impl<P: Platform> Inner<P> {
     pub(super) fn index_of(&self, id: PatchId) -> Result<usize, Error> {
-        self.patches.iter().position(|record| record.id == id).ok_or(Error::ApiMisuse(ApiMisuse::UnknownPatch))
+        self.patches
+            .iter()
+            .position(|record| record.id == id)
+            .ok_or(Error::ApiMisuse(ApiMisuse::UnknownPatch))
     }
 
     /// Whether patch number `index` is enabled, or will be, or was until its transition ends.
@@ -86,7 +98,11 @@ impl<P: Platform> Inner<P> {
 
     /// The position of the object called `name` in patch number `index`.
     pub(super) fn object_of(&self, index: usize, name: &str) -> Option<usize> {
-        self.patches[index].patch.objects().iter().position(|object| object.name() == name)
+        self.patches[index]
+            .patch
+            .objects()
+            .iter()
+            .position(|object| object.name() == name)
     }
 
     /// Refuses while any transition is under way.
@@ -95,7 +111,9 @@ impl<P: Platform> Inner<P> {
             None => Ok(()),
             Some(transition) => {
                 let record = &self.patches[self.index_of(transition.leader)?];
-                Err(Error::Busy { patch: record.patch.name().try_clone()? })
+                Err(Error::Busy {
+                    patch: record.patch.name().try_clone()?,
+                })
             }
         }
     }

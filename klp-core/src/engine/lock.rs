@@ -1,6 +1,7 @@
 //! The engine's lock, and who holds it.
 //!
-//! Callbacks of patches and the host's log run with the lock held. If they call the engine, it refuses, instead of waiting for itself.
+//! Callbacks of patches and the host's log run with the lock held. If they call the engine, it
+//! refuses, instead of waiting for itself.
 
 use crate::error::{ApiMisuse, Error};
 use core::ops::{Deref, DerefMut};
@@ -28,7 +29,10 @@ pub(super) struct Frozen<'a, R: RawMutex, T>(Option<Locked<'a, R, T>>);
 impl<R: RawMutex, T> Lock<R, T> {
     /// Protects `inner`; nobody holds it.
     pub(super) fn new(inner: T) -> Self {
-        Self { inner: Mutex::from_raw(R::INIT, inner), holder: AtomicU64::new(0) }
+        Self {
+            inner: Mutex::from_raw(R::INIT, inner),
+            holder: AtomicU64::new(0),
+        }
     }
 
     /// Takes it for `caller`.
@@ -37,13 +41,17 @@ impl<R: RawMutex, T> Lock<R, T> {
     ///
     /// [`ApiMisuse::InCallback`]: the caller holds it.
     pub(super) fn take(&self, caller: u64) -> Result<Locked<'_, R, T>, Error> {
-        // Only the caller itself can have written its own number, so no ordering is needed to see that.
+        // Only the caller itself can have written its own number, so no ordering is needed to see
+        // that.
         if caller != 0 && self.holder.load(Ordering::Relaxed) == caller {
             return Err(Error::ApiMisuse(ApiMisuse::InCallback));
         }
         let inner = self.inner.lock();
         self.holder.store(caller, Ordering::Relaxed);
-        Ok(Locked { inner, holder: &self.holder })
+        Ok(Locked {
+            inner,
+            holder: &self.holder,
+        })
     }
 
     /// Takes it, unless the caller holds it.

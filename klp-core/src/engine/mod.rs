@@ -1,6 +1,8 @@
-//! The engine: patches that are known, and the one transition that may be under way (kernel: `core.c`).
+//! The engine: patches that are known, and the one transition that may be under way (kernel:
+//! `core.c`).
 //!
-//! The host calls [`Engine::poll`] from time to time while a transition runs; the engine never sleeps and owns no thread.
+//! The host calls [`Engine::poll`] from time to time while a transition runs; the engine never
+//! sleeps and owns no thread.
 
 mod affected;
 mod batch;
@@ -57,10 +59,19 @@ impl<P: Platform> Engine<P> {
     /// An engine on `host` that knows no patch.
     #[allow(unsafe_code, reason = "the engine's one writer")]
     pub fn new(host: P) -> Self {
-        // SAFETY: stacks, nodes and what is lent are in `inner`, which this writer is in, too; the tracer and the tasks are this host's.
+        // SAFETY: stacks, nodes and what is lent are in `inner`, which this writer is in, too; the
+        // tracer and the tasks are this host's.
         let writer = unsafe { Writer::new() };
-        let inner = Inner { patches: Vec::new(), sites: Sites::new(writer), transition: None, next_id: 1 };
-        Self { host, lock: Lock::new(inner) }
+        let inner = Inner {
+            patches: Vec::new(),
+            sites: Sites::new(writer),
+            transition: None,
+            next_id: 1,
+        };
+        Self {
+            host,
+            lock: Lock::new(inner),
+        }
     }
 
     /// The host.
@@ -72,23 +83,36 @@ impl<P: Platform> Engine<P> {
     ///
     /// # Errors
     ///
-    /// [`Refused`] gives the patch back: [`ApiMisuse::NameTaken`] or [`Error::OutOfMemory`]. With the feature `sim`, [`Error::Patch`] too, if
-    /// the patch has code of a simulated system and this is none.
+    /// [`Refused`] gives the patch back: [`ApiMisuse::NameTaken`] or [`Error::OutOfMemory`]. With
+    /// the feature `sim`, [`Error::Patch`] too, if the patch has code of a simulated system and
+    /// this is none.
     #[allow(clippy::result_large_err, reason = "the patch comes back by value")]
     pub fn add(&self, patch: Patch) -> Result<PatchId, Refused> {
         let mut inner = match self.lock() {
             Ok(inner) => inner,
             Err(error) => return Err(Refused { patch, error }),
         };
-        if inner.patches.iter().any(|record| record.patch.name() == patch.name()) {
-            return Err(Refused { patch, error: Error::ApiMisuse(ApiMisuse::NameTaken) });
+        if inner
+            .patches
+            .iter()
+            .any(|record| record.patch.name() == patch.name())
+        {
+            return Err(Refused {
+                patch,
+                error: Error::ApiMisuse(ApiMisuse::NameTaken),
+            });
         }
         #[cfg(feature = "sim")]
         if let Err(error) = crate::sim::check::<P>(&patch) {
             return Err(Refused { patch, error });
         }
-        let (Ok(mut objects), Ok(())) = (try_vec(patch.objects().len()), inner.patches.try_reserve(1)) else {
-            return Err(Refused { patch, error: Error::OutOfMemory });
+        let (Ok(mut objects), Ok(())) =
+            (try_vec(patch.objects().len()), inner.patches.try_reserve(1))
+        else {
+            return Err(Refused {
+                patch,
+                error: Error::OutOfMemory,
+            });
         };
         objects.resize_with(patch.objects().len(), ObjectState::new);
         let id = PatchId(inner.next_id);
@@ -105,12 +129,14 @@ impl<P: Platform> Engine<P> {
         Ok(id)
     }
 
-    /// Forgets a disabled patch and gives it back. No task is inside its functions any more: their memory may go.
+    /// Forgets a disabled patch and gives it back. No task is inside its functions any more: their
+    /// memory may go.
     ///
     /// # Errors
     ///
-    /// [`ApiMisuse`]: it is enabled ([`AlreadyEnabled`](ApiMisuse::AlreadyEnabled)), unknown, or was pinned by a forced transition;
-    /// [`Error::Busy`]: it is in transition; [`Error::Port`]: its code could not be made what it was. It stays known then.
+    /// [`ApiMisuse`]: it is enabled ([`AlreadyEnabled`](ApiMisuse::AlreadyEnabled)), unknown, or
+    /// was pinned by a forced transition; [`Error::Busy`]: it is in transition; [`Error::Port`]:
+    /// its code could not be made what it was. It stays known then.
     #[allow(unsafe_code, reason = "relocations of the patch's own code")]
     pub fn remove(&self, id: PatchId) -> Result<Patch, Error> {
         let mut inner = self.lock()?;
@@ -121,13 +147,19 @@ impl<P: Platform> Engine<P> {
             return Err(Error::ApiMisuse(ApiMisuse::Forced));
         }
         if record.moves {
-            return Err(Error::Busy { patch: record.patch.name().try_clone()? });
+            return Err(Error::Busy {
+                patch: record.patch.name().try_clone()?,
+            });
         }
         if record.enabled {
             return Err(Error::ApiMisuse(ApiMisuse::AlreadyEnabled));
         }
         let Record { patch, objects, .. } = &mut inner.patches[index];
-        for (object, state) in patch.objects().iter().zip(objects).filter(|(_, state)| state.relocated != Relocated::No)
+        for (object, state) in patch
+            .objects()
+            .iter()
+            .zip(objects)
+            .filter(|(_, state)| state.relocated != Relocated::No)
         {
             // SAFETY: the patch is disabled and was not forced: no task executes its code.
             unsafe { relocs::clear(&self.host, patch.name(), object) }?;
@@ -139,11 +171,15 @@ impl<P: Platform> Engine<P> {
     /// The patch called `name`. A callback of a patch is told of none.
     pub fn find(&self, name: &str) -> Option<PatchId> {
         let inner = self.lock().ok()?;
-        inner.patches.iter().find(|record| record.patch.name() == name).map(|record| record.id)
+        inner
+            .patches
+            .iter()
+            .find(|record| record.patch.name() == name)
+            .map(|record| record.id)
     }
 
-    /// Holds the engine still, for a host that must not be changed under its feet (a process about to `fork`). Every other
-    /// call waits until the guard is dropped.
+    /// Holds the engine still, for a host that must not be changed under its feet (a process about
+    /// to `fork`). Every other call waits until the guard is dropped.
     pub fn freeze(&self) -> impl Drop + '_ {
         self.lock.hold(self.host.caller())
     }

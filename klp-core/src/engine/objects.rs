@@ -1,4 +1,5 @@
-//! Binding a patch to what is loaded: symbols, sites, sizes, nodes (kernel: `klp_init_object_loaded`, `klp_patch_object`).
+//! Binding a patch to what is loaded: symbols, sites, sizes, nodes (kernel:
+//! `klp_init_object_loaded`, `klp_patch_object`).
 
 use super::sites::{SiteOf, Sites};
 use crate::addr::TextRange;
@@ -14,7 +15,8 @@ use crate::transition::AffectedFunc;
 use alloc::vec::Vec;
 use core::ptr;
 
-/// One object of a patch, as the engine keeps it (kernel: the internal part of `struct klp_object`).
+/// One object of a patch, as the engine keeps it (kernel: the internal part of
+/// `struct klp_object`).
 #[derive(Debug)]
 pub(super) struct ObjectState<P: Platform> {
     /// Set while its functions are on stacks (kernel: `obj->patched`).
@@ -36,11 +38,16 @@ pub(super) enum Relocated {
 
 impl<P: Platform> ObjectState<P> {
     pub(super) fn new() -> Self {
-        Self { bound: None, relocated: Relocated::No, post_unpatch_due: false }
+        Self {
+            bound: None,
+            relocated: Relocated::No,
+            post_unpatch_due: false,
+        }
     }
 }
 
-/// Functions, bound to what is loaded: those of one object of a patch, or ones that go back to the original.
+/// Functions, bound to what is loaded: those of one object of a patch, or ones that go back to the
+/// original.
 #[derive(Debug)]
 pub(super) struct Bound<P: Platform> {
     funcs: Vec<BoundFunc<P>>,
@@ -76,12 +83,15 @@ pub(super) fn names_in(patch: &Patch, at: AffectedFunc) -> (&str, &str) {
     }
     let object = patch.objects().get(at.object as usize);
     let func = object.and_then(|object| object.funcs().get(at.func as usize));
-    (object.map_or("?", |object| object.name()), func.map_or("?", |func| func.old_name()))
+    (
+        object.map_or("?", |object| object.name()),
+        func.map_or("?", |func| func.old_name()),
+    )
 }
 
 impl<P: Platform> Bound<P> {
-    /// Finds everything that object number `index` of `patch` names, and completes the patch's code for it unless `relocated` says
-    /// that this is done. Nothing outside the patch is changed.
+    /// Finds everything that object number `index` of `patch` names, and completes the patch's code
+    /// for it unless `relocated` says that this is done. Nothing outside the patch is changed.
     #[allow(unsafe_code, reason = "relocations of the patch's own code")]
     pub(super) fn new(
         host: &P,
@@ -90,19 +100,35 @@ impl<P: Platform> Bound<P> {
         index: usize,
         relocated: &mut Relocated,
     ) -> Result<Self, Error> {
-        let object = patch.objects().get(index).ok_or(Error::Bug("an object that the patch does not have"))?;
+        let object = patch
+            .objects()
+            .get(index)
+            .ok_or(Error::Bug("an object that the patch does not have"))?;
         let mut funcs = try_vec(object.funcs().len())?;
         let mut ranges = try_vec(object.funcs().len())?;
         for (number, func) in (0u32..).zip(object.funcs()) {
-            let finder = Finder { host, patch, object, func, quiet: false };
+            let finder = Finder {
+                host,
+                patch,
+                object,
+                func,
+                quiet: false,
+            };
             let old = finder.old()?;
             let new = finder.replacement()?;
             ranges.push(new);
             let cold = finder.parts(old, Some((object.name(), func.old_name())))?;
             let parts = finder.parts(new, None)?;
             let site = finder.site(old)?;
-            #[allow(clippy::cast_possible_truncation, reason = "patches have fewer than 2^32 objects")]
-            let at = AffectedFunc { patch: 0, object: index as u32, func: number };
+            #[allow(
+                clippy::cast_possible_truncation,
+                reason = "patches have fewer than 2^32 objects"
+            )]
+            let at = AffectedFunc {
+                patch: 0,
+                object: index as u32,
+                func: number,
+            };
             funcs.push(BoundFunc {
                 node: funcs.len(),
                 at,
@@ -115,8 +141,9 @@ impl<P: Platform> Bound<P> {
         }
         Self::check_distinct(patch, &funcs)?;
         let nodes = Nodes::new(ranges.into_iter())?;
-        // No function of the patch for this object is on a stack of functions, so no task executes code of it that
-        // refers to the object; `relocated` says that they are, or are not, applied.
+        // No function of the patch for this object is on a stack of functions, so no task executes
+        // code of it that refers to the object; `relocated` says that they are, or are not,
+        // applied.
         if *relocated == Relocated::Stale {
             // SAFETY: as above.
             unsafe { relocs::clear(host, patch.name(), object) }?;
@@ -130,8 +157,8 @@ impl<P: Platform> Bound<P> {
         Ok(Self { funcs, nodes })
     }
 
-    /// Functions of `old` that `new` does not have, going back to what stands below all of `old`, or to the original
-    /// (kernel: `klp_add_nops`, where nothing can stand below).
+    /// Functions of `old` that `new` does not have, going back to what stands below all of `old`,
+    /// or to the original (kernel: `klp_add_nops`, where nothing can stand below).
     pub(super) fn nops<'a>(
         old: impl Iterator<Item = &'a Self> + Clone,
         new: &FuncSet,
@@ -147,23 +174,48 @@ impl<P: Platform> Bound<P> {
         }
         going.sort_unstable();
         let goes = |node: &&FuncNode| going.binary_search(&ptr::from_ref(*node).addr()).is_ok();
-        let changes = |func: &&BoundFunc<P>| func.ops.stack().nodes(writer).next().as_ref().is_some_and(goes);
+        let changes = |func: &&BoundFunc<P>| {
+            func.ops
+                .stack()
+                .nodes(writer)
+                .next()
+                .as_ref()
+                .is_some_and(goes)
+        };
         let mut funcs: Vec<BoundFunc<P>> = Vec::new();
-        for func in old.flat_map(|bound| &bound.funcs).filter(|func| !new.contains(func.ops)).filter(changes) {
+        for func in old
+            .flat_map(|bound| &bound.funcs)
+            .filter(|func| !new.contains(func.ops))
+            .filter(changes)
+        {
             let mut cold = try_vec(func.cold.len())?;
             cold.extend_from_slice(&func.cold);
             let (at, parts) = (AffectedFunc::nop(0), Vec::new());
             try_push(
                 &mut funcs,
-                BoundFunc { node: 0, at, site: func.site, ops: func.ops, old: func.old, cold, parts },
+                BoundFunc {
+                    node: 0,
+                    at,
+                    site: func.site,
+                    ops: func.ops,
+                    old: func.old,
+                    cold,
+                    parts,
+                },
             )?;
         }
         funcs.sort_unstable_by_key(|func| ptr::from_ref(func.ops).addr());
         funcs.dedup_by_key(|func| ptr::from_ref(func.ops).addr());
-        funcs.iter_mut().enumerate().for_each(|(node, func)| func.node = node);
+        funcs
+            .iter_mut()
+            .enumerate()
+            .for_each(|(node, func)| func.node = node);
         let nodes = Nodes::back(funcs.iter().map(|func| {
             let stays = func.ops.stack().nodes(writer).find(|node| !goes(node));
-            (func.old, stays.and_then(|node| node.target().map(|_| node.range())))
+            (
+                func.old,
+                stays.and_then(|node| node.target().map(|_| node.range())),
+            )
         }))?;
         Ok(Self { funcs, nodes })
     }
@@ -171,13 +223,22 @@ impl<P: Platform> Bound<P> {
     /// Two names for one function would put two nodes of the patch on one stack.
     fn check_distinct(patch: &Patch, funcs: &[BoundFunc<P>]) -> Result<(), Error> {
         let mut sorted = try_vec(funcs.len())?;
-        sorted.extend(funcs.iter().map(|func| (ptr::from_ref(func.ops).addr(), func.at)));
+        sorted.extend(
+            funcs
+                .iter()
+                .map(|func| (ptr::from_ref(func.ops).addr(), func.at)),
+        );
         sorted.sort_unstable_by_key(|(ops, _)| *ops);
         match sorted.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             None => Ok(()),
             Some(pair) => {
                 let (object, func) = names_in(patch, pair[1].1);
-                Err(Error::patch(patch.name(), Some(object), Some(func), PatchReason::ListedTwice))
+                Err(Error::patch(
+                    patch.name(),
+                    Some(object),
+                    Some(func),
+                    PatchReason::ListedTwice,
+                ))
             }
         }
     }
@@ -201,7 +262,8 @@ impl<P: Platform> Bound<P> {
         }
     }
 
-    /// Takes those functions off their stacks that `other` has too, and forgets them: their object goes.
+    /// Takes those functions off their stacks that `other` has too, and forgets them: their object
+    /// goes.
     pub(super) fn forget_those_of(&mut self, writer: &mut Writer, other: &mut Self) {
         let key = |func: &BoundFunc<P>| ptr::from_ref(func.ops).addr();
         other.funcs.sort_unstable_by_key(key);
@@ -234,7 +296,9 @@ impl<P: Platform> Bound<P> {
 
     /// The functions, each with its node.
     pub(super) fn funcs_with_nodes(&self) -> impl Iterator<Item = (&FuncNode, &BoundFunc<P>)> {
-        self.funcs.iter().filter_map(|func| Some((self.nodes.get(func.node)?, func)))
+        self.funcs
+            .iter()
+            .filter_map(|func| Some((self.nodes.get(func.node)?, func)))
     }
 
     /// Whether there is no function.
@@ -263,11 +327,18 @@ impl FuncSet {
         Ok(Self(set))
     }
 
-    pub(super) fn new<'a, P: Platform>(bounds: impl Iterator<Item = &'a Bound<P>>) -> Result<Self, OutOfMemory> {
+    pub(super) fn new<'a, P: Platform>(
+        bounds: impl Iterator<Item = &'a Bound<P>>,
+    ) -> Result<Self, OutOfMemory> {
         let mut set = Vec::new();
         for bound in bounds {
             set.try_reserve(bound.funcs.len())?;
-            set.extend(bound.funcs.iter().map(|func| ptr::from_ref(func.ops).addr()));
+            set.extend(
+                bound
+                    .funcs
+                    .iter()
+                    .map(|func| ptr::from_ref(func.ops).addr()),
+            );
         }
         set.sort_unstable();
         Ok(Self(set))
@@ -290,7 +361,12 @@ pub(super) struct Finder<'a, P> {
 
 impl<P: Platform> Finder<'_, P> {
     pub(super) fn refuse(&self, reason: PatchReason) -> Error {
-        Error::patch(self.patch.name(), Some(self.object.name()), Some(self.func.old_name()), reason)
+        Error::patch(
+            self.patch.name(),
+            Some(self.object.name()),
+            Some(self.func.old_name()),
+            reason,
+        )
     }
 
     fn log(&self, event: &Event<'_>) {
@@ -305,7 +381,11 @@ impl<P: Platform> Finder<'_, P> {
 
     /// The code of the function that is replaced (kernel: `klp_find_object_symbol`).
     pub(super) fn old(&self) -> Result<TextRange, Error> {
-        let (object, symbol, sympos) = (&**self.object.name(), &**self.func.old_name(), self.func.position());
+        let (object, symbol, sympos) = (
+            &**self.object.name(),
+            &**self.func.old_name(),
+            self.func.position(),
+        );
         let found = sympos::find(self.host.symbols(), object, symbol, sympos)
             .map_err(|error| self.symbols_failed(&error))?
             .map_err(|fault| {
@@ -313,18 +393,28 @@ impl<P: Platform> Finder<'_, P> {
                 self.log(&match fault {
                     SymbolFault::NotFound => Event::SymbolNotFound { symbol },
                     SymbolFault::Ambiguous => Event::SymbolAmbiguous { symbol, object },
-                    SymbolFault::PositionNotFound(sympos) => Event::SymbolPositionNotFound { sympos, symbol, object },
+                    SymbolFault::PositionNotFound(sympos) => Event::SymbolPositionNotFound {
+                        sympos,
+                        symbol,
+                        object,
+                    },
                 });
                 self.refuse(fault.into())
             })?;
-        TextRange::new(found.addr, found.len).filter(|range| !range.is_empty()).ok_or_else(|| {
-            self.log(&Event::OldSizeUnknown { func: symbol });
-            self.refuse(PatchReason::SymbolWithoutSize)
-        })
+        TextRange::new(found.addr, found.len)
+            .filter(|range| !range.is_empty())
+            .ok_or_else(|| {
+                self.log(&Event::OldSizeUnknown { func: symbol });
+                self.refuse(PatchReason::SymbolWithoutSize)
+            })
     }
 
     /// Parts that the compiler split off `func`.
-    fn parts(&self, func: TextRange, known_as: Option<(&str, &str)>) -> Result<Vec<TextRange>, Error> {
+    fn parts(
+        &self,
+        func: TextRange,
+        known_as: Option<(&str, &str)>,
+    ) -> Result<Vec<TextRange>, Error> {
         let (mut parts, mut full) = (Vec::new(), Ok(()));
         self.host
             .symbols()
@@ -351,7 +441,10 @@ impl<P: Platform> Finder<'_, P> {
             let refused = reason.map_or(Error::OutOfMemory, |reason| self.refuse(reason));
             let func = self.func.old_name();
             self.log(&match error.kind() {
-                PortErrorKind::Held => Event::NotRegistered { func, errno: refused.errno() },
+                PortErrorKind::Held => Event::NotRegistered {
+                    func,
+                    errno: refused.errno(),
+                },
                 _ => Event::NoLocation { func },
             });
             refused
@@ -369,7 +462,9 @@ impl<P: Platform> Finder<'_, P> {
             }),
         };
         range.filter(|range| !range.is_empty()).ok_or_else(|| {
-            self.log(&Event::NewSizeUnknown { func: self.func.old_name() });
+            self.log(&Event::NewSizeUnknown {
+                func: self.func.old_name(),
+            });
             self.refuse(PatchReason::NewFunctionUnknown)
         })
     }

@@ -1,4 +1,5 @@
-//! Preflight: everything that enabling a patch would check, with all findings at once. Linux does not have this.
+//! Preflight: everything that enabling a patch would check, with all findings at once. Linux does
+//! not have this.
 
 use super::Engine;
 use super::inner::{Inner, PatchId};
@@ -30,7 +31,8 @@ pub struct Preflight {
 }
 
 impl Preflight {
-    /// Whether nothing speaks against enabling the patch now. What cannot be foreseen is memory, and what callbacks will say.
+    /// Whether nothing speaks against enabling the patch now. What cannot be foreseen is memory,
+    /// and what callbacks will say.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.findings.is_empty()
@@ -43,22 +45,30 @@ impl fmt::Display for Preflight {
             writeln!(f, "{finding}")?;
         }
         for object in &self.waiting {
-            writeln!(f, "object '{object}' is not loaded; it is checked when it comes")?;
+            writeln!(
+                f,
+                "object '{object}' is not loaded; it is checked when it comes"
+            )?;
         }
         for patch in &self.replaces {
             writeln!(f, "the enabled patch '{patch}' will be replaced")?;
         }
-        let verdict = if self.is_ready() { "the patch can be enabled" } else { "the patch would be refused" };
+        let verdict = if self.is_ready() {
+            "the patch can be enabled"
+        } else {
+            "the patch would be refused"
+        };
         write!(f, "{} functions checked: {verdict}", self.functions)
     }
 }
 
 impl<P: Platform> Engine<P> {
-    /// Checks what [`enable`](Engine::enable) would check, and reports everything that it would refuse, not only the first. Nothing is
-    /// changed, no task is stopped, nothing is logged.
+    /// Checks what [`enable`](Engine::enable) would check, and reports everything that it would
+    /// refuse, not only the first. Nothing is changed, no task is stopped, nothing is logged.
     ///
-    /// Two things cannot be foreseen: what `pre_patch` callbacks will say, for calling them is not for nothing, and whether there will be
-    /// memory, and a host that does what it is asked. Objects that are not loaded are checked when they come.
+    /// Two things cannot be foreseen: what `pre_patch` callbacks will say, for calling them is not
+    /// for nothing, and whether there will be memory, and a host that does what it is asked.
+    /// Objects that are not loaded are checked when they come.
     ///
     /// # Errors
     ///
@@ -78,7 +88,9 @@ impl<P: Platform> Engine<P> {
         let done = inner
             .preflight_objects(&self.host, index, &mut sites, &mut report)
             .and_then(|()| inner.preflight_sets(index, &sites, &mut report));
-        sites.into_iter().for_each(|site| inner.sites.overlook(self.host.tracer(), site));
+        sites
+            .into_iter()
+            .for_each(|site| inner.sites.overlook(self.host.tracer(), site));
         Ok(done.map(|()| report)?)
     }
 }
@@ -87,21 +99,32 @@ impl<P: Platform> Inner<P> {
     /// Looks at the states of enabled patches, and which of them would go.
     fn preflight_others(&self, index: usize, report: &mut Preflight) -> Result<(), OutOfMemory> {
         let patch = &self.patches[index].patch;
-        for (other, record) in self.patches.iter().enumerate().filter(|(_, record)| record.enabled) {
+        for (other, record) in self
+            .patches
+            .iter()
+            .enumerate()
+            .filter(|(_, record)| record.enabled)
+        {
             let goes = gives_way(&self.patches, other, index);
             if goes {
                 try_push(&mut report.replaces, record.patch.name().try_clone()?)?;
             }
             if !state::compatible(patch.states(), record.patch.states(), goes) {
                 let with = record.patch.name().try_clone()?;
-                let refused = Error::patch(patch.name(), None, None, PatchReason::IncompatibleStates { with });
+                let refused = Error::patch(
+                    patch.name(),
+                    None,
+                    None,
+                    PatchReason::IncompatibleStates { with },
+                );
                 try_push(&mut report.findings, refused)?;
             }
         }
         Ok(())
     }
 
-    /// Looks at every function and every reference to the objects that are loaded. Collects the sites.
+    /// Looks at every function and every reference to the objects that are loaded. Collects the
+    /// sites.
     fn preflight_objects(
         &self,
         host: &P,
@@ -140,7 +163,13 @@ impl<P: Platform> Inner<P> {
         let patch = &self.patches[index].patch;
         for func in object.funcs() {
             report.functions += 1;
-            let finder = Finder { host, patch, object, func, quiet: true };
+            let finder = Finder {
+                host,
+                patch,
+                object,
+                func,
+                quiet: true,
+            };
             sites.try_reserve(1)?;
             let site = finder.old().and_then(|old| finder.site(old));
             let refused = match site {
@@ -163,8 +192,13 @@ impl<P: Platform> Inner<P> {
         report: &mut Preflight,
     ) -> Result<(), OutOfMemory> {
         let sites = FuncSet::of_ops(sites.iter().filter_map(|site| self.sites.known(*site)))?;
-        let Some(claims) = Claims::new(&self.patches[index].patch, sites)? else { return Ok(()) };
-        for (_, other) in self.beside(index, index).filter(|(_, other)| claims.collide_with(other)) {
+        let Some(claims) = Claims::new(&self.patches[index].patch, sites)? else {
+            return Ok(());
+        };
+        for (_, other) in self
+            .beside(index, index)
+            .filter(|(_, other)| claims.collide_with(other))
+        {
             try_push(&mut report.findings, claims.refuse(other)?)?;
         }
         Ok(())

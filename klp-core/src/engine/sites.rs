@@ -24,8 +24,8 @@ struct Routed {
     object: Option<Name>,
 }
 
-/// Every site that was ever patched in what is loaded. An ops stays for ever, so a site keeps its own, and when it goes, another
-/// site gets it.
+/// Every site that was ever patched in what is loaded. An ops stays for ever, so a site keeps its
+/// own, and when it goes, another site gets it.
 #[derive(Debug)]
 pub(super) struct Sites<P: Platform> {
     by_site: HashMap<SiteOf<P>, Routed>,
@@ -42,7 +42,13 @@ pub(super) struct Sites<P: Platform> {
 impl<P: Platform> Sites<P> {
     /// `writer` is the engine's.
     pub(super) fn new(writer: Writer) -> Self {
-        Self { by_site: HashMap::new(), spare: Vec::new(), rounds: 0, unsettled: false, writer }
+        Self {
+            by_site: HashMap::new(),
+            spare: Vec::new(),
+            rounds: 0,
+            unsettled: false,
+            writer,
+        }
     }
 
     /// The ops of `site`, which is in `object`, made if it is new.
@@ -55,20 +61,39 @@ impl<P: Platform> Sites<P> {
         if let Some(routed) = self.by_site.get(&site) {
             return Ok(routed.ops);
         }
-        self.add(tracer, site, object).inspect_err(|_| self.overlook(tracer, site))
+        self.add(tracer, site, object)
+            .inspect_err(|_| self.overlook(tracer, site))
     }
 
     #[allow(unsafe_code, reason = "an ops that nobody uses")]
-    fn add(&mut self, tracer: &P::Tracer, site: SiteOf<P>, object: &str) -> Result<&'static Ops, OutOfMemory> {
+    fn add(
+        &mut self,
+        tracer: &P::Tracer,
+        site: SiteOf<P>,
+        object: &str,
+    ) -> Result<&'static Ops, OutOfMemory> {
         self.by_site.try_reserve(1)?;
-        let object = if object == VMLINUX { None } else { Some(Name::new(object)?) };
+        let object = if object == VMLINUX {
+            None
+        } else {
+            Some(Name::new(object)?)
+        };
         let original = tracer.original(site);
         let ops = match self.spare.pop() {
-            // SAFETY: a spare one's site was reclaimed when it led to the original, and nothing was on the stack.
+            // SAFETY: a spare one's site was reclaimed when it led to the original, and nothing was
+            // on the stack.
             Some(spare) => unsafe { spare.serve(original) },
             None => Ops::leak(try_box(Ops::new(original))?),
         };
-        self.by_site.insert(site, Routed { ops, route: Route::Original, round: 0, object });
+        self.by_site.insert(
+            site,
+            Routed {
+                ops,
+                route: Route::Original,
+                round: 0,
+                object,
+            },
+        );
         Ok(ops)
     }
 
@@ -86,8 +111,8 @@ impl<P: Platform> Sites<P> {
         self.by_site.get(&site).map(|routed| routed.ops)
     }
 
-    /// Routes each of `sites` to where its stack says: the handler while the state of tasks matters, straight to the newest
-    /// function otherwise. All or nothing.
+    /// Routes each of `sites` to where its stack says: the handler while the state of tasks
+    /// matters, straight to the newest function otherwise. All or nothing.
     #[allow(unsafe_code, reason = "patches say where calls may go")]
     pub(super) fn reroute(
         &mut self,
@@ -97,7 +122,9 @@ impl<P: Platform> Sites<P> {
         let mut batch = try_vec::<Routing<SiteOf<P>>>(sites.size_hint().0)?;
         self.rounds += 1;
         for site in sites {
-            let Some(routed) = self.by_site.get_mut(&site) else { continue };
+            let Some(routed) = self.by_site.get_mut(&site) else {
+                continue;
+            };
             let to = wanted(routed.ops, &self.writer);
             // Several patches may have the same function.
             let seen = core::mem::replace(&mut routed.round, self.rounds) == self.rounds;
@@ -119,8 +146,9 @@ impl<P: Platform> Sites<P> {
         Ok(())
     }
 
-    /// Forgets the sites of an object that may not come: no patch is on them any more. Those that were left to be settled are routed
-    /// back first, if that works: their code may be there for a while.
+    /// Forgets the sites of an object that may not come: no patch is on them any more. Those that
+    /// were left to be settled are routed back first, if that works: their code may be there for a
+    /// while.
     #[allow(unsafe_code, reason = "sites that are not used any more")]
     pub(super) fn forget_object(&mut self, tracer: &P::Tracer, object: &str) {
         // SAFETY: the site is not known any more when this returns.
@@ -131,7 +159,8 @@ impl<P: Platform> Sites<P> {
     ///
     /// # Safety
     ///
-    /// No call of the object's functions is under way, and none begins before it is gone or has come again.
+    /// No call of the object's functions is under way, and none begins before it is gone or has
+    /// come again.
     #[allow(unsafe_code, reason = "a promise of the host is passed on")]
     pub(super) unsafe fn reclaim_object(&mut self, tracer: &P::Tracer, object: &str) {
         self.let_object_go(tracer, object, |spare, site, routed| {
@@ -151,9 +180,12 @@ impl<P: Platform> Sites<P> {
         object: &str,
         mut let_go: impl FnMut(&mut Vec<&'static Ops>, SiteOf<P>, &Routed),
     ) {
-        let its = |routed: &Routed| routed.object.as_deref() == Some(object) && routed.ops.stack().is_empty();
-        let unsettled =
-            |(site, routed): (&SiteOf<P>, &Routed)| (its(routed) && routed.route != Route::Original).then_some(*site);
+        let its = |routed: &Routed| {
+            routed.object.as_deref() == Some(object) && routed.ops.stack().is_empty()
+        };
+        let unsettled = |(site, routed): (&SiteOf<P>, &Routed)| {
+            (its(routed) && routed.route != Route::Original).then_some(*site)
+        };
         if let Ok(mut sites) = try_vec(self.by_site.len()) {
             sites.extend(self.by_site.iter().filter_map(unsettled));
             let _ = self.reroute(tracer, sites.into_iter());
@@ -161,7 +193,8 @@ impl<P: Platform> Sites<P> {
         if !self.by_site.values().any(its) {
             return;
         }
-        // Nobody should be in the handler because of the object. Those that were have left it for certain now.
+        // Nobody should be in the handler because of the object. Those that were have left it for
+        // certain now.
         tracer.synchronize();
         let Self { by_site, spare, .. } = self;
         by_site.retain(|site, routed| {
@@ -173,7 +206,8 @@ impl<P: Platform> Sites<P> {
         });
     }
 
-    /// Lets go of what `sites` led through before they were routed to the handler, for those that do not lead there any more.
+    /// Lets go of what `sites` led through before they were routed to the handler, for those that
+    /// do not lead there any more.
     ///
     /// # Safety
     ///
@@ -181,7 +215,11 @@ impl<P: Platform> Sites<P> {
     #[allow(unsafe_code, reason = "a promise of the transition is passed on")]
     pub(super) unsafe fn retire(&self, tracer: &P::Tracer, sites: impl Iterator<Item = SiteOf<P>>) {
         for site in sites {
-            if self.by_site.get(&site).is_some_and(|routed| !matches!(routed.route, Route::Handler(_))) {
+            if self
+                .by_site
+                .get(&site)
+                .is_some_and(|routed| !matches!(routed.route, Route::Handler(_)))
+            {
                 // SAFETY: the caller's promise.
                 unsafe { tracer.retire(site) };
             }
@@ -193,13 +231,15 @@ impl<P: Platform> Sites<P> {
         self.unsettled = true;
     }
 
-    /// Tries again to settle what [`leave_unsettled`](Sites::leave_unsettled) left. No transition is under way.
+    /// Tries again to settle what [`leave_unsettled`](Sites::leave_unsettled) left. No transition
+    /// is under way.
     pub(super) fn settle(&mut self, tracer: &P::Tracer) {
         if self.unsettled {
-            let sites: Result<Vec<_>, OutOfMemory> = try_vec(self.by_site.len()).map(|mut sites| {
-                sites.extend(self.by_site.keys().copied());
-                sites
-            });
+            let sites: Result<Vec<_>, OutOfMemory> =
+                try_vec(self.by_site.len()).map(|mut sites| {
+                    sites.extend(self.by_site.keys().copied());
+                    sites
+                });
             self.unsettled = match sites {
                 Ok(sites) => self.reroute(tracer, sites.into_iter()).is_err(),
                 Err(OutOfMemory) => true,

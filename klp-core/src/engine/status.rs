@@ -27,8 +27,8 @@ pub struct PatchStatus {
     pub forced: bool,
     /// Which enabled patches it takes the place of.
     pub replace: Replace,
-    /// Its place among the patches in force, counted from 1 in the order of enabling; 0 if it is not in force. One that is being
-    /// disabled still is (kernel: `stack_order`).
+    /// Its place among the patches in force, counted from 1 in the order of enabling; 0 if it is
+    /// not in force. One that is being disabled still is (kernel: `stack_order`).
     pub stack_order: usize,
 }
 
@@ -70,14 +70,16 @@ impl<P: Platform> Engine<P> {
         Ok(look(&inner.patches[inner.index_of(id)?].patch))
     }
 
-    /// Whether a patch in force has an object called `object`: one that comes would be patched. A callback of a patch is told that one has.
+    /// Whether a patch in force has an object called `object`: one that comes would be patched. A
+    /// callback of a patch is told that one has.
     pub fn patches_object(&self, object: &str) -> bool {
         let Ok(inner) = self.lock() else { return true };
-        (0..inner.patches.len()).any(|index| inner.in_force(index) && inner.object_of(index, object).is_some())
+        (0..inner.patches.len())
+            .any(|index| inner.in_force(index) && inner.object_of(index, object).is_some())
     }
 
-    /// Whether the patch's functions in the object called `object` are redirected now; `None` if it has no such object
-    /// (kernel: `obj->patched`).
+    /// Whether the patch's functions in the object called `object` are redirected now; `None` if it
+    /// has no such object (kernel: `obj->patched`).
     ///
     /// # Errors
     ///
@@ -86,11 +88,13 @@ impl<P: Platform> Engine<P> {
         let inner = self.lock()?;
         let record = &inner.patches[inner.index_of(id)?];
         let mut objects = record.patch.objects().iter().zip(&record.objects);
-        Ok(objects.find(|(known, _)| known.name() == object).map(|(_, state)| state.bound.is_some()))
+        Ok(objects
+            .find(|(known, _)| known.name() == object)
+            .map(|(_, state)| state.bound.is_some()))
     }
 
-    /// Which version `task` runs; `None` if it is gone (kernel: `/proc/PID/patch_state`). Outside of transitions every task is
-    /// [`TaskState::Idle`].
+    /// Which version `task` runs; `None` if it is gone (kernel: `/proc/PID/patch_state`). Outside
+    /// of transitions every task is [`TaskState::Idle`].
     ///
     /// # Errors
     ///
@@ -109,7 +113,8 @@ impl<P: Platform> Engine<P> {
         Ok(self.host.tasks().exists(task).then_some(state))
     }
 
-    /// The tasks that the transition under way waits for, in ascending order; none outside of transitions.
+    /// The tasks that the transition under way waits for, in ascending order; none outside of
+    /// transitions.
     ///
     /// # Errors
     ///
@@ -121,25 +126,34 @@ impl<P: Platform> Engine<P> {
                 full = try_push(&mut tasks, task);
             }
         })?;
-        full.map(|()| tasks).map_err(|OutOfMemory| Error::OutOfMemory)
+        full.map(|()| tasks)
+            .map_err(|OutOfMemory| Error::OutOfMemory)
     }
 
     /// Shows every patch, in the order of [`status`](Engine::status), to the audit.
     #[cfg(feature = "sim")]
     pub(crate) fn each_patch(&self, mut show: impl FnMut(&crate::model::Patch)) {
-        self.lock().into_iter().for_each(|inner| inner.patches.iter().for_each(|record| show(&record.patch)));
+        self.lock()
+            .into_iter()
+            .for_each(|inner| inner.patches.iter().for_each(|record| show(&record.patch)));
     }
 
-    /// Names each task that holds `id`'s transition back, and why, with its stack; `id` is any of the patches in it. Stops each of them for a moment.
+    /// Names each task that holds `id`'s transition back, and why, with its stack; `id` is any of
+    /// the patches in it. Stops each of them for a moment.
     ///
     /// # Errors
     ///
-    /// [`ApiMisuse::NoTransition`]; [`Error::Port`] if the tasks cannot be listed; [`Error::OutOfMemory`].
+    /// [`ApiMisuse::NoTransition`]; [`Error::Port`] if the tasks cannot be listed;
+    /// [`Error::OutOfMemory`].
     pub fn blockers(&self, id: PatchId) -> Result<Vec<Blocker>, Error> {
         let mut inner = self.lock()?;
         let inner = &mut *inner;
         let index = inner.index_of(id)?;
-        let Inner { patches, transition, .. } = inner;
+        let Inner {
+            patches,
+            transition,
+            ..
+        } = inner;
         let Some(transition) = transition.as_mut().filter(|_| patches[index].moves) else {
             return Err(Error::ApiMisuse(ApiMisuse::NoTransition));
         };
@@ -155,7 +169,9 @@ impl<P: Platform> Engine<P> {
 
 impl<P: Platform> Inner<P> {
     fn each_pending(&self, host: &P, each: &mut dyn FnMut(TaskId)) -> Result<(), Error> {
-        let Some(transition) = &self.transition else { return Ok(()) };
+        let Some(transition) = &self.transition else {
+            return Ok(());
+        };
         let listed = transition.running.pending(host, each);
         listed.map_err(|error| Error::port("listing tasks", self.leader(), &error))
     }

@@ -4,12 +4,14 @@ use crate::state::{self, State};
 
 /// Functions that run when an object of the patch is patched or unpatched. Each is optional.
 ///
-/// `pre_patch` has its counterpart in `post_unpatch`, `post_patch` in `pre_unpatch`: an unpatch callback runs only if its counterpart ran (a
-/// `pre_patch` that is left out counts as run). So a reversed transition calls `post_unpatch` alone.
+/// `pre_patch` has its counterpart in `post_unpatch`, `post_patch` in `pre_unpatch`: an unpatch
+/// callback runs only if its counterpart ran (a `pre_patch` that is left out counts as run). So a
+/// reversed transition calls `post_unpatch` alone.
 ///
 /// They run with the engine's lock held: they must not call the engine.
 pub trait Callbacks: Send + Sync {
-    /// Before the object is patched. An error vetoes: the patch is not enabled, or the object that is coming is refused.
+    /// Before the object is patched. An error vetoes: the patch is not enabled, or the object that
+    /// is coming is refused.
     ///
     /// # Errors
     ///
@@ -50,7 +52,12 @@ impl<'a> CallbackContext<'a> {
         states: &'a [State],
         previous: &'a dyn Fn(u64) -> Option<&'a State>,
     ) -> Self {
-        Self { patch, object, states, previous }
+        Self {
+            patch,
+            object,
+            states,
+            previous,
+        }
     }
 
     /// The name of the patch whose callback this is.
@@ -71,7 +78,8 @@ impl<'a> CallbackContext<'a> {
         state::find(self.states, id)
     }
 
-    /// The state `id` of the newest patch that was enabled before this one and has it (kernel: `klp_get_prev_state`).
+    /// The state `id` of the newest patch that was enabled before this one and has it (kernel:
+    /// `klp_get_prev_state`).
     #[must_use]
     pub fn prev_state(&self, id: u64) -> Option<&'a State> {
         (self.previous)(id)
@@ -80,6 +88,9 @@ impl<'a> CallbackContext<'a> {
 
 impl core::fmt::Debug for CallbackContext<'_> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("CallbackContext").field("patch", &self.patch).field("object", &self.object).finish()
+        f.debug_struct("CallbackContext")
+            .field("patch", &self.patch)
+            .field("object", &self.object)
+            .finish()
     }
 }

@@ -16,7 +16,8 @@ pub struct Func {
 }
 
 impl Func {
-    /// Replaces the function called `old_name` by the one at `new`, whose size the host's symbol tables tell.
+    /// Replaces the function called `old_name` by the one at `new`, whose size the host's symbol
+    /// tables tell.
     ///
     /// ```compile_fail,E0133
     /// # use klp_core::{Func, addr::CodeAddr};
@@ -29,17 +30,20 @@ impl Func {
     ///
     /// # Safety
     ///
-    /// Calls of the old function end up at `new`: of the function of that name in every [`Object`](super::Object) that
-    /// this is added to, at the [position](Func::sympos) that is set in the end. So, on the host whose engine gets it:
+    /// Calls of the old function end up at `new`: of the function of that name in every
+    /// [`Object`](super::Object) that this is added to, at the [position](Func::sympos) that is set
+    /// in the end. So, on the host whose engine gets it:
     ///
-    /// * A function begins at `new` that may be called wherever the old one may, with the same arguments: it has the same
-    ///   calling convention, takes its arguments and gives its result in the same form, and means the same by them.
-    /// * It may run from the moment at which the patch is enabled, in one task while another still runs the old function,
-    ///   and the old one may run again after it, when the patch is disabled or its transition turns round. What both
-    ///   touch must bear that. One task has only old or only new functions of the patch on its stack, unless
-    ///   [forced](crate::Engine::force).
-    /// * The code stays there, as it is, as long as an engine knows the patch: from [`Engine::add`](crate::Engine::add) until
-    ///   [`Engine::remove`](crate::Engine::remove) has given it back, and again if it is added again.
+    /// * A function begins at `new` that may be called wherever the old one may, with the same
+    ///   arguments: it has the same calling convention, takes its arguments and gives its result in
+    ///   the same form, and means the same by them.
+    /// * It may run from the moment at which the patch is enabled, in one task while another still
+    ///   runs the old function, and the old one may run again after it, when the patch is disabled
+    ///   or its transition turns round. What both touch must bear that. One task has only old or
+    ///   only new functions of the patch on its stack, unless [forced](crate::Engine::force).
+    /// * The code stays there, as it is, as long as an engine knows the patch: from
+    ///   [`Engine::add`](crate::Engine::add) until [`Engine::remove`](crate::Engine::remove) has
+    ///   given it back, and again if it is added again.
     /// * What the symbol tables of the host say of its size is true.
     pub unsafe fn new(old_name: &str, new: CodeAddr) -> Result<Self, OutOfMemory> {
         Ok(Self {
@@ -57,7 +61,8 @@ impl Func {
     /// ```compile_fail,E0133
     /// # use klp_core::{Func, addr::{CodeAddr, TextRange}};
     /// let code = TextRange::new(CodeAddr::new(0x1000), 64).unwrap();
-    /// let func = Func::with_range("greet", code); // who says that this is the function, and all of it?
+    /// // Who says that this is the function, and all of it?
+    /// let func = Func::with_range("greet", code);
     /// ```
     ///
     /// # Errors
@@ -66,16 +71,19 @@ impl Func {
     ///
     /// # Safety
     ///
-    /// As for [`new`](Func::new), and `new` is all of the function and nothing else, but for parts that were split off it:
-    /// a task that is in none of that, and in no part that
+    /// As for [`new`](Func::new), and `new` is all of the function and nothing else, but for parts
+    /// that were split off it: a task that is in none of that, and in no part that
     /// [`SymbolResolver::parts`](crate::port::SymbolResolver::parts) finds, is not in the function.
     pub unsafe fn with_range(old_name: &str, new: TextRange) -> Result<Self, OutOfMemory> {
         // SAFETY: the caller's promise; the size is not looked up.
-        Ok(Self { new_len: Some(new.len()), ..unsafe { Self::new(old_name, new.start()) }? })
+        Ok(Self {
+            new_len: Some(new.len()),
+            ..unsafe { Self::new(old_name, new.start()) }?
+        })
     }
 
-    /// Says which symbol of that name is meant, counted from 1 in the object's symbol table; 0 (the default) demands that
-    /// there is only one.
+    /// Says which symbol of that name is meant, counted from 1 in the object's symbol table; 0 (the
+    /// default) demands that there is only one.
     #[must_use]
     pub fn sympos(mut self, sympos: u32) -> Self {
         self.sympos = sympos;

@@ -35,7 +35,12 @@ impl Object {
     ///
     /// [`OutOfMemory`].
     pub fn module(name: &str) -> Result<Self, OutOfMemory> {
-        Ok(Self { name: Name::new(name)?, funcs: Vec::new(), relocs: Vec::new(), callbacks: None })
+        Ok(Self {
+            name: Name::new(name)?,
+            funcs: Vec::new(),
+            relocs: Vec::new(),
+            callbacks: None,
+        })
     }
 
     /// Adds a function.
@@ -53,7 +58,10 @@ impl Object {
     /// # Errors
     ///
     /// [`OutOfMemory`].
-    pub fn funcs_from(mut self, funcs: impl IntoIterator<Item = Func>) -> Result<Self, OutOfMemory> {
+    pub fn funcs_from(
+        mut self,
+        funcs: impl IntoIterator<Item = Func>,
+    ) -> Result<Self, OutOfMemory> {
         for func in funcs {
             try_push(&mut self.funcs, func)?;
         }

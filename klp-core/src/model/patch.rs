@@ -12,8 +12,8 @@ use alloc::vec::Vec;
 ///
 /// # Invariants
 ///
-/// At least one object; each object is named once, has at least one function or callbacks, and each function is listed once; names have
-/// the lengths of [`crate::config`].
+/// At least one object; each object is named once, has at least one function or callbacks, and each
+/// function is listed once; names have the lengths of [`crate::config`].
 #[derive(Debug)]
 pub struct Patch {
     name: Name,
@@ -31,7 +31,8 @@ pub enum Replace {
     None,
     /// All.
     All,
-    /// Those of the same set. Patches of different sets must not share functions or states. Linux does not have this.
+    /// Those of the same set. Patches of different sets must not share functions or states. Linux
+    /// does not have this.
     Set(u32),
 }
 
@@ -40,7 +41,13 @@ impl Patch {
     pub fn builder(name: &str) -> PatchBuilder {
         PatchBuilder {
             patch: Name::new(name)
-                .map(|name| Self { name, objects: Vec::new(), code: None, replace: Replace::None, states: Vec::new() })
+                .map(|name| Self {
+                    name,
+                    objects: Vec::new(),
+                    code: None,
+                    replace: Replace::None,
+                    states: Vec::new(),
+                })
                 .map_err(Error::from),
         }
     }
@@ -92,13 +99,17 @@ impl Patch {
     }
 
     fn check(&self) -> Result<(), Error> {
-        let refuse =
-            |object: Option<&str>, func: Option<&str>, reason| Err(Error::patch(&self.name, object, func, reason));
+        let refuse = |object: Option<&str>, func: Option<&str>, reason| {
+            Err(Error::patch(&self.name, object, func, reason))
+        };
         if !(1..=OBJECT_NAME_LEN).contains(&self.name.len()) {
             return refuse(None, None, PatchReason::BadNameLength);
         }
         for (index, state) in self.states.iter().enumerate() {
-            if self.states[..index].iter().any(|other| other.id() == state.id()) {
+            if self.states[..index]
+                .iter()
+                .any(|other| other.id() == state.id())
+            {
                 return refuse(None, None, PatchReason::StateTwice { id: state.id() });
             }
         }
@@ -110,7 +121,10 @@ impl Patch {
             if !(1..=OBJECT_NAME_LEN).contains(&name.len()) {
                 return refuse(Some(name), None, PatchReason::BadNameLength);
             }
-            if self.objects[..index].iter().any(|other| other.name() == object.name()) {
+            if self.objects[..index]
+                .iter()
+                .any(|other| other.name() == object.name())
+            {
                 return refuse(Some(name), None, PatchReason::ListedTwice);
             }
             if object.funcs().is_empty() && object.callbacks().is_none() {
@@ -118,7 +132,11 @@ impl Patch {
             }
             for func in object.funcs() {
                 if !(1..=SYMBOL_NAME_LEN).contains(&func.old_name().len()) {
-                    return refuse(Some(name), Some(func.old_name()), PatchReason::BadNameLength);
+                    return refuse(
+                        Some(name),
+                        Some(func.old_name()),
+                        PatchReason::BadNameLength,
+                    );
                 }
             }
             // Sorted, so that 10,000 functions are not compared pair by pair.
@@ -126,7 +144,11 @@ impl Patch {
             sorted.extend(object.funcs());
             sorted.sort_unstable_by_key(|func| (func.old_name(), func.position().max(1)));
             if let Some(pair) = sorted.windows(2).find(|pair| pair[0].same_target(pair[1])) {
-                return refuse(Some(name), Some(pair[0].old_name()), PatchReason::ListedTwice);
+                return refuse(
+                    Some(name),
+                    Some(pair[0].old_name()),
+                    PatchReason::ListedTwice,
+                );
             }
         }
         Ok(())
@@ -144,8 +166,9 @@ impl PatchBuilder {
     /// Adds an object; takes what [`Object`]'s methods return, so that no `?` is needed in between.
     pub fn object<E: Into<Error>>(mut self, object: Result<Object, E>) -> Self {
         if let Ok(patch) = &mut self.patch {
-            let added =
-                object.map_err(Into::into).and_then(|object| try_push(&mut patch.objects, object).map_err(Error::from));
+            let added = object
+                .map_err(Into::into)
+                .and_then(|object| try_push(&mut patch.objects, object).map_err(Error::from));
             if let Err(error) = added {
                 self.patch = Err(error);
             }
@@ -171,8 +194,9 @@ impl PatchBuilder {
         self
     }
 
-    /// Says where all code of the patch is: beside the new functions, whatever they call in it. A task anywhere in there is inside
-    /// the patch; it may be without any of the new functions on its stack, by a tail call or as a callback.
+    /// Says where all code of the patch is: beside the new functions, whatever they call in it. A
+    /// task anywhere in there is inside the patch; it may be without any of the new functions on
+    /// its stack, by a tail call or as a callback.
     pub fn code(mut self, range: TextRange) -> Self {
         if let Ok(patch) = &mut self.patch {
             patch.code = Some(range);
@@ -214,18 +238,41 @@ mod tests {
     fn rules_of_a_patch() {
         let one = |name: &str| Object::module(name).and_then(|object| object.func(func("f")));
         assert_eq!(reason(Patch::builder("p")), PatchReason::NoObjects);
-        assert_eq!(reason(Patch::builder("").object(one("m"))), PatchReason::BadNameLength);
-        assert_eq!(reason(Patch::builder("p").object(Object::vmlinux())), PatchReason::NoFuncs);
-        assert_eq!(reason(Patch::builder("p").object(one("m")).object(one("m"))), PatchReason::ListedTwice);
-        assert_eq!(reason(Patch::builder("p").object(one(&"m".repeat(56)))), PatchReason::BadNameLength);
-        assert!(Patch::builder("p").object(one("m")).object(one("n")).build().is_ok());
+        assert_eq!(
+            reason(Patch::builder("").object(one("m"))),
+            PatchReason::BadNameLength
+        );
+        assert_eq!(
+            reason(Patch::builder("p").object(Object::vmlinux())),
+            PatchReason::NoFuncs
+        );
+        assert_eq!(
+            reason(Patch::builder("p").object(one("m")).object(one("m"))),
+            PatchReason::ListedTwice
+        );
+        assert_eq!(
+            reason(Patch::builder("p").object(one(&"m".repeat(56)))),
+            PatchReason::BadNameLength
+        );
+        assert!(
+            Patch::builder("p")
+                .object(one("m"))
+                .object(one("n"))
+                .build()
+                .is_ok()
+        );
     }
 
     #[test]
     fn positions_0_and_1_are_the_same_function() {
-        let twice =
-            |sympos| Object::vmlinux().and_then(|object| object.func(func("f"))?.func(func("f").sympos(sympos)));
-        assert_eq!(reason(Patch::builder("p").object(twice(1))), PatchReason::ListedTwice);
+        let twice = |sympos| {
+            Object::vmlinux()
+                .and_then(|object| object.func(func("f"))?.func(func("f").sympos(sympos)))
+        };
+        assert_eq!(
+            reason(Patch::builder("p").object(twice(1))),
+            PatchReason::ListedTwice
+        );
         assert!(Patch::builder("p").object(twice(2)).build().is_ok());
     }
 }

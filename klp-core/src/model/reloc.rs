@@ -12,7 +12,8 @@ pub struct KlpSymbol {
     pub object: Name,
     /// Its name there.
     pub name: Name,
-    /// 0 if the name must be unique in the object, otherwise which of its symbols is meant, counted from 1.
+    /// 0 if the name must be unique in the object, otherwise which of its symbols is meant, counted
+    /// from 1.
     pub pos: u32,
 }
 
@@ -26,7 +27,8 @@ pub struct Field {
     /// The addend.
     pub addend: i64,
     /// How many bytes belong to the image from `at` on, at most
-    /// [`Relocator::MAX_LEN`](crate::port::Relocator::MAX_LEN): the field does not tell its own size.
+    /// [`Relocator::MAX_LEN`](crate::port::Relocator::MAX_LEN): the field does not tell its own
+    /// size.
     pub room: u8,
     /// What lies around it.
     pub around: Around,
@@ -42,15 +44,26 @@ pub struct Reloc {
 }
 
 impl Reloc {
-    /// References to `symbol` from `fields`, which lie in the section called `section` (for messages).
+    /// References to `symbol` from `fields`, which lie in the section called `section` (for
+    /// messages).
     ///
     /// # Safety
     ///
     /// Fields and detours lie in memory from [`Text::alloc`](crate::port::Text::alloc) that is not
     /// freed before the patch is gone; nothing else uses the detours.
     #[must_use]
-    pub const unsafe fn new(section: Name, symbol: KlpSymbol, detours: Detours, fields: Vec<Field>) -> Self {
-        Self { section, symbol, detours, fields }
+    pub const unsafe fn new(
+        section: Name,
+        symbol: KlpSymbol,
+        detours: Detours,
+        fields: Vec<Field>,
+    ) -> Self {
+        Self {
+            section,
+            symbol,
+            detours,
+            fields,
+        }
     }
 
     /// The symbol.

@@ -10,8 +10,8 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// What the handler needs to know about one entry site.
 ///
-/// Once made it lives for ever: a task may be on its way from the site to the handler at any time. When the site itself is gone, it
-/// may serve another.
+/// Once made it lives for ever: a task may be on its way from the site to the handler at any time.
+/// When the site itself is gone, it may serve another.
 #[derive(Debug)]
 pub struct Ops {
     stack: FuncStack,
@@ -54,7 +54,8 @@ impl Ops {
     ///
     /// # Safety
     ///
-    /// Nothing is on the stack, and no task is on its way from the old site: it would go to the new one's function.
+    /// Nothing is on the stack, and no task is on its way from the old site: it would go to the new
+    /// one's function.
     pub(crate) unsafe fn serve(&'static self, original: CodeAddr) -> &'static Self {
         self.original.store(original.get(), Ordering::Relaxed);
         self.forbid_switch();
@@ -80,7 +81,8 @@ impl Ops {
         CodeAddr::new(self.original.load(Ordering::Relaxed))
     }
 
-    /// Lets tasks switch themselves at this entry, of the function that begins at `entry`, in the transition that is about to start, or not.
+    /// Lets tasks switch themselves at this entry, of the function that begins at `entry`, in the
+    /// transition that is about to start, or not.
     pub(crate) fn let_switch(&self, switch: Switch, entry: CodeAddr) {
         self.entry.store(entry.get(), Ordering::Relaxed);
         self.switch.store(switch as u8, Ordering::Relaxed);
@@ -109,24 +111,26 @@ impl Ops {
     }
 }
 
-/// Where the call that came through the site of `arg` goes on, for the task whose state `state` tells.
+/// Where the call that came through the site of `arg` goes on, for the task whose state `state`
+/// tells.
 ///
 /// # Safety
 ///
-/// `arg` is the number of a [`HandlerArg`] that this engine made. From before this call until after it, the run counts as one
-/// of the handler's for [`Tracer::synchronize`](crate::port::Tracer::synchronize).
+/// `arg` is the number of a [`HandlerArg`] that this engine made. From before this call until after
+/// it, the run counts as one of the handler's for
+/// [`Tracer::synchronize`](crate::port::Tracer::synchronize).
 #[inline]
 pub unsafe fn handler(arg: u64, state: impl FnOnce() -> TaskState) -> CodeAddr {
     // SAFETY: the caller's promise.
     unsafe { ops_of(arg).select(state) }
 }
 
-/// Whether the task whose call came through the site of `arg` may switch itself there, if something is
-/// [lent](crate::port::SelfSwitch::lend) for that. `called` says what the call in front of the task's return address called, as
-/// [`Unwinder::called`](crate::port::Unwinder::called) does.
+/// Whether the task whose call came through the site of `arg` may switch itself there, if something
+/// is [lent](crate::port::SelfSwitch::lend) for that. `called` says what the call in front of the
+/// task's return address called, as [`Unwinder::called`](crate::port::Unwinder::called) does.
 ///
-/// It may if it is certain that it was called, and did not come by a jump from affected code that left no frame: whatever it is still in
-/// is on its stack then.
+/// It may if it is certain that it was called, and did not come by a jump from affected code that
+/// left no frame: whatever it is still in is on its stack then.
 ///
 /// # Safety
 ///
@@ -135,15 +139,19 @@ pub unsafe fn handler(arg: u64, state: impl FnOnce() -> TaskState) -> CodeAddr {
 pub unsafe fn may_switch(arg: u64, called: impl FnOnce() -> Option<CodeAddr>) -> bool {
     // SAFETY: as in `handler`.
     let ops = unsafe { ops_of(arg) };
-    // What the engine wrote was there before it lent anything, which the caller has read with acquire.
+    // What the engine wrote was there before it lent anything, which the caller has read with
+    // acquire.
     match ops.switch.load(Ordering::Relaxed) {
         2 => true,
-        1 => called().is_some_and(|to| (ops.entry.load(Ordering::Relaxed)..ops.original().get()).contains(&to.get())),
+        1 => called().is_some_and(|to| {
+            (ops.entry.load(Ordering::Relaxed)..ops.original().get()).contains(&to.get())
+        }),
         _ => false,
     }
 }
 
-/// Whether [`may_switch`] may say so of some call at the site of `arg`. For hosts whose way there is a long one.
+/// Whether [`may_switch`] may say so of some call at the site of `arg`. For hosts whose way there
+/// is a long one.
 ///
 /// # Safety
 ///
@@ -160,7 +168,10 @@ pub unsafe fn may_switch_at_all(arg: u64) -> bool {
 /// `arg` is the number of a [`HandlerArg`] that this engine made.
 #[inline]
 unsafe fn ops_of(arg: u64) -> &'static Ops {
-    #[allow(clippy::cast_possible_truncation, reason = "it was a pointer of this machine")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "it was a pointer of this machine"
+    )]
     let ops = core::ptr::with_exposed_provenance::<Ops>(arg as usize);
     // SAFETY: `Ops::arg` made the number from a reference that lives for ever.
     unsafe { &*ops }

@@ -1,9 +1,10 @@
-//! Which function runs: one [`Ops`] per entry site, its stack of replacements, and the handler that chooses
-//! (kernel: `patch.c`, `struct klp_ops`).
+//! Which function runs: one [`Ops`] per entry site, its stack of replacements, and the handler that
+//! chooses (kernel: `patch.c`, `struct klp_ops`).
 //!
-//! What is on stacks leaves memory only when no handler can be reading it: [`Writer`] and [`Synchronized`] are the types for that. So
-//! nobody reads a stack, or changes one, without the promises that handlers and engines make. They are the engine's alone but for tests
-//! (feature `sim`):
+//! What is on stacks leaves memory only when no handler can be reading it: [`Writer`] and
+//! [`Synchronized`] are the types for that. So nobody reads a stack, or changes one, without the
+//! promises that handlers and engines make. They are the engine's alone but for tests (feature
+//! `sim`):
 //!
 //! ```compile_fail,E0133
 //! # use klp_core::{addr::CodeAddr, mem::try_box, ops::Ops, port::TaskState};
@@ -17,9 +18,15 @@
 
 mod handler;
 // Tests of the memory model, and of the order that the types demand, change stacks themselves.
-#[cfg_attr(not(any(loom, feature = "sim")), allow(unreachable_pub, reason = "public to those tests"))]
+#[cfg_attr(
+    not(any(loom, feature = "sim")),
+    allow(unreachable_pub, reason = "public to those tests")
+)]
 mod stack;
-#[cfg_attr(not(any(loom, feature = "sim")), allow(unreachable_pub, reason = "public to those tests"))]
+#[cfg_attr(
+    not(any(loom, feature = "sim")),
+    allow(unreachable_pub, reason = "public to those tests")
+)]
 mod writer;
 
 pub(crate) use handler::Switch;

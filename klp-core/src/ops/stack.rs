@@ -1,21 +1,24 @@
 //! The lock-free stack of a function's replacements (kernel: `func_stack`, an RCU list).
 //!
-//! The engine, under its lock, is the only writer; handlers read at any time. A node leaves the stack before it leaves
-//! memory, and between the two every handler that might have seen it has ended: [`Writer`] and [`Synchronized`] see to that order.
+//! The engine, under its lock, is the only writer; handlers read at any time. A node leaves the
+//! stack before it leaves memory, and between the two every handler that might have seen it has
+//! ended: [`Writer`] and [`Synchronized`] see to that order.
 
 use super::writer::{Synchronized, Writer};
 use crate::addr::{CodeAddr, TextRange};
 use crate::mem::{OutOfMemory, try_vec};
 use crate::port::TaskState;
 use crate::sync::{
-    AtomicBool, AtomicPtr, Ordering, STACK_READ, STACK_WRITE, TRANSITION_READ, TRANSITION_WRITE, WrittenOnce,
+    AtomicBool, AtomicPtr, Ordering, STACK_READ, STACK_WRITE, TRANSITION_READ, TRANSITION_WRITE,
+    WrittenOnce,
 };
 use alloc::boxed::Box;
 use core::ptr::{self, NonNull};
 // Only the writer looks at it: nothing to be model-checked.
 use core::sync::atomic::AtomicBool as PlainBool;
 
-/// One replacement of a function, as the handler sees it (kernel: the internal part of `struct klp_func`).
+/// One replacement of a function, as the handler sees it (kernel: the internal part of
+/// `struct klp_func`).
 #[derive(Debug)]
 pub struct FuncNode {
     next: AtomicPtr<FuncNode>,
@@ -37,13 +40,19 @@ impl FuncNode {
     /// A replacement by the function in `range`.
     #[must_use]
     pub fn new(range: TextRange) -> Self {
-        Self::with_code(Code { range, original: false })
+        Self::with_code(Code {
+            range,
+            original: false,
+        })
     }
 
     /// A replacement by the original, which is in `range` (kernel: `nop`).
     #[must_use]
     pub fn nop(range: TextRange) -> Self {
-        Self::with_code(Code { range, original: true })
+        Self::with_code(Code {
+            range,
+            original: true,
+        })
     }
 
     fn with_code(code: Code) -> Self {
@@ -68,14 +77,16 @@ impl FuncNode {
         (!code.original).then_some(code.range.start())
     }
 
-    /// Whether the state of the calling task decides between this node and what stands below (kernel: `func->transition`).
+    /// Whether the state of the calling task decides between this node and what stands below
+    /// (kernel: `func->transition`).
     #[must_use]
     pub fn in_transition(&self) -> bool {
         self.transition.load(Ordering::Relaxed)
     }
 
-    /// Sets [`in_transition`](FuncNode::in_transition). Where several nodes of a stack enter a transition together, the lower ones
-    /// do so first: who sees that the upper one has sees that all have.
+    /// Sets [`in_transition`](FuncNode::in_transition). Where several nodes of a stack enter a
+    /// transition together, the lower ones do so first: who sees that the upper one has sees that
+    /// all have.
     pub fn set_transition(&self, writer: &mut Writer, on: bool) {
         let _ = writer;
         self.transition.store(on, TRANSITION_WRITE);
@@ -86,8 +97,9 @@ impl FuncNode {
 ///
 /// # Invariants
 ///
-/// `nodes` came from a box that nobody else frees. While `published`, stacks or handlers may point there: the memory stays until it is
-/// [released](Nodes::release), or for ever. `linked` of the nodes, those that say so, are on stacks.
+/// `nodes` came from a box that nobody else frees. While `published`, stacks or handlers may point
+/// there: the memory stays until it is [released](Nodes::release), or for ever. `linked` of the
+/// nodes, those that say so, are on stacks.
 #[derive(Debug)]
 #[must_use]
 pub struct Nodes {
@@ -111,21 +123,31 @@ impl Nodes {
         Self::from_nodes(ranges.map(FuncNode::new))
     }
 
-    /// Nodes that lead back: to an older replacement, or to the original if there is none. Each item is the original and the
-    /// older replacement.
+    /// Nodes that lead back: to an older replacement, or to the original if there is none. Each
+    /// item is the original and the older replacement.
     ///
     /// # Errors
     ///
     /// [`OutOfMemory`].
-    pub fn back(ranges: impl ExactSizeIterator<Item = (TextRange, Option<TextRange>)>) -> Result<Self, OutOfMemory> {
-        Self::from_nodes(ranges.map(|(original, older)| older.map_or_else(|| FuncNode::nop(original), FuncNode::new)))
+    pub fn back(
+        ranges: impl ExactSizeIterator<Item = (TextRange, Option<TextRange>)>,
+    ) -> Result<Self, OutOfMemory> {
+        Self::from_nodes(
+            ranges.map(|(original, older)| {
+                older.map_or_else(|| FuncNode::nop(original), FuncNode::new)
+            }),
+        )
     }
 
     fn from_nodes(all: impl ExactSizeIterator<Item = FuncNode>) -> Result<Self, OutOfMemory> {
         let mut nodes = try_vec(all.len())?;
         nodes.extend(all);
         let nodes = NonNull::from(Box::leak(nodes.into_boxed_slice()));
-        Ok(Self { nodes, linked: 0, published: false })
+        Ok(Self {
+            nodes,
+            linked: 0,
+            published: false,
+        })
     }
 
     /// The node of the `index`-th replacement.
@@ -162,7 +184,8 @@ impl<'a> IntoIterator for &'a Nodes {
 
 impl Drop for Nodes {
     fn drop(&mut self) {
-        // Without the proof that `release` asks for, published memory is leaked rather than pulled away.
+        // Without the proof that `release` asks for, published memory is leaked rather than pulled
+        // away.
         if !self.published {
             // SAFETY: by the invariant they came from a box, and nobody points there.
             drop(unsafe { Box::from_raw(self.nodes.as_ptr()) });
@@ -190,7 +213,9 @@ impl FuncStack {
     /// An empty stack.
     #[must_use]
     pub fn new() -> Self {
-        Self { head: AtomicPtr::new(ptr::null_mut()) }
+        Self {
+            head: AtomicPtr::new(ptr::null_mut()),
+        }
     }
 
     /// Puts `nodes[index]` on top; nothing happens if it is on a stack already.
@@ -202,7 +227,8 @@ impl FuncStack {
         nodes.linked += 1;
         nodes.published = true;
         let node = &nodes.as_slice()[index];
-        node.next.store(self.head.load(Ordering::Relaxed), Ordering::Relaxed);
+        node.next
+            .store(self.head.load(Ordering::Relaxed), Ordering::Relaxed);
         // ORDER(stack): release; the partner is the handler's read of the head.
         self.head.store(ptr::from_ref(node).cast_mut(), STACK_WRITE);
     }
@@ -259,7 +285,8 @@ impl FuncStack {
         // ORDER(stack): acquire; the partners are the writes in `push` and `remove`.
         // SAFETY: this is in a run of the handler.
         let mut node = unsafe { follow(&self.head, STACK_READ) }?;
-        // ORDER(transition): acquire; the partner is the write in `set_transition`. The task's state is read after it.
+        // ORDER(transition): acquire; the partner is the write in `set_transition`. The task's
+        // state is read after it.
         if node.transition.load(TRANSITION_READ) && state() == TaskState::Unpatched {
             // For this task none of the patches in transition is there yet, or any more.
             loop {
@@ -278,10 +305,11 @@ impl FuncStack {
 ///
 /// # Safety
 ///
-/// The node is not used any more when the run of the handler ends in which this is called, or when the stack's writer is borrowed
-/// exclusively.
+/// The node is not used any more when the run of the handler ends in which this is called, or when
+/// the stack's writer is borrowed exclusively.
 unsafe fn follow(link: &AtomicPtr<FuncNode>, order: Ordering) -> Option<&FuncNode> {
-    // SAFETY: by `FuncStack`'s invariant the pointer is null or leads to a node that is linked, or was when the run of the handler began
-    // that reads here. The memory of such a node stays until it is removed, and released with a `Synchronized` that was made after that.
+    // SAFETY: by `FuncStack`'s invariant the pointer is null or leads to a node that is linked, or
+    // was when the run of the handler began that reads here. The memory of such a node stays until
+    // it is removed, and released with a `Synchronized` that was made after that.
     unsafe { link.load(order).as_ref() }
 }

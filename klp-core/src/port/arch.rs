@@ -16,7 +16,8 @@ pub struct Entry {
     pub len: u8,
     /// Bytes from the first rewritten byte to the first instruction of the function's body.
     pub resume: u8,
-    /// Whether the rewritten bytes are more than one instruction, so that a task can stand *between* them.
+    /// Whether the rewritten bytes are more than one instruction, so that a task can stand
+    /// *between* them.
     pub split: bool,
 }
 
@@ -65,12 +66,13 @@ impl fmt::Display for OutOfReach {
 ///
 /// # Safety
 ///
-/// The bytes that it makes are executed, and what it says of bytes is believed: they do on the machine what each function says, and
-/// nothing else; [`jumps`](Arch::jumps) leaves no jump out.
+/// The bytes that it makes are executed, and what it says of bytes is believed: they do on the
+/// machine what each function says, and nothing else; [`jumps`](Arch::jumps) leaves no jump out.
 ///
 /// # For arch porters
 ///
-/// Implement it on a unit struct. `klp_core::conformance::arch` (feature `conformance`) is the test to call.
+/// Implement it on a unit struct. `klp_core::conformance::arch` (feature `conformance`) is the test
+/// to call.
 ///
 /// ```
 /// use klp_core::addr::CodeAddr;
@@ -91,7 +93,8 @@ impl fmt::Display for OutOfReach {
 ///     const SLOT: u64 = 16;
 ///     const REACH: u64 = 1 << 55;
 ///     fn entry(bytes: &[u8]) -> Option<Entry> {
-///         (bytes.get(..8)? == &insn(b'N', 0)[..]).then_some(Entry { skip: 0, len: 8, resume: 8, split: false })
+///         let nop = bytes.get(..8)? == &insn(b'N', 0)[..];
+///         nop.then_some(Entry { skip: 0, len: 8, resume: 8, split: false })
 ///     }
 ///     fn intruder(at: CodeAddr, bytes: &[u8]) -> Option<Intruder> {
 ///         let insn = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
@@ -119,46 +122,49 @@ pub unsafe trait Arch: 'static {
     /// Most bytes that [`entry`](Arch::entry) wants to see.
     const MAX_ENTRY: usize;
 
-    /// Bytes that a thunk or a veneer takes at most, rounded up to what the start of each is to be aligned to: a power of two,
-    /// not more than a [`Code`] holds.
+    /// Bytes that a thunk or a veneer takes at most, rounded up to what the start of each is to be
+    /// aligned to: a power of two, not more than a [`Code`] holds.
     const SLOT: u64;
 
     /// How far, in bytes, a jump in an entry site reaches, either way.
     const REACH: u64;
 
-    /// What stands between the functions of an image: a byte that, however often it stands there, is whole instructions to
-    /// [`jumps`](Arch::jumps), and best stops whoever gets there.
+    /// What stands between the functions of an image: a byte that, however often it stands there,
+    /// is whole instructions to [`jumps`](Arch::jumps), and best stops whoever gets there.
     const FILL: u8 = 0;
 
-    /// Recognises the patchable entry at the start of `bytes`; `None` if these are not the bytes of an *unpatched*
-    /// entry. `bytes` starts where the compiler's table says, or at the function.
+    /// Recognises the patchable entry at the start of `bytes`; `None` if these are not the bytes of
+    /// an *unpatched* entry. `bytes` starts where the compiler's table says, or at the function.
     fn entry(bytes: &[u8]) -> Option<Entry>;
 
-    /// Recognises what stands at `at` in place of an entry: the first instruction of `bytes` that does something. `None` if it is
-    /// neither breakpoint nor jump nor call, and for an unpatched entry. For people to read, so a doubt is `None`.
+    /// Recognises what stands at `at` in place of an entry: the first instruction of `bytes` that
+    /// does something. `None` if it is neither breakpoint nor jump nor call, and for an unpatched
+    /// entry. For people to read, so a doubt is `None`.
     fn intruder(at: CodeAddr, bytes: &[u8]) -> Option<Intruder>;
 
-    /// A jump of exactly `len` bytes at `at` to `to`, as a single instruction (padding behind it may follow: it is never
-    /// reached).
+    /// A jump of exactly `len` bytes at `at` to `to`, as a single instruction (padding behind it
+    /// may follow: it is never reached).
     ///
     /// # Errors
     ///
     /// [`OutOfReach`].
     fn jump(at: CodeAddr, to: CodeAddr, len: u8) -> Result<Code, OutOfReach>;
 
-    /// A thunk at `at`: loads `arg` into the register that the entry stub expects it in, goes to `stub`, and disturbs
-    /// nothing else. Reaches any address.
+    /// A thunk at `at`: loads `arg` into the register that the entry stub expects it in, goes to
+    /// `stub`, and disturbs nothing else. Reaches any address.
     fn thunk(at: CodeAddr, arg: u64, stub: CodeAddr) -> Code;
 
-    /// A veneer at `at`: goes to `to` and disturbs nothing that a function may be given. Reaches any address.
+    /// A veneer at `at`: goes to `to` and disturbs nothing that a function may be given. Reaches
+    /// any address.
     fn veneer(at: CodeAddr, to: CodeAddr) -> Code;
 
-    /// Calls `each` with the target of every jump in `code`, which stands at `at` and is whole instructions; calls and returns are
-    /// none. `None` is a jump whose target the code does not tell (through a register, say), or bytes that are not understood.
+    /// Calls `each` with the target of every jump in `code`, which stands at `at` and is whole
+    /// instructions; calls and returns are none. `None` is a jump whose target the code does not
+    /// tell (through a register, say), or bytes that are not understood.
     ///
-    /// The engine asks for it to know which entries affected code may *jump* to: a function that ends in a jump to another (a sibling
-    /// call) leaves no frame behind. A port that cannot tell says `None` once, as this does; tasks are then switched from outside
-    /// only.
+    /// The engine asks for it to know which entries affected code may *jump* to: a function that
+    /// ends in a jump to another (a sibling call) leaves no frame behind. A port that cannot tell
+    /// says `None` once, as this does; tasks are then switched from outside only.
     fn jumps(at: CodeAddr, code: &[u8], each: &mut dyn FnMut(Option<CodeAddr>)) {
         let _ = (at, code);
         each(None);

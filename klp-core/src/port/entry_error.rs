@@ -1,5 +1,5 @@
-//! Why an [`EntryTracer`](super::EntryTracer) refuses, and who holds an entry that is not free (kernel: what
-//! `register_ftrace_function` answers, which gives no name).
+//! Why an [`EntryTracer`](super::EntryTracer) refuses, and who holds an entry that is not free
+//! (kernel: what `register_ftrace_function` answers, which gives no name).
 
 use super::arch::{Code, OutOfReach};
 use super::error::{PortError, PortErrorKind};
@@ -13,7 +13,8 @@ pub enum TracerError<E> {
     Notrace,
     /// The compiler recorded no entry pad for the function.
     NoSite,
-    /// Somebody else holds the entry: it is neither as it was built nor as this tracer left it, or the host knows of another user.
+    /// Somebody else holds the entry: it is neither as it was built nor as this tracer left it, or
+    /// the host knows of another user.
     Held {
         /// Where, in the host's words.
         at: Name,
@@ -54,7 +55,10 @@ impl<E: fmt::Display> fmt::Display for TracerError<E> {
         match self {
             Self::Notrace => f.write_str("it is marked notrace: it must not be redirected"),
             Self::NoSite => f.write_str("it has no entry site (compiled without an entry pad?)"),
-            Self::Held { at, by: Holder::User(name) } => write!(f, "{name} holds {at}"),
+            Self::Held {
+                at,
+                by: Holder::User(name),
+            } => write!(f, "{name} holds {at}"),
             Self::Held { at, by } => write!(f, "{by} stands at {at}"),
             Self::OutOfReach(error) => error.fmt(f),
             Self::Text(error) => error.fmt(f),

@@ -1,4 +1,5 @@
-//! The tracer for entry pads: one implementation for every architecture and every host with a [`Text`].
+//! The tracer for entry pads: one implementation for every architecture and every host with a
+//! [`Text`].
 
 use super::arch::{Arch, Code, Entry, Intruder};
 use super::entry_error::{Holder, TracerError};
@@ -16,23 +17,29 @@ use hashbrown::HashMap;
 ///
 /// # Safety
 ///
-/// * [`recorded_site`](EntryHost::recorded_site) comes from the compiler's or linker's own table of entry pads.
-/// * [`is_notrace`](EntryHost::is_notrace) is true of code that a run of the handler goes through: redirected, it would call itself without end.
-/// * Code at [`stub`](EntryHost::stub) calls [`crate::ops::handler`] with the argument of the thunk that led there, and goes
-///   on at its answer with every argument of the patched function as it was.
+/// * [`recorded_site`](EntryHost::recorded_site) comes from the compiler's or linker's own table of
+///   entry pads.
+/// * [`is_notrace`](EntryHost::is_notrace) is true of code that a run of the handler goes through:
+///   redirected, it would call itself without end.
+/// * Code at [`stub`](EntryHost::stub) calls [`crate::ops::handler`] with the argument of the thunk
+///   that led there, and goes on at its answer with every argument of the patched function as it
+///   was.
 /// * [`synchronize`](EntryHost::synchronize) keeps the promise of [`Tracer::synchronize`].
 pub unsafe trait EntryHost: Sync {
-    /// The lock that the tracer keeps its sites in. It is only taken with the engine's lock held, and may sleep.
+    /// The lock that the tracer keeps its sites in. It is only taken with the engine's lock held,
+    /// and may sleep.
     type Lock: lock_api::RawMutex + Sync;
 
     /// The address of the entry pad that the compiler recorded for the function in `func`.
     fn recorded_site(&self, func: TextRange) -> Option<CodeAddr>;
 
-    /// Whether the function in `func` is marked as one that must not be redirected (kernel: `notrace`).
+    /// Whether the function in `func` is marked as one that must not be redirected (kernel:
+    /// `notrace`).
     fn is_notrace(&self, func: TextRange) -> bool;
 
-    /// Who else needs the site at `site` for himself, if the host keeps account of that (kernel: users of ftrace with
-    /// `IPMODIFY`). A user that only looks on, and leaves the way of a call alone, is not meant.
+    /// Who else needs the site at `site` for himself, if the host keeps account of that (kernel:
+    /// users of ftrace with `IPMODIFY`). A user that only looks on, and leaves the way of a call
+    /// alone, is not meant.
     ///
     /// # Errors
     ///
@@ -42,7 +49,8 @@ pub unsafe trait EntryHost: Sync {
         Ok(None)
     }
 
-    /// Writes `addr` for people, as [`SymbolResolver::describe`](super::SymbolResolver::describe) does.
+    /// Writes `addr` for people, as [`SymbolResolver::describe`](super::SymbolResolver::describe)
+    /// does.
     ///
     /// # Errors
     ///
@@ -69,8 +77,8 @@ const MAX_READ: usize = 64;
 /// Bytes that are shown of code that nobody knows.
 const SHOWN: usize = 8;
 
-/// Routes entry pads: [`Route::Handler`] is a jump to a thunk near the site, [`Route::Direct`] a jump to the function, through
-/// a veneer if it is far.
+/// Routes entry pads: [`Route::Handler`] is a jump to a thunk near the site, [`Route::Direct`] a
+/// jump to the function, through a veneer if it is far.
 #[derive(Debug)]
 pub struct EntryTracer<A, T, H: EntryHost> {
     text: T,
@@ -115,11 +123,15 @@ impl Site {
     }
 
     fn slot_to(&self, to: Onward) -> Option<CodeAddr> {
-        self.slots.iter().find(|slot| slot.to == to).map(|slot| slot.at)
+        self.slots
+            .iter()
+            .find(|slot| slot.to == to)
+            .map(|slot| slot.at)
     }
 }
 
-/// A thunk or a veneer. Once filled it stays as it is until its site is forgotten: a task may be on its way through it at any time.
+/// A thunk or a veneer. Once filled it stays as it is until its site is forgotten: a task may be on
+/// its way through it at any time.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     at: CodeAddr,
@@ -141,7 +153,8 @@ struct Arena {
     image: Image,
     /// Slots that lead nowhere yet. There is room for all of the arena's.
     free: Vec<CodeAddr>,
-    /// How many of them, from behind, the routing under way has taken. If it fails they are free again.
+    /// How many of them, from behind, the routing under way has taken. If it fails they are free
+    /// again.
     taken: usize,
 }
 
@@ -153,7 +166,11 @@ impl Arena {
             Ok(mut free) => {
                 // The first one is taken first.
                 free.extend((0..len).rev().map(|index| start.wrapping_add(index * slot)));
-                Ok(Self { image, free, taken: 0 })
+                Ok(Self {
+                    image,
+                    free,
+                    taken: 0,
+                })
             }
             Err(error) => Err((image, error)),
         }
@@ -167,7 +184,8 @@ impl Arena {
 
     /// What was taken is in use from here on.
     fn keep_taken(&mut self) {
-        self.free.truncate(self.free.len() - core::mem::take(&mut self.taken));
+        self.free
+            .truncate(self.free.len() - core::mem::take(&mut self.taken));
     }
 }
 
@@ -184,7 +202,12 @@ struct Plan {
 impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
     /// A tracer on `text` and `host`, with no site yet.
     pub fn new(text: T, host: H) -> Self {
-        Self { text, host, state: lock_api::Mutex::new(State::default()), arch: PhantomData }
+        Self {
+            text,
+            host,
+            state: lock_api::Mutex::new(State::default()),
+            arch: PhantomData,
+        }
     }
 
     /// The host's text.
@@ -197,8 +220,13 @@ impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
         &self.host
     }
 
-    /// Works out what `batch` makes of its sites, sorted by address, and fills the slots that they will lead to.
-    fn plan(&self, state: &mut State, batch: &[Routing<EntrySite>]) -> Result<Vec<Plan>, TracerError<T::Error>> {
+    /// Works out what `batch` makes of its sites, sorted by address, and fills the slots that they
+    /// will lead to.
+    fn plan(
+        &self,
+        state: &mut State,
+        batch: &[Routing<EntrySite>],
+    ) -> Result<Vec<Plan>, TracerError<T::Error>> {
         let mut plans = try_vec(batch.len())?;
         for routing in batch {
             plans.push(self.plan_one(state, routing, batch.len() as u64)?);
@@ -215,8 +243,12 @@ impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
         }));
         if !codes.is_empty() {
             let mut fills = try_vec(codes.len())?;
-            fills.extend(codes.iter().map(|(at, code)| Fill { at: *at, bytes: code }));
-            // SAFETY: the slots are in arenas of ours, and nothing leads to them: nothing ever did, or it was forgotten with its site.
+            fills.extend(codes.iter().map(|(at, code)| Fill {
+                at: *at,
+                bytes: code,
+            }));
+            // SAFETY: the slots are in arenas of ours, and nothing leads to them: nothing ever did,
+            // or it was forgotten with its site.
             unsafe { self.text.fill(&fills) }.map_err(TracerError::Text)?;
         }
         Ok(plans)
@@ -231,8 +263,13 @@ impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
     ) -> Result<Plan, TracerError<T::Error>> {
         let State { sites, arenas, .. } = state;
         let site = &mut sites[routing.site.0 as usize];
-        let mut plan =
-            Plan { site: routing.site, at: site.at, bytes: site.built.clone(), resume: site.body(), fill: None };
+        let mut plan = Plan {
+            site: routing.site,
+            at: site.at,
+            bytes: site.built.clone(),
+            resume: site.body(),
+            fill: None,
+        };
         let onward = match routing.to {
             Route::Original => return Ok(plan),
             Route::Handler(arg) => Onward::Stub(arg.get()),
@@ -242,13 +279,16 @@ impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
             (Route::Direct(to), _) if A::jump(site.at, to, site.entry.len).is_ok() => to,
             (_, Some(at)) => at,
             (_, None) => {
-                site.slots.try_reserve(1).map_err(|_| TracerError::OutOfMemory)?;
+                site.slots
+                    .try_reserve(1)
+                    .map_err(|_| TracerError::OutOfMemory)?;
                 let at = self.slot(arenas, site, hint)?;
                 plan.fill = Some(Slot { at, to: onward });
                 at
             }
         };
-        plan.bytes = A::jump(site.at, plan.resume, site.entry.len).map_err(TracerError::OutOfReach)?;
+        plan.bytes =
+            A::jump(site.at, plan.resume, site.entry.len).map_err(TracerError::OutOfReach)?;
         Ok(plan)
     }
 
@@ -266,9 +306,12 @@ impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
                 body: site.body(),
             }
         }));
-        // SAFETY: each is an entry site; the old bytes and the new ones lead on to the function, or where `route` was told.
+        // SAFETY: each is an entry site; the old bytes and the new ones lead on to the function, or
+        // where `route` was told.
         unsafe { self.text.poke(&pokes) }.map_err(|error| match error.kind() {
-            PortErrorKind::Held => self.holder_among(&pokes).unwrap_or(TracerError::Text(error)),
+            PortErrorKind::Held => self
+                .holder_among(&pokes)
+                .unwrap_or(TracerError::Text(error)),
             _ => TracerError::Text(error),
         })?;
         for plan in plans {
@@ -293,9 +336,17 @@ impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
         let held = || -> Result<_, OutOfMemory> {
             let (at, by) = match A::intruder(at, found) {
                 Some(Intruder::Breakpoint { at }) => (at, Holder::Breakpoint),
-                Some(Intruder::Jump { at, to }) => (at, Holder::Jump { to: to.map(name).transpose()? }),
+                Some(Intruder::Jump { at, to }) => (
+                    at,
+                    Holder::Jump {
+                        to: to.map(name).transpose()?,
+                    },
+                ),
                 Some(Intruder::Call { at, to }) => (at, Holder::Call { to: name(to)? }),
-                None => (at, Holder::Code(found.iter().copied().take(SHOWN).collect())),
+                None => (
+                    at,
+                    Holder::Code(found.iter().copied().take(SHOWN).collect()),
+                ),
             };
             Ok(TracerError::Held { at: name(at)?, by })
         };
@@ -303,19 +354,39 @@ impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
     }
 
     /// A free slot that a jump in `site` reaches.
-    fn slot(&self, arenas: &mut Vec<Arena>, site: &Site, hint: u64) -> Result<CodeAddr, TracerError<T::Error>> {
+    fn slot(
+        &self,
+        arenas: &mut Vec<Arena>,
+        site: &Site,
+        hint: u64,
+    ) -> Result<CodeAddr, TracerError<T::Error>> {
         let in_reach = |arena: &Arena| {
             let (low, high) = (arena.image.text.start(), arena.image.text.end());
-            [low, high].iter().all(|end| site.at.distance_to(*end).unsigned_abs() < A::REACH)
+            [low, high]
+                .iter()
+                .all(|end| site.at.distance_to(*end).unsigned_abs() < A::REACH)
         };
         // The newest arena is likely to have room; search backwards.
-        if let Some(slot) = arenas.iter_mut().rev().filter(|arena| in_reach(arena)).find_map(Arena::take) {
+        if let Some(slot) = arenas
+            .iter_mut()
+            .rev()
+            .filter(|arena| in_reach(arena))
+            .find_map(Arena::take)
+        {
             return Ok(slot);
         }
         let near = TextRange::new(site.at, site.entry.len.into()).ok_or(TracerError::NoSite)?;
-        let layout = ImageLayout { text: A::SLOT * hint.max(ARENA_SLOTS), ..ImageLayout::default() };
-        arenas.try_reserve(1).map_err(|_| TracerError::OutOfMemory)?;
-        let image = self.text.alloc(near, A::REACH, layout).map_err(TracerError::Text)?;
+        let layout = ImageLayout {
+            text: A::SLOT * hint.max(ARENA_SLOTS),
+            ..ImageLayout::default()
+        };
+        arenas
+            .try_reserve(1)
+            .map_err(|_| TracerError::OutOfMemory)?;
+        let image = self
+            .text
+            .alloc(near, A::REACH, layout)
+            .map_err(TracerError::Text)?;
         let mut arena = Arena::new(image, A::SLOT).map_err(|(image, error)| {
             // SAFETY: it was just made, and nothing leads into it.
             unsafe { self.text.free(image) };
@@ -327,8 +398,8 @@ impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
     }
 }
 
-// SAFETY: `route` changes sites only through `Text::poke`, whose contract makes the change atomic for every core, and
-// `synchronize` is the host's, which promises the same.
+// SAFETY: `route` changes sites only through `Text::poke`, whose contract makes the change atomic
+// for every core, and `synchronize` is the host's, which promises the same.
 unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
     type Site = EntrySite;
     type Error = TracerError<T::Error>;
@@ -340,10 +411,17 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
         let recorded = self.host.recorded_site(func).ok_or(TracerError::NoSite)?;
         if let Some(user) = self.host.user_of(recorded)? {
             let at = Name::display(&Described(&self.host, recorded))?;
-            return Err(TracerError::Held { at, by: Holder::User(user) });
+            return Err(TracerError::Held {
+                at,
+                by: Holder::User(user),
+            });
         }
         let mut bytes = [0; MAX_READ];
-        let len = func.end().get().saturating_sub(recorded.get()).min(A::MAX_ENTRY.min(MAX_READ) as u64);
+        let len = func
+            .end()
+            .get()
+            .saturating_sub(recorded.get())
+            .min(A::MAX_ENTRY.min(MAX_READ) as u64);
         #[allow(clippy::cast_possible_truncation, reason = "at most 64")]
         let bytes = &mut bytes[..len as usize];
         self.text.read(recorded, bytes).map_err(TracerError::Text)?;
@@ -352,7 +430,11 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
         if let Some(&known) = state.by_addr.get(&recorded) {
             let site = &state.sites[known.0 as usize];
             let now = bytes.get(site.entry.skip.into()..).unwrap_or_default();
-            return if now.starts_with(&site.now) { Ok(known) } else { Err(self.held(site.at, now)) };
+            return if now.starts_with(&site.now) {
+                Ok(known)
+            } else {
+                Err(self.held(site.at, now))
+            };
         }
         let entry = A::entry(bytes).ok_or_else(|| self.held(recorded, bytes))?;
         let built = bytes
@@ -360,16 +442,26 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
             .and_then(|built| Code::from_slice(built).ok())
             .ok_or(TracerError::NoSite)?;
 
-        state.by_addr.try_reserve(1).map_err(|_| TracerError::OutOfMemory)?;
-        let site =
-            Site { at: recorded.wrapping_add(entry.skip.into()), entry, now: built.clone(), built, slots: Vec::new() };
+        state
+            .by_addr
+            .try_reserve(1)
+            .map_err(|_| TracerError::OutOfMemory)?;
+        let site = Site {
+            at: recorded.wrapping_add(entry.skip.into()),
+            entry,
+            now: built.clone(),
+            built,
+            slots: Vec::new(),
+        };
         let token = match state.vacant.pop() {
             Some(token) => {
                 state.sites[token.0 as usize] = site;
                 token
             }
             None => {
-                let token = EntrySite(u32::try_from(state.sites.len()).map_err(|_| TracerError::OutOfMemory)?);
+                let token = EntrySite(
+                    u32::try_from(state.sites.len()).map_err(|_| TracerError::OutOfMemory)?,
+                );
                 try_push(&mut state.sites, site)?;
                 token
             }
@@ -392,7 +484,8 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
             }
             state.arenas.iter_mut().for_each(|arena| arena.taken = 0);
         })?;
-        // From here on the slots stay, whatever happens: tasks may be sent through them while sites are rewritten.
+        // From here on the slots stay, whatever happens: tasks may be sent through them while sites
+        // are rewritten.
         state.arenas.iter_mut().for_each(Arena::keep_taken);
         for plan in &plans {
             // `plan_one` made room for it.
@@ -410,14 +503,23 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
         if !state.forget(site) {
             return;
         }
-        let State { sites, vacant, arenas, .. } = &mut *state;
+        let State {
+            sites,
+            vacant,
+            arenas,
+            ..
+        } = &mut *state;
         let known = &mut sites[site.0 as usize];
-        // A site that could not be routed back leads somewhere, and keeps what it leads through. So it does without memory for the list.
+        // A site that could not be routed back leads somewhere, and keeps what it leads through. So
+        // it does without memory for the list.
         if known.now != known.built || vacant.try_reserve(1).is_err() {
             return;
         }
         for slot in core::mem::take(&mut known.slots) {
-            if let Some(arena) = arenas.iter_mut().find(|arena| arena.image.text.contains(slot.at)) {
+            if let Some(arena) = arenas
+                .iter_mut()
+                .find(|arena| arena.image.text.contains(slot.at))
+            {
                 arena.free.push(slot.at);
             }
         }
@@ -426,12 +528,21 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
 
     unsafe fn retire(&self, site: EntrySite) {
         let State { sites, arenas, .. } = &mut *self.state.lock();
-        let Site { at, entry, now, slots, .. } = &mut sites[site.0 as usize];
+        let Site {
+            at,
+            entry,
+            now,
+            slots,
+            ..
+        } = &mut sites[site.0 as usize];
         slots.retain(|slot| {
             let leads_here = A::jump(*at, slot.at, entry.len).is_ok_and(|jump| jump == *now);
             let stays = leads_here || matches!(slot.to, Onward::Stub(_));
             if !stays {
-                if let Some(arena) = arenas.iter_mut().find(|arena| arena.image.text.contains(slot.at)) {
+                if let Some(arena) = arenas
+                    .iter_mut()
+                    .find(|arena| arena.image.text.contains(slot.at))
+                {
                     arena.free.push(slot.at);
                 }
             }

@@ -4,7 +4,8 @@ use core::fmt;
 
 /// An error of a port.
 ///
-/// The engine acts on [`kind`](PortError::kind) alone; the text goes into the engine's own error for people to read.
+/// The engine acts on [`kind`](PortError::kind) alone; the text goes into the engine's own error
+/// for people to read.
 pub trait PortError: fmt::Display + fmt::Debug {
     /// What kind of failure it was.
     fn kind(&self) -> PortErrorKind;

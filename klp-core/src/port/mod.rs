@@ -1,17 +1,16 @@
 //! What a porter implements: one trait per file, each with its contract and a toy implementation.
 //!
-//! | trait | who implements it | in one sentence |
-//! |---|---|---|
-//! | [`Arch`] | arch crate | bytes of an unpatched entry, of a jump, of a thunk |
-//! | [`Relocator`] | arch crate | one relocation into a byte buffer |
-//! | [`Unwinder`] | arch crate, wrapped by the OS | `Ok` means every function that the task may return to was visited |
-//! | [`Text`] | OS | changes live instructions, hands out memory for code |
-//! | [`Tracer`] | [`EntryTracer`], or the OS | finds entry sites and routes them |
-//! | [`TaskSet`] | OS | no task is missed |
-//! | [`Stopper`] | OS | stops a task while its stack is checked |
-//! | [`SelfSwitch`] | OS, if it can | tasks look at their own stacks |
-//! | [`SymbolResolver`] | OS | every symbol of a name in an object |
-//! | [`Platform`] | OS | ties the parts together |
+//! * [`Arch`] (arch crate): bytes of an unpatched entry, of a jump, of a thunk
+//! * [`Relocator`] (arch crate): one relocation into a byte buffer
+//! * [`Unwinder`] (arch crate, wrapped by the OS): `Ok` means every function that the task may
+//!   return to was visited
+//! * [`Text`] (OS): changes live instructions, hands out memory for code
+//! * [`Tracer`] ([`EntryTracer`], or the OS): finds entry sites and routes them
+//! * [`TaskSet`] (OS): no task is missed
+//! * [`Stopper`] (OS): stops a task while its stack is checked
+//! * [`SelfSwitch`] (OS, if it can): tasks look at their own stacks
+//! * [`SymbolResolver`] (OS): every symbol of a name in an object
+//! * [`Platform`] (OS): ties the parts together
 
 mod arch;
 mod call_c;

@@ -18,12 +18,13 @@ use crate::event::Event;
 ///
 /// # For OS porters
 ///
-/// This is the last thing to write, about twenty lines. `klp_core::sim::SimOs` (feature `sim`) is a complete example.
+/// This is the last thing to write, about twenty lines. `klp_core::sim::SimOs` (feature `sim`) is a
+/// complete example.
 ///
 /// # Safety
 ///
-/// The parts are of one system, and each is the same one whenever it is asked for: sites lead to functions that `Symbols` finds, tasks
-/// call through the sites of `Tracer`, and so on.
+/// The parts are of one system, and each is the same one whenever it is asked for: sites lead to
+/// functions that `Symbols` finds, tasks call through the sites of `Tracer`, and so on.
 pub unsafe trait Platform: Sync + Sized + 'static {
     /// The host's sleeping lock (kernel: `struct mutex`); the engine holds one of it.
     type Lock: lock_api::RawMutex + 'static;
@@ -58,8 +59,8 @@ pub unsafe trait Platform: Sync + Sized + 'static {
         None
     }
 
-    /// Completes the code of `patch` for `object`, which is there now, on a host whose own loader keeps the relocations of patches
-    /// (kernel: `klp_apply_object_relocs`).
+    /// Completes the code of `patch` for `object`, which is there now, on a host whose own loader
+    /// keeps the relocations of patches (kernel: `klp_apply_object_relocs`).
     ///
     /// # Errors
     ///
@@ -82,14 +83,16 @@ pub unsafe trait Platform: Sync + Sized + 'static {
         let _ = (patch, object);
     }
 
-    /// A number, not 0, that tells those apart who call the engine at the same time: the calling task's, say. By it the engine knows that a
-    /// callback of a patch calls it, and refuses ([`ApiMisuse::InCallback`](crate::error::ApiMisuse::InCallback)). A host that leaves it
-    /// out sees such a call wait for itself.
+    /// A number, not 0, that tells those apart who call the engine at the same time: the calling
+    /// task's, say. By it the engine knows that a callback of a patch calls it, and refuses
+    /// ([`ApiMisuse::InCallback`](crate::error::ApiMisuse::InCallback)). A host that leaves it out
+    /// sees such a call wait for itself.
     fn caller(&self) -> u64 {
         0
     }
 
-    /// Takes one line of the engine's log. Called with the engine's lock held: must not call the engine.
+    /// Takes one line of the engine's log. Called with the engine's lock held: must not call the
+    /// engine.
     fn event(&self, event: &Event<'_>) {
         let _ = event;
     }

@@ -10,7 +10,8 @@ pub enum Support {
     None,
     /// A slot that holds the symbol's address: the relocation refers to the slot.
     AddressSlot,
-    /// A veneer, if the symbol is out of the branch's reach: the relocation then refers to the veneer.
+    /// A veneer, if the symbol is out of the branch's reach: the relocation then refers to the
+    /// veneer.
     Veneer,
 }
 
@@ -56,7 +57,17 @@ impl Relocation {
     /// Of the field at `place`, straight to `symbol`, with nothing around.
     #[must_use]
     pub const fn new(kind: u32, place: CodeAddr, symbol: u64, addend: i64) -> Self {
-        Self { kind, place, symbol, addend, via: Via::Direct, around: Around { toc: None, pair: None } }
+        Self {
+            kind,
+            place,
+            symbol,
+            addend,
+            via: Via::Direct,
+            around: Around {
+                toc: None,
+                pair: None,
+            },
+        }
     }
 }
 
@@ -88,9 +99,15 @@ impl fmt::Display for RelocError {
         match self {
             Self::Unsupported { kind } => write!(f, "relocation type {kind} is not supported"),
             Self::OutOfRange { kind, value } => {
-                write!(f, "relocation type {kind} is out of range: value {value:#x}")
+                write!(
+                    f,
+                    "relocation type {kind} is out of range: value {value:#x}"
+                )
             }
-            Self::BadPlace { kind } => write!(f, "relocation type {kind} does not fit the bytes at its place"),
+            Self::BadPlace { kind } => write!(
+                f,
+                "relocation type {kind} does not fit the bytes at its place"
+            ),
         }
     }
 }
@@ -99,12 +116,13 @@ impl fmt::Display for RelocError {
 ///
 /// # Safety
 ///
-/// What it makes of code is executed: each relocation refers to what the psABI says that it does, or is refused.
+/// What it makes of code is executed: each relocation refers to what the psABI says that it does,
+/// or is refused.
 ///
 /// # For arch porters
 ///
-/// Implement it on a unit struct from the psABI's table of relocations. `klp_core::conformance::relocator`
-/// (feature `conformance`) is the test to call.
+/// Implement it on a unit struct from the psABI's table of relocations.
+/// `klp_core::conformance::relocator` (feature `conformance`) is the test to call.
 ///
 /// ```
 /// use klp_core::port::{RelocError, Relocation, Relocator, Support};
@@ -160,15 +178,16 @@ pub unsafe trait Relocator: 'static {
     /// Most bytes that one relocation changes.
     const MAX_LEN: usize = 8;
 
-    /// The base of the table of contents, if the section called `section`, which stands at `at`, tells where that is (ppc64:
-    /// the value of register 2 in the image's functions).
+    /// The base of the table of contents, if the section called `section`, which stands at `at`,
+    /// tells where that is (ppc64: the value of register 2 in the image's functions).
     fn toc(section: &str, at: CodeAddr) -> Option<CodeAddr> {
         let _ = (section, at);
         None
     }
 
-    /// Whether relocations of type `kind` complete another one of the same section, whose place their symbol marks (RISC-V:
-    /// `R_RISCV_PCREL_LO12_I`). They are applied with symbol and addend of that one, and its place as [`Around::pair`].
+    /// Whether relocations of type `kind` complete another one of the same section, whose place
+    /// their symbol marks (RISC-V: `R_RISCV_PCREL_LO12_I`). They are applied with symbol and addend
+    /// of that one, and its place as [`Around::pair`].
     fn completes(kind: u32) -> bool {
         let _ = kind;
         false

@@ -51,7 +51,9 @@ impl Stated {
     /// Every affected site leads to the handler.
     pub unsafe fn start<T: TaskSet>(self, tasks: &T) -> Result<Moves, (Self, T::Error)> {
         match tasks.start(self.target, InTurn(())) {
-            Ok(()) => Ok(Moves { target: self.target }),
+            Ok(()) => Ok(Moves {
+                target: self.target,
+            }),
             Err(error) => Err((self, error)),
         }
     }
@@ -102,7 +104,9 @@ impl Moves {
     /// The stage comes back if some have not.
     pub fn close<T: TaskSet>(self, tasks: &T) -> Result<Closed, Self> {
         match tasks.close(&self) {
-            Progress::Done => Ok(Closed { target: self.target }),
+            Progress::Done => Ok(Closed {
+                target: self.target,
+            }),
             Progress::Waiting => Err(self),
         }
     }
@@ -117,7 +121,9 @@ impl Moves {
         unsafe { tasks.force(&self) };
         // After that nobody is left to wait for.
         let _ = tasks.close(&self);
-        Closed { target: self.target }
+        Closed {
+            target: self.target,
+        }
     }
 }
 
@@ -148,8 +154,9 @@ impl Closed {
     ///
     /// # Safety
     ///
-    /// No handler asks for states any more, and every task runs the version that is in force for those
-    /// that are idle. What was lent is withdrawn, and no run of the handler is left from before that.
+    /// No handler asks for states any more, and every task runs the version that is in force for
+    /// those that are idle. What was lent is withdrawn, and no run of the handler is left from
+    /// before that.
     pub unsafe fn finish<T: TaskSet>(self, tasks: &T) {
         tasks.finish(InTurn(()));
     }

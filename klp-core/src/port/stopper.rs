@@ -23,10 +23,11 @@ impl fmt::Display for Reason {
     }
 }
 
-/// What is done with a stopped task. May run on the stopped task itself, in a signal handler: no lock, no allocation, no
-/// panic; several tasks may be visited at once.
+/// What is done with a stopped task. May run on the stopped task itself, in a signal handler: no
+/// lock, no allocation, no panic; several tasks may be visited at once.
 pub trait Visitor<C: ?Sized>: Sync {
-    /// Looks at `tasks[index]`, which is stopped as `context` shows, and says which state to put it into; `None`: leave it.
+    /// Looks at `tasks[index]`, which is stopped as `context` shows, and says which state to put it
+    /// into; `None`: leave it.
     fn visit(&self, index: usize, context: &C) -> Option<TaskState>;
 
     /// `tasks[index]` could not be stopped.
@@ -37,8 +38,8 @@ pub trait Visitor<C: ?Sized>: Sync {
 ///
 /// # Safety
 ///
-/// A task does not run between the beginning of its [`Visitor::visit`] and the moment its new state is
-/// in force.
+/// A task does not run between the beginning of its [`Visitor::visit`] and the moment its new state
+/// is in force.
 ///
 /// # For OS porters
 ///
@@ -47,11 +48,16 @@ pub unsafe trait Stopper: Sync {
     /// A stopped task, as the unwinder takes it.
     type Context: ?Sized;
 
-    /// Stops each of `tasks` (sorted), lets `visitor` look at it, and puts it into the state that the
-    /// visitor says. A task that is gone is passed over. Returns when the last visit has ended.
+    /// Stops each of `tasks` (sorted), lets `visitor` look at it, and puts it into the state that
+    /// the visitor says. A task that is gone is passed over. Returns when the last visit has ended.
     ///
     /// # Safety
     ///
     /// `visitor` says a state for a task only if the task may run that version, wherever it is.
-    unsafe fn with_stopped(&self, moves: &Moves, tasks: &[TaskId], visitor: &dyn Visitor<Self::Context>);
+    unsafe fn with_stopped(
+        &self,
+        moves: &Moves,
+        tasks: &[TaskId],
+        visitor: &dyn Visitor<Self::Context>,
+    );
 }

@@ -15,18 +15,21 @@ pub struct Symbol {
 
 /// The host's symbol tables (kernel: kallsyms).
 ///
-/// Objects are named as patches name them: [`VMLINUX`](crate::model::VMLINUX) for the base image, otherwise a module's name.
+/// Objects are named as patches name them: [`VMLINUX`](crate::model::VMLINUX) for the base image,
+/// otherwise a module's name.
 ///
 /// # Safety
 ///
-/// What it says is believed, as nothing else knows. A symbol is where it says, and as long; the object of that name has it,
-/// and is completely loaded. [`exported`](SymbolResolver::exported) is what new code is linked with. A part that
-/// [`parts`](SymbolResolver::parts) leaves out is one in which the engine does not see a task.
+/// What it says is believed, as nothing else knows. A symbol is where it says, and as long; the
+/// object of that name has it, and is completely loaded. [`exported`](SymbolResolver::exported) is
+/// what new code is linked with. A part that [`parts`](SymbolResolver::parts) leaves out is one in
+/// which the engine does not see a task.
 ///
 /// # For OS porters
 ///
-/// Report what the tables hold, in their order and with local symbols: the core counts (`sympos`), so no port can get that
-/// wrong. `klp_core::conformance::symbol_resolver` (feature `conformance`) is the test to call.
+/// Report what the tables hold, in their order and with local symbols: the core counts (`sympos`),
+/// so no port can get that wrong. `klp_core::conformance::symbol_resolver` (feature `conformance`)
+/// is the test to call.
 ///
 /// A base image whose symbols are a table in the program:
 ///
@@ -52,8 +55,14 @@ pub struct Symbol {
 ///     fn is_loaded(&self, object: &str) -> bool {
 ///         object == VMLINUX
 ///     }
-///     fn symbols(&self, object: &str, name: &str, found: &mut dyn FnMut(Symbol)) -> Result<(), Never> {
-///         for (_, addr, len) in self.0.iter().filter(|row| self.is_loaded(object) && row.0 == name) {
+///     fn symbols(
+///         &self,
+///         object: &str,
+///         name: &str,
+///         found: &mut dyn FnMut(Symbol),
+///     ) -> Result<(), Never> {
+///         let called = |row: &&(&str, u64, u64)| self.is_loaded(object) && row.0 == name;
+///         for (_, addr, len) in self.0.iter().filter(called) {
 ///             found(Symbol { addr: CodeAddr::new(*addr), len: *len });
 ///         }
 ///         Ok(())
@@ -62,8 +71,8 @@ pub struct Symbol {
 ///         self.0.iter().find(|row| row.0 == name).map(|row| CodeAddr::new(row.1))
 ///     }
 ///     fn function_at(&self, addr: CodeAddr) -> Option<TextRange> {
-///         let mut all = self.0.iter().filter_map(|row| TextRange::new(CodeAddr::new(row.1), row.2));
-///         all.find(|range| range.contains(addr))
+///         let range = |row: &(&str, u64, u64)| TextRange::new(CodeAddr::new(row.1), row.2);
+///         self.0.iter().filter_map(range).find(|range| range.contains(addr))
 ///     }
 /// }
 /// # let table = Table(&[("work", 0x1000, 0x20)]);
@@ -82,7 +91,12 @@ pub unsafe trait SymbolResolver: Sync {
     /// # Errors
     ///
     /// If the tables cannot be read; a name that is not there is no error.
-    fn symbols(&self, object: &str, name: &str, found: &mut dyn FnMut(Symbol)) -> Result<(), Self::Error>;
+    fn symbols(
+        &self,
+        object: &str,
+        name: &str,
+        found: &mut dyn FnMut(Symbol),
+    ) -> Result<(), Self::Error>;
 
     /// The address of an exported symbol, as the host's own linker would bind it for new code
     /// (kernel: `EXPORT_SYMBOL`; a process: the dynamic linker's global scope).
@@ -91,11 +105,13 @@ pub unsafe trait SymbolResolver: Sync {
     /// The function that `addr` lies in (kernel: `kallsyms_lookup_size_offset`).
     fn function_at(&self, addr: CodeAddr) -> Option<TextRange>;
 
-    /// Reports the parts that the compiler split off the function that occupies `func`, of the base image, a module or a patch: what
-    /// its symbols called `NAME.cold` and `NAME.cold.N` cover. `known_as` are the object and the name by which it was found, if it was.
+    /// Reports the parts that the compiler split off the function that occupies `func`, of the base
+    /// image, a module or a patch: what its symbols called `NAME.cold` and `NAME.cold.N` cover.
+    /// `known_as` are the object and the name by which it was found, if it was.
     ///
-    /// Parts of another function of the same name may be among them: that holds a transition back a little longer, and is never wrong.
-    /// As it stands here, it finds `NAME.cold` of functions that are known by name.
+    /// Parts of another function of the same name may be among them: that holds a transition back a
+    /// little longer, and is never wrong. As it stands here, it finds `NAME.cold` of functions that
+    /// are known by name.
     ///
     /// # Errors
     ///
@@ -107,10 +123,16 @@ pub unsafe trait SymbolResolver: Sync {
         found: &mut dyn FnMut(TextRange),
     ) -> Result<(), Self::Error> {
         let _ = func;
-        let Some((object, name)) = known_as else { return Ok(()) };
+        let Some((object, name)) = known_as else {
+            return Ok(());
+        };
         let mut cold = heapless::String::<{ crate::config::SYMBOL_NAME_LEN + 5 }>::new();
         // A longer name has no symbol.
-        if cold.push_str(name).and_then(|()| cold.push_str(".cold")).is_err() {
+        if cold
+            .push_str(name)
+            .and_then(|()| cold.push_str(".cold"))
+            .is_err()
+        {
             return Ok(());
         }
         self.symbols(object, &cold, &mut |symbol| {

@@ -58,9 +58,9 @@ pub enum Progress {
 /// The tasks of the host: their states, and lists of them. How they are stopped and looked at is
 /// [`Stopper`](super::Stopper)'s.
 ///
-/// A transition goes through [`Stated`](super::Stated), [`Moves`] and [`Closed`](super::Closed), and
-/// these types call what changes states: a porter need not ask what came before. The sites are routed
-/// to the handler between [`init`](TaskSet::init) and [`start`](TaskSet::start). All but
+/// A transition goes through [`Stated`](super::Stated), [`Moves`] and [`Closed`](super::Closed),
+/// and these types call what changes states: a porter need not ask what came before. The sites are
+/// routed to the handler between [`init`](TaskSet::init) and [`start`](TaskSet::start). All but
 /// [`current_state`](TaskSet::current_state) are called with the engine's lock held, never at the
 /// same time.
 ///
@@ -68,10 +68,10 @@ pub enum Progress {
 ///
 /// * No task is missed: one that may have entered an affected function before the sites were routed
 ///   is reported by [`pending`](TaskSet::pending) until it is in the target state or gone.
-/// * A task born during a transition starts in its parent's state, or in any state that fits what is
-///   on its stack.
-/// * A task whose [`current_state`](TaskSet::current_state) a handler has read in this transition is
-///   known to `pending` and `close`.
+/// * A task born during a transition starts in its parent's state, or in any state that fits what
+///   is on its stack.
+/// * A task whose [`current_state`](TaskSet::current_state) a handler has read in this transition
+///   is known to `pending` and `close`.
 ///
 /// # For OS porters
 ///
@@ -83,8 +83,8 @@ pub enum Progress {
 /// ```
 /// use core::sync::atomic::{AtomicI8, Ordering};
 /// use klp_core::port::{
-///     InTurn, Moves, PortError, PortErrorKind, Progress, Stated, Stopper, TaskId, TaskName, TaskSet,
-///     TaskState, Visitor,
+///     InTurn, Moves, PortError, PortErrorKind, Progress, Stated, Stopper, TaskId, TaskName,
+///     TaskSet, TaskState, Visitor,
 /// };
 ///
 /// struct Alone(AtomicI8);
@@ -165,7 +165,8 @@ pub unsafe trait TaskSet: Sync {
     /// What can go wrong.
     type Error: PortError;
 
-    /// The state of the task that calls. The handler's only question: no lock, no allocation, no panic.
+    /// The state of the task that calls. The handler's only question: no lock, no allocation, no
+    /// panic.
     fn current_state(&self) -> TaskState;
 
     /// Puts every task into `initial`, from which the transition starts. Sites are not routed yet.
@@ -175,13 +176,14 @@ pub unsafe trait TaskSet: Sync {
     /// Every task is idle then.
     fn init(&self, initial: TaskState, turn: InTurn) -> Result<(), Self::Error>;
 
-    /// Starts (or, after a reversal, restarts) to move tasks to `target`. Every affected site leads to
-    /// the handler by now: from here on a task that is born, or seen for the first time, may take
-    /// `target`.
+    /// Starts (or, after a reversal, restarts) to move tasks to `target`. Every affected site leads
+    /// to the handler by now: from here on a task that is born, or seen for the first time, may
+    /// take `target`.
     ///
     /// # Errors
     ///
-    /// The transition is then cancelled with [`finish`](TaskSet::finish); on a restart it keeps its old target.
+    /// The transition is then cancelled with [`finish`](TaskSet::finish); on a restart it keeps its
+    /// old target.
     fn start(&self, target: TaskState, turn: InTurn) -> Result<(), Self::Error>;
 
     /// Reports every task that is not in the target state, in ascending order.
@@ -191,8 +193,8 @@ pub unsafe trait TaskSet: Sync {
     /// If the tasks cannot be listed now; the engine asks again at its next poll.
     fn pending(&self, moves: &Moves, each: &mut dyn FnMut(TaskId)) -> Result<(), Self::Error>;
 
-    /// Says whether every task is in the target state. After [`Progress::Done`] this stays true until
-    /// [`finish`](TaskSet::finish), also for tasks that are being born.
+    /// Says whether every task is in the target state. After [`Progress::Done`] this stays true
+    /// until [`finish`](TaskSet::finish), also for tasks that are being born.
     fn close(&self, moves: &Moves) -> Progress;
 
     /// Puts every task into the target state, whatever it is in the middle of (kernel:
@@ -203,7 +205,8 @@ pub unsafe trait TaskSet: Sync {
     /// As for [`Engine::force`](crate::Engine::force).
     unsafe fn force(&self, moves: &Moves);
 
-    /// Makes `task` leave an interruptible sleep if it is in one, as a signal that has no other effect would.
+    /// Makes `task` leave an interruptible sleep if it is in one, as a signal that has no other
+    /// effect would.
     fn kick(&self, task: TaskId);
 
     /// Puts every task into [`TaskState::Idle`]. No handler reads states any more.

@@ -13,13 +13,14 @@ pub struct Poke<'a> {
     pub old: &'a [u8],
     /// The bytes to be there afterwards, as many. A single instruction, or several that do nothing.
     pub new: &'a [u8],
-    /// Where a task goes on that arrives at `at` while the change is under way: an address to which either the old or
-    /// the new bytes lead without any other effect.
+    /// Where a task goes on that arrives at `at` while the change is under way: an address to which
+    /// either the old or the new bytes lead without any other effect.
     pub resume: CodeAddr,
-    /// Whether `old` is several instructions: a task may then stand between them, and is moved to `body` before
-    /// anything but the first byte changes.
+    /// Whether `old` is several instructions: a task may then stand between them, and is moved to
+    /// `body` before anything but the first byte changes.
     pub split: bool,
-    /// The first instruction behind the entry that `old`, executed to its end, leads to. Only read if `split`.
+    /// The first instruction behind the entry that `old`, executed to its end, leads to. Only read
+    /// if `split`.
     pub body: CodeAddr,
 }
 
@@ -58,17 +59,19 @@ pub struct Image {
 ///
 /// # Safety
 ///
-/// The engine's promise that a task runs whole versions only rests on [`poke`](Text::poke): while it runs and after it,
-/// every core executes at each place either the old or the new bytes or goes on at [`Poke::resume`], never a mix; and when it
-/// returns `Ok`, every core executes the new bytes. Memory from [`alloc`](Text::alloc) belongs to the caller until
-/// [`free`](Text::free). Functions in it, filled in completely, can be called as [`CALL_C`](Text::CALL_C) says.
+/// The engine's promise that a task runs whole versions only rests on [`poke`](Text::poke): while
+/// it runs and after it, every core executes at each place either the old or the new bytes or goes
+/// on at [`Poke::resume`], never a mix; and when it returns `Ok`, every core executes the new
+/// bytes. Memory from [`alloc`](Text::alloc) belongs to the caller until [`free`](Text::free).
+/// Functions in it, filled in completely, can be called as [`CALL_C`](Text::CALL_C) says.
 ///
 /// # For OS porters
 ///
 /// `klp_core::conformance::text` (feature `conformance`) is the test to call.
 ///
-/// A machine with one core, which runs the engine and nothing else meanwhile, and memory that is readable, writable and
-/// executable, from address 0 on. So a change needs no protocol, but for the code between the instructions of a split pad:
+/// A machine with one core, which runs the engine and nothing else meanwhile, and memory that is
+/// readable, writable and executable, from address 0 on. So a change needs no protocol, but for the
+/// code between the instructions of a split pad:
 ///
 /// ```
 /// use core::cell::RefCell;
@@ -82,7 +85,9 @@ pub struct Image {
 /// #[derive(Debug)]
 /// struct Refused(PortErrorKind);
 /// # impl core::fmt::Display for Refused {
-/// #     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result { write!(f, "{:?}", self.0) }
+/// #     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+/// #         write!(f, "{:?}", self.0)
+/// #     }
 /// # }
 /// # impl PortError for Refused {
 /// #     fn kind(&self) -> PortErrorKind { self.0 }
@@ -103,7 +108,8 @@ pub struct Image {
 ///     }
 ///     unsafe fn poke(&self, batch: &[Poke<'_>]) -> Result<(), Refused> {
 ///         let mut memory = self.0.borrow_mut();
-///         let free = |poke: &Poke<'_>| !poke.split && memory[range(poke.at, poke.old.len())] == *poke.old;
+///         let as_it_was = |poke: &Poke<'_>| memory[range(poke.at, poke.old.len())] == *poke.old;
+///         let free = |poke: &Poke<'_>| !poke.split && as_it_was(poke);
 ///         if !batch.iter().all(free) {
 ///             return Err(Refused(PortErrorKind::Held));
 ///         }
@@ -112,7 +118,12 @@ pub struct Image {
 ///         }
 ///         Ok(())
 ///     }
-///     fn alloc(&self, near: TextRange, reach: u64, layout: ImageLayout) -> Result<Image, Refused> {
+///     fn alloc(
+///         &self,
+///         near: TextRange,
+///         reach: u64,
+///         layout: ImageLayout,
+///     ) -> Result<Image, Refused> {
 ///         let mut memory = self.0.borrow_mut();
 ///         let from = CodeAddr::new(memory.len() as u64);
 ///         let end = memory.len() as u64 + layout.text + layout.rodata + layout.data;
@@ -143,8 +154,8 @@ pub struct Image {
 /// # let layout = ImageLayout { text: 32, rodata: 0, data: 8 };
 /// # let image = memory.alloc(near, 1 << 20, layout).unwrap();
 /// # assert_eq!(image.data.start(), CodeAddr::new(96));
-/// # let poke = Poke { at: image.text.start(), old: &[1], new: &[2], resume: image.text.start(), split: false,
-/// #     body: image.text.start() };
+/// # let (at, resume, body) = (image.text.start(), image.text.start(), image.text.start());
+/// # let poke = Poke { at, old: &[1], new: &[2], resume, split: false, body };
 /// # // SAFETY: nobody executes there.
 /// # assert!(unsafe { memory.poke(&[poke]) }.is_err());
 /// ```
@@ -152,8 +163,8 @@ pub unsafe trait Text: Sync {
     /// What can go wrong.
     type Error: PortError;
 
-    /// How functions in images are called that are written in C. A host that leaves it out cannot call them: patch objects with
-    /// callbacks are refused there. Most take [`CallC::HERE`].
+    /// How functions in images are called that are written in C. A host that leaves it out cannot
+    /// call them: patch objects with callbacks are refused there. Most take [`CallC::HERE`].
     const CALL_C: Option<CallC> = None;
 
     /// Reads `into.len()` bytes of code at `at`.
@@ -163,25 +174,27 @@ pub unsafe trait Text: Sync {
     /// If nothing readable is mapped there.
     fn read(&self, at: CodeAddr, into: &mut [u8]) -> Result<(), Self::Error>;
 
-    /// Changes live instructions, all of `batch` or nothing. `batch` is sorted by address and does not overlap. The cost of
-    /// synchronising cores is paid once per batch, not once per element.
+    /// Changes live instructions, all of `batch` or nothing. `batch` is sorted by address and does
+    /// not overlap. The cost of synchronising cores is paid once per batch, not once per element.
     ///
     /// # Errors
     ///
-    /// Every place is as before then; [`Held`](super::PortErrorKind::Held) if the bytes found at a place were not its `old`. Tasks
-    /// may have been sent to [`Poke::resume`] nevertheless.
+    /// Every place is as before then; [`Held`](super::PortErrorKind::Held) if the bytes found at a
+    /// place were not its `old`. Tasks may have been sent to [`Poke::resume`] nevertheless.
     ///
     /// # Safety
     ///
     /// Each element is as [`Poke`] says, and the new bytes may be executed there.
     unsafe fn poke(&self, batch: &[Poke<'_>]) -> Result<(), Self::Error>;
 
-    /// Hands out memory of `layout`'s sizes, no byte of it further than `reach` bytes from any byte of `near`.
+    /// Hands out memory of `layout`'s sizes, no byte of it further than `reach` bytes from any byte
+    /// of `near`.
     ///
     /// # Errors
     ///
     /// [`NoMemoryInReach`](super::PortErrorKind::NoMemoryInReach) if there is none.
-    fn alloc(&self, near: TextRange, reach: u64, layout: ImageLayout) -> Result<Image, Self::Error>;
+    fn alloc(&self, near: TextRange, reach: u64, layout: ImageLayout)
+    -> Result<Image, Self::Error>;
 
     /// Takes back what [`alloc`](Text::alloc) handed out.
     ///
@@ -190,8 +203,8 @@ pub unsafe trait Text: Sync {
     /// No task executes in it or will, and nothing refers to it any more.
     unsafe fn free(&self, image: Image);
 
-    /// Writes bytes into memory that came from [`alloc`](Text::alloc), whatever its protection. When it returns, a jump
-    /// there executes the new bytes.
+    /// Writes bytes into memory that came from [`alloc`](Text::alloc), whatever its protection.
+    /// When it returns, a jump there executes the new bytes.
     ///
     /// # Errors
     ///
@@ -199,6 +212,7 @@ pub unsafe trait Text: Sync {
     ///
     /// # Safety
     ///
-    /// Each element lies in memory from [`alloc`](Text::alloc) that has not been freed, and no task executes its bytes.
+    /// Each element lies in memory from [`alloc`](Text::alloc) that has not been freed, and no task
+    /// executes its bytes.
     unsafe fn fill(&self, batch: &[Fill<'_>]) -> Result<(), Self::Error>;
 }

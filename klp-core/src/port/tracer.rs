@@ -24,7 +24,8 @@ impl HandlerArg {
 /// Where a site leads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Route {
-    /// The function as it was built; the site's bytes are exactly what they were before the first routing.
+    /// The function as it was built; the site's bytes are exactly what they were before the first
+    /// routing.
     Original,
     /// The handler, which decides for each call.
     Handler(HandlerArg),
@@ -45,30 +46,36 @@ pub struct Routing<S> {
 ///
 /// # Safety
 ///
-/// When [`route`](Tracer::route) returns `Ok`, each call that begins afterwards goes where it says; a call that
-/// began before went where the site led before or where it leads now. When [`synchronize`](Tracer::synchronize) returns, no
-/// core is inside a run of the handler that began before.
+/// When [`route`](Tracer::route) returns `Ok`, each call that begins afterwards goes where it says;
+/// a call that began before went where the site led before or where it leads now. When
+/// [`synchronize`](Tracer::synchronize) returns, no core is inside a run of the handler that began
+/// before.
 ///
 /// # For OS porters
 ///
-/// With entry pads and a [`Text`](super::Text), [`EntryTracer`](super::EntryTracer) is the implementation. A kernel with a tracer
-/// of its own (ftrace) implements this instead. `klp_core::conformance::tracer` (feature `conformance`) is the test.
+/// With entry pads and a [`Text`](super::Text), [`EntryTracer`](super::EntryTracer) is the
+/// implementation. A kernel with a tracer of its own (ftrace) implements this instead.
+/// `klp_core::conformance::tracer` (feature `conformance`) is the test.
 ///
-/// A machine that calls functions by way of a table, so that routing is one store to it. All runs of the handler are on the
-/// one core that the engine runs on, too, so none is under way when it asks:
+/// A machine that calls functions by way of a table, so that routing is one store to it. All runs
+/// of the handler are on the one core that the engine runs on, too, so none is under way when it
+/// asks:
 ///
 /// ```
 /// use core::sync::atomic::{AtomicU64, Ordering};
 /// use klp_core::addr::{CodeAddr, TextRange};
 /// use klp_core::port::{PortError, PortErrorKind, Route, Routing, Tracer};
 ///
-/// /// What `call n` goes by: where the function is, and where calls of it go, or the handler's argument.
+/// /// What `call n` goes by: where the function is, and where calls of it go, or the handler's
+/// /// argument.
 /// struct Table(Vec<(CodeAddr, AtomicU64)>);
 ///
 /// #[derive(Debug)]
 /// struct NoSite;
 /// # impl core::fmt::Display for NoSite {
-/// #     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result { f.write_str("no site") }
+/// #     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+/// #         f.write_str("no site")
+/// #     }
 /// # }
 /// # impl PortError for NoSite {
 /// #     fn kind(&self) -> PortErrorKind { PortErrorKind::NoSite }
@@ -113,42 +120,47 @@ pub unsafe trait Tracer: Sync {
     /// What can go wrong.
     type Error: PortError;
 
-    /// The entry site of the function that occupies `func`, checked to be as the compiler left it or as this tracer did.
+    /// The entry site of the function that occupies `func`, checked to be as the compiler left it
+    /// or as this tracer did.
     ///
     /// # Errors
     ///
-    /// [`Notrace`](super::PortErrorKind::Notrace), [`NoSite`](super::PortErrorKind::NoSite) or [`Held`](super::PortErrorKind::Held).
+    /// [`Notrace`](super::PortErrorKind::Notrace), [`NoSite`](super::PortErrorKind::NoSite) or
+    /// [`Held`](super::PortErrorKind::Held).
     fn site_of(&self, func: TextRange) -> Result<Self::Site, Self::Error>;
 
-    /// Where the original function goes on behind its site: what the handler answers for "the original".
+    /// Where the original function goes on behind its site: what the handler answers for "the
+    /// original".
     fn original(&self, site: Self::Site) -> CodeAddr;
 
     /// Routes sites, all of `batch` or none. No site occurs twice.
     ///
     /// # Errors
     ///
-    /// Every site leads where it led before. [`Held`](super::PortErrorKind::Held) if somebody took one since it was found or last
-    /// routed.
+    /// Every site leads where it led before. [`Held`](super::PortErrorKind::Held) if somebody took
+    /// one since it was found or last routed.
     ///
     /// # Safety
     ///
     /// Calls of the functions may go where it says; sites were not forgotten.
     unsafe fn route(&self, batch: &[Routing<Self::Site>]) -> Result<(), Self::Error>;
 
-    /// Forgets a site: the code around it goes away, and other code may come to the same place. The site was routed to
-    /// [`Route::Original`], unless that failed. What belongs to it stays: tasks may still be on their way.
+    /// Forgets a site: the code around it goes away, and other code may come to the same place. The
+    /// site was routed to [`Route::Original`], unless that failed. What belongs to it stays: tasks
+    /// may still be on their way.
     ///
     /// # Safety
     ///
     /// `site` is not used any more.
     unsafe fn forget(&self, site: Self::Site);
 
-    /// The same, and what belonged to the site may serve others from here on, if it was routed to [`Route::Original`].
+    /// The same, and what belonged to the site may serve others from here on, if it was routed to
+    /// [`Route::Original`].
     ///
     /// # Safety
     ///
-    /// No call that began at the site is on its way any more, neither to the handler nor from it, and none will begin. `site` is not
-    /// used any more.
+    /// No call that began at the site is on its way any more, neither to the handler nor from it,
+    /// and none will begin. `site` is not used any more.
     unsafe fn reclaim(&self, site: Self::Site) {
         // SAFETY: the caller's promise.
         unsafe { self.forget(site) };
@@ -158,11 +170,13 @@ pub unsafe trait Tracer: Sync {
     ///
     /// # Safety
     ///
-    /// No call that began at the site while it led elsewhere is on its way any more, but for those on their way to the handler.
+    /// No call that began at the site while it led elsewhere is on its way any more, but for those
+    /// on their way to the handler.
     unsafe fn retire(&self, site: Self::Site) {
         let _ = site;
     }
 
-    /// Waits until every run of the handler that began before this call has ended (kernel: `klp_synchronize_transition`).
+    /// Waits until every run of the handler that began before this call has ended (kernel:
+    /// `klp_synchronize_transition`).
     fn synchronize(&self);
 }

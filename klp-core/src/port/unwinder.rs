@@ -9,7 +9,8 @@ use core::ops::ControlFlow;
 pub enum FrameKind {
     /// The task was interrupted here: `pc` is the next instruction it will execute.
     Interrupted,
-    /// A call made here has not returned: `pc` is the return address, and the call instruction ends just before it.
+    /// A call made here has not returned: `pc` is the return address, and the call instruction ends
+    /// just before it.
     Call,
 }
 
@@ -23,7 +24,8 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// An address that lies inside the function: a call that ends its function returns to an address behind it.
+    /// An address that lies inside the function: a call that ends its function returns to an
+    /// address behind it.
     #[must_use]
     pub const fn lookup(self) -> CodeAddr {
         match self.kind {
@@ -96,9 +98,10 @@ impl fmt::Display for Unreliable {
 ///
 /// # Safety
 ///
-/// `Ok` means that every function the task may still return to was visited, unless the visitor broke off. Any doubt is
-/// [`Unreliable`] (kernel: `arch_stack_walk_reliable`, "Reliable Stacktrace" in the kernel's livepatch documents). A task inside an
-/// entry stub, a thunk or a veneer is `Unreliable`: what it decided there must not be outlived by a switch.
+/// `Ok` means that every function the task may still return to was visited, unless the visitor
+/// broke off. Any doubt is [`Unreliable`] (kernel: `arch_stack_walk_reliable`, "Reliable
+/// Stacktrace" in the kernel's livepatch documents). A task inside an entry stub, a thunk or a
+/// veneer is `Unreliable`: what it decided there must not be outlived by a switch.
 ///
 /// May run in a signal or interrupt handler: takes no lock, allocates nothing, cannot panic.
 ///
@@ -106,8 +109,8 @@ impl fmt::Display for Unreliable {
 ///
 /// `klp_core::conformance::unwinder` (feature `conformance`) is the test to call.
 ///
-/// Stacks of a machine that keeps return addresses apart from everything else, the innermost one last, with zero at
-/// the outer end:
+/// Stacks of a machine that keeps return addresses apart from everything else, the innermost one
+/// last, with zero at the outer end:
 ///
 /// ```
 /// use core::ops::ControlFlow;
@@ -154,10 +157,15 @@ pub unsafe trait Unwinder: Sync {
     /// # Errors
     ///
     /// [`Unreliable`]; frames visited until then are real, but others are missing.
-    fn walk(&self, context: &Self::Context, visit: &mut dyn FnMut(Frame) -> ControlFlow<()>) -> Result<(), Unreliable>;
+    fn walk(
+        &self,
+        context: &Self::Context,
+        visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
+    ) -> Result<(), Unreliable>;
 
-    /// Which function the call made in `frame` went to, if the instruction in front of `frame.pc` tells: the entry that it called. A
-    /// function that ended in a jump to another one is not on the stack any more; this shows that it began what is still running.
+    /// Which function the call made in `frame` went to, if the instruction in front of `frame.pc`
+    /// tells: the entry that it called. A function that ended in a jump to another one is not on
+    /// the stack any more; this shows that it began what is still running.
     ///
     /// `index` counts the frames of a walk of `context`, from 0 for the innermost one.
     fn called(&self, context: &Self::Context, index: usize, frame: Frame) -> Option<CodeAddr> {

@@ -1,7 +1,8 @@
 //! The memory of one variable: its data, and what is needed to free it.
 //!
-//! Most variables are small, and lookups jump about among them: the fewer bytes they take, the more of them a cache keeps. So
-//! what is small has one of a few layouts, which the slot tells together with its address, and nothing stands beside it.
+//! Most variables are small, and lookups jump about among them: the fewer bytes they take, the more
+//! of them a cache keeps. So what is small has one of a few layouts, which the slot tells together
+//! with its address, and nothing stands beside it.
 
 use super::sync::{AtomicPtr, Ordering};
 use crate::mem::OutOfMemory;
@@ -18,8 +19,8 @@ const MIN_ALIGN: usize = 16;
 /// The layouts of small data, the smallest first.
 const SMALL: [Layout; 3] = [small(1), small(2), small(4)];
 
-/// Bits that are 0 in the address of any data. A handle tells by them which of the [`SMALL`] layouts it has, counted from 1; or that it has
-/// a header.
+/// Bits that are 0 in the address of any data. A handle tells by them which of the [`SMALL`]
+/// layouts it has, counted from 1; or that it has a header.
 const KIND: usize = 0b11;
 
 const _: () = assert!(SMALL.len() <= KIND && KIND < SMALL[0].align());
@@ -34,14 +35,16 @@ const fn small(words: usize) -> Layout {
     }
 }
 
-/// A block as a slot holds it: the address of its data, and in the bits of [`KIND`] which layout it has.
+/// A block as a slot holds it: the address of its data, and in the bits of [`KIND`] which layout it
+/// has.
 ///
 /// It may outlast the block.
 ///
 /// # Invariants
 ///
-/// While the block is there, it is an allocation of that layout; if [`KIND`] is 0, the layout is in the header just in front of the data,
-/// which begins as many bytes into the allocation as its alignment says.
+/// While the block is there, it is an allocation of that layout; if [`KIND`] is 0, the layout is in
+/// the header just in front of the data, which begins as many bytes into the allocation as its
+/// alignment says.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Handle(NonNull<u8>);
 
@@ -70,7 +73,10 @@ impl AtomicHandle {
     }
 
     pub(super) fn store(&self, handle: Option<Handle>, order: Ordering) {
-        self.0.store(handle.map_or(ptr::null_mut(), |handle| handle.0.as_ptr()), order);
+        self.0.store(
+            handle.map_or(ptr::null_mut(), |handle| handle.0.as_ptr()),
+            order,
+        );
     }
 }
 
@@ -79,10 +85,12 @@ impl AtomicHandle {
 pub(super) struct Block(Handle);
 
 impl Block {
-    /// Memory for data of `layout`, zeroed. It is aligned as that says, and as all data of its size may need it: to its size, rounded up to
-    /// a power of two, but for no less than a word and for no more than 16 bytes.
+    /// Memory for data of `layout`, zeroed. It is aligned as that says, and as all data of its size
+    /// may need it: to its size, rounded up to a power of two, but for no less than a word and for
+    /// no more than 16 bytes.
     pub(super) fn zeroed(layout: Layout) -> Result<Self, OutOfMemory> {
-        let fits = |small: &Layout| layout.size() <= small.size() && layout.align() <= small.align();
+        let fits =
+            |small: &Layout| layout.size() <= small.size() && layout.align() <= small.align();
         if let Some((index, small)) = SMALL.iter().enumerate().find(|(_, small)| fits(small)) {
             let data = allocate(*small)?;
             return Ok(Self(Handle(data.map_addr(|address| address | (index + 1)))));
@@ -92,7 +100,8 @@ impl Block {
         let base = allocate(Layout::from_size_align(size, align).map_err(|_| OutOfMemory)?)?;
         // SAFETY: `align` bytes into an allocation of at least as many.
         let data = unsafe { base.add(align) };
-        // SAFETY: `align` is at least the size of a header, so it lies inside the allocation; both are aligned for it.
+        // SAFETY: `align` is at least the size of a header, so it lies inside the allocation; both
+        // are aligned for it.
         unsafe { data.cast::<Header>().sub(1).write([size, align]) };
         Ok(Self(Handle(data)))
     }
@@ -112,7 +121,8 @@ impl Block {
     ///
     /// # Safety
     ///
-    /// `handle` came from [`into_handle`](Block::into_handle), and its ownership has not been taken back before.
+    /// `handle` came from [`into_handle`](Block::into_handle), and its ownership has not been taken
+    /// back before.
     pub(super) unsafe fn from_handle(handle: Handle) -> Self {
         Self(handle)
     }
@@ -125,10 +135,17 @@ impl Drop for Block {
         let (base, layout) = match SMALL.get(kind.wrapping_sub(1)) {
             Some(small) => (data, *small),
             None => {
-                // SAFETY: by the invariant of `Handle` the header is there; nobody else owns the memory.
+                // SAFETY: by the invariant of `Handle` the header is there; nobody else owns the
+                // memory.
                 let [size, align] = unsafe { data.cast::<Header>().sub(1).read() };
-                // SAFETY: these numbers made a layout in `zeroed`, of the allocation that begins `align` bytes before the data.
-                unsafe { (data.sub(align), Layout::from_size_align_unchecked(size, align)) }
+                // SAFETY: these numbers made a layout in `zeroed`, of the allocation that begins
+                // `align` bytes before the data.
+                unsafe {
+                    (
+                        data.sub(align),
+                        Layout::from_size_align_unchecked(size, align),
+                    )
+                }
             }
         };
         // SAFETY: the allocation and its layout, by the invariant of `Handle`; nobody else owns it.
@@ -138,7 +155,10 @@ impl Drop for Block {
 
 /// Zeroed memory of `layout`, whose size is not 0: it is a word at least, or has room for a header.
 fn allocate(layout: Layout) -> Result<NonNull<u8>, OutOfMemory> {
-    debug_assert!(layout.size() > 0, "small data is made bigger, and with a header it is never 0");
+    debug_assert!(
+        layout.size() > 0,
+        "small data is made bigger, and with a header it is never 0"
+    );
     // SAFETY: the size is not 0.
     NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(OutOfMemory)
 }

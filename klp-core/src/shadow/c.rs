@@ -1,5 +1,6 @@
-//! Shadow variables as C knows them: objects and data are pointers, constructors and destructors may be null (kernel: `klp_shadow_*`
-//! in `include/linux/livepatch.h`). For hosts that offer these functions to patches in C.
+//! Shadow variables as C knows them: objects and data are pointers, constructors and destructors
+//! may be null (kernel: `klp_shadow_*` in `include/linux/livepatch.h`). For hosts that offer these
+//! functions to patches in C.
 
 use super::{ShadowError, ShadowTable};
 use core::alloc::Layout;
@@ -7,8 +8,10 @@ use core::ffi::{c_int, c_void};
 use core::ptr::{self, NonNull};
 use lock_api::RawMutex;
 
-/// `klp_shadow_ctor_t`: gets the object, the zeroed data and what the caller gave for it; another answer than 0 is an error number.
-pub type Ctor = unsafe extern "C" fn(obj: *mut c_void, data: *mut c_void, ctor_data: *mut c_void) -> c_int;
+/// `klp_shadow_ctor_t`: gets the object, the zeroed data and what the caller gave for it; another
+/// answer than 0 is an error number.
+pub type Ctor =
+    unsafe extern "C" fn(obj: *mut c_void, data: *mut c_void, ctor_data: *mut c_void) -> c_int;
 
 /// `klp_shadow_dtor_t`: gets the object and the data.
 pub type Dtor = unsafe extern "C" fn(obj: *mut c_void, data: *mut c_void);
@@ -33,7 +36,10 @@ impl Wanted {
     /// # Safety
     ///
     /// The result is called with `obj`'s new data, for which `ctor` was made.
-    unsafe fn constructor(self, obj: *mut c_void) -> impl FnOnce(usize, NonNull<u8>) -> Result<(), i32> {
+    unsafe fn constructor(
+        self,
+        obj: *mut c_void,
+    ) -> impl FnOnce(usize, NonNull<u8>) -> Result<(), i32> {
         move |_, data| {
             let Some(ctor) = self.ctor else { return Ok(()) };
             // SAFETY: the promise made when this was built.
@@ -48,7 +54,9 @@ impl Wanted {
 /// `klp_shadow_get`: null if there is none.
 #[inline]
 pub fn get<L: RawMutex>(table: &ShadowTable<L>, obj: *mut c_void, id: u64) -> *mut c_void {
-    table.get(obj.addr(), id).map_or(ptr::null_mut(), |data| data.as_ptr().cast())
+    table
+        .get(obj.addr(), id)
+        .map_or(ptr::null_mut(), |data| data.as_ptr().cast())
 }
 
 /// `klp_shadow_alloc`.
@@ -68,7 +76,9 @@ pub unsafe fn alloc<L: RawMutex>(
     wanted: Wanted,
 ) -> Result<NonNull<u8>, ShadowError> {
     // SAFETY: the caller's promise.
-    table.alloc(obj.expose_provenance(), id, wanted.layout()?, unsafe { wanted.constructor(obj) })
+    table.alloc(obj.expose_provenance(), id, wanted.layout()?, unsafe {
+        wanted.constructor(obj)
+    })
 }
 
 /// `klp_shadow_get_or_alloc`.
@@ -88,7 +98,9 @@ pub unsafe fn get_or_alloc<L: RawMutex>(
     wanted: Wanted,
 ) -> Result<NonNull<u8>, ShadowError> {
     // SAFETY: the caller's promise.
-    table.get_or_alloc(obj.expose_provenance(), id, wanted.layout()?, unsafe { wanted.constructor(obj) })
+    table.get_or_alloc(obj.expose_provenance(), id, wanted.layout()?, unsafe {
+        wanted.constructor(obj)
+    })
 }
 
 /// `klp_shadow_free`.
@@ -97,7 +109,12 @@ pub unsafe fn get_or_alloc<L: RawMutex>(
 ///
 /// Nobody uses the variable any more; the destructor may be called with it.
 #[inline]
-pub unsafe fn free<L: RawMutex>(table: &ShadowTable<L>, obj: *mut c_void, id: u64, dtor: Option<Dtor>) {
+pub unsafe fn free<L: RawMutex>(
+    table: &ShadowTable<L>,
+    obj: *mut c_void,
+    id: u64,
+    dtor: Option<Dtor>,
+) {
     // SAFETY: the caller's promise.
     unsafe { table.free(obj.expose_provenance(), id, destructor(dtor)) };
 }

@@ -33,12 +33,15 @@ pub enum ShadowError {
 }
 
 impl ShadowError {
-    /// The line of the engine's log that Linux would write, for [`Platform::event`](crate::port::Platform::event).
+    /// The line of the engine's log that Linux would write, for
+    /// [`Platform::event`](crate::port::Platform::event).
     #[must_use]
     pub const fn event(&self) -> Option<Event<'static>> {
         match *self {
             Self::Duplicate { obj, id } => Some(Event::ShadowDuplicate { obj, id }),
-            Self::Constructor { obj, id, errno } => Some(Event::ShadowNotConstructed { obj, id, errno }),
+            Self::Constructor { obj, id, errno } => {
+                Some(Event::ShadowNotConstructed { obj, id, errno })
+            }
             Self::NoObject | Self::OutOfMemory => None,
         }
     }
@@ -54,7 +57,9 @@ impl fmt::Display for ShadowError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Duplicate { obj, id } => Event::ShadowDuplicate { obj, id }.fmt(f),
-            Self::Constructor { obj, id, errno } => Event::ShadowNotConstructed { obj, id, errno }.fmt(f),
+            Self::Constructor { obj, id, errno } => {
+                Event::ShadowNotConstructed { obj, id, errno }.fmt(f)
+            }
             Self::NoObject => f.write_str("no object lies at the last address"),
             Self::OutOfMemory => OutOfMemory.fmt(f),
         }

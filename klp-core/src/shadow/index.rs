@@ -1,6 +1,8 @@
-//! The table in use by one class, and how it grows: a bigger one is filled aside, a few lines at a time, and takes its place in one store.
+//! The table in use by one class, and how it grows: a bigger one is filled aside, a few lines at a
+//! time, and takes its place in one store.
 //!
-//! Readers may still be in the table before, so it stays, untouched, until somebody proves that they have left.
+//! Readers may still be in the table before, so it stays, untouched, until somebody proves that
+//! they have left.
 
 use super::block::Handle;
 use super::line::Variable;
@@ -10,19 +12,21 @@ use crate::mem::OutOfMemory;
 use alloc::boxed::Box;
 use core::ptr::{self, NonNull};
 
-/// Lines that are copied at a time, so many that a table is copied long before it is badly overfull: one of `n` lines grows when it
-/// holds `n / 2 * 3` variables, and has grown when `n / 16` more have been made. A model wants to see growths under way.
+/// Lines that are copied at a time, so many that a table is copied long before it is badly
+/// overfull: one of `n` lines grows when it holds `n / 2 * 3` variables, and has grown when
+/// `n / 16` more have been made. A model wants to see growths under way.
 const LINES_AT_A_TIME: usize = if cfg!(loom) { 1 } else { 16 };
 
 /// One writer at a time, readers at any time.
 ///
 /// # Invariants
 ///
-/// `current` leads to a table from a box. `older` of every table is null or leads to another one. A table leaves memory with
-/// the index, or through [`Retired::free`].
+/// `current` leads to a table from a box. `older` of every table is null or leads to another one. A
+/// table leaves memory with the index, or through [`Retired::free`].
 ///
-/// `bigger` is null or leads to another table from a box, with more lines, of which readers do not know. It holds those variables of the
-/// current one whose chains begin at one of the first `copied` lines, and no others.
+/// `bigger` is null or leads to another table from a box, with more lines, of which readers do not
+/// know. It holds those variables of the current one whose chains begin at one of the first
+/// `copied` lines, and no others.
 #[derive(Debug)]
 pub(super) struct Index {
     current: AtomicPtr<Table>,
@@ -44,9 +48,9 @@ impl Index {
     /// The table in use.
     #[inline]
     pub(super) fn current(&self) -> &Table {
-        // ORDER(shadow): acquire; the partner is in `publish`.
-        // SAFETY: by the invariant, a table; it stays until the index goes, or until `Retired::free`, whose caller
-        // promises that every lookup that might have found it has ended.
+        // ORDER(shadow): acquire; the partner is in `publish`. SAFETY: by the invariant, a table;
+        // it stays until the index goes, or until `Retired::free`, whose caller promises that every
+        // lookup that might have found it has ended.
         unsafe { &*self.current.load(FIND) }
     }
 
@@ -57,8 +61,14 @@ impl Index {
 
     /// Puts `variable` where there is room for it in the table in use.
     ///
-    /// If there is no room for it in the bigger table, it is an error, after which that table must be [given up](Index::give_up).
-    pub(super) fn add(&self, writer: &Writer, vacancy: Vacancy<'_>, variable: Variable) -> Result<(), OutOfMemory> {
+    /// If there is no room for it in the bigger table, it is an error, after which that table must
+    /// be [given up](Index::give_up).
+    pub(super) fn add(
+        &self,
+        writer: &Writer,
+        vacancy: Vacancy<'_>,
+        variable: Variable,
+    ) -> Result<(), OutOfMemory> {
         vacancy.fill(writer, variable);
         if let Some(bigger) = self.bigger_of(writer, variable.obj) {
             bigger.vacancy(writer, variable.obj)?.fill(writer, variable);
@@ -75,7 +85,8 @@ impl Index {
         Some(block)
     }
 
-    /// Begins to grow into `bigger`, which is taken, unless the index grows already or has as many lines.
+    /// Begins to grow into `bigger`, which is taken, unless the index grows already or has as many
+    /// lines.
     pub(super) fn begin(&self, _: &Writer, bigger: &mut Option<BoxedTable>) {
         if self.grows() {
             return;
@@ -86,16 +97,21 @@ impl Index {
         }
     }
 
-    /// Copies a few lines, and their overflow lines, into the bigger table, if there is one; whether it has become the one in use by that.
+    /// Copies a few lines, and their overflow lines, into the bigger table, if there is one;
+    /// whether it has become the one in use by that.
     ///
     /// On errors it must be [given up](Index::give_up).
     pub(super) fn go_on(&self, writer: &Writer) -> Result<bool, OutOfMemory> {
-        let Some(bigger) = self.bigger(writer) else { return Ok(false) };
+        let Some(bigger) = self.bigger(writer) else {
+            return Ok(false);
+        };
         let current = self.current();
         let mut copied = self.copied.load(Ordering::Relaxed);
         let mut visited = 0;
         while visited < LINES_AT_A_TIME {
-            let Some(chain) = current.chain_at(copied) else { break };
+            let Some(chain) = current.chain_at(copied) else {
+                break;
+            };
             for line in chain {
                 for (_, variable) in line.variables(writer) {
                     bigger.vacancy(writer, variable.obj)?.fill(writer, variable);
@@ -116,7 +132,8 @@ impl Index {
     pub(super) fn give_up(&self, _: &Writer) -> Option<BoxedTable> {
         let bigger = NonNull::new(self.bigger.load(Ordering::Relaxed))?;
         self.bigger.store(ptr::null_mut(), Ordering::Relaxed);
-        // SAFETY: by the invariant it came from a box and nobody else knows of it; now it is nobody's.
+        // SAFETY: by the invariant it came from a box and nobody else knows of it; now it is
+        // nobody's.
         Some(unsafe { Box::from_raw(bigger.as_ptr().cast()) })
     }
 
@@ -134,13 +151,17 @@ impl Index {
     }
 
     /// All variables.
-    pub(super) fn variables<'a>(&'a self, writer: &'a Writer) -> impl Iterator<Item = Variable> + 'a {
+    pub(super) fn variables<'a>(
+        &'a self,
+        writer: &'a Writer,
+    ) -> impl Iterator<Item = Variable> + 'a {
         self.current().variables(writer)
     }
 
     /// The table that the index grows into.
     fn bigger<'a>(&'a self, _: &'a Writer) -> Option<&'a Table> {
-        // SAFETY: by the invariant, null or a table, which stays until `give_up`, or the end of the index.
+        // SAFETY: by the invariant, null or a table, which stays until `give_up`, or the end of the
+        // index.
         unsafe { self.bigger.load(Ordering::Relaxed).as_ref() }
     }
 
@@ -152,9 +173,12 @@ impl Index {
 
     /// Lets the bigger table, which has everything, take the place of the one in use.
     fn publish(&self, _: &Writer, bigger: &Table) {
-        bigger.older.store(self.current.load(Ordering::Relaxed), Ordering::Relaxed);
+        bigger
+            .older
+            .store(self.current.load(Ordering::Relaxed), Ordering::Relaxed);
         // ORDER(shadow): release; the partner is in `current`.
-        self.current.store(self.bigger.load(Ordering::Relaxed), PUBLISH);
+        self.current
+            .store(self.bigger.load(Ordering::Relaxed), PUBLISH);
         self.bigger.store(ptr::null_mut(), Ordering::Relaxed);
     }
 }
@@ -162,13 +186,15 @@ impl Index {
 impl Drop for Index {
     fn drop(&mut self) {
         for table in [&self.bigger, &self.current] {
-            // SAFETY: by the invariant these are boxed tables, or none; the index is owned here, so nobody reads in them.
+            // SAFETY: by the invariant these are boxed tables, or none; the index is owned here, so
+            // nobody reads in them.
             unsafe { free_from(table.load(Ordering::Relaxed)) };
         }
     }
 }
 
-/// Tables that a [`ShadowTable`](super::ShadowTable) has grown out of; lookups may still be in them.
+/// Tables that a [`ShadowTable`](super::ShadowTable) has grown out of; lookups may still be in
+/// them.
 ///
 /// Dropped without [`free`](Retired::free), their memory is leaked.
 #[derive(Debug)]
@@ -179,7 +205,9 @@ pub struct Retired {
 
 impl Retired {
     pub(super) fn none() -> Self {
-        Self { newest: AtomicPtr::new(ptr::null_mut()) }
+        Self {
+            newest: AtomicPtr::new(ptr::null_mut()),
+        }
     }
 
     /// Whether there are none.
@@ -192,10 +220,12 @@ impl Retired {
     ///
     /// # Safety
     ///
-    /// Every lookup that began before this value was made has ended. Calls that make variables look up, too, but not while they allocate.
-    /// So it is enough that each task has waited for something since, and no interrupt is left from then.
+    /// Every lookup that began before this value was made has ended. Calls that make variables look
+    /// up, too, but not while they allocate. So it is enough that each task has waited for
+    /// something since, and no interrupt is left from then.
     pub unsafe fn free(self) {
-        // SAFETY: `retire` took these tables from the index; by the caller's promise nobody is in them any more.
+        // SAFETY: `retire` took these tables from the index; by the caller's promise nobody is in
+        // them any more.
         unsafe { free_from(self.newest.load(Ordering::Relaxed)) };
     }
 }

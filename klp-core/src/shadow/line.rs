@@ -27,19 +27,26 @@ impl Slot {
         if self.obj.load(COMPARE) != obj {
             return None;
         }
-        // ORDER(shadow): acquire; the partner is in `Line::fill`. What is read behind it is not older than the data.
+        // ORDER(shadow): acquire; the partner is in `Line::fill`. What is read behind it is not
+        // older than the data.
         let block = self.block.load(FIND)?;
-        if self.obj.load(Ordering::Relaxed) == obj { Some(block) } else { None }
+        if self.obj.load(Ordering::Relaxed) == obj {
+            Some(block)
+        } else {
+            None
+        }
     }
 }
 
 /// Three slots; 64 bytes, so that a lookup that ends here costs one cache miss.
 ///
-/// A slot may change while it is read. Its life: the object is set, the data is set, the data is taken away, the object is taken away. A
-/// reader reads the object, the data, and the object again. Both times it must be the object sought. The first time says that its variable
-/// was there; if the data is of a later life of the slot, then that variable was freed meanwhile, and who looks a variable up while it is
-/// freed must not use what he gets. In every other case the data is right. If a read says no, the variable was not in this slot all the
-/// time. So a reader never tries again, and is never wrong about a variable that stays.
+/// A slot may change while it is read. Its life: the object is set, the data is set, the data is
+/// taken away, the object is taken away. A reader reads the object, the data, and the object again.
+/// Both times it must be the object sought. The first time says that its variable was there; if the
+/// data is of a later life of the slot, then that variable was freed meanwhile, and who looks a
+/// variable up while it is freed must not use what he gets. In every other case the data is right.
+/// If a read says no, the variable was not in this slot all the time. So a reader never tries
+/// again, and is never wrong about a variable that stays.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(super) struct Line {
@@ -62,7 +69,10 @@ pub(super) struct Variable {
 
 impl Line {
     pub(super) fn new() -> Self {
-        let null = || Slot { obj: AtomicUsize::new(NOWHERE), block: AtomicHandle::none() };
+        let null = || Slot {
+            obj: AtomicUsize::new(NOWHERE),
+            block: AtomicHandle::none(),
+        };
         Self {
             slots: [null(), null(), null()],
             next: AtomicPtr::new(ptr::null_mut()),
@@ -72,7 +82,8 @@ impl Line {
 
     /// The data of `obj`'s variable, if it is in this line. For readers, at any time.
     ///
-    /// While `obj` has a variable here, no other slot bears `obj`: one that did lost it before this variable was made.
+    /// While `obj` has a variable here, no other slot bears `obj`: one that did lost it before this
+    /// variable was made.
     #[inline]
     pub(super) fn find(&self, obj: usize) -> Option<Handle> {
         // Which of the slots it is, no processor can guess: so it is computed, and not by branches.
@@ -82,16 +93,27 @@ impl Line {
     }
 
     /// The slots that hold a variable, with what they hold.
-    pub(super) fn variables<'a>(&'a self, _: &'a Writer) -> impl Iterator<Item = (usize, Variable)> + 'a {
+    pub(super) fn variables<'a>(
+        &'a self,
+        _: &'a Writer,
+    ) -> impl Iterator<Item = (usize, Variable)> + 'a {
         self.slots.iter().enumerate().filter_map(|(index, slot)| {
             let block = slot.block.load(Ordering::Relaxed)?;
-            Some((index, Variable { obj: slot.obj.load(Ordering::Relaxed), block }))
+            Some((
+                index,
+                Variable {
+                    obj: slot.obj.load(Ordering::Relaxed),
+                    block,
+                },
+            ))
         })
     }
 
     /// A slot without a variable.
     pub(super) fn vacant(&self, _: &Writer) -> Option<usize> {
-        self.slots.iter().position(|slot| slot.block.load(Ordering::Relaxed).is_none())
+        self.slots
+            .iter()
+            .position(|slot| slot.block.load(Ordering::Relaxed).is_none())
     }
 
     /// Whether no slot holds a variable.
@@ -112,7 +134,8 @@ impl Line {
     pub(super) fn clear(&self, _: &Writer, slot: usize) {
         let slot = &self.slots[slot];
         slot.block.store(None, Ordering::Relaxed);
-        // Left there, it would deceive a reader who comes now and stays until the slot is used for another and then for it again.
+        // Left there, it would deceive a reader who comes now and stays until the slot is used for
+        // another and then for it again.
         slot.obj.store(NOWHERE, Ordering::Relaxed);
     }
 }

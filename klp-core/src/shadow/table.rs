@@ -1,7 +1,8 @@
 //! A hash table of one size, from objects to data: lines, and overflow lines behind them.
 //!
-//! One writer at a time, readers at any time. A variable stays in its slot until it is removed, so a reader that visits all lines of a
-//! chain once finds every variable that was there when it began and is there when it ends.
+//! One writer at a time, readers at any time. A variable stays in its slot until it is removed, so
+//! a reader that visits all lines of a chain once finds every variable that was there when it began
+//! and is there when it ends.
 
 use super::block::Handle;
 use super::line::{Line, Variable};
@@ -17,9 +18,10 @@ use core::ptr;
 ///
 /// There is at least one line.
 ///
-/// `next` of a line is null or leads to an overflow line that this table allocated. Overflow lines are in a chain, or among the
-/// spares (linked by [`Line::spare`]); their memory goes only with the table. Only the last line of a chain is taken out of it, and
-/// only when it is empty; its `next` is null from then on until it is in a chain again.
+/// `next` of a line is null or leads to an overflow line that this table allocated. Overflow lines
+/// are in a chain, or among the spares (linked by [`Line::spare`]); their memory goes only with the
+/// table. Only the last line of a chain is taken out of it, and only when it is empty; its `next`
+/// is null from then on until it is in a chain again.
 #[derive(Debug)]
 pub(super) struct Table {
     lines: Box<[Line]>,
@@ -64,7 +66,8 @@ impl Table {
         self.lines.len()
     }
 
-    /// The data of `obj`'s variable. For readers, at any time: no lock, no shared write, no second try.
+    /// The data of `obj`'s variable. For readers, at any time: no lock, no shared write, no second
+    /// try.
     #[inline]
     pub(super) fn find(&self, obj: usize) -> Option<Handle> {
         let line = self.first(obj);
@@ -72,7 +75,11 @@ impl Table {
             return found;
         }
         // Out of line, as few lines overflow.
-        if let Some(next) = follow(&line.next) { find_behind(next, obj) } else { None }
+        if let Some(next) = follow(&line.next) {
+            find_behind(next, obj)
+        } else {
+            None
+        }
     }
 
     /// Room for a variable of `obj`.
@@ -116,8 +123,15 @@ impl Table {
     }
 
     /// All variables.
-    pub(super) fn variables<'a>(&'a self, writer: &'a Writer) -> impl Iterator<Item = Variable> + 'a {
-        self.lines.iter().flat_map(chain_from).flat_map(|line| line.variables(writer)).map(|(_, variable)| variable)
+    pub(super) fn variables<'a>(
+        &'a self,
+        writer: &'a Writer,
+    ) -> impl Iterator<Item = Variable> + 'a {
+        self.lines
+            .iter()
+            .flat_map(chain_from)
+            .flat_map(|line| line.variables(writer))
+            .map(|(_, variable)| variable)
     }
 
     /// The number of the line at which `obj`'s chain begins: less than [`lines`](Table::lines).
@@ -133,7 +147,8 @@ impl Table {
 
     #[inline]
     fn first(&self, obj: usize) -> &Line {
-        // SAFETY: there is at least one line, and what is cut to their number less one is less than their number.
+        // SAFETY: there is at least one line, and what is cut to their number less one is less than
+        // their number.
         unsafe { self.lines.get_unchecked(self.line_of(obj)) }
     }
 
@@ -150,17 +165,21 @@ impl Table {
                 return;
             }
             before.next.store(ptr::null_mut(), Ordering::Relaxed);
-            last.spare.store(self.spares.load(Ordering::Relaxed), Ordering::Relaxed);
-            self.spares.store(ptr::from_ref(last).cast_mut(), Ordering::Relaxed);
+            last.spare
+                .store(self.spares.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.spares
+                .store(ptr::from_ref(last).cast_mut(), Ordering::Relaxed);
         }
     }
 
     /// An empty overflow line in no chain.
     fn spare_line(&self, _: &Writer) -> Result<&Line, OutOfMemory> {
         let spare = self.spares.load(Ordering::Relaxed);
-        // SAFETY: by the invariant, null or an overflow line of this table; readers and the writer only ever share it.
+        // SAFETY: by the invariant, null or an overflow line of this table; readers and the writer
+        // only ever share it.
         if let Some(line) = unsafe { spare.as_ref() } {
-            self.spares.store(line.spare.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.spares
+                .store(line.spare.load(Ordering::Relaxed), Ordering::Relaxed);
             return Ok(line);
         }
         let line = Box::into_raw(try_box(Line::new())?).cast::<Line>();
@@ -172,8 +191,8 @@ impl Table {
 impl Drop for Table {
     fn drop(&mut self) {
         let free = |line: *mut Line| {
-            // SAFETY: the overflow lines came out of a box in `spare_line`; each is in one chain or among the spares, and is
-            // met once. Nobody reads any more: the table is owned here.
+            // SAFETY: the overflow lines came out of a box in `spare_line`; each is in one chain or
+            // among the spares, and is met once. Nobody reads any more: the table is owned here.
             drop(unsafe { Box::from_raw(line.cast::<[Line; 1]>()) });
         };
         for first in &self.lines {
@@ -210,15 +229,16 @@ fn chain_from(first: &Line) -> impl Iterator<Item = &Line> {
 /// The overflow line that `next` leads to.
 #[inline]
 fn follow(next: &AtomicPtr<Line>) -> Option<&Line> {
-    // ORDER(shadow): acquire; the partner is in `vacancy`.
-    // SAFETY: by `Table`'s invariant, null or an overflow line whose memory goes only with the table, which outlives the
-    // line whose `next` this is, or ends together with it.
+    // ORDER(shadow): acquire; the partner is in `vacancy`. SAFETY: by `Table`'s invariant, null or
+    // an overflow line whose memory goes only with the table, which outlives the line whose `next`
+    // this is, or ends together with it.
     unsafe { next.load(FIND).as_ref() }
 }
 
 /// Mixes an address: addresses are aligned and clustered.
 ///
-/// Not one half of the product alone: for some distances of objects that would put them all on few lines.
+/// Not one half of the product alone: for some distances of objects that would put them all on few
+/// lines.
 #[inline]
 fn hash(obj: usize) -> u64 {
     // Digits of the golden ratio: odd, with about as many ones as zeros, without a pattern.

@@ -36,7 +36,9 @@ pub(super) struct Noise {
 impl Shared {
     /// Lets some tasks do something, if there is noise.
     pub(super) fn make_noise(&self) {
-        let Some(mut noise) = self.world().noise.take() else { return };
+        let Some(mut noise) = self.world().noise.take() else {
+            return;
+        };
         for _ in 0..noise.chance.below(4) {
             self.one_noise(&mut noise);
         }
@@ -50,7 +52,9 @@ impl Shared {
             return;
         }
         let chance = &mut noise.chance;
-        let Some(id) = world.tasks.keys().nth(chance.below(tasks)).copied() else { return };
+        let Some(id) = world.tasks.keys().nth(chance.below(tasks)).copied() else {
+            return;
+        };
         match chance.below(19) {
             0..5 => {
                 world.begin_call(id, SimFunc(chance.below(functions)));

@@ -1,4 +1,5 @@
-//! Faults on demand: every port call that can fail is numbered, and one of them can be made to fail.
+//! Faults on demand: every port call that can fail is numbered, and one of them can be made to
+//! fail.
 
 use crate::port::{PortError, PortErrorKind};
 use alloc::vec::Vec;
@@ -38,12 +39,18 @@ pub(super) struct Faults {
 impl Faults {
     /// Arms: the `n`-th call from now on fails, counted from 1.
     pub(super) fn fail_at(&mut self, n: u64) {
-        *self = Self { fail_at: Some(n), ..Self::default() };
+        *self = Self {
+            fail_at: Some(n),
+            ..Self::default()
+        };
     }
 
     /// Arms: each call fails when it is made for the time that it is listed with, counted from 1.
     pub(super) fn fail_calls(&mut self, calls: &[(&'static str, u64)]) {
-        *self = Self { named: calls.to_vec(), ..Self::default() };
+        *self = Self {
+            named: calls.to_vec(),
+            ..Self::default()
+        };
     }
 
     /// Disarms; the last call that failed since it was armed.

@@ -56,13 +56,17 @@ pub(crate) struct TaskView {
 
 /// Where a run of the handler by a task in `state` goes.
 pub(crate) fn ask_handler(arg: u64, state: TaskState) -> CodeAddr {
-    // SAFETY: the argument stands in a thunk that the engine's tracer wrote; the engine does not run.
+    // SAFETY: the argument stands in a thunk that the engine's tracer wrote; the engine does not
+    // run.
     unsafe { ops::handler(arg, || state) }
 }
 
 /// Everything on the stack of functions that the handler reads, newest first.
 pub(crate) fn layers(arg: u64) -> Vec<CodeAddr> {
-    #[allow(clippy::cast_possible_truncation, reason = "it was a pointer of this machine")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "it was a pointer of this machine"
+    )]
     let ops = core::ptr::with_exposed_provenance::<Ops>(arg as usize);
     // SAFETY: as in `ask_handler`; an ops lives for ever.
     let nodes = unsafe { (*ops).stack().peek() };
@@ -80,12 +84,17 @@ impl World {
         if function.pad == Pad::None || word == built.encode() {
             return Lead::Original;
         }
-        let Some(Insn::Jump(to)) = Insn::decode(word) else { return Lead::Broken };
+        let Some(Insn::Jump(to)) = Insn::decode(word) else {
+            return Lead::Broken;
+        };
         if self.code_at(to).is_some() {
             return Lead::Direct(to);
         }
         let next = to.wrapping_add(INSN);
-        match (Insn::decode(self.memory.word(to)), Insn::decode(self.memory.word(next))) {
+        match (
+            Insn::decode(self.memory.word(to)),
+            Insn::decode(self.memory.word(next)),
+        ) {
             (Some(Insn::Arg(arg)), Some(Insn::Jump(STUB))) => Lead::Handler(arg),
             (Some(Insn::Jump(far)), _) => Lead::Direct(far),
             _ => Lead::Broken,
@@ -96,9 +105,13 @@ impl World {
         let range = function.range;
         let site = if function.pad == Pad::None { 0 } else { INSN };
         let built = function.built();
-        let body = usize::try_from(site).ok().and_then(|site| Some((site, built.get(site..)?)));
+        let body = usize::try_from(site)
+            .ok()
+            .and_then(|site| Some((site, built.get(site..)?)));
         let body_intact = body.is_some_and(|(site, built)| {
-            self.memory.bytes(range.start().wrapping_add(site as u64), built.len()) == Some(built)
+            self.memory
+                .bytes(range.start().wrapping_add(site as u64), built.len())
+                == Some(built)
         });
         SiteView {
             object: self.modules[function.object].name.clone(),
@@ -114,21 +127,36 @@ impl World {
 impl SimOs {
     pub(crate) fn site_views(&self) -> Vec<SiteView> {
         let world = self.shared.world();
-        let mapped = world.functions.iter().filter(|function| world.modules[function.object].is_loaded());
+        let mapped = world
+            .functions
+            .iter()
+            .filter(|function| world.modules[function.object].is_loaded());
         mapped.map(|function| world.view(function)).collect()
     }
 
     pub(crate) fn task_views(&self) -> Vec<TaskView> {
         let world = self.shared.world();
-        let is_site = |place: &CodeAddr| world.functions.iter().any(|function| function.range.start() == *place);
+        let is_site = |place: &CodeAddr| {
+            world
+                .functions
+                .iter()
+                .any(|function| function.range.start() == *place)
+        };
         let view = |(id, task): (&TaskId, &super::task::Task)| {
             // At an entry nothing is decided yet; in a veneer everything is.
             let mut places: Vec<_> = task.places().filter(|place| !is_site(place)).collect();
             match Insn::decode(world.memory.word(task.pc)) {
-                Some(Insn::Jump(to)) if world.code_at(task.pc).is_none() && to != STUB => places.push(to),
+                Some(Insn::Jump(to)) if world.code_at(task.pc).is_none() && to != STUB => {
+                    places.push(to)
+                }
                 _ => {}
             }
-            TaskView { id: *id, state: task.state, excused: task.excused, places }
+            TaskView {
+                id: *id,
+                state: task.state,
+                excused: task.excused,
+                places,
+            }
         };
         world.tasks.iter().map(view).collect()
     }
@@ -136,7 +164,10 @@ impl SimOs {
     /// The `position`-th symbol (from 1; 0 means the first) called `name` of a loaded object.
     pub(crate) fn symbol(&self, object: &str, name: &str, position: u32) -> Option<CodeAddr> {
         let world = self.shared.world();
-        let module = world.modules.iter().find(|module| module.is_loaded() && module.name == object)?;
+        let module = world
+            .modules
+            .iter()
+            .find(|module| module.is_loaded() && module.name == object)?;
         let nth = (position.max(1) - 1) as usize;
         module.symbols_called(name).nth(nth)
     }
@@ -144,14 +175,20 @@ impl SimOs {
     /// All code of `patch`.
     pub(crate) fn code_of(&self, patch: &str) -> Vec<TextRange> {
         let world = self.shared.world();
-        let code = world.code.values().filter(|code| code.patch.as_deref() == Some(patch));
+        let code = world
+            .code
+            .values()
+            .filter(|code| code.patch.as_deref() == Some(patch));
         code.map(|code| code.range).collect()
     }
 
     /// The parts that were split off `func`.
     pub(crate) fn parts_of(&self, func: TextRange) -> Vec<TextRange> {
         let world = self.shared.world();
-        let parts = world.code.values().filter(|code| code.part_of == Some(func.start()));
+        let parts = world
+            .code
+            .values()
+            .filter(|code| code.part_of == Some(func.start()));
         parts.map(|code| code.range).collect()
     }
 

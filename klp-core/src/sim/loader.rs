@@ -62,8 +62,8 @@ pub fn insmod(engine: &Engine<SimOs>, module: &str) -> Result<(), Error> {
     coming
 }
 
-/// Unloads a module: lets `engine` take its patches back, then unmaps it. Says `false`, and does nothing, if it is not loaded or a
-/// task is in it.
+/// Unloads a module: lets `engine` take its patches back, then unmaps it. Says `false`, and does
+/// nothing, if it is not loaded or a task is in it.
 pub fn rmmod(engine: &Engine<SimOs>, module: &str) -> bool {
     let shared = &engine.host().shared;
     let inside = shared.inside();
@@ -102,7 +102,10 @@ impl Console {
 
 impl World {
     pub(super) fn module_state(&self, name: &str) -> ModuleState {
-        self.modules.iter().find(|module| module.name == name).map_or(ModuleState::Unloaded, |module| module.state)
+        self.modules
+            .iter()
+            .find(|module| module.name == name)
+            .map_or(ModuleState::Unloaded, |module| module.state)
     }
 
     pub(super) fn set_module(&mut self, name: &str, state: ModuleState) {
@@ -113,7 +116,11 @@ impl World {
     /// Whether a task is in one of its functions, or will return to one.
     pub(super) fn is_in_use(&self, name: &str) -> bool {
         let within = |func: SimFunc| self.modules[self.functions[func.0].object].name == name;
-        let code = |place| self.code_at(place).filter(|code| code.patch.is_none()).and_then(|code| code.func);
+        let code = |place| {
+            self.code_at(place)
+                .filter(|code| code.patch.is_none())
+                .and_then(|code| code.func)
+        };
         self.tasks.values().any(|task| {
             task.frames.iter().any(|(_, func)| within(*func))
                 || task.calling.is_some_and(within)
@@ -142,12 +149,16 @@ impl World {
             symbol.addr = moved(symbol.addr);
         }
         module.next = module.next - from + to;
-        let shift = |range: TextRange| TextRange::new(moved(range.start()), range.len()).unwrap_or(range);
+        let shift =
+            |range: TextRange| TextRange::new(moved(range.start()), range.len()).unwrap_or(range);
         for func in 0..self.functions.len() {
             if self.functions[func].object == index {
                 let function = &mut self.functions[func];
                 function.range = shift(function.range);
-                function.cold.iter_mut().for_each(|part| *part = shift(*part));
+                function
+                    .cold
+                    .iter_mut()
+                    .for_each(|part| *part = shift(*part));
                 self.map_function(SimFunc(func));
             }
         }
@@ -161,7 +172,9 @@ impl World {
             .functions
             .iter()
             .filter(|function| function.object == index)
-            .flat_map(|function| core::iter::once(function.range).chain(function.cold.iter().copied()))
+            .flat_map(|function| {
+                core::iter::once(function.range).chain(function.cold.iter().copied())
+            })
             .collect();
         for part in parts {
             self.forbid_tasks_in(part, "unmapped");
@@ -177,7 +190,13 @@ impl World {
         self.define(&function.name, function.range, Some(func), None, None);
         for (number, cold) in function.cold.iter().enumerate() {
             self.memory.map(cold.start(), Insn::Body.encode().to_vec());
-            self.define(&part_name(&function.name, number), *cold, Some(func), None, Some(function.range.start()));
+            self.define(
+                &part_name(&function.name, number),
+                *cold,
+                Some(func),
+                None,
+                Some(function.range.start()),
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The toy machine: every instruction is eight bytes, an opcode and seven bytes of operand; only padding may be shorter.
+//! The toy machine: every instruction is eight bytes, an opcode and seven bytes of operand; only
+//! padding may be shorter.
 
 use crate::addr::CodeAddr;
 use crate::port::{Arch, Code, Entry, Intruder, OutOfReach};
@@ -86,7 +87,12 @@ unsafe impl Arch for SimArch {
     fn entry(bytes: &[u8]) -> Option<Entry> {
         let bytes = bytes.get(..8)?;
         let split = bytes == Insn::ShortNop.encode();
-        (split || bytes == Insn::Nop.encode()).then_some(Entry { skip: 0, len: 8, resume: 8, split })
+        (split || bytes == Insn::Nop.encode()).then_some(Entry {
+            skip: 0,
+            len: 8,
+            resume: 8,
+            split,
+        })
     }
 
     fn intruder(at: CodeAddr, bytes: &[u8]) -> Option<Intruder> {

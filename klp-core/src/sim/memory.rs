@@ -39,8 +39,9 @@ impl Memory {
 
     pub(super) fn write(&mut self, at: CodeAddr, bytes: &[u8]) {
         if let Some((start, segment)) = self.segments.range_mut(..=at.get()).next_back() {
-            let place =
-                usize::try_from(at.get() - start).ok().and_then(|from| segment.get_mut(from..from + bytes.len()));
+            let place = usize::try_from(at.get() - start)
+                .ok()
+                .and_then(|from| segment.get_mut(from..from + bytes.len()));
             if let Some(place) = place {
                 place.copy_from_slice(bytes);
             }
@@ -51,7 +52,9 @@ impl Memory {
     pub(super) fn word(&self, at: CodeAddr) -> [u8; 8] {
         let mut word = [0; 8];
         for (offset, byte) in (0..).zip(&mut word) {
-            *byte = self.bytes(at.wrapping_add(offset), 1).map_or(0, |found| found[0]);
+            *byte = self
+                .bytes(at.wrapping_add(offset), 1)
+                .map_or(0, |found| found[0]);
         }
         word
     }
@@ -64,7 +67,9 @@ impl Memory {
     fn image_of(&self, at: CodeAddr, len: usize) -> Option<&Image> {
         let last = at.wrapping_add((len as u64).saturating_sub(1));
         let holds = |part: &TextRange| part.contains(at) && part.contains(last);
-        self.images.iter().find(|image| [image.text, image.rodata, image.data].iter().any(holds))
+        self.images
+            .iter()
+            .find(|image| [image.text, image.rodata, image.data].iter().any(holds))
     }
 
     fn is_free(&self, start: u64, len: u64) -> bool {
@@ -73,13 +78,24 @@ impl Memory {
     }
 
     fn place(&self, near: TextRange, reach: u64, len: u64) -> Option<u64> {
-        let low = near.end().get().saturating_sub(reach).next_multiple_of(PAGE).max(PAGE);
+        let low = near
+            .end()
+            .get()
+            .saturating_sub(reach)
+            .next_multiple_of(PAGE)
+            .max(PAGE);
         let high = near.start().get().saturating_add(reach).checked_sub(len)?;
         let up = near.end().get().next_multiple_of(PAGE);
         // Upwards from the site, then downwards; an address space of toys is small.
-        let upwards = (0..1 << 12).map(|page| up + page * PAGE).take_while(|at| *at <= high);
-        let downwards = (1..1 << 12).map_while(|page| up.checked_sub(page * PAGE)).take_while(|at| *at >= low);
-        upwards.chain(downwards).find(|at| *at <= high && self.is_free(*at, len))
+        let upwards = (0..1 << 12)
+            .map(|page| up + page * PAGE)
+            .take_while(|at| *at <= high);
+        let downwards = (1..1 << 12)
+            .map_while(|page| up.checked_sub(page * PAGE))
+            .take_while(|at| *at >= low);
+        upwards
+            .chain(downwards)
+            .find(|at| *at <= high && self.is_free(*at, len))
     }
 
     fn alloc(&mut self, near: TextRange, reach: u64, layout: ImageLayout) -> Option<Image> {
@@ -95,7 +111,10 @@ impl Memory {
         };
         for part in [image.text, image.rodata, image.data] {
             if !part.is_empty() {
-                self.map(part.start(), alloc::vec![0; usize::try_from(part.len()).ok()?]);
+                self.map(
+                    part.start(),
+                    alloc::vec![0; usize::try_from(part.len()).ok()?],
+                );
             }
         }
         self.images.push(image);
@@ -121,7 +140,10 @@ impl Memory {
     }
 
     fn free_segments(&mut self, image: Image) {
-        for part in [image.text, image.rodata, image.data].iter().filter(|part| !part.is_empty()) {
+        for part in [image.text, image.rodata, image.data]
+            .iter()
+            .filter(|part| !part.is_empty())
+        {
             self.segments.remove(&part.start().get());
         }
     }
@@ -131,8 +153,8 @@ impl Memory {
 #[derive(Clone, Debug)]
 pub struct SimText(pub(super) Arc<Shared>);
 
-// SAFETY: `poke` is one step of the simulation, and no task takes another step in between: each sees the old bytes or the
-// new ones. Images are never handed out twice at a time.
+// SAFETY: `poke` is one step of the simulation, and no task takes another step in between: each
+// sees the old bytes or the new ones. Images are never handed out twice at a time.
 unsafe impl Text for SimText {
     type Error = SimError;
 
@@ -140,12 +162,18 @@ unsafe impl Text for SimText {
         let _inside = self.0.enter("Text::read")?;
         let world = self.0.world();
         let found = world.memory.bytes(at, into.len());
-        into.copy_from_slice(found.ok_or(SimError { call: "Text::read", kind: PortErrorKind::NotFound })?);
+        into.copy_from_slice(found.ok_or(SimError {
+            call: "Text::read",
+            kind: PortErrorKind::NotFound,
+        })?);
         Ok(())
     }
 
     unsafe fn poke(&self, batch: &[Poke<'_>]) -> Result<(), SimError> {
-        let refused = |kind| SimError { call: "Text::poke", kind };
+        let refused = |kind| SimError {
+            call: "Text::poke",
+            kind,
+        };
         let _inside = self.0.enter("Text::poke")?;
         let mut world = self.0.world();
         let mut free_from = CodeAddr::new(0);
@@ -167,7 +195,10 @@ unsafe impl Text for SimText {
     }
 
     fn alloc(&self, near: TextRange, reach: u64, layout: ImageLayout) -> Result<Image, SimError> {
-        let none = SimError { call: "Text::alloc", kind: PortErrorKind::NoMemoryInReach };
+        let none = SimError {
+            call: "Text::alloc",
+            kind: PortErrorKind::NoMemoryInReach,
+        };
         let _inside = self.0.enter_or("Text::alloc", none.kind)?;
         let image = self.0.world().memory.alloc(near, reach, layout);
         image.ok_or(none)
@@ -185,8 +216,14 @@ unsafe impl Text for SimText {
     unsafe fn fill(&self, batch: &[Fill<'_>]) -> Result<(), SimError> {
         let _inside = self.0.enter("Text::fill")?;
         let mut world = self.0.world();
-        if batch.iter().any(|fill| world.memory.image_of(fill.at, fill.bytes.len()).is_none()) {
-            return Err(SimError { call: "Text::fill", kind: PortErrorKind::Denied });
+        if batch
+            .iter()
+            .any(|fill| world.memory.image_of(fill.at, fill.bytes.len()).is_none())
+        {
+            return Err(SimError {
+                call: "Text::fill",
+                kind: PortErrorKind::Denied,
+            });
         }
         for fill in batch {
             if let Some(range) = TextRange::new(fill.at, fill.bytes.len() as u64) {
@@ -199,16 +236,27 @@ unsafe impl Text for SimText {
 }
 
 impl World {
-    /// Moves tasks out of a pad of several instructions before it is rewritten, as [`Poke::split`] asks.
+    /// Moves tasks out of a pad of several instructions before it is rewritten, as [`Poke::split`]
+    /// asks.
     fn leave_pad(&mut self, poke: &Poke<'_>) {
-        let Some(inner) = TextRange::new(poke.at.wrapping_add(1), (poke.old.len() as u64).saturating_sub(1)) else {
+        let Some(inner) = TextRange::new(
+            poke.at.wrapping_add(1),
+            (poke.old.len() as u64).saturating_sub(1),
+        ) else {
             return;
         };
-        for task in self.tasks.values_mut().filter(|task| inner.contains(task.pc)) {
+        for task in self
+            .tasks
+            .values_mut()
+            .filter(|task| inner.contains(task.pc))
+        {
             if poke.split {
                 task.pc = poke.body;
             } else {
-                let line = format!("a task stands in the middle of {}, which is rewritten as one instruction", poke.at);
+                let line = format!(
+                    "a task stands in the middle of {}, which is rewritten as one instruction",
+                    poke.at
+                );
                 self.violations.push(line);
             }
         }
@@ -218,7 +266,8 @@ impl World {
     pub(super) fn forbid_tasks_in(&mut self, range: TextRange, what: &str) {
         for (id, task) in &self.tasks {
             if task.places().any(|place| range.contains(place)) {
-                self.violations.push(format!("{range:?} is {what} while task {} is in it", id.0));
+                self.violations
+                    .push(format!("{range:?} is {what} while task {} is in it", id.0));
             }
         }
     }

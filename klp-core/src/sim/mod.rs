@@ -1,13 +1,14 @@
 //! A simulated operating system: every port of the engine on data that a test can look at.
 //!
-//! There is one toy machine (see [`machine`]) with a text segment of bytes. Tasks execute it instruction by instruction: a call
-//! fetches what stands at the function's entry, follows jumps, thunks and veneers, and in the entry stub runs the real
-//! [`ops::handler`](crate::ops::handler). A test can hold a call at any instruction, let tasks run [inside every port
-//! call](SimOs::make_noise), make [any port call fail](SimOs::fail_at), and read the engine's log. [`crate::audit`] recomputes from
-//! all this what must hold.
+//! There is one toy machine (see [`machine`]) with a text segment of bytes. Tasks execute it
+//! instruction by instruction: a call fetches what stands at the function's entry, follows jumps,
+//! thunks and veneers, and in the entry stub runs the real [`ops::handler`](crate::ops::handler). A
+//! test can hold a call at any instruction, let tasks run [inside every port
+//! call](SimOs::make_noise), make [any port call fail](SimOs::fail_at), and read the engine's log.
+//! [`crate::audit`] recomputes from all this what must hold.
 //!
-//! The simulated OS itself allocates as it likes; [`SimOs::watch_border`] tells its allocations from the engine's.
-//! One thread at a time drives it.
+//! The simulated OS itself allocates as it likes; [`SimOs::watch_border`] tells its allocations
+//! from the engine's. One thread at a time drives it.
 
 #![allow(
     clippy::missing_panics_doc,
@@ -57,8 +58,9 @@ use shared::Shared;
 /// The tracer of the simulated OS: the engine's own, on simulated text.
 pub type SimTracer = EntryTracer<SimArch, SimText, SimEntries>;
 
-/// Replaces the function called `old_name` by the one that occupies `new` in a simulated system. Only such a system executes it, where
-/// code can do no harm, so this needs no promise; the engine of any other host refuses a patch with it.
+/// Replaces the function called `old_name` by the one that occupies `new` in a simulated system.
+/// Only such a system executes it, where code can do no harm, so this needs no promise; the engine
+/// of any other host refuses a patch with it.
 ///
 /// # Errors
 ///
@@ -90,13 +92,19 @@ pub(crate) fn check<P: Platform>(patch: &Patch) -> Result<(), Error> {
     for object in patch.objects() {
         if let Some(func) = object.funcs().iter().find(|func| func.simulated) {
             let (object, func) = (Some(&**object.name()), Some(&**func.old_name()));
-            return Err(Error::patch(patch.name(), object, func, PatchReason::Simulated));
+            return Err(Error::patch(
+                patch.name(),
+                object,
+                func,
+                PatchReason::Simulated,
+            ));
         }
     }
     Ok(())
 }
 
-/// [`Engine::force`] without the promise: a simulated task that is in the midst of two versions harms nothing.
+/// [`Engine::force`] without the promise: a simulated task that is in the midst of two versions
+/// harms nothing.
 ///
 /// # Errors
 ///
@@ -202,14 +210,20 @@ impl SimOs {
     /// Gives `func` a second name in its object.
     pub fn alias(&self, func: SimFunc, name: &str) {
         let mut world = self.shared.world();
-        let (object, range) = (world.functions[func.0].object, world.functions[func.0].range);
+        let (object, range) = (
+            world.functions[func.0].object,
+            world.functions[func.0].range,
+        );
         world.symbol(object, name, range, range.len());
     }
 
     /// Adds a symbol to `object` that has `func`'s address, but no size.
     pub fn sizeless_alias(&self, func: SimFunc, name: &str) {
         let mut world = self.shared.world();
-        let (object, range) = (world.functions[func.0].object, world.functions[func.0].range);
+        let (object, range) = (
+            world.functions[func.0].object,
+            world.functions[func.0].range,
+        );
         world.symbol(object, name, range, 0);
     }
 
@@ -223,7 +237,8 @@ impl SimOs {
         self.shared.world().functions[func.0].notrace = true;
     }
 
-    /// Has `func` called through a pointer only: who looks at a call of it does not see where it went.
+    /// Has `func` called through a pointer only: who looks at a call of it does not see where it
+    /// went.
     pub fn by_pointer(&self, func: SimFunc) {
         self.shared.world().functions[func.0].by_pointer = true;
     }
@@ -255,7 +270,13 @@ impl SimOs {
     }
 
     /// The same, of code that may end in jumps.
-    pub fn replacement_ending(&self, patch: &str, func: SimFunc, place: Place, ends: &[End]) -> TextRange {
+    pub fn replacement_ending(
+        &self,
+        patch: &str,
+        func: SimFunc,
+        place: Place,
+        ends: &[End],
+    ) -> TextRange {
         self.shared.world().replacement(patch, func, place, ends)
     }
 
@@ -269,12 +290,18 @@ impl SimOs {
         self.shared.world().helper(patch, new.start())
     }
 
-    /// The code of `patch` is about to be freed: a task that is in it, or returns to it, is a [violation](SimOs::violations).
+    /// The code of `patch` is about to be freed: a task that is in it, or returns to it, is a
+    /// [violation](SimOs::violations).
     pub fn forbid_code_of(&self, patch: &str) {
         let mut world = self.shared.world();
-        let code = world.code.values().filter(|code| code.patch.as_deref() == Some(patch));
+        let code = world
+            .code
+            .values()
+            .filter(|code| code.patch.as_deref() == Some(patch));
         let ranges: Vec<TextRange> = code.map(|code| code.range).collect();
-        ranges.into_iter().for_each(|range| world.forbid_tasks_in(range, "freed"));
+        ranges
+            .into_iter()
+            .for_each(|range| world.forbid_tasks_in(range, "freed"));
     }
 
     /// Notes that code in an image is what `patch` replaces `func` by.
@@ -282,9 +309,13 @@ impl SimOs {
         self.shared.world().adopt(patch, func, code);
     }
 
-    /// Notes which patches `patch` takes the place of, so that [`mixes`](SimOs::mixes) counts functions that it gives back to the original.
+    /// Notes which patches `patch` takes the place of, so that [`mixes`](SimOs::mixes) counts
+    /// functions that it gives back to the original.
     pub fn know(&self, patch: &Patch) {
-        self.shared.world().versions.know(patch.name(), patch.replace());
+        self.shared
+            .world()
+            .versions
+            .know(patch.name(), patch.replace());
     }
 
     /// The code of the original `func`.
@@ -368,8 +399,9 @@ impl SimOs {
         self.shared.world().go_helper(task)
     }
 
-    /// Puts the task at a jump in which the function that it is in may end, number `end` of them; [`step`](SimOs::step) takes it on. If
-    /// the code does not tell where it goes, it goes to `func`. Whether the task could.
+    /// Puts the task at a jump in which the function that it is in may end, number `end` of them;
+    /// [`step`](SimOs::step) takes it on. If the code does not tell where it goes, it goes to
+    /// `func`. Whether the task could.
     pub fn begin_end(&self, task: TaskId, end: usize, func: SimFunc) -> bool {
         self.shared.world().begin_end(task, end, func)
     }
@@ -379,18 +411,27 @@ impl SimOs {
         self.sleep(task, Sleep::Suspended);
     }
 
-    /// `by` goes on with the stack `context`, if that is suspended. A host that does not [see](SimOs::see_suspended) such stacks does not know
-    /// their state: it is that of `by` then.
+    /// `by` goes on with the stack `context`, if that is suspended. A host that does not
+    /// [see](SimOs::see_suspended) such stacks does not know their state: it is that of `by` then.
     pub fn resume(&self, context: TaskId, by: TaskId) {
         let mut world = self.shared.world();
-        let state = world.tasks.get(&by).map(|task| task.state).filter(|_| !world.sees_suspended);
-        if let Some(task) = world.tasks.get_mut(&context).filter(|task| task.sleep == Sleep::Suspended) {
+        let state = world
+            .tasks
+            .get(&by)
+            .map(|task| task.state)
+            .filter(|_| !world.sees_suspended);
+        if let Some(task) = world
+            .tasks
+            .get_mut(&context)
+            .filter(|task| task.sleep == Sleep::Suspended)
+        {
             task.sleep = Sleep::Awake;
             task.state = state.unwrap_or(task.state);
         }
     }
 
-    /// Whether the host lists stacks that no task runs as if they were tasks (as at the beginning), or knows nothing of them.
+    /// Whether the host lists stacks that no task runs as if they were tasks (as at the beginning),
+    /// or knows nothing of them.
     pub fn see_suspended(&self, on: bool) {
         self.shared.world().sees_suspended = on;
     }
@@ -417,7 +458,9 @@ impl SimOs {
     /// Maps code at `place`, where nothing is, that no engine knows.
     pub fn map_foreign(&self, name: &str, place: TextRange) {
         let mut world = self.shared.world();
-        let bytes = (0..place.len() / machine::INSN).flat_map(|_| machine::Insn::Body.encode()).collect();
+        let bytes = (0..place.len() / machine::INSN)
+            .flat_map(|_| machine::Insn::Body.encode())
+            .collect();
         world.memory.map(place.start(), bytes);
         world.define(name, place, None, None, None);
     }
@@ -439,7 +482,8 @@ impl SimOs {
         self.with_task(task, |task| task.unstoppable = reason);
     }
 
-    /// Lets tasks switch themselves when they call an affected function, or not (as at the beginning).
+    /// Lets tasks switch themselves when they call an affected function, or not (as at the
+    /// beginning).
     pub fn set_self_switching(&self, on: bool) {
         self.shared.world().self_switching = on;
     }
@@ -447,7 +491,11 @@ impl SimOs {
     /// How often the task was kicked.
     #[must_use]
     pub fn kicks(&self, task: TaskId) -> u32 {
-        self.shared.world().tasks.get(&task).map_or(0, |task| task.kicks)
+        self.shared
+            .world()
+            .tasks
+            .get(&task)
+            .map_or(0, |task| task.kicks)
     }
 
     /// The task's state; `None` if it is gone.
@@ -465,7 +513,11 @@ impl SimOs {
     /// Whether the task is in no function.
     #[must_use]
     pub fn rests(&self, task: TaskId) -> bool {
-        self.shared.world().tasks.get(&task).is_none_or(|task| task.pc == REST)
+        self.shared
+            .world()
+            .tasks
+            .get(&task)
+            .is_none_or(|task| task.pc == REST)
     }
 
     /// Runs every task until it is in no function, awake, reliable and stoppable.
@@ -492,7 +544,8 @@ impl SimOs {
         self.shared.world().faults.fail_at(n);
     }
 
-    /// Each of `calls` fails when it is made for the time that it is listed with, from now on, counted from 1.
+    /// Each of `calls` fails when it is made for the time that it is listed with, from now on,
+    /// counted from 1.
     pub fn fail_calls(&self, calls: &[(&'static str, u64)]) {
         self.shared.world().faults.fail_calls(calls);
     }
@@ -502,17 +555,20 @@ impl SimOs {
         self.shared.world().faults.disarm()
     }
 
-    /// From now on there is no memory for [`Text::alloc`](crate::port::Text::alloc), or there is again.
+    /// From now on there is no memory for [`Text::alloc`](crate::port::Text::alloc), or there is
+    /// again.
     pub fn set_exhausted(&self, exhausted: bool) {
         self.shared.world().memory.exhausted = exhausted;
     }
 
-    /// Lets tasks call, step, return, be born and die at the beginning of each port call; `None`: not any more.
+    /// Lets tasks call, step, return, be born and die at the beginning of each port call; `None`:
+    /// not any more.
     pub fn make_noise(&self, chance: Option<Chance>, max_tasks: usize) {
         self.shared.world().noise = chance.map(|chance| Noise { chance, max_tasks });
     }
 
-    /// Has `border` called with `true` when the engine enters a port, and with `false` when it is on its own again.
+    /// Has `border` called with `true` when the engine enters a port, and with `false` when it is
+    /// on its own again.
     pub fn watch_border(&self, border: fn(bool)) {
         self.shared.world().border = border;
     }
@@ -522,8 +578,8 @@ impl SimOs {
         core::mem::take(&mut self.shared.world().transcript)
     }
 
-    /// Tasks that ran parts of two versions between entering and leaving the outermost of a patch's functions, unless a transition was
-    /// forced meanwhile.
+    /// Tasks that ran parts of two versions between entering and leaving the outermost of a patch's
+    /// functions, unless a transition was forced meanwhile.
     #[must_use]
     pub fn mixes(&self) -> Vec<String> {
         self.shared.world().versions.mixes.clone()
@@ -541,7 +597,11 @@ impl SimOs {
         let world = self.shared.world();
         Snapshot {
             memory: world.memory.clone(),
-            tasks: world.tasks.iter().map(|(id, task)| (*id, task.clone())).collect(),
+            tasks: world
+                .tasks
+                .iter()
+                .map(|(id, task)| (*id, task.clone()))
+                .collect(),
         }
     }
 }
@@ -554,7 +614,8 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The same without memory that was handed out: patches and the tracer may keep some, and write to it.
+    /// The same without memory that was handed out: patches and the tracer may keep some, and write
+    /// to it.
     #[must_use]
     pub fn without_images(mut self) -> Self {
         self.memory.forget_images();

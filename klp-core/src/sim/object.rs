@@ -124,8 +124,14 @@ impl Module {
     }
 
     /// The addresses of all symbols called `name`.
-    pub(super) fn symbols_called<'a>(&'a self, name: &'a str) -> impl Iterator<Item = CodeAddr> + 'a {
-        self.symbols.iter().filter(move |(other, _)| other == name).map(|(_, symbol)| symbol.addr)
+    pub(super) fn symbols_called<'a>(
+        &'a self,
+        name: &'a str,
+    ) -> impl Iterator<Item = CodeAddr> + 'a {
+        self.symbols
+            .iter()
+            .filter(move |(other, _)| other == name)
+            .map(|(_, symbol)| symbol.addr)
     }
 }
 
@@ -136,8 +142,10 @@ pub(super) fn range(start: u64, len: u64) -> TextRange {
 impl World {
     /// Maps the stub and the place where tasks rest.
     pub(super) fn boot(&mut self) {
-        self.memory.map(STUB, [Insn::Stub.encode(), Insn::Go.encode()].concat());
-        self.memory.map(REST, [Insn::Body.encode(), Insn::Body.encode()].concat());
+        self.memory
+            .map(STUB, [Insn::Stub.encode(), Insn::Go.encode()].concat());
+        self.memory
+            .map(REST, [Insn::Body.encode(), Insn::Body.encode()].concat());
         self.define("rest", range(REST.get(), 2 * INSN), None, None, None);
         self.module(VMLINUX);
     }
@@ -167,12 +175,24 @@ impl World {
         patch: Option<&str>,
         part_of: Option<CodeAddr>,
     ) {
-        let code = Code { name: name.to_string(), range, func, patch: patch.map(ToString::to_string), part_of };
+        let code = Code {
+            name: name.to_string(),
+            range,
+            func,
+            patch: patch.map(ToString::to_string),
+            part_of,
+        };
         self.code.insert(range.start(), code);
     }
 
     pub(super) fn symbol(&mut self, object: usize, name: &str, range: TextRange, len: u64) {
-        self.modules[object].symbols.push((name.to_string(), Symbol { addr: range.start(), len }));
+        self.modules[object].symbols.push((
+            name.to_string(),
+            Symbol {
+                addr: range.start(),
+                len,
+            },
+        ));
     }
 
     fn jumps(&self, ends: &[End]) -> Vec<Insn> {
@@ -210,7 +230,10 @@ impl World {
 
     pub(super) fn cold_part(&mut self, func: SimFunc) {
         let object = self.functions[func.0].object;
-        let name = part_name(&self.functions[func.0].name, self.functions[func.0].cold.len());
+        let name = part_name(
+            &self.functions[func.0].name,
+            self.functions[func.0].cold.len(),
+        );
         let part = range(self.modules[object].next, INSN);
         self.modules[object].next += 16;
         self.symbol(object, &name, part, INSN);
@@ -220,14 +243,30 @@ impl World {
 
     /// Splits a part off the replacement that begins at `new`.
     pub(super) fn cold_part_of(&mut self, new: CodeAddr) -> TextRange {
-        let Some(Code { name, func, patch, .. }) = self.code.get(&new).cloned() else { return range(0, 0) };
-        let parts = self.code.values().filter(|code| code.part_of == Some(new)).count();
+        let Some(Code {
+            name, func, patch, ..
+        }) = self.code.get(&new).cloned()
+        else {
+            return range(0, 0);
+        };
+        let parts = self
+            .code
+            .values()
+            .filter(|code| code.part_of == Some(new))
+            .count();
         let part = self.patch_code(new.get(), 1, &[]);
-        self.define(&part_name(&name, parts), part, func, patch.as_deref(), Some(new));
+        self.define(
+            &part_name(&name, parts),
+            part,
+            func,
+            patch.as_deref(),
+            Some(new),
+        );
         part
     }
 
-    /// Code of the patch called `patch` that replaces nothing: its functions end in it, behind `new`.
+    /// Code of the patch called `patch` that replaces nothing: its functions end in it, behind
+    /// `new`.
     pub(super) fn helper(&mut self, patch: &str, new: CodeAddr) -> TextRange {
         let helper = self.patch_code(new.get(), 1, &[]);
         self.define(&format!("{patch}_helper"), helper, None, Some(patch), None);
@@ -237,14 +276,23 @@ impl World {
     /// Maps code of `bodies` instructions and `ends` behind all that is there from `base` on.
     fn patch_code(&mut self, base: u64, bodies: u64, ends: &[Insn]) -> TextRange {
         let before = self.code.range(..CodeAddr::new(base + NEAR)).next_back();
-        let start = before.map_or(base, |(_, code)| code.range.end().get().next_multiple_of(16).max(base));
+        let start = before.map_or(base, |(_, code)| {
+            code.range.end().get().next_multiple_of(16).max(base)
+        });
         let insns = (0..bodies).map(|_| Insn::Body).chain(ends.iter().copied());
-        self.memory.map(CodeAddr::new(start), insns.flat_map(Insn::encode).collect());
+        self.memory
+            .map(CodeAddr::new(start), insns.flat_map(Insn::encode).collect());
         range(start, INSN * (bodies + ends.len() as u64))
     }
 
     /// New code for `func`, of the patch called `patch`.
-    pub(super) fn replacement(&mut self, patch: &str, func: SimFunc, place: Place, ends: &[End]) -> TextRange {
+    pub(super) fn replacement(
+        &mut self,
+        patch: &str,
+        func: SimFunc,
+        place: Place,
+        ends: &[End],
+    ) -> TextRange {
         let base = match place {
             Place::Near => self.modules[self.functions[func.0].object].base + NEAR,
             Place::Far => FAR,
@@ -265,7 +313,11 @@ impl World {
 
 /// What GCC calls part number `number` of the function called `name`.
 pub(super) fn part_name(name: &str, number: usize) -> String {
-    if number == 0 { format!("{name}.cold") } else { format!("{name}.cold.{number}") }
+    if number == 0 {
+        format!("{name}.cold")
+    } else {
+        format!("{name}.cold.{number}")
+    }
 }
 
 /// The simulated OS's [`SymbolResolver`].
@@ -278,15 +330,31 @@ unsafe impl SymbolResolver for SimSymbols {
 
     fn is_loaded(&self, object: &str) -> bool {
         let _inside = self.0.inside();
-        self.0.world().modules.iter().any(|module| module.name == object && module.is_loaded())
+        self.0
+            .world()
+            .modules
+            .iter()
+            .any(|module| module.name == object && module.is_loaded())
     }
 
-    fn symbols(&self, object: &str, name: &str, found: &mut dyn FnMut(Symbol)) -> Result<(), SimError> {
+    fn symbols(
+        &self,
+        object: &str,
+        name: &str,
+        found: &mut dyn FnMut(Symbol),
+    ) -> Result<(), SimError> {
         let inside = self.0.enter("SymbolResolver::symbols")?;
         let world = self.0.world();
-        let module = world.modules.iter().find(|module| module.name == object && module.is_loaded());
+        let module = world
+            .modules
+            .iter()
+            .find(|module| module.name == object && module.is_loaded());
         let all = module.map_or(&[][..], |module| &module.symbols);
-        let hits: Vec<Symbol> = all.iter().filter(|(other, _)| other == name).map(|(_, symbol)| *symbol).collect();
+        let hits: Vec<Symbol> = all
+            .iter()
+            .filter(|(other, _)| other == name)
+            .map(|(_, symbol)| *symbol)
+            .collect();
         drop(world);
         inside.outside(|| hits.iter().for_each(|symbol| found(*symbol)));
         Ok(())
@@ -295,8 +363,15 @@ unsafe impl SymbolResolver for SimSymbols {
     fn exported(&self, name: &str) -> Option<CodeAddr> {
         let _inside = self.0.enter("SymbolResolver::exported").ok()?;
         let world = self.0.world();
-        let exports = |module: &&Module| module.is_loaded() && module.exports.iter().any(|export| export == name);
-        world.modules.iter().find(exports)?.symbols_called(name).next()
+        let exports = |module: &&Module| {
+            module.is_loaded() && module.exports.iter().any(|export| export == name)
+        };
+        world
+            .modules
+            .iter()
+            .find(exports)?
+            .symbols_called(name)
+            .next()
     }
 
     fn function_at(&self, addr: CodeAddr) -> Option<TextRange> {
@@ -312,7 +387,10 @@ unsafe impl SymbolResolver for SimSymbols {
     ) -> Result<(), SimError> {
         let inside = self.0.enter("SymbolResolver::parts")?;
         let world = self.0.world();
-        let parts = world.code.values().filter(|code| code.part_of == Some(func.start()));
+        let parts = world
+            .code
+            .values()
+            .filter(|code| code.part_of == Some(func.start()));
         let parts: Vec<TextRange> = parts.map(|code| code.range).collect();
         drop(world);
         inside.outside(|| parts.iter().for_each(|part| found(*part)));
@@ -336,24 +414,28 @@ unsafe impl SymbolResolver for SimSymbols {
 #[derive(Clone, Debug)]
 pub struct SimEntries(pub(super) Arc<Shared>);
 
-// SAFETY: sites come from the functions as they were made; the code at the stub calls the handler (`Insn::Stub`) and goes
-// where it says; a run of the handler is one step of the simulation, so it has always ended when the engine runs.
+// SAFETY: sites come from the functions as they were made; the code at the stub calls the handler
+// (`Insn::Stub`) and goes where it says; a run of the handler is one step of the simulation, so it
+// has always ended when the engine runs.
 unsafe impl EntryHost for SimEntries {
     type Lock = spin::Mutex<()>;
 
     fn recorded_site(&self, func: TextRange) -> Option<CodeAddr> {
         let _inside = self.0.enter("EntryHost::recorded_site").ok()?;
         let world = self.0.world();
-        let known = world
-            .functions
-            .iter()
-            .find(|known| known.range == func && known.pad != Pad::None && world.modules[known.object].is_loaded())?;
+        let known = world.functions.iter().find(|known| {
+            known.range == func && known.pad != Pad::None && world.modules[known.object].is_loaded()
+        })?;
         Some(known.range.start())
     }
 
     fn is_notrace(&self, func: TextRange) -> bool {
         let _inside = self.0.inside();
-        self.0.world().functions.iter().any(|known| known.range == func && known.notrace)
+        self.0
+            .world()
+            .functions
+            .iter()
+            .any(|known| known.range == func && known.notrace)
     }
 
     fn user_of(&self, site: CodeAddr) -> Result<Option<Name>, OutOfMemory> {

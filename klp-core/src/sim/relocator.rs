@@ -5,7 +5,8 @@ use crate::port::{RelocError, Relocation, Relocator, Support};
 
 /// Eight bytes: the symbol's address plus the addend.
 pub const ABS64: u32 = 1;
-/// Four bytes: the distance from the field to the symbol; reaches [`Arch::REACH`](crate::port::Arch::REACH) either way.
+/// Four bytes: the distance from the field to the symbol; reaches
+/// [`Arch::REACH`](crate::port::Arch::REACH) either way.
 pub const NEAR32: u32 = 2;
 /// Four bytes: the distance from the field to a slot that holds the symbol's address.
 pub const SLOT32: u32 = 3;
@@ -24,7 +25,9 @@ impl SimRelocator {
     }
 
     fn field(kind: u32, bytes: &mut [u8]) -> Result<&mut [u8], RelocError> {
-        bytes.get_mut(..Self::len(kind)?).ok_or(RelocError::BadPlace { kind })
+        bytes
+            .get_mut(..Self::len(kind)?)
+            .ok_or(RelocError::BadPlace { kind })
     }
 }
 
@@ -42,7 +45,13 @@ unsafe impl Relocator for SimRelocator {
     }
 
     fn apply(reloc: &Relocation, bytes: &mut [u8]) -> Result<(), RelocError> {
-        let &Relocation { kind, place, symbol, addend, .. } = reloc;
+        let &Relocation {
+            kind,
+            place,
+            symbol,
+            addend,
+            ..
+        } = reloc;
         let field = Self::field(kind, bytes)?;
         if field.iter().any(|byte| *byte != 0) {
             return Err(RelocError::BadPlace { kind });
@@ -54,7 +63,9 @@ unsafe impl Relocator for SimRelocator {
         }
         let value = place.distance_to(CodeAddr::new(target));
         match i32::try_from(value) {
-            Ok(near) if near.unsigned_abs() <= 1 << 20 => field.copy_from_slice(&near.to_le_bytes()),
+            Ok(near) if near.unsigned_abs() <= 1 << 20 => {
+                field.copy_from_slice(&near.to_le_bytes())
+            }
             _ => return Err(RelocError::OutOfRange { kind, value }),
         }
         Ok(())

@@ -98,7 +98,8 @@ impl World {
     }
 }
 
-/// The world behind its lock. The lock is held for moments only, never while anything of the engine runs.
+/// The world behind its lock. The lock is held for moments only, never while anything of the engine
+/// runs.
 #[derive(Debug)]
 pub(super) struct Shared(Mutex<World>);
 
@@ -117,10 +118,18 @@ impl Shared {
     }
 
     /// Enters a port that can fail with `kind`. Tasks may run first, if there is noise.
-    pub(super) fn enter_or(&self, call: &'static str, kind: PortErrorKind) -> Result<Inside, SimError> {
+    pub(super) fn enter_or(
+        &self,
+        call: &'static str,
+        kind: PortErrorKind,
+    ) -> Result<Inside, SimError> {
         let inside = self.inside();
         self.make_noise();
-        if self.world().faults.strikes(call) { Err(SimError { call, kind }) } else { Ok(inside) }
+        if self.world().faults.strikes(call) {
+            Err(SimError { call, kind })
+        } else {
+            Ok(inside)
+        }
     }
 
     /// Enters a port that cannot fail, or that must not be disturbed.
@@ -131,7 +140,8 @@ impl Shared {
     }
 }
 
-/// Lives as long as a port is entered; while it calls the engine back, it is [paused](Inside::outside).
+/// Lives as long as a port is entered; while it calls the engine back, it is
+/// [paused](Inside::outside).
 pub(super) struct Inside(fn(bool));
 
 impl Inside {

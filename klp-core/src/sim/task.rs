@@ -6,8 +6,8 @@ use super::shared::{Phase, Shared, World};
 use super::versions::Span;
 use crate::addr::CodeAddr;
 use crate::port::{
-    Doubt, EntryCheck, Frame, FrameKind, InTurn, Moment, Moves, Progress, Reason, SelfSwitch, Stopper, TaskId,
-    TaskName, TaskSet, TaskState, Unreliable, Unwinder, Visitor,
+    Doubt, EntryCheck, Frame, FrameKind, InTurn, Moment, Moves, Progress, Reason, SelfSwitch,
+    Stopper, TaskId, TaskName, TaskSet, TaskState, Unreliable, Unwinder, Visitor,
 };
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -25,7 +25,8 @@ pub enum Sleep {
     Interruptible,
     /// Only [`SimOs::sleep`](super::SimOs::sleep) wakes it.
     Deep,
-    /// It is a stack that no task runs (a coroutine), until [`SimOs::resume`](super::SimOs::resume).
+    /// It is a stack that no task runs (a coroutine), until
+    /// [`SimOs::resume`](super::SimOs::resume).
     Suspended,
 }
 
@@ -105,7 +106,9 @@ impl Lent {
     /// `check` outlives this.
     unsafe fn new(check: &dyn EntryCheck) -> Self {
         // SAFETY: only the lifetime changes, and the caller vouches for it.
-        Self(NonNull::from(unsafe { core::mem::transmute::<&dyn EntryCheck, &'static dyn EntryCheck>(check) }))
+        Self(NonNull::from(unsafe {
+            core::mem::transmute::<&dyn EntryCheck, &'static dyn EntryCheck>(check)
+        }))
     }
 
     pub(super) fn check(&self) -> &dyn EntryCheck {
@@ -124,9 +127,13 @@ pub struct SimContext {
 }
 
 impl World {
-    /// Adds a task. One that nobody gave birth to was there all the time, or is seen for the first time now.
+    /// Adds a task. One that nobody gave birth to was there all the time, or is seen for the first
+    /// time now.
     pub(super) fn spawn(&mut self, name: &str, parent: Option<TaskId>) -> TaskId {
-        let state = match (parent.and_then(|parent| self.tasks.get(&parent)), self.phase) {
+        let state = match (
+            parent.and_then(|parent| self.tasks.get(&parent)),
+            self.phase,
+        ) {
             (Some(parent), _) => parent.state,
             (None, Phase::Idle) => TaskState::Idle,
             (None, Phase::Initial(state) | Phase::Moving(state)) => state,
@@ -151,8 +158,14 @@ impl World {
     }
 
     fn stop(&self, task: &Task) -> SimContext {
-        let interrupted = Frame { pc: task.pc, kind: FrameKind::Interrupted };
-        let calls = task.frames.iter().rev().map(|(pc, _)| Frame { pc: *pc, kind: FrameKind::Call });
+        let interrupted = Frame {
+            pc: task.pc,
+            kind: FrameKind::Interrupted,
+        };
+        let calls = task.frames.iter().rev().map(|(pc, _)| Frame {
+            pc: *pc,
+            kind: FrameKind::Call,
+        });
         let unreliable = |why| Some(Unreliable { at: task.pc, why });
         // Stubs, thunks and veneers are in no function.
         let (frames, doubt) = match (task.doubt, self.code_at(task.pc)) {
@@ -161,7 +174,11 @@ impl World {
             (None, Some(_)) => (core::iter::once(interrupted).chain(calls).collect(), None),
         };
         let called = task.frames.iter().rev().map(|(_, func)| self.called(*func));
-        SimContext { frames, called: core::iter::once(None).chain(called).collect(), doubt }
+        SimContext {
+            frames,
+            called: core::iter::once(None).chain(called).collect(),
+            doubt,
+        }
     }
 }
 
@@ -173,9 +190,16 @@ pub struct SimUnwinder(pub(super) Arc<Shared>);
 unsafe impl Unwinder for SimUnwinder {
     type Context = SimContext;
 
-    fn walk(&self, context: &SimContext, visit: &mut dyn FnMut(Frame) -> ControlFlow<()>) -> Result<(), Unreliable> {
+    fn walk(
+        &self,
+        context: &SimContext,
+        visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
+    ) -> Result<(), Unreliable> {
         if self.0.world().faults.strikes("Unwinder::walk") {
-            return Err(Unreliable { at: REST, why: Doubt::BadMemory });
+            return Err(Unreliable {
+                at: REST,
+                why: Doubt::BadMemory,
+            });
         }
         for frame in &context.frames {
             if visit(*frame).is_break() {
@@ -194,8 +218,8 @@ unsafe impl Unwinder for SimUnwinder {
 #[derive(Clone, Debug)]
 pub struct SimTasks(pub(super) Arc<Shared>);
 
-// SAFETY: all tasks are in one map; a task that is visited takes no step before its new state is in force; children are made
-// with their parent's state.
+// SAFETY: all tasks are in one map; a task that is visited takes no step before its new state is in
+// force; children are made with their parent's state.
 unsafe impl TaskSet for SimTasks {
     type Error = SimError;
 
@@ -220,7 +244,10 @@ unsafe impl TaskSet for SimTasks {
     fn pending(&self, moves: &Moves, each: &mut dyn FnMut(TaskId)) -> Result<(), SimError> {
         let inside = self.0.enter("TaskSet::pending")?;
         let world = self.0.world();
-        let pending = world.tasks.iter().filter(|(_, task)| task.state != moves.target() && world.sees(task));
+        let pending = world
+            .tasks
+            .iter()
+            .filter(|(_, task)| task.state != moves.target() && world.sees(task));
         let pending: Vec<_> = pending.map(|(id, _)| *id).collect();
         drop(world);
         inside.outside(|| pending.into_iter().for_each(each));
@@ -228,11 +255,21 @@ unsafe impl TaskSet for SimTasks {
     }
 
     fn close(&self, moves: &Moves) -> Progress {
-        let Ok(_inside) = self.0.enter("TaskSet::close") else { return Progress::Waiting };
+        let Ok(_inside) = self.0.enter("TaskSet::close") else {
+            return Progress::Waiting;
+        };
         let world = self.0.world();
-        let all = world.tasks.values().filter(|task| world.sees(task)).all(|task| task.state == moves.target());
+        let all = world
+            .tasks
+            .values()
+            .filter(|task| world.sees(task))
+            .all(|task| task.state == moves.target());
         drop(world);
-        if all { Progress::Done } else { Progress::Waiting }
+        if all {
+            Progress::Done
+        } else {
+            Progress::Waiting
+        }
     }
 
     unsafe fn force(&self, moves: &Moves) {
@@ -265,7 +302,12 @@ unsafe impl TaskSet for SimTasks {
 
     fn name(&self, task: TaskId) -> TaskName {
         let _inside = self.0.inside();
-        self.0.world().tasks.get(&task).map(|task| task.name.clone()).unwrap_or_default()
+        self.0
+            .world()
+            .tasks
+            .get(&task)
+            .map(|task| task.name.clone())
+            .unwrap_or_default()
     }
 }
 
@@ -281,7 +323,9 @@ unsafe impl Stopper for SimTasks {
         for (index, id) in tasks.iter().enumerate() {
             self.0.make_noise();
             let world = self.0.world();
-            let Some(task) = world.tasks.get(id) else { continue };
+            let Some(task) = world.tasks.get(id) else {
+                continue;
+            };
             if let Some(reason) = fails.then_some(Reason::Running).or(task.unstoppable) {
                 drop(world);
                 inside.outside(|| visitor.missed(index, reason));
@@ -305,7 +349,8 @@ unsafe impl SelfSwitch for SimTasks {
 
     unsafe fn lend(&self, _: &Moves, check: &dyn EntryCheck) {
         let _inside = self.0.inside();
-        // SAFETY: the caller keeps it until `withdraw`, where it is given up; the simulated handler has always ended by then.
+        // SAFETY: the caller keeps it until `withdraw`, where it is given up; the simulated handler
+        // has always ended by then.
         let check = unsafe { Lent::new(check) };
         self.0.world().lent = Some(check);
     }

@@ -1,7 +1,7 @@
 //! The affected code, lent to the tasks while they move.
 //!
-//! A task may look at it at any moment, so it leaves memory only when the last handler run that could look has ended: [`Writer`] and
-//! [`Synchronized`] see to that.
+//! A task may look at it at any moment, so it leaves memory only when the last handler run that
+//! could look has ended: [`Writer`] and [`Synchronized`] see to that.
 
 use super::stack_check::Affected;
 use crate::addr::CodeAddr;
@@ -16,8 +16,9 @@ use core::ptr::NonNull;
 ///
 /// # Invariants
 ///
-/// The pointer came from a box that nobody else frees. Tasks may look there unless `seen` is [`Nobody`](Seen::Nobody), and find it
-/// in no new run of the handler while `seen` is [`Earlier`](Seen::Earlier).
+/// The pointer came from a box that nobody else frees. Tasks may look there unless `seen` is
+/// [`Nobody`](Seen::Nobody), and find it in no new run of the handler while `seen` is
+/// [`Earlier`](Seen::Earlier).
 #[derive(Debug)]
 pub(super) struct Lent {
     affected: NonNull<Affected>,
@@ -42,15 +43,21 @@ unsafe impl Sync for Lent {}
 impl Lent {
     pub(super) fn new(affected: Affected) -> Result<Self, OutOfMemory> {
         let [affected] = Box::leak(try_box(affected)?);
-        Ok(Self { affected: NonNull::from(affected), seen: Seen::Nobody })
+        Ok(Self {
+            affected: NonNull::from(affected),
+            seen: Seen::Nobody,
+        })
     }
 
-    /// Lets tasks switch themselves, on a host where they do. They may not at entries if affected code
-    /// jumps who knows where.
+    /// Lets tasks switch themselves, on a host where they do. They may not at entries if affected
+    /// code jumps who knows where.
     pub(super) fn lend(&mut self, tasks: Option<&dyn SelfSwitch>, moves: &Moves) {
-        let Some(tasks) = tasks.filter(|_| self.is_lendable()) else { return };
+        let Some(tasks) = tasks.filter(|_| self.is_lendable()) else {
+            return;
+        };
         self.seen = Seen::All;
-        // SAFETY: it stays until `release`, for which it must have been withdrawn, with a proof that was made after that.
+        // SAFETY: it stays until `release`, for which it must have been withdrawn, with a proof
+        // that was made after that.
         unsafe { tasks.lend(moves, &**self) };
     }
 

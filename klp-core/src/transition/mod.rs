@@ -9,8 +9,8 @@
 //!    (idle)
 //! ```
 //!
-//! The engine owns the stage and what goes with it; nothing here calls the engine. What makes no sense in a stage does not compile, and
-//! nobody else can make one.
+//! The engine owns the stage and what goes with it; nothing here calls the engine. What makes no
+//! sense in a stage does not compile, and nobody else can make one.
 //!
 //! ```compile_fail
 //! use klp_core::transition::Switched; // "every task has moved" is for the engine to say

@@ -22,19 +22,31 @@ impl AffectedFunc {
     /// Code of the patch that is none of its new functions.
     #[must_use]
     pub(crate) const fn other(patch: u32) -> Self {
-        Self { patch, object: u32::MAX, func: u32::MAX }
+        Self {
+            patch,
+            object: u32::MAX,
+            func: u32::MAX,
+        }
     }
 
     /// Code of an older patch, which gives way to the patch or stays below it.
     #[must_use]
     pub(crate) const fn older(patch: u32) -> Self {
-        Self { patch, object: u32::MAX, func: u32::MAX - 2 }
+        Self {
+            patch,
+            object: u32::MAX,
+            func: u32::MAX - 2,
+        }
     }
 
     /// A function of a replaced patch that goes back to the original.
     #[must_use]
     pub(crate) const fn nop(patch: u32) -> Self {
-        Self { patch, object: u32::MAX, func: u32::MAX - 1 }
+        Self {
+            patch,
+            object: u32::MAX,
+            func: u32::MAX - 1,
+        }
     }
 }
 
@@ -74,17 +86,26 @@ impl Affected {
     /// # Errors
     ///
     /// [`OutOfMemory`].
-    pub(crate) fn add(&mut self, side: TaskState, range: TextRange, func: AffectedFunc) -> Result<(), OutOfMemory> {
+    pub(crate) fn add(
+        &mut self,
+        side: TaskState,
+        range: TextRange,
+        func: AffectedFunc,
+    ) -> Result<(), OutOfMemory> {
         try_push(&mut self.side(side).funcs.0, (range, func))
     }
 
-    /// Adds the entry of a function to both sides: a task that stands there may have been called, or have jumped there from the
-    /// version of another function that it is to leave.
+    /// Adds the entry of a function to both sides: a task that stands there may have been called,
+    /// or have jumped there from the version of another function that it is to leave.
     ///
     /// # Errors
     ///
     /// [`OutOfMemory`].
-    pub(crate) fn add_entry(&mut self, entry: TextRange, func: AffectedFunc) -> Result<(), OutOfMemory> {
+    pub(crate) fn add_entry(
+        &mut self,
+        entry: TextRange,
+        func: AffectedFunc,
+    ) -> Result<(), OutOfMemory> {
         self.add(TaskState::Unpatched, entry, func)?;
         self.add(TaskState::Patched, entry, func)
     }
@@ -94,7 +115,12 @@ impl Affected {
     /// # Errors
     ///
     /// [`OutOfMemory`].
-    pub(crate) fn add_code(&mut self, side: TaskState, code: TextRange, at: AffectedFunc) -> Result<(), OutOfMemory> {
+    pub(crate) fn add_code(
+        &mut self,
+        side: TaskState,
+        code: TextRange,
+        at: AffectedFunc,
+    ) -> Result<(), OutOfMemory> {
         try_push(&mut self.side(side).code.0, (code, at))
     }
 
@@ -108,10 +134,15 @@ impl Affected {
         self
     }
 
-    /// The affected function that keeps a task from being switched to `target`: it is in its code, or `called` it there and has not come
-    /// back, though the function may have ended in a jump.
+    /// The affected function that keeps a task from being switched to `target`: it is in its code,
+    /// or `called` it there and has not come back, though the function may have ended in a jump.
     #[must_use]
-    pub(crate) fn find(&self, target: TaskState, frame: Frame, called: Option<CodeAddr>) -> Option<AffectedFunc> {
+    pub(crate) fn find(
+        &self,
+        target: TaskState,
+        frame: Frame,
+        called: Option<CodeAddr>,
+    ) -> Option<AffectedFunc> {
         let side = match target {
             TaskState::Patched => &self.unpatched,
             TaskState::Unpatched | TaskState::Idle => &self.patched,
@@ -129,7 +160,10 @@ impl Affected {
 
     /// Whether `addr` is in it.
     pub(crate) fn contains(&self, addr: CodeAddr) -> bool {
-        self.unpatched.find(addr).or_else(|| self.patched.find(addr)).is_some()
+        self.unpatched
+            .find(addr)
+            .or_else(|| self.patched.find(addr))
+            .is_some()
     }
 
     /// Whether tasks may switch themselves at entries.
@@ -137,7 +171,8 @@ impl Affected {
         self.lendable
     }
 
-    /// Says whether they may, or, on a host where they switch themselves elsewhere, whether they may there; not until this is called.
+    /// Says whether they may, or, on a host where they switch themselves elsewhere, whether they
+    /// may there; not until this is called.
     pub(crate) fn set_lendable(&mut self, on: bool) {
         self.lendable = on;
     }
@@ -151,8 +186,10 @@ struct Ranges(Vec<(TextRange, AffectedFunc)>);
 
 impl Ranges {
     fn sort(&mut self) {
-        // Aliases and shared cold parts overlap: the union counts, under the name of the first, which is that of a function if there is one.
-        self.0.sort_unstable_by_key(|(range, at)| (range.start(), range.end(), at.object));
+        // Aliases and shared cold parts overlap: the union counts, under the name of the first,
+        // which is that of a function if there is one.
+        self.0
+            .sort_unstable_by_key(|(range, at)| (range.start(), range.end(), at.object));
         self.0.dedup_by(|(next, _), (kept, _)| {
             let overlaps = next.start() < kept.end();
             if overlaps && next.end() > kept.end() {
@@ -180,21 +217,39 @@ mod tests {
     }
 
     fn func(func: u32) -> AffectedFunc {
-        AffectedFunc { patch: 0, object: 0, func }
+        AffectedFunc {
+            patch: 0,
+            object: 0,
+            func,
+        }
     }
 
     fn call(pc: u64) -> Frame {
-        Frame { pc: CodeAddr::new(pc), kind: FrameKind::Call }
+        Frame {
+            pc: CodeAddr::new(pc),
+            kind: FrameKind::Call,
+        }
     }
 
     #[test]
     fn overlapping_ranges_count_as_their_union() {
         let mut affected = Affected::default();
-        for (start, len, index) in [(0x100, 0x100, 0), (0x110, 0x10, 1), (0x180, 0x100, 2), (0x300, 8, 3)] {
-            affected.add(TaskState::Unpatched, range(start, len), func(index)).expect("memory");
+        for (start, len, index) in [
+            (0x100, 0x100, 0),
+            (0x110, 0x10, 1),
+            (0x180, 0x100, 2),
+            (0x300, 8, 3),
+        ] {
+            affected
+                .add(TaskState::Unpatched, range(start, len), func(index))
+                .expect("memory");
         }
         let affected = affected.sorted();
-        let find = |pc| affected.find(TaskState::Patched, call(pc), None).map(|found| found.func);
+        let find = |pc| {
+            affected
+                .find(TaskState::Patched, call(pc), None)
+                .map(|found| found.func)
+        };
         assert_eq!(find(0x100), None);
         assert_eq!(find(0x101), Some(0));
         assert_eq!(find(0x150), Some(0));
@@ -207,10 +262,23 @@ mod tests {
     #[test]
     fn a_call_at_the_end_of_a_function_is_inside_it() {
         let mut affected = Affected::default();
-        affected.add(TaskState::Unpatched, range(0x100, 0x10), func(0)).expect("memory");
+        affected
+            .add(TaskState::Unpatched, range(0x100, 0x10), func(0))
+            .expect("memory");
         let affected = affected.sorted();
-        assert!(affected.find(TaskState::Patched, call(0x110), None).is_some());
-        let interrupted = Frame { pc: CodeAddr::new(0x110), kind: FrameKind::Interrupted };
-        assert!(affected.find(TaskState::Patched, interrupted, None).is_none());
+        assert!(
+            affected
+                .find(TaskState::Patched, call(0x110), None)
+                .is_some()
+        );
+        let interrupted = Frame {
+            pc: CodeAddr::new(0x110),
+            kind: FrameKind::Interrupted,
+        };
+        assert!(
+            affected
+                .find(TaskState::Patched, interrupted, None)
+                .is_none()
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! The stages of a transition, as types: only what is `Prepared` can be cancelled, only what is `Running` reversed, and only when it is
-//! `Switched` do tasks come to rest.
+//! The stages of a transition, as types: only what is `Prepared` can be cancelled, only what is
+//! `Running` reversed, and only when it is `Switched` do tasks come to rest.
 
 use super::lent::Lent;
 use super::stack_check::{Affected, AffectedFunc};
@@ -10,7 +10,9 @@ use crate::error::Error;
 use crate::event::Obstacle;
 use crate::mem::{Name, OutOfMemory, try_push, try_vec};
 use crate::ops::{Synchronized, Writer};
-use crate::port::{Closed, Moves, Platform, PortError, Stated, Stopper, SymbolResolver, TaskId, TaskSet, TaskState};
+use crate::port::{
+    Closed, Moves, Platform, PortError, Stated, Stopper, SymbolResolver, TaskId, TaskSet, TaskState,
+};
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -56,8 +58,14 @@ impl Prepared {
         let affected = Lent::new(affected)?;
         // SAFETY: the caller's promise.
         let stated = unsafe { Stated::init(host.tasks(), target) }.map_err(AttemptError::Tasks)?;
-        let course =
-            Course { affected, attempts: 0, signaled: false, straight: true, tasks: Vec::new(), slots: Vec::new() };
+        let course = Course {
+            affected,
+            attempts: 0,
+            signaled: false,
+            straight: true,
+            tasks: Vec::new(),
+            slots: Vec::new(),
+        };
         Ok(Self { stated, course })
     }
 
@@ -81,7 +89,10 @@ impl Prepared {
     /// # Safety
     ///
     /// Every affected site is routed to the handler.
-    pub(crate) unsafe fn start<P: Platform>(self, host: &P) -> Result<Running, (Self, TasksError<P>)> {
+    pub(crate) unsafe fn start<P: Platform>(
+        self,
+        host: &P,
+    ) -> Result<Running, (Self, TasksError<P>)> {
         let Self { stated, mut course } = self;
         // SAFETY: the caller's promise.
         match unsafe { stated.start(host.tasks()) } {
@@ -114,7 +125,8 @@ pub(crate) enum Attempt {
         /// How many have not moved.
         pending: usize,
     },
-    /// The attempt could not be made, for want of memory or because the tasks could not be listed. Nothing is lost; try again.
+    /// The attempt could not be made, for want of memory or because the tasks could not be listed.
+    /// Nothing is lost; try again.
     Failed(Running),
 }
 
@@ -156,7 +168,11 @@ impl Running {
     /// # Errors
     ///
     /// If they cannot be listed.
-    pub(crate) fn pending<P: Platform>(&self, host: &P, each: &mut dyn FnMut(TaskId)) -> Result<(), TasksError<P>> {
+    pub(crate) fn pending<P: Platform>(
+        &self,
+        host: &P,
+        each: &mut dyn FnMut(TaskId),
+    ) -> Result<(), TasksError<P>> {
         host.tasks().pending(&self.moves, each)
     }
 
@@ -165,8 +181,13 @@ impl Running {
     /// # Errors
     ///
     /// The tasks' own; the transition goes on as before then.
-    pub(crate) fn reverse<P: Platform>(mut self, host: &P, writer: &mut Writer) -> Result<Self, (Self, TasksError<P>)> {
-        // A task that is switching itself to the old target right now must not do so after the turn.
+    pub(crate) fn reverse<P: Platform>(
+        mut self,
+        host: &P,
+        writer: &mut Writer,
+    ) -> Result<Self, (Self, TasksError<P>)> {
+        // A task that is switching itself to the old target right now must not do so after the
+        // turn.
         let Self { moves, course } = &mut self;
         course.affected.withdraw(writer, host.self_switch());
         course.affected.release(&writer.synchronize(host.tracer()));
@@ -184,7 +205,8 @@ impl Running {
         }
     }
 
-    /// Takes `affected` for the code of both sides from here on: more of it than before, in an object that has just come.
+    /// Takes `affected` for the code of both sides from here on: more of it than before, in an
+    /// object that has just come.
     ///
     /// # Errors
     ///
@@ -204,8 +226,8 @@ impl Running {
         Ok(())
     }
 
-    /// Tries to switch each task that has not moved (kernel: `klp_try_complete_transition`). `waiting` hears of those
-    /// that could not be switched.
+    /// Tries to switch each task that has not moved (kernel: `klp_try_complete_transition`).
+    /// `waiting` hears of those that could not be switched.
     pub(crate) fn try_complete<P: Platform>(
         mut self,
         host: &P,
@@ -218,24 +240,35 @@ impl Running {
             Err(_) => Attempt::Failed(Self { moves, course }),
             Ok(0) => match moves.close(host.tasks()) {
                 Ok(closed) => Attempt::Switched(course.switched(host, writer, closed)),
-                Err(moves) => Attempt::Waiting { running: Self { moves, course }, pending: 0 },
+                Err(moves) => Attempt::Waiting {
+                    running: Self { moves, course },
+                    pending: 0,
+                },
             },
-            Ok(pending) => Attempt::Waiting { running: Self { moves, course }, pending },
+            Ok(pending) => Attempt::Waiting {
+                running: Self { moves, course },
+                pending,
+            },
         }
     }
 
-    /// Whether the stragglers are to be kicked now: every [`KICK_INTERVAL`] attempts after the first.
+    /// Whether the stragglers are to be kicked now: every [`KICK_INTERVAL`] attempts after the
+    /// first.
     #[must_use]
     pub(crate) fn kick_is_due(&self) -> bool {
         self.course.attempts > KICK_INTERVAL && self.course.attempts % KICK_INTERVAL == 1
     }
 
-    /// Makes stragglers leave interruptible sleeps (kernel: `klp_send_signals`). Says whether it was the first time.
+    /// Makes stragglers leave interruptible sleeps (kernel: `klp_send_signals`). Says whether it
+    /// was the first time.
     ///
     /// # Errors
     ///
     /// If the tasks cannot be listed.
-    pub(crate) fn kick<P: Platform>(&mut self, host: &P) -> Result<bool, AttemptError<TasksError<P>>> {
+    pub(crate) fn kick<P: Platform>(
+        &mut self,
+        host: &P,
+    ) -> Result<bool, AttemptError<TasksError<P>>> {
         self.course.list(host, &self.moves)?;
         for task in &self.course.tasks {
             host.tasks().kick(*task);
@@ -270,8 +303,12 @@ impl Running {
         let tasks = &course.tasks;
         let mut looks = try_vec(tasks.len())?;
         looks.resize_with(tasks.len(), Look::new);
-        let looker =
-            Looker { unwinder: host.unwinder(), affected: &course.affected, target: moves.target(), looks: &looks };
+        let looker = Looker {
+            unwinder: host.unwinder(),
+            affected: &course.affected,
+            target: moves.target(),
+            looks: &looks,
+        };
         // SAFETY: it leaves each as it is.
         unsafe { host.tasks().with_stopped(moves, tasks, &looker) };
         let mut blockers = try_vec(tasks.len())?;
@@ -281,10 +318,21 @@ impl Running {
             }
             let mut stack = Vec::new();
             for addr in look.stack()? {
-                try_push(&mut stack, Name::display(&Described { symbols: host.symbols(), addr })?)?;
+                try_push(
+                    &mut stack,
+                    Name::display(&Described {
+                        symbols: host.symbols(),
+                        addr,
+                    })?,
+                )?;
             }
             let hindrance = hindrance(look.outcome(), name_of)?;
-            blockers.push(Blocker { task: *task, name: host.tasks().name(*task), hindrance, stack });
+            blockers.push(Blocker {
+                task: *task,
+                name: host.tasks().name(*task),
+                hindrance,
+                stack,
+            });
         }
         Ok(blockers)
     }
@@ -303,11 +351,19 @@ impl Course {
     /// Every task has moved.
     fn switched<P: Platform>(mut self, host: &P, writer: &mut Writer, closed: Closed) -> Switched {
         self.affected.withdraw(writer, host.self_switch());
-        Switched { closed, affected: self.affected, straight: self.straight }
+        Switched {
+            closed,
+            affected: self.affected,
+            straight: self.straight,
+        }
     }
 
     /// Lists the tasks that have not moved.
-    fn list<P: Platform>(&mut self, host: &P, moves: &Moves) -> Result<(), AttemptError<TasksError<P>>> {
+    fn list<P: Platform>(
+        &mut self,
+        host: &P,
+        moves: &Moves,
+    ) -> Result<(), AttemptError<TasksError<P>>> {
         self.tasks.clear();
         let mut full = Ok(());
         host.tasks()
@@ -332,7 +388,9 @@ impl Course {
             return Ok(0);
         }
         self.slots.clear();
-        self.slots.try_reserve(self.tasks.len()).map_err(OutOfMemory::from)?;
+        self.slots
+            .try_reserve(self.tasks.len())
+            .map_err(OutOfMemory::from)?;
         self.slots.resize_with(self.tasks.len(), Slot::default);
         let switcher = Switcher {
             unwinder: host.unwinder(),
@@ -340,7 +398,8 @@ impl Course {
             target: moves.target(),
             slots: &self.slots,
         };
-        // SAFETY: it says the target's state only of a task on whose reliable stack is nothing that it must leave first.
+        // SAFETY: it says the target's state only of a task on whose reliable stack is nothing that
+        // it must leave first.
         unsafe { host.tasks().with_stopped(moves, &self.tasks, &switcher) };
         let mut left = 0;
         for (task, slot) in self.tasks.iter().zip(&self.slots) {
@@ -384,8 +443,8 @@ impl Switched {
         self.closed.target()
     }
 
-    /// Whether every task has moved here from the other state, by its own stack: each was seen on a reliable stack since the sites were
-    /// routed to the handler, or was born later.
+    /// Whether every task has moved here from the other state, by its own stack: each was seen on a
+    /// reliable stack since the sites were routed to the handler, or was born later.
     #[must_use]
     pub(crate) fn all_were_seen(&self) -> bool {
         self.straight
@@ -395,7 +454,8 @@ impl Switched {
     ///
     /// # Safety
     ///
-    /// No func is in transition any more, and `proof` was made when none was: handlers ask for no state.
+    /// No func is in transition any more, and `proof` was made when none was: handlers ask for no
+    /// state.
     pub(crate) unsafe fn finish<P: Platform>(mut self, host: &P, proof: &Synchronized<'_>) {
         // SAFETY: the caller's promise; what was lent was withdrawn before the proof was made.
         unsafe { self.closed.finish(host.tasks()) };

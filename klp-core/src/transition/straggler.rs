@@ -20,7 +20,8 @@ pub struct Blocker {
     pub name: TaskName,
     /// What keeps it from being switched.
     pub hindrance: Hindrance,
-    /// Its stack as far as it could be walked, innermost function first, each as the host describes it.
+    /// Its stack as far as it could be walked, innermost function first, each as the host describes
+    /// it.
     pub stack: Vec<Name>,
 }
 
@@ -49,7 +50,9 @@ impl fmt::Display for Blocker {
             Hindrance::None => f.write_str("will be switched by the next poll")?,
             Hindrance::NotStopped(reason) => reason.fmt(f)?,
             Hindrance::UnreliableStack(doubt) => write!(f, "has an {doubt}")?,
-            Hindrance::InFunction { object, func } => write!(f, "is in function '{func}' of '{object}'")?,
+            Hindrance::InFunction { object, func } => {
+                write!(f, "is in function '{func}' of '{object}'")?
+            }
         }
         for frame in &self.stack {
             write!(f, "\n    {frame}")?;
@@ -83,7 +86,11 @@ impl Look {
         // ORDER(slot): `outcome` was read with acquire before.
         let len = self.len.load(Ordering::Relaxed).min(self.frames.len());
         let mut stack = try_vec(len)?;
-        stack.extend(self.frames[..len].iter().map(|frame| CodeAddr::new(frame.load(Ordering::Relaxed))));
+        stack.extend(
+            self.frames[..len]
+                .iter()
+                .map(|frame| CodeAddr::new(frame.load(Ordering::Relaxed))),
+        );
         Ok(stack)
     }
 }
@@ -100,21 +107,33 @@ impl<U: Unwinder> Visitor<U::Context> for Looker<'_, U> {
     fn visit(&self, index: usize, context: &U::Context) -> Option<TaskState> {
         let look = self.looks.get(index)?;
         let mut len = 0;
-        // Only the walk below says whether the stack is reliable; here every frame that can be had counts.
-        let walked = self.unwinder.walk(context, &mut |frame| match look.frames.get(len) {
-            Some(slot) => {
-                slot.store(frame.lookup().get(), Ordering::Relaxed);
-                len += 1;
-                ControlFlow::Continue(())
-            }
-            None => ControlFlow::Break(()),
-        });
-        // Where unknown code begins (a return probe's, say), an address inside of the call would be in front of it.
-        if let (Err(Unreliable { at, why: Doubt::NoTable }), Some(last)) = (walked, len.checked_sub(1)) {
+        // Only the walk below says whether the stack is reliable; here every frame that can be had
+        // counts.
+        let walked = self
+            .unwinder
+            .walk(context, &mut |frame| match look.frames.get(len) {
+                Some(slot) => {
+                    slot.store(frame.lookup().get(), Ordering::Relaxed);
+                    len += 1;
+                    ControlFlow::Continue(())
+                }
+                None => ControlFlow::Break(()),
+            });
+        // Where unknown code begins (a return probe's, say), an address inside of the call would be
+        // in front of it.
+        if let (
+            Err(Unreliable {
+                at,
+                why: Doubt::NoTable,
+            }),
+            Some(last),
+        ) = (walked, len.checked_sub(1))
+        {
             look.frames[last].store(at.get(), Ordering::Relaxed);
         }
         look.len.store(len, Ordering::Relaxed);
-        look.outcome.set(check(self.unwinder, self.affected, self.target, context));
+        look.outcome
+            .set(check(self.unwinder, self.affected, self.target, context));
         None
     }
 

@@ -1,6 +1,7 @@
 //! Switching one stopped task (kernel: `klp_try_switch_task`).
 //!
-//! Runs while the task is stopped, perhaps on the task itself in a signal handler: no lock, no allocation, no panic.
+//! Runs while the task is stopped, perhaps on the task itself in a signal handler: no lock, no
+//! allocation, no panic.
 
 use super::stack_check::{Affected, AffectedFunc};
 use crate::port::{Doubt, Reason, TaskState, Unreliable, Unwinder, Visitor};
@@ -22,7 +23,8 @@ pub(crate) enum Outcome {
     Missed(Reason),
 }
 
-/// Where a visit leaves its [`Outcome`]: written by whoever runs the visit, read when all visits have ended.
+/// Where a visit leaves its [`Outcome`]: written by whoever runs the visit, read when all visits
+/// have ended.
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
     tag: AtomicU8,
@@ -35,7 +37,9 @@ impl Slot {
         let (tag, small, large) = match outcome {
             Outcome::NotSeen => (0, 0, 0),
             Outcome::Switched => (1, 0, 0),
-            Outcome::InFunction(at) => (2, at.patch, u64::from(at.object) << 32 | u64::from(at.func)),
+            Outcome::InFunction(at) => {
+                (2, at.patch, u64::from(at.object) << 32 | u64::from(at.func))
+            }
             Outcome::Unreliable(doubt) => (3, doubt.why as u32, doubt.at.get()),
             Outcome::Missed(reason) => (4, reason as u32, 0),
         };
@@ -48,16 +52,30 @@ impl Slot {
     pub(crate) fn get(&self) -> Outcome {
         // ORDER(slot): acquire; the partner is the store in `set`.
         let tag = self.tag.load(Ordering::Acquire);
-        let (small, large) = (self.small.load(Ordering::Relaxed), self.large.load(Ordering::Relaxed));
-        #[allow(clippy::cast_possible_truncation, reason = "the halves of the word, and numbers of enums")]
+        let (small, large) = (
+            self.small.load(Ordering::Relaxed),
+            self.large.load(Ordering::Relaxed),
+        );
+        #[allow(
+            clippy::cast_possible_truncation,
+            reason = "the halves of the word, and numbers of enums"
+        )]
         match tag {
             1 => Outcome::Switched,
-            2 => Outcome::InFunction(AffectedFunc { patch: small, object: (large >> 32) as u32, func: large as u32 }),
+            2 => Outcome::InFunction(AffectedFunc {
+                patch: small,
+                object: (large >> 32) as u32,
+                func: large as u32,
+            }),
             3 => Outcome::Unreliable(Unreliable {
                 at: crate::addr::CodeAddr::new(large),
                 why: Doubt::from_u8(small as u8).unwrap_or(Doubt::Corrupt),
             }),
-            4 => Outcome::Missed(if small == Reason::Blocked as u32 { Reason::Blocked } else { Reason::Running }),
+            4 => Outcome::Missed(if small == Reason::Blocked as u32 {
+                Reason::Blocked
+            } else {
+                Reason::Running
+            }),
             _ => Outcome::NotSeen,
         }
     }
@@ -98,7 +116,11 @@ pub(crate) fn check<U: Unwinder>(
     let walked = unwinder.walk(context, &mut |frame| {
         found = affected.find(target, frame, unwinder.called(context, index, frame));
         index += 1;
-        if found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if found.is_some() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     });
     match (found, walked) {
         (Some(func), _) => Outcome::InFunction(func),

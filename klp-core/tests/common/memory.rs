@@ -1,4 +1,5 @@
-//! A shadow table whose allocator fails on demand, counts what is alive, and sees whether the table's lock is held.
+//! A shadow table whose allocator fails on demand, counts what is alive, and sees whether the
+//! table's lock is held.
 
 #![allow(dead_code, reason = "every test uses a part of it")]
 
@@ -86,13 +87,15 @@ impl Observed {
     }
 }
 
-/// What the system is asked for: so much that as many bytes behind its begin as `layout` says there is memory of `layout` that is
-/// not aligned to more.
+/// What the system is asked for: so much that as many bytes behind its begin as `layout` says there
+/// is memory of `layout` that is not aligned to more.
 fn around(layout: Layout) -> Layout {
-    Layout::from_size_align(layout.size() + layout.align(), 2 * layout.align()).expect("a layout of this test")
+    Layout::from_size_align(layout.size() + layout.align(), 2 * layout.align())
+        .expect("a layout of this test")
 }
 
-// SAFETY: memory comes from the system's allocator, with enough around it, or is null, which says that there is none.
+// SAFETY: memory comes from the system's allocator, with enough around it, or is null, which says
+// that there is none.
 unsafe impl GlobalAlloc for Observed {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise, which is this function's, too.
@@ -105,8 +108,12 @@ unsafe impl GlobalAlloc for Observed {
         }
         // SAFETY: the size is not 0.
         let whole = unsafe { System.alloc_zeroed(around(layout)) };
-        // SAFETY: so many bytes are there.
-        if whole.is_null() { whole } else { unsafe { whole.add(layout.align()) } }
+        if whole.is_null() {
+            whole
+        } else {
+            // SAFETY: so many bytes are there.
+            unsafe { whole.add(layout.align()) }
+        }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
@@ -129,7 +136,10 @@ pub(crate) fn table_runs<R>(fail_in: u32, run: impl FnOnce() -> R) -> (R, bool) 
     TABLE_RUNS.set(true);
     let result = run();
     TABLE_RUNS.set(false);
-    assert!(!BIG_WITH_LOCK.get(), "a big table allocated or freed with the lock held");
+    assert!(
+        !BIG_WITH_LOCK.get(),
+        "a big table allocated or freed with the lock held"
+    );
     (result, FAILED.get())
 }
 

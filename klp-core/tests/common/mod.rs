@@ -24,7 +24,12 @@ impl Basic {
         let host = SimOs::new();
         let (f, g) = (host.function(VMLINUX, "f"), host.function(VMLINUX, "g"));
         let task = host.spawn("worker");
-        Self { engine: Engine::new(host), f, g, task }
+        Self {
+            engine: Engine::new(host),
+            f,
+            g,
+            task,
+        }
     }
 
     pub(crate) fn host(&self) -> &SimOs {
@@ -33,14 +38,20 @@ impl Basic {
 }
 
 /// A patch that replaces `funcs`, each `(object, name, function)`, by code at `place`.
-pub(crate) fn patch_at(host: &SimOs, name: &str, place: Place, funcs: &[(&str, &str, SimFunc)]) -> Patch {
+pub(crate) fn patch_at(
+    host: &SimOs,
+    name: &str,
+    place: Place,
+    funcs: &[(&str, &str, SimFunc)],
+) -> Patch {
     let mut names: Vec<&str> = funcs.iter().map(|(object, ..)| *object).collect();
     names.dedup();
     let mut patch = Patch::builder(name);
     for object in names {
         let of_object = funcs.iter().filter(|(other, ..)| *other == object);
-        let new = of_object
-            .map(|(_, old, func)| sim::func_at(old, host.replacement(name, *func, place).start()).expect("memory"));
+        let new = of_object.map(|(_, old, func)| {
+            sim::func_at(old, host.replacement(name, *func, place).start()).expect("memory")
+        });
         patch = patch.object(Object::module(object).and_then(|object| object.funcs_from(new)));
     }
     patch.build().expect("the patch is well formed")

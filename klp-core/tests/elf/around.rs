@@ -1,4 +1,5 @@
-//! Relocations that depend on more than their symbol: a table of contents, and another relocation; and the order of bytes.
+//! Relocations that depend on more than their symbol: a table of contents, and another relocation;
+//! and the order of bytes.
 
 use crate::file::{ALLOC, File, TEXT};
 use crate::host::{ABS64, Host, SECOND64, TOC64, load};
@@ -27,8 +28,15 @@ fn without_a_table_of_contents_nothing_can_refer_to_it() {
     let far = file.undefined("far");
     file.rela(text, 0, far, TOC64, 0);
     let host = Host::new().exporting("far", FAR);
-    let error = load(&host, &file.bytes(), "p").map(|loaded| loaded.patch).expect_err("there is none");
-    assert!(error.to_string().contains("relocation type 10 does not fit"), "{error}");
+    let error = load(&host, &file.bytes(), "p")
+        .map(|loaded| loaded.patch)
+        .expect_err("there is none");
+    assert!(
+        error
+            .to_string()
+            .contains("relocation type 10 does not fit"),
+        "{error}"
+    );
     assert_eq!(host.images(), 0);
 }
 
@@ -75,8 +83,13 @@ fn what_is_completed_must_be_there() {
         let (mut file, text) = File::replacing_victim();
         spoil(&mut file, text);
         let host = Host::new().exporting("far", FAR);
-        let error = load(&host, &file.bytes(), "p").map(|loaded| loaded.patch).expect_err("it is not there");
-        assert_eq!(error.to_string(), "patch 'fix': relocation completes none of its section (here)");
+        let error = load(&host, &file.bytes(), "p")
+            .map(|loaded| loaded.patch)
+            .expect_err("it is not there");
+        assert_eq!(
+            error.to_string(),
+            "patch 'fix': relocation completes none of its section (here)"
+        );
         assert_eq!(host.images(), 0);
     }
 }
@@ -91,7 +104,12 @@ fn numbers_are_read_in_the_machines_order() {
         let view = View::parse(bytes, crate::host::MACHINE, big_endian).expect("a patch object");
         let relas = view.sections().iter().flat_map(|section| section.relas());
         assert!(relas.clone().count() > 0);
-        assert!(relas.clone().all(|rela| rela.kind == ABS64 && rela.offset < 0x100), "{big_endian}");
+        assert!(
+            relas
+                .clone()
+                .all(|rela| rela.kind == ABS64 && rela.offset < 0x100),
+            "{big_endian}"
+        );
         let error = View::parse(bytes, crate::host::MACHINE, !big_endian);
         assert!(error.is_err(), "{big_endian}");
     }

@@ -1,4 +1,5 @@
-//! Files broken at random and on purpose: refused or loaded, but never a panic, and nothing left behind.
+//! Files broken at random and on purpose: refused or loaded, but never a panic, and nothing left
+//! behind.
 
 use crate::file::{ALLOC, DATA, File};
 use crate::host::{ABS64, BRANCH32, Host, PC32, SLOT32, load};
@@ -20,12 +21,21 @@ fn file() -> Vec<u8> {
     file.rela(fields, 0, start, ABS64, 4);
     file.rela(text, 0, far, SLOT32, -4);
     file.rela_in(".klp.rela.vmlinux.text.fixed", text, 4, local, PC32, -4);
-    file.rela_in(".klp.rela.libfoo.text.fixed", text, 8, waiting, BRANCH32, -4);
+    file.rela_in(
+        ".klp.rela.libfoo.text.fixed",
+        text,
+        8,
+        waiting,
+        BRANCH32,
+        -4,
+    );
     file.bytes()
 }
 
 fn host() -> Host {
-    Host::new().with("libfoo", "f", 0x50_0000).exporting("far", 0x7fff_0000_0000)
+    Host::new()
+        .with("libfoo", "f", 0x50_0000)
+        .exporting("far", 0x7fff_0000_0000)
 }
 
 /// Loads whatever it is; what does load is unloaded.
@@ -47,7 +57,9 @@ fn the_whole_file_loads() {
 fn truncated_at_every_length() {
     let bytes = file();
     for len in 0..bytes.len() {
-        load(&host(), &bytes[..len], "p").map(|loaded| loaded.patch).expect_err("the section table is at the end");
+        load(&host(), &bytes[..len], "p")
+            .map(|loaded| loaded.patch)
+            .expect_err("the section table is at the end");
         survives(&bytes[..len]);
     }
 }
@@ -56,7 +68,14 @@ fn truncated_at_every_length() {
 fn every_byte_wrong() {
     let bytes = file();
     for at in 0..bytes.len() {
-        for wrong in [0, 0x7f, 0x80, 0xff, bytes[at] ^ 1, bytes[at].wrapping_add(1)] {
+        for wrong in [
+            0,
+            0x7f,
+            0x80,
+            0xff,
+            bytes[at] ^ 1,
+            bytes[at].wrapping_add(1),
+        ] {
             let mut bytes = bytes.clone();
             bytes[at] = wrong;
             survives(&bytes);

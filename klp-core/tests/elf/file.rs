@@ -8,7 +8,8 @@ use object::endian::Endianness;
 
 /// Flags of sections.
 pub(crate) const ALLOC: elf::SectionFlags = elf::SHF_ALLOC;
-pub(crate) const TEXT: elf::SectionFlags = elf::SectionFlags(elf::SHF_ALLOC.0 | elf::SHF_EXECINSTR.0);
+pub(crate) const TEXT: elf::SectionFlags =
+    elf::SectionFlags(elf::SHF_ALLOC.0 | elf::SHF_EXECINSTR.0);
 pub(crate) const DATA: elf::SectionFlags = elf::SectionFlags(elf::SHF_ALLOC.0 | elf::SHF_WRITE.0);
 
 /// A patch object under construction.
@@ -55,8 +56,8 @@ impl File {
         file
     }
 
-    /// A file that replaces `victim` in `vmlinux` by sixteen bytes at the start of `.text.fixed`, symbol `fixed`. Returns the section
-    /// too.
+    /// A file that replaces `victim` in `vmlinux` by sixteen bytes at the start of `.text.fixed`,
+    /// symbol `fixed`. Returns the section too.
     pub(crate) fn replacing_victim() -> (Self, SectionId) {
         let mut file = Self::new();
         let text = file.section(".text.fixed", TEXT, 16, &[0; 16]);
@@ -81,7 +82,12 @@ impl File {
         section.id()
     }
 
-    pub(crate) fn zeros(&mut self, name: &'static str, flags: elf::SectionFlags, len: u64) -> SectionId {
+    pub(crate) fn zeros(
+        &mut self,
+        name: &'static str,
+        flags: elf::SectionFlags,
+        len: u64,
+    ) -> SectionId {
         let id = self.section(name, flags, 8, b"");
         let section = self.elf.sections.get_mut(id);
         section.sh_type = elf::SHT_NOBITS;
@@ -106,7 +112,13 @@ impl File {
         symbol.id()
     }
 
-    pub(crate) fn function(&mut self, name: &str, section: SectionId, value: u64, len: u64) -> SymbolId {
+    pub(crate) fn function(
+        &mut self,
+        name: &str,
+        section: SectionId,
+        value: u64,
+        len: u64,
+    ) -> SymbolId {
         self.symbol(name, elf::STT_FUNC, Some(section), value, len)
     }
 
@@ -121,7 +133,14 @@ impl File {
     }
 
     /// An ordinary relocation.
-    pub(crate) fn rela(&mut self, target: SectionId, offset: u64, symbol: SymbolId, kind: u32, addend: i64) {
+    pub(crate) fn rela(
+        &mut self,
+        target: SectionId,
+        offset: u64,
+        symbol: SymbolId,
+        kind: u32,
+        addend: i64,
+    ) {
         let name = format!(".rela{}", self.elf.sections.get(target).name);
         self.rela_in(&name, target, offset, symbol, kind, addend);
     }
@@ -136,9 +155,17 @@ impl File {
         kind: u32,
         addend: i64,
     ) {
-        let rela =
-            Relocation { r_offset: offset, symbol: Some(symbol), r_type: elf::RelocationType(kind), r_addend: addend };
-        match self.relas.iter_mut().find(|(known, section, _)| known == name && *section == target) {
+        let rela = Relocation {
+            r_offset: offset,
+            symbol: Some(symbol),
+            r_type: elf::RelocationType(kind),
+            r_addend: addend,
+        };
+        match self
+            .relas
+            .iter_mut()
+            .find(|(known, section, _)| known == name && *section == target)
+        {
             Some((_, _, list)) => list.push(rela),
             None => self.relas.push((name.into(), target, vec![rela])),
         }
@@ -187,12 +214,16 @@ impl File {
     }
 
     fn append(&mut self, section: SectionId, bytes: &[u8]) {
-        let SectionData::Data(data) = &mut self.elf.sections.get_mut(section).data else { panic!("not data") };
+        let SectionData::Data(data) = &mut self.elf.sections.get_mut(section).data else {
+            panic!("not data")
+        };
         data.to_mut().extend_from_slice(bytes);
     }
 
     fn len(&self, section: SectionId) -> u64 {
-        let SectionData::Data(data) = &self.elf.sections.get(section).data else { panic!("not data") };
+        let SectionData::Data(data) = &self.elf.sections.get(section).data else {
+            panic!("not data")
+        };
         data.len() as u64
     }
 

@@ -10,9 +10,10 @@ use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::elf::Loaded;
 use klp_core::error::Error;
 use klp_core::port::{
-    Arch, CallC, Code, Entry, Fill, Frame, Image, ImageLayout, InTurn, Intruder, Moves, OutOfReach, Platform, Poke,
-    PortError, PortErrorKind, Progress, RelocError, Relocation, Relocator, Routing, Stopper, Support, Symbol,
-    SymbolResolver, TaskId, TaskName, TaskSet, TaskState, Text, Tracer, Unreliable, Unwinder, Visitor,
+    Arch, CallC, Code, Entry, Fill, Frame, Image, ImageLayout, InTurn, Intruder, Moves, OutOfReach,
+    Platform, Poke, PortError, PortErrorKind, Progress, RelocError, Relocation, Relocator, Routing,
+    Stopper, Support, Symbol, SymbolResolver, TaskId, TaskName, TaskSet, TaskState, Text, Tracer,
+    Unreliable, Unwinder, Visitor,
 };
 use std::sync::Mutex;
 
@@ -60,12 +61,25 @@ struct Memory {
 impl Host {
     /// A host with one function to patch, `victim` in `vmlinux`, 64 bytes.
     pub(crate) fn new() -> Self {
-        let symbols = vec![Known { object: "vmlinux", name: "victim", addr: 0x40_0000, len: 0x40 }];
-        Self { symbols, ..Self::default() }
+        let symbols = vec![Known {
+            object: "vmlinux",
+            name: "victim",
+            addr: 0x40_0000,
+            len: 0x40,
+        }];
+        Self {
+            symbols,
+            ..Self::default()
+        }
     }
 
     pub(crate) fn with(mut self, object: &'static str, name: &'static str, addr: u64) -> Self {
-        self.symbols.push(Known { object, name, addr, len: 0x10 });
+        self.symbols.push(Known {
+            object,
+            name,
+            addr,
+            len: 0x10,
+        });
         self
     }
 
@@ -117,7 +131,8 @@ impl Memory {
     }
 }
 
-/// A call of a function in an image, instead of which the toy writes down where, and of what object it was told.
+/// A call of a function in an image, instead of which the toy writes down where, and of what object
+/// it was told.
 pub(crate) type Call = (u64, Option<String>);
 
 thread_local! {
@@ -138,8 +153,13 @@ pub(crate) fn answer(answer: c_int) {
 unsafe fn call_int(function: CodeAddr, object: *mut c_void) -> c_int {
     // SAFETY: callbacks are given an object, which begins with its name.
     let name = unsafe { *object.cast::<*const c_char>() };
-    // SAFETY: a name is text, ended by a zero byte.
-    let name = (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) }.to_str().expect("UTF-8").to_owned());
+    let name = (!name.is_null()).then(|| {
+        // SAFETY: a name is text, ended by a zero byte.
+        unsafe { CStr::from_ptr(name) }
+            .to_str()
+            .expect("UTF-8")
+            .to_owned()
+    });
     CALLS.with_borrow_mut(|calls| calls.push((function.get(), name)));
     ANSWER.get()
 }
@@ -168,13 +188,23 @@ impl PortError for ToyError {
 // SAFETY: nothing executes here, so no core can see a mix; memory is handed out once.
 unsafe impl<const CALLS: bool> Text for Host<CALLS> {
     type Error = ToyError;
-    const CALL_C: Option<CallC> = if CALLS { Some(CallC { int: call_int, void: call_void }) } else { None };
+    const CALL_C: Option<CallC> = if CALLS {
+        Some(CallC {
+            int: call_int,
+            void: call_void,
+        })
+    } else {
+        None
+    };
 
     fn read(&self, at: CodeAddr, into: &mut [u8]) -> Result<(), ToyError> {
         let mut memory = self.memory.lock().expect("lock");
         memory.maybe_fail()?;
         for (offset, byte) in into.iter_mut().enumerate() {
-            *byte = *memory.bytes.get(&(at.get() + offset as u64)).ok_or(ToyError)?;
+            *byte = *memory
+                .bytes
+                .get(&(at.get() + offset as u64))
+                .ok_or(ToyError)?;
         }
         Ok(())
     }
@@ -186,21 +216,34 @@ unsafe impl<const CALLS: bool> Text for Host<CALLS> {
     fn alloc(&self, near: TextRange, reach: u64, layout: ImageLayout) -> Result<Image, ToyError> {
         let mut memory = self.memory.lock().expect("lock");
         memory.maybe_fail()?;
-        let mut next =
-            memory.images.iter().map(|image| image.data.end().get()).max().unwrap_or(near.end().get().max(1));
+        let mut next = memory
+            .images
+            .iter()
+            .map(|image| image.data.end().get())
+            .max()
+            .unwrap_or(near.end().get().max(1));
         let mut part = |len: u64| {
             let start = next.next_multiple_of(4096);
             next = start.checked_add(len)?;
             TextRange::new(CodeAddr::new(start), len)
         };
-        let mut image =
-            || Some(Image { text: part(layout.text)?, rodata: part(layout.rodata)?, data: part(layout.data)? });
+        let mut image = || {
+            Some(Image {
+                text: part(layout.text)?,
+                rodata: part(layout.rodata)?,
+                data: part(layout.data)?,
+            })
+        };
         let image = image().ok_or(ToyError)?;
         if image.data.end().get() - near.start().get() > reach || layout.data > 1 << 16 {
             return Err(ToyError);
         }
         for range in Memory::parts(&image) {
-            exempt(|| memory.bytes.extend((range.start().get()..range.end().get()).map(|at| (at, 0))));
+            exempt(|| {
+                memory
+                    .bytes
+                    .extend((range.start().get()..range.end().get()).map(|at| (at, 0)))
+            });
         }
         exempt(|| memory.images.push(image));
         Ok(image)
@@ -208,10 +251,18 @@ unsafe impl<const CALLS: bool> Text for Host<CALLS> {
 
     unsafe fn free(&self, image: Image) {
         let mut memory = self.memory.lock().expect("lock");
-        let index = memory.images.iter().position(|other| *other == image).expect("freed what was not allocated");
+        let index = memory
+            .images
+            .iter()
+            .position(|other| *other == image)
+            .expect("freed what was not allocated");
         memory.images.remove(index);
         for range in Memory::parts(&image) {
-            exempt(|| memory.bytes.retain(|&at, _| !range.contains(CodeAddr::new(at))));
+            exempt(|| {
+                memory
+                    .bytes
+                    .retain(|&at, _| !range.contains(CodeAddr::new(at)))
+            });
         }
     }
 
@@ -236,15 +287,30 @@ unsafe impl<const CALLS: bool> SymbolResolver for Host<CALLS> {
         self.symbols.iter().any(|known| known.object == object)
     }
 
-    fn symbols(&self, object: &str, name: &str, found: &mut dyn FnMut(Symbol)) -> Result<(), ToyError> {
-        for known in self.symbols.iter().filter(|known| known.object == object && known.name == name) {
-            found(Symbol { addr: CodeAddr::new(known.addr), len: known.len });
+    fn symbols(
+        &self,
+        object: &str,
+        name: &str,
+        found: &mut dyn FnMut(Symbol),
+    ) -> Result<(), ToyError> {
+        for known in self
+            .symbols
+            .iter()
+            .filter(|known| known.object == object && known.name == name)
+        {
+            found(Symbol {
+                addr: CodeAddr::new(known.addr),
+                len: known.len,
+            });
         }
         Ok(())
     }
 
     fn exported(&self, name: &str) -> Option<CodeAddr> {
-        self.exported.iter().find(|(known, _)| *known == name).map(|(_, addr)| CodeAddr::new(*addr))
+        self.exported
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, addr)| CodeAddr::new(*addr))
     }
 
     fn function_at(&self, _: CodeAddr) -> Option<TextRange> {
@@ -287,8 +353,17 @@ unsafe impl Relocator for ToyRelocator {
     }
 
     fn apply(reloc: &Relocation, bytes: &mut [u8]) -> Result<(), RelocError> {
-        let &Relocation { kind, place, symbol, addend, around, .. } = reloc;
-        let field = bytes.get_mut(..Self::len(kind)?).ok_or(RelocError::BadPlace { kind })?;
+        let &Relocation {
+            kind,
+            place,
+            symbol,
+            addend,
+            around,
+            ..
+        } = reloc;
+        let field = bytes
+            .get_mut(..Self::len(kind)?)
+            .ok_or(RelocError::BadPlace { kind })?;
         if field.iter().any(|&byte| byte != 0) {
             return Err(RelocError::BadPlace { kind });
         }
@@ -310,7 +385,10 @@ unsafe impl Relocator for ToyRelocator {
     }
 
     fn clear(kind: u32, bytes: &mut [u8]) -> Result<(), RelocError> {
-        bytes.get_mut(..Self::len(kind)?).ok_or(RelocError::BadPlace { kind })?.fill(0);
+        bytes
+            .get_mut(..Self::len(kind)?)
+            .ok_or(RelocError::BadPlace { kind })?
+            .fill(0);
         Ok(())
     }
 }
@@ -342,7 +420,8 @@ unsafe impl Arch for ToyArch {
 
     fn veneer(_: CodeAddr, to: CodeAddr) -> Code {
         let mut code = Code::from_slice(b"go").expect("fits");
-        code.extend_from_slice(&to.get().to_le_bytes()).expect("fits");
+        code.extend_from_slice(&to.get().to_le_bytes())
+            .expect("fits");
         code
     }
 }
@@ -387,7 +466,11 @@ unsafe impl<const CALLS: bool> Tracer for Host<CALLS> {
         CodeAddr::new(site)
     }
     unsafe fn route(&self, batch: &[Routing<u64>]) -> Result<(), ToyError> {
-        if batch.is_empty() { Ok(()) } else { Err(ToyError) }
+        if batch.is_empty() {
+            Ok(())
+        } else {
+            Err(ToyError)
+        }
     }
     unsafe fn forget(&self, _: Self::Site) {}
 
@@ -444,7 +527,12 @@ unsafe impl<const CALLS: bool> Stopper for Host<CALLS> {
 /// # Errors
 ///
 /// As for [`klp_core::elf::load`].
-pub(crate) fn load<const CALLS: bool>(host: &Host<CALLS>, file: &[u8], name: &str) -> Result<Loaded, Error> {
-    // SAFETY: nothing of the file is executed; what is called as a callback are functions of the tests, whatever the file says.
+pub(crate) fn load<const CALLS: bool>(
+    host: &Host<CALLS>,
+    file: &[u8],
+    name: &str,
+) -> Result<Loaded, Error> {
+    // SAFETY: nothing of the file is executed; what is called as a callback are functions of the
+    // tests, whatever the file says.
     unsafe { klp_core::elf::load(host, file, name) }
 }

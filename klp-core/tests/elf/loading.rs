@@ -18,14 +18,29 @@ fn a_patch_is_described() {
         .objects()
         .iter()
         .flat_map(|object| {
-            object.funcs().iter().map(move |func| (&**object.name(), &**func.old_name(), func.position()))
+            object
+                .funcs()
+                .iter()
+                .map(move |func| (&**object.name(), &**func.old_name(), func.position()))
         })
         .collect();
-    assert_eq!(described, [("vmlinux", "victim", 0), ("libfoo", "twin", 2), ("libfoo", "sole", 0)]);
+    assert_eq!(
+        described,
+        [
+            ("vmlinux", "victim", 0),
+            ("libfoo", "twin", 2),
+            ("libfoo", "sole", 0)
+        ]
+    );
     let victim = &patch.objects()[0].funcs()[0];
     assert_eq!(victim.new_len(), Some(16));
     assert!(loaded.image.image().text.contains(victim.new_addr()));
-    let functions: Vec<_> = loaded.image.functions().iter().map(|(name, range)| (&**name, range.len())).collect();
+    let functions: Vec<_> = loaded
+        .image
+        .functions()
+        .iter()
+        .map(|(name, range)| (&**name, range.len()))
+        .collect();
     assert_eq!(functions, [("other", 8), ("fixed", 16)]);
 
     // SAFETY: it was never enabled.
@@ -37,7 +52,13 @@ fn a_patch_is_described() {
 fn the_name_given_counts_if_the_file_has_none() {
     let (mut file, _) = File::replacing_victim();
     file.modinfo = b"livepatch=Y\0".to_vec();
-    assert_eq!(load(&Host::new(), &file.bytes(), "by-hand").expect("loads").patch.name(), &"by-hand");
+    assert_eq!(
+        load(&Host::new(), &file.bytes(), "by-hand")
+            .expect("loads")
+            .patch
+            .name(),
+        &"by-hand"
+    );
 }
 
 #[test]
@@ -51,11 +72,18 @@ fn states_and_replaced_patches_are_those_that_the_file_says() {
     assert_eq!((patch.replace(), patch.states().len()), (Replace::None, 0));
     let patch =
         load_with(b"klp_replace=all\0klp_state=0:0\0klp_state=18446744073709551615:4294967295\0klp_state=0x1f:3\0");
-    let states: Vec<_> = patch.states().iter().map(|state| (state.id(), state.version(), state.data())).collect();
+    let states: Vec<_> = patch
+        .states()
+        .iter()
+        .map(|state| (state.id(), state.version(), state.data()))
+        .collect();
     assert_eq!(patch.replace(), Replace::All);
     assert_eq!(states, [(0, 0, 0), (u64::MAX, u32::MAX, 0), (31, 3, 0)]);
     assert_eq!(load_with(b"klp_replace=set:0\0").replace(), Replace::Set(0));
-    assert_eq!(load_with(b"klp_replace=set:0xffffffff\0").replace(), Replace::Set(u32::MAX));
+    assert_eq!(
+        load_with(b"klp_replace=set:0xffffffff\0").replace(),
+        Replace::Set(u32::MAX)
+    );
 }
 
 #[test]
@@ -80,7 +108,11 @@ fn sections_go_to_their_parts() {
     let new = &loaded.patch.objects()[0].funcs()[0];
     // Sections of one part are sorted by name, with what is only zeros behind: .data is first.
     let at_fields = image.data.start().wrapping_add(8);
-    let addr = |index: u64| CodeAddr::new(u64::from_le_bytes(host.bytes(at_fields.wrapping_add(8 * index))));
+    let addr = |index: u64| {
+        CodeAddr::new(u64::from_le_bytes(
+            host.bytes(at_fields.wrapping_add(8 * index)),
+        ))
+    };
     let [text, rodata, bss, data, cold] = [0, 1, 2, 3, 4].map(addr);
     assert_eq!(text, new.new_addr());
     assert!(image.text.contains(text) && image.text.contains(cold));
@@ -104,12 +136,22 @@ fn references_are_bound() {
     let far = file.undefined("far");
     let local = file.livepatch(".klp.sym.vmlinux.twin,2");
     let weak = file.undefined("nowhere");
-    file.elf.symbols.get_mut(weak).set_st_info(object::elf::STB_WEAK, object::elf::STT_NOTYPE);
+    file.elf
+        .symbols
+        .get_mut(weak)
+        .set_st_info(object::elf::STB_WEAK, object::elf::STT_NOTYPE);
     file.rela(text, 0, near, BRANCH32, -4);
     file.rela(text, 4, far, BRANCH32, -4);
     file.rela(text, 8, far, SLOT32, -4);
     file.rela(text, 12, fixed, PC32, 3);
-    file.rela_in(".klp.rela.vmlinux.text.fixed", text, 16, local, BRANCH32, -4);
+    file.rela_in(
+        ".klp.rela.vmlinux.text.fixed",
+        text,
+        16,
+        local,
+        BRANCH32,
+        -4,
+    );
     file.rela(text, 20, weak, SLOT32, 0);
 
     const FAR: u64 = 0x7fff_0000_1230;
@@ -122,7 +164,12 @@ fn references_are_bound() {
     let start = loaded.patch.objects()[0].funcs()[0].new_addr();
     let target = |offset, addend: i64| {
         let distance = i32::from_le_bytes(host.bytes(start.wrapping_add(offset)));
-        CodeAddr::new(start.get().wrapping_add(offset).wrapping_add_signed(i64::from(distance) - addend))
+        CodeAddr::new(
+            start
+                .get()
+                .wrapping_add(offset)
+                .wrapping_add_signed(i64::from(distance) - addend),
+        )
     };
     assert_eq!(target(0, -4), CodeAddr::new(0x41_0000));
     let veneer = target(4, -4);

@@ -1,4 +1,5 @@
-//! Patch objects, loaded into a toy host: files built here field by field, good ones, wrong ones, broken ones.
+//! Patch objects, loaded into a toy host: files built here field by field, good ones, wrong ones,
+//! broken ones.
 
 extern crate alloc;
 

@@ -61,7 +61,14 @@ fn file() -> Vec<u8> {
     let waiting = file.livepatch(".klp.sym.libfoo.f,1");
     file.rela(text, 0, far, SLOT32, -4);
     file.rela_in(".klp.rela.vmlinux.text.fixed", text, 4, local, PC32, -4);
-    file.rela_in(".klp.rela.libfoo.text.fixed", text, 8, waiting, BRANCH32, -4);
+    file.rela_in(
+        ".klp.rela.libfoo.text.fixed",
+        text,
+        8,
+        waiting,
+        BRANCH32,
+        -4,
+    );
     let other = file.function("other", text, 8, 8);
     file.replace(Some("libfoo"), &[("f", other, 1)]);
     file.add_callback(0, other);
@@ -69,7 +76,9 @@ fn file() -> Vec<u8> {
 }
 
 fn host() -> Host {
-    Host::new().with("libfoo", "f", 0x7ffe_0000_0000).exporting("far", 0x7fff_0000_0000)
+    Host::new()
+        .with("libfoo", "f", 0x7ffe_0000_0000)
+        .exporting("far", 0x7fff_0000_0000)
 }
 
 #[test]
@@ -93,7 +102,8 @@ fn applying() {
     for n in 0.. {
         let before = host.snapshot();
         // SAFETY: nothing executes in this test.
-        let Some(result) = with_failure(n, || unsafe { relocs::apply(&host, "fix", object) }) else {
+        let Some(result) = with_failure(n, || unsafe { relocs::apply(&host, "fix", object) })
+        else {
             assert!(n > 1, "only {n} allocations?");
             return;
         };

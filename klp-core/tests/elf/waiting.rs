@@ -16,14 +16,29 @@ fn file() -> Vec<u8> {
     file.replace(Some("libfoo"), &[("sole", fixed, 0)]);
     let near = file.livepatch(".klp.sym.libfoo.near,0");
     let far = file.livepatch(".klp.sym.libfoo.far,1");
-    for (offset, symbol, kind) in [(16, far, SLOT32), (4, far, BRANCH32), (12, near, BRANCH32), (0, near, PC32)] {
-        file.rela_in(".klp.rela.libfoo.text.fixed", text, offset, symbol, kind, -4);
+    for (offset, symbol, kind) in [
+        (16, far, SLOT32),
+        (4, far, BRANCH32),
+        (12, near, BRANCH32),
+        (0, near, PC32),
+    ] {
+        file.rela_in(
+            ".klp.rela.libfoo.text.fixed",
+            text,
+            offset,
+            symbol,
+            kind,
+            -4,
+        );
     }
     file.bytes()
 }
 
 fn host() -> Host {
-    Host::new().with("libfoo", "sole", 0x50_0000).with("libfoo", "near", 0x50_0100).with("libfoo", "far", FAR)
+    Host::new()
+        .with("libfoo", "sole", 0x50_0000)
+        .with("libfoo", "near", 0x50_0100)
+        .with("libfoo", "far", FAR)
 }
 
 fn start(loaded: &Loaded) -> CodeAddr {
@@ -34,27 +49,47 @@ fn start(loaded: &Loaded) -> CodeAddr {
 fn they_are_applied_in_one_go_and_cleared() {
     let host = host();
     let loaded = load(&host, &file(), "p").expect("loads");
-    let [object] = loaded.patch.objects() else { panic!("one object") };
+    let [object] = loaded.patch.objects() else {
+        panic!("one object")
+    };
     assert_eq!(host.bytes::<24>(start(&loaded)), [0; 24]);
 
     // SAFETY: nothing executes in this test.
     unsafe { relocs::apply(&host, "fix", object) }.expect("applies");
-    assert_eq!(host.fills(), 2, "one for the image, one for all relocations");
+    assert_eq!(
+        host.fills(),
+        2,
+        "one for the image, one for all relocations"
+    );
     let target = |offset| {
         let distance = i32::from_le_bytes(host.bytes(start(&loaded).wrapping_add(offset)));
-        CodeAddr::new(start(&loaded).get().wrapping_add(offset).wrapping_add_signed(i64::from(distance) + 4))
+        CodeAddr::new(
+            start(&loaded)
+                .get()
+                .wrapping_add(offset)
+                .wrapping_add_signed(i64::from(distance) + 4),
+        )
     };
     assert_eq!(target(0), CodeAddr::new(0x50_0100));
     assert_eq!(target(12), CodeAddr::new(0x50_0100));
-    assert_eq!(host.bytes::<8>(target(4).wrapping_add(2)), FAR.to_le_bytes(), "through a veneer");
-    assert_eq!(host.bytes::<8>(target(16)), FAR.to_le_bytes(), "through a slot");
+    assert_eq!(
+        host.bytes::<8>(target(4).wrapping_add(2)),
+        FAR.to_le_bytes(),
+        "through a veneer"
+    );
+    assert_eq!(
+        host.bytes::<8>(target(16)),
+        FAR.to_le_bytes(),
+        "through a slot"
+    );
 
     // SAFETY: nothing executes in this test.
     unsafe { relocs::clear(&host, "fix", object) }.expect("clears");
     assert_eq!(host.bytes::<24>(start(&loaded)), [0; 24]);
 
     // SAFETY: nothing executes in this test.
-    unsafe { relocs::apply(&host, "fix", object) }.expect("applies again, perhaps to other addresses");
+    unsafe { relocs::apply(&host, "fix", object) }
+        .expect("applies again, perhaps to other addresses");
 }
 
 #[test]
@@ -65,8 +100,12 @@ fn any_failure_leaves_all_fields_alone() {
     host.symbols.retain(|known| known.name != "far");
     let before = host.snapshot();
     // SAFETY: nothing executes in this test.
-    let error = unsafe { relocs::apply(&host, "fix", &loaded.patch.objects()[0]) }.expect_err("far is missing");
-    assert_eq!(error.to_string(), "patch 'fix', object 'libfoo': symbol 'far': not found in symbol table");
+    let error = unsafe { relocs::apply(&host, "fix", &loaded.patch.objects()[0]) }
+        .expect_err("far is missing");
+    assert_eq!(
+        error.to_string(),
+        "patch 'fix', object 'libfoo': symbol 'far': not found in symbol table"
+    );
     assert_eq!(host.snapshot(), before);
 }
 
@@ -90,12 +129,20 @@ fn any_failure_of_the_host_leaves_all_fields_alone() {
 fn out_of_reach_is_refused_with_names() {
     let mut host = host();
     let loaded = load(&host, &file(), "p").expect("loads");
-    host.symbols.iter_mut().find(|known| known.name == "near").expect("known").addr = FAR;
+    host.symbols
+        .iter_mut()
+        .find(|known| known.name == "near")
+        .expect("known")
+        .addr = FAR;
     let before = host.snapshot();
     // SAFETY: nothing executes in this test.
-    let error = unsafe { relocs::apply(&host, "fix", &loaded.patch.objects()[0]) }.expect_err("PC32 has no detour");
+    let error = unsafe { relocs::apply(&host, "fix", &loaded.patch.objects()[0]) }
+        .expect_err("PC32 has no detour");
     let text = error.to_string();
-    assert!(text.contains("'libfoo'") && text.contains("'.text.fixed'") && text.contains("'near'"), "{text}");
+    assert!(
+        text.contains("'libfoo'") && text.contains("'.text.fixed'") && text.contains("'near'"),
+        "{text}"
+    );
     assert!(text.contains("out of range"), "{text}");
     assert_eq!(host.snapshot(), before);
 }
@@ -104,5 +151,9 @@ fn out_of_reach_is_refused_with_names() {
 fn an_object_that_is_not_there_yet_does_not_hinder_loading() {
     let host = Host::new();
     let loaded = load(&host, &file(), "p").expect("loads");
-    assert_eq!(loaded.patch.objects()[0].relocs().len(), 2, "one for each symbol");
+    assert_eq!(
+        loaded.patch.objects()[0].relocs().len(),
+        2,
+        "one for each symbol"
+    );
 }

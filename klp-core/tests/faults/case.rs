@@ -80,7 +80,11 @@ pub(crate) struct Case {
 impl Case {
     pub(crate) fn new(kind: Kind, operation: Operation) -> Self {
         let host = SimOs::new();
-        let pad = if kind == Kind::Split { Pad::Split } else { Pad::Whole };
+        let pad = if kind == Kind::Split {
+            Pad::Split
+        } else {
+            Pad::Whole
+        };
         let [f, g] = ["f", "g"].map(|name| host.function_with(VMLINUX, name, pad));
         let m = host.function_with("mod", "m", pad);
         let bystander = host.function(VMLINUX, "bystander");
@@ -90,26 +94,44 @@ impl Case {
         host.spawn("rests");
         assert!(host.call(sleeper, bystander));
         host.watch_border(border);
-        let place = if matches!(kind, Kind::Far | Kind::FarStacked) { Place::Far } else { Place::Near };
+        let place = if matches!(kind, Kind::Far | Kind::FarStacked) {
+            Place::Far
+        } else {
+            Place::Near
+        };
         let below = patch_at(&host, "below", place, &funcs);
         let patches = match kind {
             Kind::Relocated => vec![relocated(&host, f)],
             Kind::Replacing => vec![replacing(&host, f)],
-            Kind::Several => vec![replacing(&host, f), patch_at(&host, "q", Place::Far, &funcs)],
+            Kind::Several => vec![
+                replacing(&host, f),
+                patch_at(&host, "q", Place::Far, &funcs),
+            ],
             _ => vec![patch_at(&host, "p", place, &funcs)],
         };
         let engine = Engine::new(host);
-        if matches!(kind, Kind::Stacked | Kind::FarStacked | Kind::Replacing | Kind::Several) {
+        if matches!(
+            kind,
+            Kind::Stacked | Kind::FarStacked | Kind::Replacing | Kind::Several
+        ) {
             let below = add(&engine, below);
             assert!(matches!(engine.enable(below), Ok(Poll::Complete { .. })));
         }
-        let ids: Vec<_> = patches.into_iter().map(|patch| add(&engine, patch)).collect();
+        let ids: Vec<_> = patches
+            .into_iter()
+            .map(|patch| add(&engine, patch))
+            .collect();
         if let Operation::Disable = operation {
             assert!(matches!(engine.enable_all(&ids), Ok(Poll::Complete { .. })));
         }
         check(&engine);
         engine.host().take_transcript();
-        Self { engine, id: ids[0], ids, operation }
+        Self {
+            engine,
+            id: ids[0],
+            ids,
+            operation,
+        }
     }
 
     pub(crate) fn attempt(&self) -> Result<Poll, Error> {
@@ -135,22 +157,37 @@ impl Case {
         let enabled = matches!(self.operation, Operation::Enable);
         let status = self.engine.status().expect("memory");
         for record in status.iter().filter(|record| self.ids.contains(&record.id)) {
-            assert_eq!((record.enabled, record.transition), (enabled, None), "{what}");
+            assert_eq!(
+                (record.enabled, record.transition),
+                (enabled, None),
+                "{what}"
+            );
         }
         assert_eq!(self.engine.poll(), Poll::Idle);
         for func in [0x100_0000, 0x200_0000].map(CodeAddr::new) {
-            let Some(Insn::Jump(to)) = Insn::decode(host.word(func)) else { continue };
-            assert!(!matches!(Insn::decode(host.word(to)), Some(Insn::Arg(_))), "{what}: {func} is not settled");
+            let Some(Insn::Jump(to)) = Insn::decode(host.word(func)) else {
+                continue;
+            };
+            assert!(
+                !matches!(Insn::decode(host.word(to)), Some(Insn::Arg(_))),
+                "{what}: {func} is not settled"
+            );
         }
     }
 
     /// Fails in the way that `arm` sets up; says whether anything failed.
-    pub(crate) fn survives(&self, what: &str, arm: impl Fn(&Self), disarm: impl Fn(&Self) -> bool) -> bool {
+    pub(crate) fn survives(
+        &self,
+        what: &str,
+        arm: impl Fn(&Self),
+        disarm: impl Fn(&Self) -> bool,
+    ) -> bool {
         let before = self.system();
         let status = self.engine.status();
         let set_up = SET_UP.get();
         let mut images = None;
-        // The same again and again: what is made once and kept (ops, sites, thunks) is there after some rounds.
+        // The same again and again: what is made once and kept (ops, sites, thunks) is there after
+        // some rounds.
         for round in 0..10 {
             LIVE.set(0);
             arm(self);
@@ -170,11 +207,17 @@ impl Case {
                 assert_eq!(LIVE.get(), 0, "{what}: allocations that nobody gives back");
             }
             let now = self.engine.host().images();
-            assert!(round <= 7 || images.as_ref() == Some(&now), "{what}: memory that nobody gives back");
+            assert!(
+                round <= 7 || images.as_ref() == Some(&now),
+                "{what}: memory that nobody gives back"
+            );
             images = Some(now);
         }
         let again = self.attempt();
-        assert!(matches!(again, Ok(Poll::Complete { .. })), "{what}, then: {again:?}");
+        assert!(
+            matches!(again, Ok(Poll::Complete { .. })),
+            "{what}, then: {again:?}"
+        );
         self.finish(what);
         true
     }
@@ -184,34 +227,75 @@ impl Case {
 pub(crate) fn relocated(host: &SimOs, f: SimFunc) -> Patch {
     let (code, relocs) = relocs(host, f, "p", (VMLINUX, "g"));
     let object = Object::vmlinux().and_then(|object| object.func(sim::func("f", code)?));
-    Patch::builder("p").object(object.map(|object| object.with_relocs(relocs))).build().expect("well formed")
+    Patch::builder("p")
+        .object(object.map(|object| object.with_relocs(relocs)))
+        .build()
+        .expect("well formed")
 }
 
-/// The same, but the relocations refer to a function of the module, and wait for that. The second result is where its address is
-/// written.
+/// The same, but the relocations refer to a function of the module, and wait for that. The second
+/// result is where its address is written.
 pub(crate) fn waiting(host: &SimOs, f: SimFunc) -> (Patch, CodeAddr) {
     let (code, relocs) = relocs(host, f, "waits", ("mod", "m"));
     let at = relocs[0].fields()[0].at;
     let object = Object::vmlinux().and_then(|object| object.func(sim::func("f", code)?));
-    let module = Object::module("mod").map(|object| object.with_callbacks(Box::new(Counting)).with_relocs(relocs));
-    (Patch::builder("waits").object(object).object(module).build().expect("well formed"), at)
+    let module = Object::module("mod").map(|object| {
+        object
+            .with_callbacks(Box::new(Counting))
+            .with_relocs(relocs)
+    });
+    (
+        Patch::builder("waits")
+            .object(object)
+            .object(module)
+            .build()
+            .expect("well formed"),
+        at,
+    )
 }
 
 /// New code for `f` of the patch called `patch`, and references from it to the symbol `to`.
 fn relocs(host: &SimOs, f: SimFunc, patch: &str, to: (&str, &str)) -> (TextRange, Vec<Reloc>) {
     let name = |text| Name::new(text).expect("memory");
     let far = TextRange::new(CodeAddr::new(0x50_0000_0000), 8).expect("fits");
-    let layout = ImageLayout { text: 0x100, rodata: 0x40, data: 0x40 };
+    let layout = ImageLayout {
+        text: 0x100,
+        rodata: 0x40,
+        data: 0x40,
+    };
     let image = host.text().alloc(far, 1 << 20, layout).expect("memory");
     let code = TextRange::new(image.text.start(), 8).expect("fits");
     // SAFETY: the image was just made, and nothing runs in it.
-    unsafe { host.text().fill(&[Fill { at: code.start(), bytes: &Insn::Body.encode() }]) }.expect("it is writable");
+    unsafe {
+        host.text().fill(&[Fill {
+            at: code.start(),
+            bytes: &Insn::Body.encode(),
+        }])
+    }
+    .expect("it is writable");
     host.adopt(patch, f, code);
     let data = |offset| image.data.start().wrapping_add(offset);
-    let detours = Detours { slot: Some(data(0x20)), veneer: Some(image.text.start().wrapping_add(0x80)) };
-    let field = |offset, kind, room| Field { at: data(offset), kind, addend: 0, room, around: Around::default() };
-    let fields = vec![field(0, ABS64, 8), field(8, NEAR32, 8), field(16, SLOT32, 4)];
-    let symbol = KlpSymbol { object: name(to.0), name: name(to.1), pos: 0 };
+    let detours = Detours {
+        slot: Some(data(0x20)),
+        veneer: Some(image.text.start().wrapping_add(0x80)),
+    };
+    let field = |offset, kind, room| Field {
+        at: data(offset),
+        kind,
+        addend: 0,
+        room,
+        around: Around::default(),
+    };
+    let fields = vec![
+        field(0, ABS64, 8),
+        field(8, NEAR32, 8),
+        field(16, SLOT32, 4),
+    ];
+    let symbol = KlpSymbol {
+        object: name(to.0),
+        name: name(to.1),
+        pos: 0,
+    };
     // SAFETY: fields and detours are in the image, which is never freed.
     let reloc = unsafe { Reloc::new(name(".data"), symbol, detours, fields) };
     (code, vec![reloc])
@@ -223,10 +307,16 @@ pub(crate) fn replacing(host: &SimOs, f: SimFunc) -> Patch {
     let object = Object::vmlinux().and_then(|object| object.func(sim::func("f", new)?));
     let module = Object::module("mod").map(|object| object.with_callbacks(Box::new(Counting)));
     let object = object.map(|object| object.with_callbacks(Box::new(Counting)));
-    Patch::builder("p").object(object).object(module).replace(Replace::All).build().expect("well formed")
+    Patch::builder("p")
+        .object(object)
+        .object(module)
+        .replace(Replace::All)
+        .build()
+        .expect("well formed")
 }
 
-/// Fails whatever `arm` counts, from the first on until nothing fails any more; says how much there was to fail.
+/// Fails whatever `arm` counts, from the first on until nothing fails any more; says how much there
+/// was to fail.
 pub(crate) fn fail_each(
     kind: Kind,
     operation: Operation,
@@ -235,7 +325,11 @@ pub(crate) fn fail_each(
 ) -> u64 {
     for n in 1.. {
         let case = Case::new(kind, operation);
-        if !case.survives(&format!("{operation:?} {kind:?}, fault {n}"), |case| arm(case, n), &disarm) {
+        if !case.survives(
+            &format!("{operation:?} {kind:?}, fault {n}"),
+            |case| arm(case, n),
+            &disarm,
+        ) {
             return n - 1;
         }
     }

@@ -4,7 +4,8 @@ use core::alloc::{GlobalAlloc, Layout};
 use core::cell::Cell;
 use std::alloc::System;
 
-/// Fails the engine's `n`-th allocation of this thread, and counts what the engine has and has not given back.
+/// Fails the engine's `n`-th allocation of this thread, and counts what the engine has and has not
+/// given back.
 struct Failing;
 
 thread_local! {
@@ -77,7 +78,11 @@ static ALLOCATOR: Failing = Failing;
 
 /// The simulated OS begins (`true`) or ends (`false`) to run.
 pub(crate) fn border(inside: bool) {
-    NOT_ENGINE.set(if inside { NOT_ENGINE.get() + 1 } else { NOT_ENGINE.get() - 1 });
+    NOT_ENGINE.set(if inside {
+        NOT_ENGINE.get() + 1
+    } else {
+        NOT_ENGINE.get() - 1
+    });
 }
 
 /// Lets the engine do something; its allocations count.

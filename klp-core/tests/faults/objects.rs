@@ -1,6 +1,8 @@
 //! A module comes and goes, and whatever can fail then fails.
 
-use super::case::{Case, Operation, SET_UP, arm_alloc, arm_port, disarm_alloc, disarm_port, replacing, waiting};
+use super::case::{
+    Case, Operation, SET_UP, arm_alloc, arm_port, disarm_alloc, disarm_port, replacing, waiting,
+};
 use super::common::{add, check, patch_at};
 use super::failing::{BYTES, border, engine_runs};
 use klp_core::addr::CodeAddr;
@@ -9,12 +11,13 @@ use klp_core::port::TaskId;
 use klp_core::sim::{Place, SimFunc, SimOs, insmod, rmmod};
 use klp_core::{Engine, Poll};
 
-/// How something fails: what arms it for the n-th time, and what disarms it and says whether it failed.
+/// How something fails: what arms it for the n-th time, and what disarms it and says whether it
+/// failed.
 type Way = (fn(&Case, u64), fn(&Case) -> bool);
 const WAYS: [Way; 2] = [(arm_port, disarm_port), (arm_alloc, disarm_alloc)];
 
-/// A module that three patches have to do with: two replace its function, the third refers to it. A fourth one, in transition, takes
-/// their place and gives the function back.
+/// A module that three patches have to do with: two replace its function, the third refers to it. A
+/// fourth one, in transition, takes their place and gives the function back.
 struct Module {
     case: Case,
     m: SimFunc,
@@ -33,7 +36,8 @@ impl Module {
         let task = host.spawn("holder");
         host.watch_border(border);
         let both = [(VMLINUX, "f", f), ("mod", "m", m)];
-        let [below, below2] = ["below", "below2"].map(|name| patch_at(&host, name, Place::Far, &both));
+        let [below, below2] =
+            ["below", "below2"].map(|name| patch_at(&host, name, Place::Far, &both));
         let (waits, reference) = waiting(&host, f);
         let new = replacing(&host, f);
         let engine = Engine::new(host);
@@ -45,7 +49,17 @@ impl Module {
         assert!(engine.host().call(task, f));
         assert!(matches!(engine.enable(id), Ok(Poll::Waiting { .. })));
         check(&engine);
-        Self { case: Case { engine, id, ids: vec![id], operation: Operation::Enable }, m, task, reference }
+        Self {
+            case: Case {
+                engine,
+                id,
+                ids: vec![id],
+                operation: Operation::Enable,
+            },
+            m,
+            task,
+            reference,
+        }
     }
 
     fn comes(&self) -> Result<(), klp_core::Error> {
@@ -53,14 +67,21 @@ impl Module {
     }
 
     fn goes(&self) {
-        assert!(engine_runs(|| rmmod(&self.case.engine, "mod")), "nobody is in it");
+        assert!(
+            engine_runs(|| rmmod(&self.case.engine, "mod")),
+            "nobody is in it"
+        );
     }
 
     /// The module is there, and patched, and referred to where it is now.
     fn is_right(&self, what: &str) {
         check(&self.case.engine);
         let host = self.case.engine.host();
-        assert_eq!(host.version(self.task, self.m), "below2_m", "{what}: the task has not moved");
+        assert_eq!(
+            host.version(self.task, self.m),
+            "below2_m",
+            "{what}: the task has not moved"
+        );
         let refers = CodeAddr::new(u64::from_le_bytes(host.word(self.reference)));
         assert_eq!(refers, host.range(self.m).start(), "{what}");
     }
@@ -69,13 +90,21 @@ impl Module {
     fn ends(&self, what: &str) {
         let (engine, host) = (&self.case.engine, self.case.engine.host());
         host.rest_all();
-        assert_eq!(engine.poll(), Poll::Complete { patch: self.case.id, enabled: true }, "{what}");
+        assert_eq!(
+            engine.poll(),
+            Poll::Complete {
+                patch: self.case.id,
+                enabled: true
+            },
+            "{what}"
+        );
         check(engine);
         assert_eq!(host.version(self.task, self.m), "m", "{what}");
     }
 }
 
-/// Whatever fails, the module is refused, nobody knows it or refers to it, and the next time, elsewhere, it comes.
+/// Whatever fails, the module is refused, nobody knows it or refers to it, and the next time,
+/// elsewhere, it comes.
 #[test]
 fn every_fault_of_coming() {
     for (arm, disarm) in WAYS {
@@ -93,7 +122,11 @@ fn every_fault_of_coming() {
             faults += 1;
             if let Err(error) = result {
                 assert_eq!(case.system(), before, "{what}: {error}");
-                assert_eq!((case.engine.status(), SET_UP.get()), (status, set_up), "{what}: {error}");
+                assert_eq!(
+                    (case.engine.status(), SET_UP.get()),
+                    (status, set_up),
+                    "{what}: {error}"
+                );
                 check(&case.engine);
                 module.comes().expect("nothing fails now");
             }
@@ -104,7 +137,8 @@ fn every_fault_of_coming() {
     }
 }
 
-/// Nothing keeps a module from going. When it comes again, elsewhere, everything is as it should be.
+/// Nothing keeps a module from going. When it comes again, elsewhere, everything is as it should
+/// be.
 #[test]
 fn every_fault_of_going() {
     for (arm, disarm) in WAYS {
@@ -118,7 +152,11 @@ fn every_fault_of_going() {
             module.goes();
             let failed = disarm(case);
             check(&case.engine);
-            assert_eq!((case.engine.status(), SET_UP.get()), (status, set_up), "{what}");
+            assert_eq!(
+                (case.engine.status(), SET_UP.get()),
+                (status, set_up),
+                "{what}"
+            );
             module.comes().expect("nothing fails now");
             module.is_right(&what);
             module.ends(&what);
@@ -131,8 +169,8 @@ fn every_fault_of_going() {
     }
 }
 
-/// A patch that could not be made what it was when the module went is enabled when that is back: it must not refer to where
-/// the module was.
+/// A patch that could not be made what it was when the module went is enabled when that is back: it
+/// must not refer to where the module was.
 #[test]
 fn a_disabled_patch_does_not_keep_an_old_address() {
     let module = Module::new();
@@ -142,10 +180,20 @@ fn a_disabled_patch_does_not_keep_an_old_address() {
     case.engine.host().fail_calls(&[("Text::fill", 1)]);
     module.goes();
     assert_eq!(case.engine.host().disarm(), Some("Text::fill"));
-    module.comes().expect("nobody is in force that refers to it");
-    let waits = case.engine.find("waits").expect("it gave way, and is known");
-    assert!(matches!(case.engine.enable(waits), Ok(Poll::Complete { .. })));
-    let refers = CodeAddr::new(u64::from_le_bytes(case.engine.host().word(module.reference)));
+    module
+        .comes()
+        .expect("nobody is in force that refers to it");
+    let waits = case
+        .engine
+        .find("waits")
+        .expect("it gave way, and is known");
+    assert!(matches!(
+        case.engine.enable(waits),
+        Ok(Poll::Complete { .. })
+    ));
+    let refers = CodeAddr::new(u64::from_le_bytes(
+        case.engine.host().word(module.reference),
+    ));
     assert_eq!(refers, case.engine.host().range(module.m).start());
 }
 
@@ -165,8 +213,15 @@ fn a_thousand_times() {
     assert_eq!(cycles(1_000), before, "in the middle of a transition");
     module.case.engine.host().rest_all();
     assert!(matches!(module.case.engine.poll(), Poll::Complete { .. }));
-    let old = module.case.engine.find("below2").expect("it gave way, and is known");
-    assert!(matches!(module.case.engine.enable(old), Ok(Poll::Complete { .. })));
+    let old = module
+        .case
+        .engine
+        .find("below2")
+        .expect("it gave way, and is known");
+    assert!(matches!(
+        module.case.engine.enable(old),
+        Ok(Poll::Complete { .. })
+    ));
     let before = cycles(20);
     assert_eq!(cycles(1_000), before);
     module.comes().expect("nothing fails");

@@ -50,7 +50,11 @@ impl Ledger {
     }
 
     pub(crate) fn stage(&self, patch: &str, object: &str) -> Stage {
-        self.book().stages.get(&(patch.to_string(), object.to_string())).copied().unwrap_or_default()
+        self.book()
+            .stages
+            .get(&(patch.to_string(), object.to_string()))
+            .copied()
+            .unwrap_or_default()
     }
 
     /// The patch was replaced: none of its callbacks is called, and none is due.
@@ -68,7 +72,8 @@ impl Ledger {
         let key = (context.patch().to_string(), context.object().to_string());
         let stage = book.stages.insert(key.clone(), to).unwrap_or_default();
         if !from.contains(&stage) {
-            book.wrong.push(format!("{callback} of {key:?} in stage {stage:?}"));
+            book.wrong
+                .push(format!("{callback} of {key:?} in stage {stage:?}"));
         }
     }
 }
@@ -82,12 +87,22 @@ impl Callbacks for Ledger {
             book.vetoed |= vetoes;
             vetoes
         };
-        self.called("pre_patch", context, &[Stage::Off], if vetoes { Stage::Off } else { Stage::Prepared });
+        self.called(
+            "pre_patch",
+            context,
+            &[Stage::Off],
+            if vetoes { Stage::Off } else { Stage::Prepared },
+        );
         if vetoes { Err(-19) } else { Ok(()) }
     }
 
     fn post_patch(&self, context: &CallbackContext<'_>) {
-        self.called("post_patch", context, &[Stage::Prepared, Stage::Leaving], Stage::On);
+        self.called(
+            "post_patch",
+            context,
+            &[Stage::Prepared, Stage::Leaving],
+            Stage::On,
+        );
     }
 
     fn pre_unpatch(&self, context: &CallbackContext<'_>) {
@@ -95,6 +110,11 @@ impl Callbacks for Ledger {
     }
 
     fn post_unpatch(&self, context: &CallbackContext<'_>) {
-        self.called("post_unpatch", context, &[Stage::Prepared, Stage::Leaving], Stage::Off);
+        self.called(
+            "post_unpatch",
+            context,
+            &[Stage::Prepared, Stage::Leaving],
+            Stage::Off,
+        );
     }
 }

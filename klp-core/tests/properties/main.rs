@@ -1,12 +1,15 @@
-//! Random sequences of operations on the simulated OS, against a small model of what the engine should say, with the audit after
-//! each step: patches that stack, replace each other and belong to sets, a module that comes and goes at any time, callbacks that
-//! veto, faults in ports, tasks that run while the engine does.
+//! Random sequences of operations on the simulated OS, against a small model of what the engine
+//! should say, with the audit after each step: patches that stack, replace each other and belong to
+//! sets, a module that comes and goes at any time, callbacks that veto, faults in ports, tasks that
+//! run while the engine does.
 //!
-//! `KLP_STEPS` sets the longest sequence (default 60), `PROPTEST_CASES` how many are tried (default 1,500). The long run, with its
-//! count of steps (`KLP_SEED` repeats a run; with `KLP_BLIND` the host does not list suspended stacks, and mixes must be found):
+//! `KLP_STEPS` sets the longest sequence (default 60), `PROPTEST_CASES` how many are tried (default
+//! 1,500). The long run, with its count of steps (`KLP_SEED` repeats a run; with `KLP_BLIND` the
+//! host does not list suspended stacks, and mixes must be found):
 //!
 //! ```text
-//! KLP_STEPS=400 PROPTEST_CASES=6000 cargo test --release -p klp-core --test properties -- --nocapture
+//! KLP_STEPS=400 PROPTEST_CASES=6000 \
+//!     cargo test --release -p klp-core --test properties -- --nocapture
 //! ```
 
 #[path = "../common/mod.rs"]
@@ -23,15 +26,25 @@ use std::env;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 fn number(name: &str, default: u32) -> u32 {
-    env::var(name).ok().and_then(|number| number.parse().ok()).unwrap_or(default)
+    env::var(name)
+        .ok()
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(default)
 }
 
 #[test]
 fn random_sequences() {
     let steps = number("KLP_STEPS", 60) as usize;
     let cases = number("PROPTEST_CASES", 1_500);
-    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
-    let mut runner = match env::var("KLP_SEED").ok().and_then(|seed| seed.parse::<u64>().ok()) {
+    let config = ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    let mut runner = match env::var("KLP_SEED")
+        .ok()
+        .and_then(|seed| seed.parse::<u64>().ok())
+    {
         None => TestRunner::new(config),
         Some(seed) => {
             let mut bytes = [0; 32];
@@ -40,7 +53,10 @@ fn random_sequences() {
         }
     };
     let done = AtomicU64::new(0);
-    let sequences = (any::<bool>(), proptest::collection::vec(ops::op(), 1..=steps));
+    let sequences = (
+        any::<bool>(),
+        proptest::collection::vec(ops::op(), 1..=steps),
+    );
     let run = runner.run(&sequences, |(self_switching, ops)| {
         let mut model = Model::new(self_switching);
         for op in &ops {
@@ -53,5 +69,8 @@ fn random_sequences() {
     if let Err(error) = run {
         panic!("{error}");
     }
-    println!("{} random steps in {cases} sequences without a finding", done.into_inner());
+    println!(
+        "{} random steps in {cases} sequences without a finding",
+        done.into_inner()
+    );
 }

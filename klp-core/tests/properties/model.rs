@@ -72,16 +72,22 @@ impl Model {
     }
 
     fn moves(&self, patch: usize) -> bool {
-        self.transition.as_ref().is_some_and(|(moving, _)| moving.contains(&patch))
+        self.transition
+            .as_ref()
+            .is_some_and(|(moving, _)| moving.contains(&patch))
     }
 
     /// The enabled patches that give way when `new` are enabled as one.
     fn giving_way(&self, new: &[usize]) -> Vec<usize> {
         let older = self.order.iter().take_while(|other| !new.contains(other));
-        older.copied().filter(|old| new.iter().any(|new| SPECS[*new].replaces(&SPECS[*old]))).collect()
+        older
+            .copied()
+            .filter(|old| new.iter().any(|new| SPECS[*new].replaces(&SPECS[*old])))
+            .collect()
     }
 
-    /// What the engine must say of enabling `patches` as one, or, with `None`, that it must try; the state of things decides then.
+    /// What the engine must say of enabling `patches` as one, or, with `None`, that it must try;
+    /// the state of things decides then.
     fn refusal(&self, op: &Op, patches: &[usize]) -> Option<Refusal> {
         let on = |patch: &usize| self.is_enabled(*patch);
         let twice = (0..patches.len()).any(|at| patches[..at].contains(&patches[at]));
@@ -91,7 +97,9 @@ impl Model {
                 let enable = matches!(op, Op::Enable(_) | Op::EnableAll(_));
                 match () {
                     () if patches.is_empty() => misuse(ApiMisuse::NoPatches),
-                    () if twice => Some(Refusal::Patch(|reason| matches!(reason, PatchReason::ListedTwice))),
+                    () if twice => Some(Refusal::Patch(|reason| {
+                        matches!(reason, PatchReason::ListedTwice)
+                    })),
                     () if enable && patches.iter().any(on) => misuse(ApiMisuse::AlreadyEnabled),
                     () if self.transition.is_some() => Some(Refusal::Busy),
                     () if !enable && !patches.iter().all(on) => misuse(ApiMisuse::NotEnabled),
@@ -115,16 +123,27 @@ impl Model {
         for (at, new) in patches.iter().enumerate() {
             let (companions, new) = (&patches[..at], &SPECS[*new]);
             if companions.iter().any(|other| new.replaces(&SPECS[*other])) {
-                return Some(Refusal::Patch(|reason| matches!(reason, PatchReason::ReplacesCompanion { .. })));
+                return Some(Refusal::Patch(|reason| {
+                    matches!(reason, PatchReason::ReplacesCompanion { .. })
+                }));
             }
             let gone = self.giving_way(companions);
-            let below =
-                || self.order.iter().filter(|old| !gone.contains(old)).chain(companions).map(|old| &SPECS[*old]);
+            let below = || {
+                self.order
+                    .iter()
+                    .filter(|old| !gone.contains(old))
+                    .chain(companions)
+                    .map(|old| &SPECS[*old])
+            };
             if below().any(|old| !new.fits(old)) {
-                return Some(Refusal::Patch(|reason| matches!(reason, PatchReason::IncompatibleStates { .. })));
+                return Some(Refusal::Patch(|reason| {
+                    matches!(reason, PatchReason::IncompatibleStates { .. })
+                }));
             }
             if below().any(|old| new.conflicts(old)) {
-                conflict = Some(Refusal::Late(|reason| matches!(reason, PatchReason::SharedWithOtherSet { .. })));
+                conflict = Some(Refusal::Late(|reason| {
+                    matches!(reason, PatchReason::SharedWithOtherSet { .. })
+                }));
             }
         }
         conflict
@@ -171,7 +190,9 @@ impl Model {
             Op::Insmod => self.insmod(),
             Op::Rmmod => self.rmmod(),
             Op::AddOrRemove(patch) => self.add_or_remove(patch),
-            Op::Enable(patch) | Op::Disable(patch) | Op::Reverse(patch) | Op::Force(patch) => self.change(op, &[patch]),
+            Op::Enable(patch) | Op::Disable(patch) | Op::Reverse(patch) | Op::Force(patch) => {
+                self.change(op, &[patch])
+            }
             Op::EnableAll(ref patches) | Op::DisableAll(ref patches) => self.change(op, patches),
             Op::Kick(patch) | Op::Blockers(patch) => self.ask(op, patch),
         }
@@ -204,7 +225,11 @@ impl Model {
             let right = match (&refusal, &result) {
                 (Refusal::Misuse(misuse), Err(Error::ApiMisuse(said))) => misuse == said,
                 (Refusal::Busy, Err(Error::Busy { .. })) => true,
-                (Refusal::Patch(is) | Refusal::Late(is), Err(Error::Patch(error))) if is(&error.reason) => true,
+                (Refusal::Patch(is) | Refusal::Late(is), Err(Error::Patch(error)))
+                    if is(&error.reason) =>
+                {
+                    true
+                }
                 (Refusal::Late(_), Err(_)) => self.disturbed,
                 _ => false,
             };
@@ -218,7 +243,10 @@ impl Model {
             }
             Err(error) => {
                 assert!(self.disturbed || self.ledger.vetoed(), "{op:?}: {error}");
-                assert!(matches!(error, Error::Port(_) | Error::Patch(_)), "{op:?}: {error}");
+                assert!(
+                    matches!(error, Error::Port(_) | Error::Patch(_)),
+                    "{op:?}: {error}"
+                );
             }
         }
     }
@@ -231,12 +259,22 @@ impl Model {
                 self.transition = Some((patches.to_vec(), TaskState::Patched));
             }
             (Op::Disable(_) | Op::DisableAll(_), _) => {
-                let moving = self.order.iter().copied().filter(|patch| patches.contains(patch));
+                let moving = self
+                    .order
+                    .iter()
+                    .copied()
+                    .filter(|patch| patches.contains(patch));
                 self.transition = Some((moving.collect(), TaskState::Unpatched));
             }
-            (Op::Reverse(_), Some((moving, target))) => self.transition = Some((moving, target.opposite())),
+            (Op::Reverse(_), Some((moving, target))) => {
+                self.transition = Some((moving, target.opposite()))
+            }
             (_, Some((moving, target))) => {
-                let goes = if target == TaskState::Patched { self.giving_way(&moving) } else { moving.clone() };
+                let goes = if target == TaskState::Patched {
+                    self.giving_way(&moving)
+                } else {
+                    moving.clone()
+                };
                 goes.into_iter().for_each(|patch| self.forced[patch] = true);
                 self.transition = Some((moving, target));
             }
@@ -253,11 +291,19 @@ impl Model {
                 self.transition = Some((moving, target));
             }
             (Poll::Complete { patch, enabled }, Some((moving, target))) => {
-                assert_eq!((Some(patch), enabled), (self.ids[moving[0]], target == TaskState::Patched));
-                let gone = if enabled { self.giving_way(&moving) } else { moving };
+                assert_eq!(
+                    (Some(patch), enabled),
+                    (self.ids[moving[0]], target == TaskState::Patched)
+                );
+                let gone = if enabled {
+                    self.giving_way(&moving)
+                } else {
+                    moving
+                };
                 self.order.retain(|other| !gone.contains(other));
                 if enabled {
-                    gone.iter().for_each(|old| self.ledger.replaced(SPECS[*old].name));
+                    gone.iter()
+                        .for_each(|old| self.ledger.replaced(SPECS[*old].name));
                 }
             }
             other => panic!("{other:?}"),
@@ -279,7 +325,9 @@ impl Model {
 
     fn add_or_remove(&mut self, patch: usize) {
         match (self.ids[patch], self.waiting[patch].take()) {
-            (None, Some(waits)) => self.ids[patch] = Some(self.engine.add(waits).expect("it is new")),
+            (None, Some(waits)) => {
+                self.ids[patch] = Some(self.engine.add(waits).expect("it is new"))
+            }
             (Some(id), None) => match self.engine.remove(id) {
                 Ok(removed) => {
                     // Its memory may go.
@@ -362,16 +410,37 @@ impl Model {
     fn check(&self) {
         check(&self.engine);
         let status = self.engine.status().expect("memory");
-        let on: Vec<_> = status.iter().filter(|patch| patch.enabled || patch.transition.is_some()).collect();
+        let on: Vec<_> = status
+            .iter()
+            .filter(|patch| patch.enabled || patch.transition.is_some())
+            .collect();
         let expected: Vec<_> = self.order.iter().map(|patch| self.ids[*patch]).collect();
-        assert_eq!(on.iter().map(|patch| Some(patch.id)).collect::<Vec<_>>(), expected);
-        let moving: Vec<_> = on.iter().filter_map(|patch| Some((Some(patch.id), patch.transition?))).collect();
+        assert_eq!(
+            on.iter().map(|patch| Some(patch.id)).collect::<Vec<_>>(),
+            expected
+        );
+        let moving: Vec<_> = on
+            .iter()
+            .filter_map(|patch| Some((Some(patch.id), patch.transition?)))
+            .collect();
         for (id, forced) in self.ids.iter().zip(self.forced) {
             let known = status.iter().find(|patch| Some(patch.id) == *id);
-            assert!(known.is_none_or(|patch| patch.forced == forced), "{known:?}, forced: {forced}");
+            assert!(
+                known.is_none_or(|patch| patch.forced == forced),
+                "{known:?}, forced: {forced}"
+            );
         }
-        let (patches, target) = self.transition.as_ref().map_or((&[][..], TaskState::Idle), |(all, to)| (all, *to));
-        assert_eq!(moving, patches.iter().map(|patch| (self.ids[*patch], target)).collect::<Vec<_>>());
+        let (patches, target) = self
+            .transition
+            .as_ref()
+            .map_or((&[][..], TaskState::Idle), |(all, to)| (all, *to));
+        assert_eq!(
+            moving,
+            patches
+                .iter()
+                .map(|patch| (self.ids[*patch], target))
+                .collect::<Vec<_>>()
+        );
         self.check_callbacks();
     }
 
@@ -429,8 +498,14 @@ trait BlockersOf {
 impl BlockersOf for Sim {
     /// Who holds back whatever is in transition.
     fn blockers_of(&self) -> Vec<String> {
-        let moving = self.status().expect("memory").into_iter().find(|patch| patch.transition.is_some());
-        let blockers = moving.and_then(|patch| self.blockers(patch.id).ok()).unwrap_or_default();
+        let moving = self
+            .status()
+            .expect("memory")
+            .into_iter()
+            .find(|patch| patch.transition.is_some());
+        let blockers = moving
+            .and_then(|patch| self.blockers(patch.id).ok())
+            .unwrap_or_default();
         blockers.iter().map(ToString::to_string).collect()
     }
 }

@@ -44,7 +44,8 @@ pub(crate) enum TaskOp {
     Cold,
     /// To code of the patch that belongs to no function.
     Helper,
-    /// It comes to the jump in which the function ends, number so and so; if that goes anywhere, to that function.
+    /// It comes to the jump in which the function ends, number so and so; if that goes anywhere, to
+    /// that function.
     End(usize, usize),
     /// Its stack becomes one that no task runs.
     Suspend,

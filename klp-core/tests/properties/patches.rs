@@ -16,7 +16,8 @@ pub(crate) struct Spec {
     place: Place,
     pub(crate) replace: Replace,
     pub(crate) states: &'static [(u64, u32)],
-    /// Whether its code is one range, with a part that belongs to no function, and is given as such.
+    /// Whether its code is one range, with a part that belongs to no function, and is given as
+    /// such.
     whole: bool,
     /// Functions of the base image.
     base: &'static [&'static str],
@@ -30,7 +31,8 @@ const FAR: Place = Place::Far;
 /// How many there are.
 pub(crate) const PATCHES: usize = 10;
 
-/// Patches that share functions, replace each other, belong to sets, and know states in several versions.
+/// Patches that share functions, replace each other, belong to sets, and know states in several
+/// versions.
 pub(crate) const SPECS: [Spec; PATCHES] = [
     Spec {
         name: "a",
@@ -41,7 +43,15 @@ pub(crate) const SPECS: [Spec; PATCHES] = [
         base: &["f", "g", "h"],
         module: &["m"],
     },
-    Spec { name: "b", place: FAR, whole: true, replace: Replace::None, states: &[], base: &["f", "g"], module: &[] },
+    Spec {
+        name: "b",
+        place: FAR,
+        whole: true,
+        replace: Replace::None,
+        states: &[],
+        base: &["f", "g"],
+        module: &[],
+    },
     Spec {
         name: "c",
         place: NEAR,
@@ -105,7 +115,15 @@ pub(crate) const SPECS: [Spec; PATCHES] = [
         base: &["r"],
         module: &["o"],
     },
-    Spec { name: "set3", place: NEAR, whole: false, replace: Replace::Set(3), states: &[], base: &[], module: &["o"] },
+    Spec {
+        name: "set3",
+        place: NEAR,
+        whole: false,
+        replace: Replace::Set(3),
+        states: &[],
+        base: &[],
+        module: &["o"],
+    },
 ];
 
 impl Spec {
@@ -120,13 +138,16 @@ impl Spec {
 
     /// Whether its states fit those of `old`, which is enabled.
     pub(crate) fn fits(&self, old: &Self) -> bool {
-        old.states.iter().all(|(id, version)| match self.states.iter().find(|(own, _)| own == id) {
-            Some((_, own)) => own >= version,
-            None => !self.replaces(old),
-        })
+        old.states.iter().all(
+            |(id, version)| match self.states.iter().find(|(own, _)| own == id) {
+                Some((_, own)) => own >= version,
+                None => !self.replaces(old),
+            },
+        )
     }
 
-    /// Whether both are in sets, in different ones, and have a function in common, be it in a module that is not there.
+    /// Whether both are in sets, in different ones, and have a function in common, be it in a
+    /// module that is not there.
     pub(crate) fn conflicts(&self, other: &Self) -> bool {
         let sets = matches!((self.replace, other.replace), (Replace::Set(one), Replace::Set(two)) if one != two);
         let both = |own: &[&str], others: &[&str]| own.iter().any(|func| others.contains(func));
@@ -134,13 +155,22 @@ impl Spec {
     }
 
     fn build(&self, host: &SimOs, funcs: &[(&str, SimFunc)], ledger: &Ledger) -> Patch {
-        let find = |wanted: &str| funcs.iter().find(|(name, _)| *name == wanted).expect("it was made");
+        let find = |wanted: &str| {
+            funcs
+                .iter()
+                .find(|(name, _)| *name == wanted)
+                .expect("it was made")
+        };
         let mut code: Vec<TextRange> = Vec::new();
         let mut object = |name: &str, wanted: &[&str]| {
             let new = wanted.iter().map(|wanted| {
                 let (name, func) = find(wanted);
                 // The new `f` has a part, and ends in a jump to `g` at times, as the old one does.
-                let ends: &[End] = if *name == "f" { &[End::In(find("g").1)] } else { &[] };
+                let ends: &[End] = if *name == "f" {
+                    &[End::In(find("g").1)]
+                } else {
+                    &[]
+                };
                 let new = host.replacement_ending(self.name, *func, self.place, ends);
                 code.push(new);
                 if *name == "f" || *name == "m" {
@@ -152,7 +182,9 @@ impl Spec {
             object.map(|object| object.with_callbacks(Box::new(ledger.clone())))
         };
         let mut patch = Patch::builder(self.name).replace(self.replace);
-        patch = patch.object(object(VMLINUX, self.base)).object(object(MOD, self.module));
+        patch = patch
+            .object(object(VMLINUX, self.base))
+            .object(object(MOD, self.module));
         if self.whole {
             let (start, last) = (code[0].start(), host.helper(self.name, code[0]));
             let len = last.end().get() - start.get();

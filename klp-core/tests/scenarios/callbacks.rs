@@ -1,4 +1,5 @@
-//! The nine tests of the kernel's callbacks document, line by line, without time stamps and in the newest wording.
+//! The nine tests of the kernel's callbacks document, line by line, without time stamps and in the
+//! newest wording.
 
 use super::linux::{Linux, Wanted};
 use klp_core::Poll;
@@ -10,7 +11,8 @@ const DEMO: &str = "livepatch_callbacks_demo";
 const MOD: &str = "livepatch_callbacks_mod";
 const BUSY: &str = "livepatch_callbacks_busymod";
 
-/// The samples: a module, a busy one whose work function is patched, and a patch with callbacks for both and for the base image.
+/// The samples: a module, a busy one whose work function is patched, and a patch with callbacks for
+/// both and for the base image.
 struct Samples {
     linux: Linux,
     work: SimFunc,
@@ -25,11 +27,16 @@ impl Samples {
         let worker = host.spawn("kworker");
         host.not_loaded(MOD);
         host.not_loaded(BUSY);
-        Self { linux: Linux::new(host), work, worker }
+        Self {
+            linux: Linux::new(host),
+            work,
+            worker,
+        }
     }
 
     fn insmod(&self) {
-        self.linux.insmod(MOD, "", &["livepatch_callbacks_mod_init"]);
+        self.linux
+            .insmod(MOD, "", &["livepatch_callbacks_mod_init"]);
     }
 
     fn rmmod(&self) {
@@ -38,17 +45,31 @@ impl Samples {
 
     fn load(&mut self, parameters: &str) {
         let funcs = [(BUSY, "busymod_work_func", self.work)];
-        self.linux
-            .load(&Wanted { name: DEMO, talks: &[VMLINUX, MOD, BUSY], funcs: &funcs, ..Wanted::default() }, parameters);
+        self.linux.load(
+            &Wanted {
+                name: DEMO,
+                talks: &[VMLINUX, MOD, BUSY],
+                funcs: &funcs,
+                ..Wanted::default()
+            },
+            parameters,
+        );
     }
 
     fn disable(&self) {
-        assert!(matches!(self.linux.echo_0(DEMO), Poll::Complete { enabled: false, .. }));
+        assert!(matches!(
+            self.linux.echo_0(DEMO),
+            Poll::Complete { enabled: false, .. }
+        ));
     }
 
     fn insmod_busy(&self, seconds: u32) {
         let starts = format!("busymod_work_func, sleeping {seconds} seconds ...");
-        self.linux.insmod(BUSY, &format!("sleep_secs={seconds}"), &["livepatch_callbacks_mod_init", &starts]);
+        self.linux.insmod(
+            BUSY,
+            &format!("sleep_secs={seconds}"),
+            &["livepatch_callbacks_mod_init", &starts],
+        );
         assert!(self.linux.host().call(self.worker, self.work));
         if seconds == 0 {
             self.work_ends();
@@ -57,7 +78,9 @@ impl Samples {
 
     fn work_ends(&self) {
         assert!(self.linux.host().ret(self.worker));
-        self.linux.console.say("livepatch_callbacks_busymod: busymod_work_func exit");
+        self.linux
+            .console
+            .say("livepatch_callbacks_busymod: busymod_work_func exit");
     }
 }
 
@@ -368,10 +391,19 @@ fn test_9_busy_target_module() {
     samples.rmmod();
     samples.disable();
     samples.linux.unload(DEMO);
-    samples.linux.console.say("% rmmod samples/livepatch/livepatch-callbacks-busymod.ko");
-    assert!(!klp_core::sim::rmmod(&samples.linux.engine, BUSY), "its work still runs");
+    samples
+        .linux
+        .console
+        .say("% rmmod samples/livepatch/livepatch-callbacks-busymod.ko");
+    assert!(
+        !klp_core::sim::rmmod(&samples.linux.engine, BUSY),
+        "its work still runs"
+    );
     samples.work_ends();
-    samples.linux.console.say("livepatch_callbacks_busymod: livepatch_callbacks_mod_exit");
+    samples
+        .linux
+        .console
+        .say("livepatch_callbacks_busymod: livepatch_callbacks_mod_exit");
     assert!(klp_core::sim::rmmod(&samples.linux.engine, BUSY));
     samples.linux.log(
         "

@@ -1,4 +1,5 @@
-//! A machine that tests of a whole life are told on, in the words of a kernel's log: commands, modules, callbacks, the engine.
+//! A machine that tests of a whole life are told on, in the words of a kernel's log: commands,
+//! modules, callbacks, the engine.
 
 use super::common::{Sim, add, check};
 use klp_core::model::{CallbackContext, Callbacks, Object, Patch, Replace, VMLINUX};
@@ -11,7 +12,8 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-/// Callbacks that say that they were called, and with what; `pre_patch` answers what the patch's parameter says.
+/// Callbacks that say that they were called, and with what; `pre_patch` answers what the patch's
+/// parameter says.
 pub(crate) struct Talking {
     console: Console,
     pre_patch_ret: Arc<AtomicI32>,
@@ -110,14 +112,20 @@ impl Linux {
             -22 => "Invalid parameters",
             other => panic!("{error}: {other}"),
         };
-        self.console.say(&format!("insmod: ERROR: could not insert module {}: {why}", file(module)));
+        self.console.say(&format!(
+            "insmod: ERROR: could not insert module {}: {why}",
+            file(module)
+        ));
     }
 
     /// `insmod` of a target module, and what it says of itself when it runs.
     pub(crate) fn insmod(&self, module: &str, parameters: &str, says: &[&str]) {
-        self.console.say(format!("% insmod {} {parameters}", file(module)).trim_end());
+        self.console
+            .say(format!("% insmod {} {parameters}", file(module)).trim_end());
         match insmod(&self.engine, module) {
-            Ok(()) => says.iter().for_each(|line| self.console.say(&format!("{module}: {line}"))),
+            Ok(()) => says
+                .iter()
+                .for_each(|line| self.console.say(&format!("{module}: {line}"))),
             Err(error) => self.failed(module, &error),
         }
         check(&self.engine);
@@ -126,23 +134,39 @@ impl Linux {
     /// `rmmod` of a target module; its last words come before the engine takes its patches back.
     pub(crate) fn rmmod(&self, module: &str, says: &[&str]) {
         self.console.say(&format!("% rmmod {}", file(module)));
-        says.iter().for_each(|line| self.console.say(&format!("{module}: {line}")));
+        says.iter()
+            .for_each(|line| self.console.say(&format!("{module}: {line}")));
         assert!(rmmod(&self.engine, module), "{module} is in use");
         check(&self.engine);
     }
 
     /// The patch, well formed, with its callbacks.
     pub(crate) fn build(&mut self, wanted: &Wanted<'_>) -> Patch {
-        let parameter = self.parameters.entry(wanted.name.to_string()).or_default().clone();
+        let parameter = self
+            .parameters
+            .entry(wanted.name.to_string())
+            .or_default()
+            .clone();
         let mut objects: Vec<&str> = wanted.talks.to_vec();
-        objects.extend(wanted.funcs.iter().map(|(object, ..)| *object).filter(|object| !wanted.talks.contains(object)));
+        objects.extend(
+            wanted
+                .funcs
+                .iter()
+                .map(|(object, ..)| *object)
+                .filter(|object| !wanted.talks.contains(object)),
+        );
         objects.dedup();
         let mut patch = Patch::builder(wanted.name).replace(wanted.replace);
         for object in objects {
-            let funcs = wanted.funcs.iter().filter(|(of, ..)| *of == object).map(|(_, old, func)| {
-                let new = self.host().replacement(wanted.name, *func, Place::Near);
-                sim::func(old, new).expect("memory")
-            });
+            let funcs =
+                wanted
+                    .funcs
+                    .iter()
+                    .filter(|(of, ..)| *of == object)
+                    .map(|(_, old, func)| {
+                        let new = self.host().replacement(wanted.name, *func, Place::Near);
+                        sim::func(old, new).expect("memory")
+                    });
             let mut model = Object::module(object).and_then(|model| model.funcs_from(funcs));
             if wanted.talks.contains(&object) {
                 let talking = Talking {
@@ -168,7 +192,8 @@ impl Linux {
 
     pub(crate) fn load_built(&mut self, patch: Patch, parameters: &str) {
         let name = patch.name().to_string();
-        self.console.say(format!("% insmod {} {parameters}", file(&name)).trim_end());
+        self.console
+            .say(format!("% insmod {} {parameters}", file(&name)).trim_end());
         if let Some(errno) = parameters.strip_prefix("pre_patch_ret=") {
             self.set_pre_patch_ret(&name, errno.parse().expect("a number"));
         }
@@ -195,7 +220,8 @@ impl Linux {
 
     /// `echo 0 > …/enabled`: disables, or turns a transition round.
     pub(crate) fn echo_0(&self, patch: &str) -> Poll {
-        self.console.say(&format!("% echo 0 > /sys/kernel/livepatch/{patch}/enabled"));
+        self.console
+            .say(&format!("% echo 0 > /sys/kernel/livepatch/{patch}/enabled"));
         let id = self.id(patch);
         let poll = match self.engine.disable(id) {
             Err(Error::Busy { .. }) => self.engine.reverse(id),
@@ -214,14 +240,20 @@ impl Linux {
         removed
     }
 
-    /// The log since the last time is `expected`, line by line: indentation aside, without those of single tasks, which the
-    /// kernel's tests do not show either, and with the prefix that a kernel puts before the engine's lines.
+    /// The log since the last time is `expected`, line by line: indentation aside, without those of
+    /// single tasks, which the kernel's tests do not show either, and with the prefix that a kernel
+    /// puts before the engine's lines.
     #[track_caller]
     pub(crate) fn log(&self, expected: &str) {
         let mut log = self.host().take_transcript();
         log.retain(|line| !line.starts_with("klp_try_switch_task: "));
-        let lines = expected.lines().map(str::trim).filter(|line| !line.is_empty());
-        let lines: Vec<&str> = lines.map(|line| line.strip_prefix("livepatch: ").unwrap_or(line)).collect();
+        let lines = expected
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty());
+        let lines: Vec<&str> = lines
+            .map(|line| line.strip_prefix("livepatch: ").unwrap_or(line))
+            .collect();
         assert_eq!(log, lines);
     }
 }

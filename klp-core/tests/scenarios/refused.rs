@@ -12,15 +12,26 @@ fn refuse(engine: &Sim, patch: Patch, message: &str, errno: i32, log: &[&str]) -
     assert_eq!(error.errno(), errno);
     assert_eq!(engine.host().take_transcript(), log);
     assert_eq!(engine.host().snapshot(), before, "nothing has changed");
-    assert!(engine.status().expect("memory").iter().all(|patch| !patch.enabled && patch.transition.is_none()));
+    assert!(
+        engine
+            .status()
+            .expect("memory")
+            .iter()
+            .all(|patch| !patch.enabled && patch.transition.is_none())
+    );
     check(engine);
     engine.remove(id).expect("it is not enabled");
     error
 }
 
 fn one(name: &str, sympos: u32, host: &SimOs, func: SimFunc) -> Patch {
-    let new = sim::func_at(name, host.replacement("p", func, Place::Near).start()).expect("memory").sympos(sympos);
-    Patch::builder("p").object(Object::vmlinux().and_then(|object| object.func(new))).build().expect("well formed")
+    let new = sim::func_at(name, host.replacement("p", func, Place::Near).start())
+        .expect("memory")
+        .sympos(sympos);
+    Patch::builder("p")
+        .object(Object::vmlinux().and_then(|object| object.func(new)))
+        .build()
+        .expect("well formed")
 }
 
 fn reason(error: Error) -> PatchReason {
@@ -66,7 +77,11 @@ fn ambiguous_name_and_wrong_position() {
     let first = host.function(VMLINUX, "dup");
     let second = host.function(VMLINUX, "dup");
     let task = host.spawn("worker");
-    let patches = [one("dup", 0, &host, first), one("dup", 3, &host, first), one("dup", 2, &host, second)];
+    let patches = [
+        one("dup", 0, &host, first),
+        one("dup", 3, &host, first),
+        one("dup", 2, &host, second),
+    ];
     let [ambiguous, wrong, right] = patches;
     let engine = Engine::new(host);
     let error = refuse(
@@ -84,7 +99,10 @@ fn ambiguous_name_and_wrong_position() {
         -22,
         &["symbol position 3 for symbol 'dup' in object 'vmlinux' not found"],
     );
-    assert_eq!(reason(error), PatchReason::SymbolPositionNotFound { sympos: 3 });
+    assert_eq!(
+        reason(error),
+        PatchReason::SymbolPositionNotFound { sympos: 3 }
+    );
     let id = add(&engine, right);
     assert_eq!(engine.enable(id), complete(id, true));
     assert_eq!(engine.host().version(task, first), "dup");
@@ -113,7 +131,9 @@ fn new_function_unknown() {
     let host = SimOs::new();
     host.function(VMLINUX, "f");
     let func = sim::func_at("f", CodeAddr::new(0x7777_0000)).expect("memory");
-    let patch = Patch::builder("p").object(Object::vmlinux().and_then(|object| object.func(func))).build();
+    let patch = Patch::builder("p")
+        .object(Object::vmlinux().and_then(|object| object.func(func)))
+        .build();
     let error = refuse(
         &Engine::new(host),
         patch.expect("well formed"),
@@ -170,13 +190,20 @@ fn entry_held_by_whom() {
     let mut middle = built;
     middle[1] = breakpoint[0];
     let cases = [
-        (middle, "a breakpoint (of a debugger or probe) stands at f+0x1/0x10"),
+        (
+            middle,
+            "a breakpoint (of a debugger or probe) stands at f+0x1/0x10",
+        ),
         (jump, "a jump to other+0x0/0x18 stands at f+0x0/0x10"),
-        (code, "foreign code 42 00 00 00 00 00 00 00 stands at f+0x0/0x10"),
+        (
+            code,
+            "foreign code 42 00 00 00 00 00 00 00 stands at f+0x0/0x10",
+        ),
     ];
     for (patch, (found, who)) in patches.into_iter().zip(cases) {
         engine.host().overwrite(site, &found);
-        let message = format!("patch 'p', object 'vmlinux', function 'f': its entry is taken: {who}");
+        let message =
+            format!("patch 'p', object 'vmlinux', function 'f': its entry is taken: {who}");
         let log = ["failed to register ftrace handler for function 'f' (-16)"];
         let id = add(&engine, patch);
         let error = engine.enable(id).expect_err("must be refused");
@@ -184,7 +211,14 @@ fn entry_held_by_whom() {
         assert_eq!(engine.host().take_transcript(), log);
         assert_eq!(engine.host().word(site), found, "it is left alone");
         let report = engine.preflight(id).expect("it is not enabled");
-        assert_eq!(report.findings.iter().map(ToString::to_string).collect::<Vec<_>>(), [message]);
+        assert_eq!(
+            report
+                .findings
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>(),
+            [message]
+        );
         engine.host().overwrite(site, &built);
         check(&engine);
         engine.remove(id).expect("it is not enabled");
@@ -207,7 +241,11 @@ fn entry_taken_while_a_patch_is_enabled() {
         "routing entry sites for patch 'p' failed: a breakpoint (of a debugger or probe) stands at f+0x0/0x10"
     );
     assert_eq!(error.errno(), -16);
-    assert_eq!(basic.host().snapshot().without_images(), before.without_images(), "nothing has changed");
+    assert_eq!(
+        basic.host().snapshot().without_images(),
+        before.without_images(),
+        "nothing has changed"
+    );
     basic.host().overwrite(site, &ours);
     check(&basic.engine);
     assert_eq!(basic.engine.disable(p), complete(p, false));
@@ -234,7 +272,8 @@ fn notrace() {
 fn a_user_of_the_site_that_the_host_knows() {
     let host = SimOs::new();
     let f = host.function(VMLINUX, "f");
-    host.probe(f, "return probe 'p_ret'", Claim::Change).expect("nobody is there");
+    host.probe(f, "return probe 'p_ret'", Claim::Change)
+        .expect("nobody is there");
     let patch = one("f", 0, &host, f);
     refuse(
         &Engine::new(host),
@@ -299,22 +338,45 @@ fn a_second_patch_during_a_transition() {
     basic.engine.enable(p).expect("starts");
     basic.host().take_transcript();
     let before = basic.host().snapshot();
-    for refused in [basic.engine.enable(q), basic.engine.disable(p), basic.engine.disable(q)] {
+    for refused in [
+        basic.engine.enable(q),
+        basic.engine.disable(p),
+        basic.engine.disable(q),
+    ] {
         let error = refused.expect_err("one transition at a time");
-        assert!(matches!(&error, Error::Busy { patch } if patch == "p"), "{error:?}");
-        assert_eq!(error.to_string(), "patch 'p' is in transition; one transition at a time");
+        assert!(
+            matches!(&error, Error::Busy { patch } if patch == "p"),
+            "{error:?}"
+        );
+        assert_eq!(
+            error.to_string(),
+            "patch 'p' is in transition; one transition at a time"
+        );
         assert_eq!(error.errno(), -16);
     }
     assert!(matches!(basic.engine.remove(p), Err(Error::Busy { .. })));
-    let misused = [basic.engine.reverse(q), sim::force(&basic.engine, q), basic.engine.kick(q).map(|()| Poll::Idle)];
+    let misused = [
+        basic.engine.reverse(q),
+        sim::force(&basic.engine, q),
+        basic.engine.kick(q).map(|()| Poll::Idle),
+    ];
     for refused in misused {
         assert_eq!(refused, Err(Error::ApiMisuse(ApiMisuse::NoTransition)));
     }
-    assert_eq!(basic.engine.enable(p), Err(Error::ApiMisuse(ApiMisuse::AlreadyEnabled)));
+    assert_eq!(
+        basic.engine.enable(p),
+        Err(Error::ApiMisuse(ApiMisuse::AlreadyEnabled))
+    );
     assert_eq!(basic.host().snapshot(), before);
     basic.log(&[]);
     basic.host().rest_all();
-    assert_eq!(basic.engine.poll(), Poll::Complete { patch: p, enabled: true });
+    assert_eq!(
+        basic.engine.poll(),
+        Poll::Complete {
+            patch: p,
+            enabled: true
+        }
+    );
     assert_eq!(basic.engine.enable(q), complete(q, true), "nothing is lost");
     check(&basic.engine);
 }
@@ -323,20 +385,47 @@ fn a_second_patch_during_a_transition() {
 fn misuse() {
     let basic = Basic::new();
     let p = basic.add("p");
-    let refused = basic.engine.add(basic.both("p")).expect_err("the name is taken");
-    assert_eq!((refused.error, &**refused.patch.name()), (Error::ApiMisuse(ApiMisuse::NameTaken), "p"));
-    assert_eq!(basic.engine.disable(p), Err(Error::ApiMisuse(ApiMisuse::NotEnabled)));
+    let refused = basic
+        .engine
+        .add(basic.both("p"))
+        .expect_err("the name is taken");
+    assert_eq!(
+        (refused.error, &**refused.patch.name()),
+        (Error::ApiMisuse(ApiMisuse::NameTaken), "p")
+    );
+    assert_eq!(
+        basic.engine.disable(p),
+        Err(Error::ApiMisuse(ApiMisuse::NotEnabled))
+    );
     basic.engine.enable(p).expect("enables");
-    assert_eq!(basic.engine.enable(p), Err(Error::ApiMisuse(ApiMisuse::AlreadyEnabled)));
-    assert_eq!(basic.engine.remove(p).err(), Some(Error::ApiMisuse(ApiMisuse::AlreadyEnabled)));
-    assert_eq!(basic.engine.reverse(p), Err(Error::ApiMisuse(ApiMisuse::NoTransition)));
-    assert_eq!(basic.engine.blockers(p).map(|_| ()), Err(Error::ApiMisuse(ApiMisuse::NoTransition)));
+    assert_eq!(
+        basic.engine.enable(p),
+        Err(Error::ApiMisuse(ApiMisuse::AlreadyEnabled))
+    );
+    assert_eq!(
+        basic.engine.remove(p).err(),
+        Some(Error::ApiMisuse(ApiMisuse::AlreadyEnabled))
+    );
+    assert_eq!(
+        basic.engine.reverse(p),
+        Err(Error::ApiMisuse(ApiMisuse::NoTransition))
+    );
+    assert_eq!(
+        basic.engine.blockers(p).map(|_| ()),
+        Err(Error::ApiMisuse(ApiMisuse::NoTransition))
+    );
     basic.engine.disable(p).expect("disables");
     assert_eq!(basic.engine.find("p"), Some(p));
     basic.engine.remove(p).expect("it is disabled");
     assert_eq!(basic.engine.find("p"), None);
-    assert_eq!(basic.engine.enable(p), Err(Error::ApiMisuse(ApiMisuse::UnknownPatch)));
+    assert_eq!(
+        basic.engine.enable(p),
+        Err(Error::ApiMisuse(ApiMisuse::UnknownPatch))
+    );
     let unknown = basic.engine.remove(p).expect_err("it is gone");
-    assert_eq!((unknown.to_string(), unknown.errno()), ("there is no such patch".to_string(), -22));
+    assert_eq!(
+        (unknown.to_string(), unknown.errno()),
+        ("there is no such patch".to_string(), -22)
+    );
     check(&basic.engine);
 }

@@ -1,4 +1,5 @@
-//! Patches that take the place of others: what goes back to the original, what stays, what may go, what is refused.
+//! Patches that take the place of others: what goes back to the original, what stays, what may go,
+//! what is refused.
 
 use super::check;
 use super::linux::{Linux, Wanted};
@@ -23,21 +24,47 @@ impl Old {
     pub(super) fn new() -> Self {
         let host = SimOs::new();
         let func = |object, name| (object, name, host.function(object, name));
-        let funcs = [func(VMLINUX, "f"), func(VMLINUX, "g"), func("mod", "m"), func("mod", "n")];
-        Self { linux: Linux::new(host), funcs }
+        let funcs = [
+            func(VMLINUX, "f"),
+            func(VMLINUX, "g"),
+            func("mod", "m"),
+            func("mod", "n"),
+        ];
+        Self {
+            linux: Linux::new(host),
+            funcs,
+        }
     }
 
     /// Adds a patch for some of the functions.
-    pub(super) fn add(&mut self, name: &str, funcs: &[usize], replace: Replace, states: &[(u64, u32)]) -> PatchId {
+    pub(super) fn add(
+        &mut self,
+        name: &str,
+        funcs: &[usize],
+        replace: Replace,
+        states: &[(u64, u32)],
+    ) -> PatchId {
         let funcs: Vec<_> = funcs.iter().map(|func| self.funcs[*func]).collect();
-        let patch = self.linux.build(&Wanted { name, funcs: &funcs, replace, states, ..Wanted::default() });
+        let patch = self.linux.build(&Wanted {
+            name,
+            funcs: &funcs,
+            replace,
+            states,
+            ..Wanted::default()
+        });
         self.linux.host().know(&patch);
         self.linux.engine.add(patch).expect("it is new")
     }
 
     pub(super) fn enabled(&mut self, name: &str, funcs: &[usize], replace: Replace) -> PatchId {
         let id = self.add(name, funcs, replace, &[]);
-        assert_eq!(self.enable(id), Ok(Poll::Complete { patch: id, enabled: true }));
+        assert_eq!(
+            self.enable(id),
+            Ok(Poll::Complete {
+                patch: id,
+                enabled: true
+            })
+        );
         id
     }
 
@@ -49,14 +76,19 @@ impl Old {
 
     #[track_caller]
     pub(super) fn runs(&self, expected: [&str; 4]) {
-        let version = |(_, _, func): (&str, &str, SimFunc)| self.linux.host().version(self.linux.shell, func);
+        let version =
+            |(_, _, func): (&str, &str, SimFunc)| self.linux.host().version(self.linux.shell, func);
         assert_eq!(self.funcs.map(version), expected);
     }
 
     /// Names of the enabled patches.
     pub(super) fn on(&self) -> Vec<String> {
         let status = self.linux.engine.status().expect("memory");
-        status.iter().filter(|patch| patch.enabled).map(|patch| patch.name.to_string()).collect()
+        status
+            .iter()
+            .filter(|patch| patch.enabled)
+            .map(|patch| patch.name.to_string())
+            .collect()
     }
 
     /// Somebody is inside a function, so that a transition that changes it waits.
@@ -86,7 +118,13 @@ fn what_the_new_patch_does_not_have_goes_back_to_the_original() {
     assert_eq!(old.on(), ["all"]);
     // Replaced patches may go, or come again.
     old.linux.engine.remove(b).expect("nothing runs in it");
-    assert_eq!(old.enable(a), Ok(Poll::Complete { patch: a, enabled: true }));
+    assert_eq!(
+        old.enable(a),
+        Ok(Poll::Complete {
+            patch: a,
+            enabled: true
+        })
+    );
     old.runs(["a_f", "a_g", "a_m", "n"]);
     assert_eq!(old.on(), ["all", "a"]);
     for id in [all, a] {
@@ -102,12 +140,27 @@ fn during_the_transition_each_task_runs_all_of_the_old_or_all_of_the_new() {
     old.enabled("a", &[F, G], Replace::None);
     let holder = old.hold(G);
     let all = old.add("all", &[F], Replace::All, &[]);
-    assert_eq!(old.enable(all), Ok(Poll::Waiting { patch: all, pending: 1 }));
+    assert_eq!(
+        old.enable(all),
+        Ok(Poll::Waiting {
+            patch: all,
+            pending: 1
+        })
+    );
     old.runs(["all_f", "g", "m", "n"]);
     let version = |func: usize| old.linux.host().version(holder, old.funcs[func].2);
-    assert_eq!((version(F), version(G)), ("a_f".to_string(), "a_g".to_string()));
+    assert_eq!(
+        (version(F), version(G)),
+        ("a_f".to_string(), "a_g".to_string())
+    );
     assert!(old.linux.host().ret(holder));
-    assert_eq!(old.poll(), Poll::Complete { patch: all, enabled: true });
+    assert_eq!(
+        old.poll(),
+        Poll::Complete {
+            patch: all,
+            enabled: true
+        }
+    );
     old.runs(["all_f", "g", "m", "n"]);
 }
 
@@ -117,13 +170,31 @@ fn a_replacement_that_is_turned_round_leaves_the_old_patches_as_they_were() {
     old.enabled("a", &[F, G], Replace::None);
     let holder = old.hold(G);
     let all = old.add("all", &[F], Replace::All, &[]);
-    assert_eq!(old.enable(all), Ok(Poll::Waiting { patch: all, pending: 1 }));
-    assert_eq!(old.linux.engine.reverse(all), Ok(Poll::Complete { patch: all, enabled: false }));
+    assert_eq!(
+        old.enable(all),
+        Ok(Poll::Waiting {
+            patch: all,
+            pending: 1
+        })
+    );
+    assert_eq!(
+        old.linux.engine.reverse(all),
+        Ok(Poll::Complete {
+            patch: all,
+            enabled: false
+        })
+    );
     check(&old.linux.engine);
     assert_eq!(old.on(), ["a"]);
     old.runs(["a_f", "a_g", "m", "n"]);
     assert!(old.linux.host().ret(holder));
-    assert_eq!(old.enable(all), Ok(Poll::Complete { patch: all, enabled: true }));
+    assert_eq!(
+        old.enable(all),
+        Ok(Poll::Complete {
+            patch: all,
+            enabled: true
+        })
+    );
     old.runs(["all_f", "g", "m", "n"]);
 }
 
@@ -134,39 +205,76 @@ fn a_forced_replacement_pins_those_that_gave_way() {
     let idle = old.add("idle", &[F], Replace::None, &[]);
     old.hold(G);
     let all = old.add("all", &[F], Replace::All, &[]);
-    assert_eq!(old.enable(all), Ok(Poll::Waiting { patch: all, pending: 1 }));
-    assert_eq!(klp_core::sim::force(&old.linux.engine, all), Ok(Poll::Complete { patch: all, enabled: true }));
+    assert_eq!(
+        old.enable(all),
+        Ok(Poll::Waiting {
+            patch: all,
+            pending: 1
+        })
+    );
+    assert_eq!(
+        klp_core::sim::force(&old.linux.engine, all),
+        Ok(Poll::Complete {
+            patch: all,
+            enabled: true
+        })
+    );
     check(&old.linux.engine);
-    assert_eq!(old.linux.engine.remove(a).err(), Some(Error::ApiMisuse(ApiMisuse::Forced)));
+    assert_eq!(
+        old.linux.engine.remove(a).err(),
+        Some(Error::ApiMisuse(ApiMisuse::Forced))
+    );
     old.linux.engine.remove(idle).expect("it was not in force");
     old.linux.engine.disable(all).expect("disables");
-    old.linux.engine.remove(all).expect("it was not pinned itself");
+    old.linux
+        .engine
+        .remove(all)
+        .expect("it was not pinned itself");
 }
 
-/// A patch that replaces all, was enabled long ago and stays after all when it is being disabled: those that were enabled on top
-/// of it meanwhile have nothing to do with that.
+/// A patch that replaces all, was enabled long ago and stays after all when it is being disabled:
+/// those that were enabled on top of it meanwhile have nothing to do with that.
 #[test]
 fn later_patches_do_not_give_way_when_disabling_is_turned_round() {
     let mut old = Old::new();
     let all = old.enabled("all", &[F], Replace::All);
     old.enabled("later", &[G], Replace::None);
     let holder = old.hold(F);
-    assert_eq!(old.linux.engine.disable(all), Ok(Poll::Waiting { patch: all, pending: 1 }));
-    assert_eq!(old.linux.engine.reverse(all), Ok(Poll::Complete { patch: all, enabled: true }));
+    assert_eq!(
+        old.linux.engine.disable(all),
+        Ok(Poll::Waiting {
+            patch: all,
+            pending: 1
+        })
+    );
+    assert_eq!(
+        old.linux.engine.reverse(all),
+        Ok(Poll::Complete {
+            patch: all,
+            enabled: true
+        })
+    );
     check(&old.linux.engine);
     assert_eq!(old.on(), ["all", "later"]);
     assert!(old.linux.host().ret(holder));
     old.runs(["all_f", "later_g", "m", "n"]);
 }
 
-/// The module has functions that go back to the original; it is unloaded and loaded again in the middle of that, elsewhere.
+/// The module has functions that go back to the original; it is unloaded and loaded again in the
+/// middle of that, elsewhere.
 #[test]
 fn a_module_goes_and_comes_while_it_is_given_back() {
     let mut old = Old::new();
     old.enabled("a", &[F, M, N], Replace::None);
     let holder = old.hold(F);
     let all = old.add("all", &[F, N], Replace::All, &[]);
-    assert_eq!(old.enable(all), Ok(Poll::Waiting { patch: all, pending: 1 }));
+    assert_eq!(
+        old.enable(all),
+        Ok(Poll::Waiting {
+            patch: all,
+            pending: 1
+        })
+    );
     for _ in 0..3 {
         old.runs(["all_f", "g", "m", "all_n"]);
         assert!(rmmod(&old.linux.engine, "mod"));
@@ -174,17 +282,34 @@ fn a_module_goes_and_comes_while_it_is_given_back() {
         old.linux.insmod("mod", "", &[]);
     }
     // Turned round twice, it still knows them.
-    old.linux.host().set_unstoppable(old.linux.shell, Some(klp_core::port::Reason::Running));
-    assert!(matches!(old.linux.engine.reverse(all), Ok(Poll::Waiting { .. })));
+    old.linux
+        .host()
+        .set_unstoppable(old.linux.shell, Some(klp_core::port::Reason::Running));
+    assert!(matches!(
+        old.linux.engine.reverse(all),
+        Ok(Poll::Waiting { .. })
+    ));
     assert!(rmmod(&old.linux.engine, "mod"));
     old.linux.insmod("mod", "", &[]);
-    assert_eq!(old.linux.host().state(old.linux.shell), Some(TaskState::Patched));
+    assert_eq!(
+        old.linux.host().state(old.linux.shell),
+        Some(TaskState::Patched)
+    );
     old.runs(["all_f", "g", "m", "all_n"]);
-    assert!(matches!(old.linux.engine.reverse(all), Ok(Poll::Waiting { .. })));
+    assert!(matches!(
+        old.linux.engine.reverse(all),
+        Ok(Poll::Waiting { .. })
+    ));
     check(&old.linux.engine);
     old.linux.host().rest_all();
     assert!(old.linux.host().rests(holder));
-    assert_eq!(old.poll(), Poll::Complete { patch: all, enabled: true });
+    assert_eq!(
+        old.poll(),
+        Poll::Complete {
+            patch: all,
+            enabled: true
+        }
+    );
     old.runs(["all_f", "g", "m", "all_n"]);
     assert!(rmmod(&old.linux.engine, "mod"));
     check(&old.linux.engine);
@@ -202,12 +327,18 @@ fn a_set_replaces_its_own_patches_only() {
     old.linux.engine.remove(one).expect("it gave way");
     // Another set may have neither its functions nor its states.
     let thief = old.add("thief", &[F, N], Replace::Set(3), &[]);
-    let Err(Error::Patch(error)) = old.enable(thief) else { panic!("it shares 'n' with 'one_later'") };
-    assert!(matches!(error.reason, PatchReason::SharedWithOtherSet { with } if &*with == "one_later"));
+    let Err(Error::Patch(error)) = old.enable(thief) else {
+        panic!("it shares 'n' with 'one_later'")
+    };
+    assert!(
+        matches!(error.reason, PatchReason::SharedWithOtherSet { with } if &*with == "one_later")
+    );
     let states = old.add("states", &[G], Replace::Set(3), &[(7, 1)]);
     assert!(matches!(old.enable(states), Ok(Poll::Complete { .. })));
     let again = old.add("again", &[M], Replace::Set(2), &[(7, 2)]);
-    let Err(Error::Patch(error)) = old.enable(again) else { panic!("it shares state 7 with 'states'") };
+    let Err(Error::Patch(error)) = old.enable(again) else {
+        panic!("it shares state 7 with 'states'")
+    };
     assert!(matches!(error.reason, PatchReason::SharedWithOtherSet { with } if &*with == "states"));
     assert_eq!(old.on(), ["plain", "two", "one_later", "states"]);
     let all = old.add("all", &[F], Replace::All, &[(7, 1)]);
@@ -234,7 +365,12 @@ fn sets_and_a_module_that_is_not_there() {
     assert_eq!(report.findings, [error]);
     // By another name it shows only when the module comes.
     let funcs = &[("mod", "alias_of_m", m)];
-    let hidden = old.linux.build(&Wanted { name: "hidden", funcs, replace: Replace::Set(2), ..Wanted::default() });
+    let hidden = old.linux.build(&Wanted {
+        name: "hidden",
+        funcs,
+        replace: Replace::Set(2),
+        ..Wanted::default()
+    });
     let hidden = old.linux.engine.add(hidden).expect("it is new");
     assert!(matches!(old.enable(hidden), Ok(Poll::Complete { .. })));
     old.linux.host().take_transcript();
@@ -249,7 +385,10 @@ fn sets_and_a_module_that_is_not_there() {
         insmod: ERROR: could not insert module test_modules/mod.ko: Invalid parameters
         ",
     );
-    assert!(matches!(old.linux.engine.disable(one), Ok(Poll::Complete { .. })));
+    assert!(matches!(
+        old.linux.engine.disable(one),
+        Ok(Poll::Complete { .. })
+    ));
     old.linux.insmod("mod", "", &[]);
     old.runs(["f", "g", "hidden_m", "n"]);
 }
@@ -262,10 +401,22 @@ fn a_set_on_top_of_another_patch() {
     old.enabled("one", &[G], Replace::Set(1));
     let holder = old.hold(G);
     let later = old.add("one_later", &[N], Replace::Set(1), &[]);
-    assert_eq!(old.linux.engine.enable(later), Ok(Poll::Waiting { patch: later, pending: 1 }));
+    assert_eq!(
+        old.linux.engine.enable(later),
+        Ok(Poll::Waiting {
+            patch: later,
+            pending: 1
+        })
+    );
     old.runs(["below_f", "below_g", "m", "one_later_n"]);
     assert!(old.linux.host().ret(holder));
-    assert_eq!(old.poll(), Poll::Complete { patch: later, enabled: true });
+    assert_eq!(
+        old.poll(),
+        Poll::Complete {
+            patch: later,
+            enabled: true
+        }
+    );
     old.runs(["below_f", "below_g", "m", "one_later_n"]);
 }
 
@@ -288,7 +439,10 @@ fn states_must_fit() {
         let result = old.enable(second);
         assert_eq!(result.is_ok(), fits, "{replace:?} {states:?}: {result:?}");
         if let Err(error) = result {
-            assert_eq!(error.to_string(), "patch 'second': its states do not fit those of the enabled patch 'first'");
+            assert_eq!(
+                error.to_string(),
+                "patch 'second': its states do not fit those of the enabled patch 'first'"
+            );
             old.runs(["first_f", "g", "m", "n"]);
         }
     }
@@ -300,14 +454,25 @@ fn a_veto_in_the_middle_undoes_what_was_done() {
     let old = Old::new();
     let mut linux = old.linux;
     let talks = &[VMLINUX, "mod"];
-    let patch = linux.build(&Wanted { name: "p", talks, funcs: &old.funcs, ..Wanted::default() });
+    let patch = linux.build(&Wanted {
+        name: "p",
+        talks,
+        funcs: &old.funcs,
+        ..Wanted::default()
+    });
     let p = linux.engine.add(patch).expect("it is new");
     linux.host().take_transcript();
     linux.veto_second("p");
-    let error = linux.engine.enable(p).expect_err("the module's callback says no");
+    let error = linux
+        .engine
+        .enable(p)
+        .expect_err("the module's callback says no");
     assert_eq!(
         (error.errno(), error.to_string()),
-        (-19, "patch 'p', object 'mod': its pre-patch callback said no (error -19)".to_string())
+        (
+            -19,
+            "patch 'p', object 'mod': its pre-patch callback said no (error -19)".to_string()
+        )
     );
     linux.log(
         "
@@ -333,8 +498,24 @@ fn a_veto_at_coming_undoes_earlier_patches() {
     let mut linux = old.linux;
     assert!(rmmod(&linux.engine, "mod"));
     let m = [old.funcs[M]];
-    linux.load(&Wanted { name: "one", talks: &["mod"], funcs: &m, ..Wanted::default() }, "");
-    linux.load(&Wanted { name: "two", talks: &["mod"], funcs: &m, ..Wanted::default() }, "");
+    linux.load(
+        &Wanted {
+            name: "one",
+            talks: &["mod"],
+            funcs: &m,
+            ..Wanted::default()
+        },
+        "",
+    );
+    linux.load(
+        &Wanted {
+            name: "two",
+            talks: &["mod"],
+            funcs: &m,
+            ..Wanted::default()
+        },
+        "",
+    );
     linux.set_pre_patch_ret("two", -19);
     linux.host().take_transcript();
     linux.insmod("mod", "", &[]);
@@ -354,7 +535,10 @@ fn a_veto_at_coming_undoes_earlier_patches() {
         insmod: ERROR: could not insert module test_modules/mod.ko: No such device
         ",
     );
-    assert!(!linux.host().call(linux.shell, old.funcs[M].2), "it is not loaded");
+    assert!(
+        !linux.host().call(linux.shell, old.funcs[M].2),
+        "it is not loaded"
+    );
     linux.set_pre_patch_ret("two", 0);
     linux.insmod("mod", "", &[]);
     assert_eq!(linux.host().version(linux.shell, old.funcs[M].2), "two_m");

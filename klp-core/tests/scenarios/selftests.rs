@@ -1,20 +1,27 @@
 //! The scenarios of Linux's livepatch selftests, under their titles, on the simulated OS.
 //!
-//! | title | where |
-//! |---|---|
-//! | `target module before livepatch` … `busy target module` (the first nine of test-callbacks.sh) | [`super::callbacks`], tests 1 to 9 |
-//! | `multiple livepatches`, `atomic replace` (test-callbacks.sh) | here, `callbacks_…` |
-//! | `basic function patching` | `super::basic_function_patching` |
-//! | `multiple livepatches`, `atomic replace livepatch`, `module function patching`, `module function patching (livepatch first)` | here |
-//! | `basic shadow variable API` | tests of `klp_core::shadow` |
-//! | `system state modification`, `taking over system state modification`, `compatible cumulative livepatches`, `incompatible cumulative livepatches` | here |
-//! | `livepatch interaction with kprobed function with post_handler`, `… without post_handler` | [`super::kprobes`]; the kernel tries to register first, this engine looks first: it refuses before a transition begins |
-//! | `patch getpid syscall while being heavily hammered` | here, tasks that call without end |
-//! | `sysfs test`, `sysfs test object/patched`, `sysfs test replace enabled`, `sysfs test replace disabled`, `sysfs test stack_order value` | the attributes are the control tree's; what they tell is here, asked of `Engine::status` |
+//! * `target module before livepatch` … `busy target module` (the first nine of test-callbacks.sh):
+//!   [`super::callbacks`], tests 1 to 9
+//! * `multiple livepatches`, `atomic replace` (test-callbacks.sh): here, `callbacks_…`
+//! * `basic function patching`: `super::basic_function_patching`
+//! * `multiple livepatches`, `atomic replace livepatch`, `module function patching`,
+//!   `module function patching (livepatch first)`: here
+//! * `basic shadow variable API`: tests of `klp_core::shadow`
+//! * `system state modification`, `taking over system state modification`,
+//!   `compatible cumulative livepatches`, `incompatible cumulative livepatches`: here
+//! * `livepatch interaction with kprobed function with post_handler`, `… without post_handler`:
+//!   [`super::kprobes`]; the kernel tries to register first, this engine looks first: it refuses
+//!   before a transition begins
+//! * `patch getpid syscall while being heavily hammered`: here, tasks that call without end
+//! * `sysfs test`, `sysfs test object/patched`, `sysfs test replace enabled`,
+//!   `sysfs test replace disabled`, `sysfs test stack_order value`: the attributes are the control
+//!   tree's; what they tell is here, asked of `Engine::status`
 //!
-//! About facilities of a kernel, and therefore not here: `livepatch interaction with ftrace_enabled sysctl` (a switch that turns all
-//! tracing off), `trace livepatched function and check that the live patch remains in effect` and `livepatch a traced function and check
-//! that the live patch remains in effect` (tracers that share ftrace sites; what an engine sees of them is the kprobe without post-handler).
+//! About facilities of a kernel, and therefore not here:
+//! `livepatch interaction with ftrace_enabled sysctl` (a switch that turns all tracing off),
+//! `trace livepatched function and check that the live patch remains in effect` and
+//! `livepatch a traced function and check that the live patch remains in effect` (tracers that
+//! share ftrace sites; what an engine sees of them is the kprobe without post-handler).
 
 use super::linux::{Linux, Wanted};
 use klp_core::Poll;
@@ -55,11 +62,23 @@ impl Kernel {
         let host = SimOs::new();
         let cmdline = host.function(VMLINUX, "cmdline_proc_show");
         let meminfo = host.function(VMLINUX, "meminfo_proc_show");
-        Self { linux: Linux::new(host), cmdline, meminfo }
+        Self {
+            linux: Linux::new(host),
+            cmdline,
+            meminfo,
+        }
     }
 
     fn load(&mut self, name: &str, funcs: &[(&str, &str, SimFunc)], replace: Replace) {
-        self.linux.load(&Wanted { name, funcs, replace, ..Wanted::default() }, "");
+        self.linux.load(
+            &Wanted {
+                name,
+                funcs,
+                replace,
+                ..Wanted::default()
+            },
+            "",
+        );
     }
 
     /// Which versions run when both functions are called.
@@ -98,7 +117,10 @@ fn multiple_livepatches() {
     assert_eq!(kernel.versions(), versions(CMDLINE, "meminfo_proc_show"));
     kernel.linux.echo_0("test_klp_livepatch");
     kernel.linux.unload("test_klp_livepatch");
-    assert_eq!(kernel.versions(), versions("cmdline_proc_show", "meminfo_proc_show"));
+    assert_eq!(
+        kernel.versions(),
+        versions("cmdline_proc_show", "meminfo_proc_show")
+    );
     kernel.linux.log(
         &[
             &*enabling("test_klp_livepatch"),
@@ -123,7 +145,10 @@ fn atomic_replace_livepatch() {
     assert_eq!(kernel.versions(), versions("cmdline_proc_show", MEMINFO));
     kernel.linux.echo_0("test_klp_atomic_replace");
     kernel.linux.unload("test_klp_atomic_replace");
-    assert_eq!(kernel.versions(), versions("cmdline_proc_show", "meminfo_proc_show"));
+    assert_eq!(
+        kernel.versions(),
+        versions("cmdline_proc_show", "meminfo_proc_show")
+    );
     kernel.linux.log(
         &[
             &*enabling("test_klp_livepatch"),
@@ -148,7 +173,14 @@ fn module_function(loaded: bool) -> (Linux, SimFunc) {
 
 fn load_mod_patch(linux: &mut Linux, show: SimFunc) {
     let funcs = [("test_klp_mod_target", "test_klp_mod_target_show", show)];
-    linux.load(&Wanted { name: "test_klp_mod_patch", funcs: &funcs, ..Wanted::default() }, "");
+    linux.load(
+        &Wanted {
+            name: "test_klp_mod_patch",
+            funcs: &funcs,
+            ..Wanted::default()
+        },
+        "",
+    );
 }
 
 #[test]
@@ -158,7 +190,10 @@ fn module_function_patching() {
     let version = |linux: &Linux| linux.host().version(linux.shell, show);
     assert_eq!(version(&linux), "test_klp_mod_target_show");
     load_mod_patch(&mut linux, show);
-    assert_eq!(version(&linux), "test_klp_mod_patch_test_klp_mod_target_show");
+    assert_eq!(
+        version(&linux),
+        "test_klp_mod_patch_test_klp_mod_target_show"
+    );
     linux.echo_0("test_klp_mod_patch");
     assert_eq!(version(&linux), "test_klp_mod_target_show");
     linux.unload("test_klp_mod_patch");
@@ -182,7 +217,10 @@ fn module_function_patching_livepatch_first() {
     load_mod_patch(&mut linux, show);
     linux.insmod("test_klp_mod_target", "", &["test_klp_mod_target_init"]);
     let version = |linux: &Linux| linux.host().version(linux.shell, show);
-    assert_eq!(version(&linux), "test_klp_mod_patch_test_klp_mod_target_show");
+    assert_eq!(
+        version(&linux),
+        "test_klp_mod_patch_test_klp_mod_target_show"
+    );
     linux.echo_0("test_klp_mod_patch");
     assert_eq!(version(&linux), "test_klp_mod_target_show");
     linux.unload("test_klp_mod_patch");
@@ -207,7 +245,9 @@ fn module_function_patching_livepatch_first() {
 fn patch_getpid_syscall_while_being_heavily_hammered() {
     let host = SimOs::new();
     let getpid = host.function(VMLINUX, "sys_getpid");
-    let tasks: Vec<_> = (0..32).map(|number| host.spawn(&format!("hammer{number}"))).collect();
+    let tasks: Vec<_> = (0..32)
+        .map(|number| host.spawn(&format!("hammer{number}")))
+        .collect();
     let mut linux = Linux::new(host);
     let mut chance = Chance::new(7);
     // Every task is somewhere on its way into the function or out of it.
@@ -225,8 +265,14 @@ fn patch_getpid_syscall_while_being_heavily_hammered() {
         }
     };
     hammer(&linux);
-    linux
-        .load(&Wanted { name: "test_klp_syscall", funcs: &[(VMLINUX, "sys_getpid", getpid)], ..Wanted::default() }, "");
+    linux.load(
+        &Wanted {
+            name: "test_klp_syscall",
+            funcs: &[(VMLINUX, "sys_getpid", getpid)],
+            ..Wanted::default()
+        },
+        "",
+    );
     let mut polls = 0;
     while linux.engine.poll() != Poll::Idle {
         hammer(&linux);
@@ -239,16 +285,30 @@ fn patch_getpid_syscall_while_being_heavily_hammered() {
         while !linux.host().rests(*task) {
             assert!(linux.host().run(*task) && linux.host().ret(*task));
         }
-        assert_eq!(linux.host().version(*task, getpid), "test_klp_syscall_sys_getpid");
+        assert_eq!(
+            linux.host().version(*task, getpid),
+            "test_klp_syscall_sys_getpid"
+        );
     }
     let mut log = linux.host().take_transcript();
-    log.retain(|line| !line.starts_with("klp_try_switch_task: ") && line != "signaling remaining tasks");
+    log.retain(|line| {
+        !line.starts_with("klp_try_switch_task: ") && line != "signaling remaining tasks"
+    });
     let expected = enabling("test_klp_syscall");
-    let expected: Vec<&str> = expected.lines().map(|line| line.trim().trim_start_matches("livepatch: ")).collect();
+    let expected: Vec<&str> = expected
+        .lines()
+        .map(|line| line.trim().trim_start_matches("livepatch: "))
+        .collect();
     assert_eq!(log, expected);
     linux.echo_0("test_klp_syscall");
     linux.unload("test_klp_syscall");
-    linux.log(&[&*disabling("test_klp_syscall"), "% rmmod test_modules/test_klp_syscall.ko"].concat());
+    linux.log(
+        &[
+            &*disabling("test_klp_syscall"),
+            "% rmmod test_modules/test_klp_syscall.ko",
+        ]
+        .concat(),
+    );
 }
 
 #[test]
@@ -257,8 +317,22 @@ fn callbacks_multiple_livepatches() {
     host.function(VMLINUX, "f");
     let mut linux = Linux::new(host);
     let talks = &[VMLINUX];
-    linux.load(&Wanted { name: "test_klp_callbacks_demo", talks, ..Wanted::default() }, "");
-    linux.load(&Wanted { name: "test_klp_callbacks_demo2", talks, ..Wanted::default() }, "");
+    linux.load(
+        &Wanted {
+            name: "test_klp_callbacks_demo",
+            talks,
+            ..Wanted::default()
+        },
+        "",
+    );
+    linux.load(
+        &Wanted {
+            name: "test_klp_callbacks_demo2",
+            talks,
+            ..Wanted::default()
+        },
+        "",
+    );
     linux.echo_0("test_klp_callbacks_demo2");
     linux.echo_0("test_klp_callbacks_demo");
     linux.unload("test_klp_callbacks_demo2");
@@ -308,9 +382,24 @@ fn callbacks_atomic_replace() {
     host.function(VMLINUX, "f");
     let mut linux = Linux::new(host);
     let talks = &[VMLINUX];
-    linux.load(&Wanted { name: "test_klp_callbacks_demo", talks, ..Wanted::default() }, "");
+    linux.load(
+        &Wanted {
+            name: "test_klp_callbacks_demo",
+            talks,
+            ..Wanted::default()
+        },
+        "",
+    );
     linux.host().take_transcript();
-    linux.load(&Wanted { name: "test_klp_callbacks_demo2", talks, replace: Replace::All, ..Wanted::default() }, "");
+    linux.load(
+        &Wanted {
+            name: "test_klp_callbacks_demo2",
+            talks,
+            replace: Replace::All,
+            ..Wanted::default()
+        },
+        "",
+    );
     linux.echo_0("test_klp_callbacks_demo2");
     linux.unload("test_klp_callbacks_demo2");
     linux.unload("test_klp_callbacks_demo");
@@ -381,7 +470,11 @@ impl Callbacks for Louder {
             Some(_) => "passing the console_loglevel change back to the old livepatch",
             None => "restoring console_loglevel",
         };
-        assert_eq!(context.state(LOGLEVEL).map(State::data), Some(7), "what was kept when it was changed");
+        assert_eq!(
+            context.state(LOGLEVEL).map(State::data),
+            Some(7),
+            "what was kept when it was changed"
+        );
         self.say(context, what);
     }
 
@@ -396,7 +489,8 @@ impl Callbacks for Louder {
 }
 
 fn louder(linux: &Linux, name: &str, version: u32) -> Patch {
-    let object = Object::vmlinux().map(|object| object.with_callbacks(Box::new(Louder(linux.console.clone()))));
+    let object = Object::vmlinux()
+        .map(|object| object.with_callbacks(Box::new(Louder(linux.console.clone()))));
     Patch::builder(name)
         .object(object)
         .replace(Replace::All)
@@ -540,13 +634,35 @@ fn sysfs_stack_order_value() {
     kernel.load_livepatch();
     let order = |kernel: &Kernel| -> Vec<String> {
         let status = kernel.linux.engine.status().expect("memory");
-        status.iter().filter(|patch| patch.enabled).map(|patch| patch.name.to_string()).collect()
+        status
+            .iter()
+            .filter(|patch| patch.enabled)
+            .map(|patch| patch.name.to_string())
+            .collect()
     };
-    kernel.load("test_klp_syscall", &[(VMLINUX, "meminfo_proc_show", kernel.meminfo)], Replace::None);
-    kernel.load("test_klp_callbacks_demo", &[(VMLINUX, "meminfo_proc_show", kernel.meminfo)], Replace::None);
-    assert_eq!(order(&kernel), ["test_klp_livepatch", "test_klp_syscall", "test_klp_callbacks_demo"]);
+    kernel.load(
+        "test_klp_syscall",
+        &[(VMLINUX, "meminfo_proc_show", kernel.meminfo)],
+        Replace::None,
+    );
+    kernel.load(
+        "test_klp_callbacks_demo",
+        &[(VMLINUX, "meminfo_proc_show", kernel.meminfo)],
+        Replace::None,
+    );
+    assert_eq!(
+        order(&kernel),
+        [
+            "test_klp_livepatch",
+            "test_klp_syscall",
+            "test_klp_callbacks_demo"
+        ]
+    );
     kernel.linux.echo_0("test_klp_syscall");
-    assert_eq!(order(&kernel), ["test_klp_livepatch", "test_klp_callbacks_demo"]);
+    assert_eq!(
+        order(&kernel),
+        ["test_klp_livepatch", "test_klp_callbacks_demo"]
+    );
     kernel.load_atomic_replace(Replace::All);
     assert_eq!(order(&kernel), ["test_klp_atomic_replace"]);
 }

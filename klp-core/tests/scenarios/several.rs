@@ -1,4 +1,5 @@
-//! Several patches as one: no task runs with some of them and without the others, and what is refused of one is refused of all.
+//! Several patches as one: no task runs with some of them and without the others, and what is
+//! refused of one is refused of all.
 
 use super::check;
 use super::linux::Wanted;
@@ -37,7 +38,12 @@ impl Old {
     /// A plain patch with callbacks for the base image.
     fn talking(&mut self, name: &str, funcs: &[usize]) -> PatchId {
         let funcs: Vec<_> = funcs.iter().map(|func| self.funcs[*func]).collect();
-        let patch = self.linux.build(&Wanted { name, talks: &[VMLINUX], funcs: &funcs, ..Wanted::default() });
+        let patch = self.linux.build(&Wanted {
+            name,
+            talks: &[VMLINUX],
+            funcs: &funcs,
+            ..Wanted::default()
+        });
         self.linux.engine.add(patch).expect("it is new")
     }
 
@@ -47,7 +53,11 @@ impl Old {
         let engine = &self.linux.engine;
         let before = (engine.host().snapshot().without_images(), engine.status());
         let error = self.enable_all(ids).expect_err("they do not fit");
-        assert_eq!((engine.host().snapshot().without_images(), engine.status()), before, "{error}");
+        assert_eq!(
+            (engine.host().snapshot().without_images(), engine.status()),
+            before,
+            "{error}"
+        );
         error
     }
 }
@@ -59,7 +69,13 @@ fn two_patches_as_one() {
     let (a, b) = (old.talking("a", &[F, G]), old.talking("b", &[F]));
     old.linux.host().take_transcript();
     let holder = old.hold(G);
-    assert_eq!(old.enable_all(&[a, b]), Ok(Poll::Waiting { patch: a, pending: 1 }));
+    assert_eq!(
+        old.enable_all(&[a, b]),
+        Ok(Poll::Waiting {
+            patch: a,
+            pending: 1
+        })
+    );
     old.linux.log(
         "
         livepatch: enabling patch 'a'
@@ -74,16 +90,37 @@ fn two_patches_as_one() {
     );
     // Only `a` has the function that the task is in; it is in the old version of both.
     old.runs(["b_f", "a_g", "m", "n"]);
-    assert_eq!((old.version(holder, F), old.version(holder, G)), ("f".to_string(), "g".to_string()));
+    assert_eq!(
+        (old.version(holder, F), old.version(holder, G)),
+        ("f".to_string(), "g".to_string())
+    );
     for (patch, order) in [("a", "1\n"), ("b", "2\n")] {
-        assert_eq!(old.attribute(&format!("livepatch/{patch}/transition")), "1\n");
-        assert_eq!(old.attribute(&format!("livepatch/{patch}/stack_order")), order);
+        assert_eq!(
+            old.attribute(&format!("livepatch/{patch}/transition")),
+            "1\n"
+        );
+        assert_eq!(
+            old.attribute(&format!("livepatch/{patch}/stack_order")),
+            order
+        );
     }
-    assert!(matches!(old.enable_all(&[a]), Err(Error::ApiMisuse(ApiMisuse::AlreadyEnabled))));
+    assert!(matches!(
+        old.enable_all(&[a]),
+        Err(Error::ApiMisuse(ApiMisuse::AlreadyEnabled))
+    ));
     assert!(matches!(old.disable_all(&[b]), Err(Error::Busy { patch }) if &*patch == "a"));
-    assert!(matches!(old.linux.engine.remove(b), Err(Error::Busy { .. })));
+    assert!(matches!(
+        old.linux.engine.remove(b),
+        Err(Error::Busy { .. })
+    ));
     assert!(old.linux.host().ret(holder));
-    assert_eq!(old.poll(), Poll::Complete { patch: a, enabled: true });
+    assert_eq!(
+        old.poll(),
+        Poll::Complete {
+            patch: a,
+            enabled: true
+        }
+    );
     old.linux.log(
         "
         livepatch: 'a': completing patching transition
@@ -96,45 +133,93 @@ fn two_patches_as_one() {
     );
     old.runs(["b_f", "a_g", "m", "n"]);
     // From here on each is a patch of its own.
-    assert_eq!(old.linux.engine.disable(a), Ok(Poll::Complete { patch: a, enabled: false }));
+    assert_eq!(
+        old.linux.engine.disable(a),
+        Ok(Poll::Complete {
+            patch: a,
+            enabled: false
+        })
+    );
     old.runs(["b_f", "g", "m", "n"]);
-    assert_eq!(old.linux.engine.disable(b), Ok(Poll::Complete { patch: b, enabled: false }));
+    assert_eq!(
+        old.linux.engine.disable(b),
+        Ok(Poll::Complete {
+            patch: b,
+            enabled: false
+        })
+    );
     old.runs(BUILT);
 }
 
 #[test]
 fn any_of_them_stands_for_all() {
     let mut old = Old::new();
-    let [a, b] = [("a", F), ("b", G)].map(|(name, func)| old.add(name, &[func], Replace::None, &[]));
+    let [a, b] =
+        [("a", F), ("b", G)].map(|(name, func)| old.add(name, &[func], Replace::None, &[]));
     let holder = old.hold(G);
-    let waiting = Ok(Poll::Waiting { patch: a, pending: 1 });
+    let waiting = Ok(Poll::Waiting {
+        patch: a,
+        pending: 1,
+    });
     assert_eq!(old.enable_all(&[a, b]), waiting);
     for id in [a, b] {
         let blockers = old.linux.engine.blockers(id).expect("one is in transition");
-        let [blocker] = &blockers[..] else { panic!("{blockers:?}") };
-        let Hindrance::InFunction { object, func } = &blocker.hindrance else { panic!("{blocker}") };
+        let [blocker] = &blockers[..] else {
+            panic!("{blockers:?}")
+        };
+        let Hindrance::InFunction { object, func } = &blocker.hindrance else {
+            panic!("{blocker}")
+        };
         assert_eq!((blocker.task, &**object, &**func), (holder, VMLINUX, "g"));
         old.linux.engine.kick(id).expect("one is in transition");
     }
     assert_eq!(old.linux.host().kicks(holder), 2);
     // Turned round by the second one.
-    assert_eq!(old.linux.engine.reverse(b), Ok(Poll::Complete { patch: a, enabled: false }));
+    assert_eq!(
+        old.linux.engine.reverse(b),
+        Ok(Poll::Complete {
+            patch: a,
+            enabled: false
+        })
+    );
     check(&old.linux.engine);
     old.runs(BUILT);
     assert_eq!(old.enable_all(&[a, b]), waiting);
     // Forced by the second one; what is forced away is pinned, all of it.
-    assert_eq!(klp_core::sim::force(&old.linux.engine, b), Ok(Poll::Complete { patch: a, enabled: true }));
+    assert_eq!(
+        klp_core::sim::force(&old.linux.engine, b),
+        Ok(Poll::Complete {
+            patch: a,
+            enabled: true
+        })
+    );
     check(&old.linux.engine);
     assert!(old.linux.host().ret(holder));
     let holder = old.hold(G);
-    assert_eq!(old.disable_all(&[b, a]), waiting, "the order of enabling counts");
+    assert_eq!(
+        old.disable_all(&[b, a]),
+        waiting,
+        "the order of enabling counts"
+    );
     let stuck = old.linux.engine.blockers(a).expect("one is in transition");
-    assert!(matches!(&stuck[0].hindrance, Hindrance::InFunction { func, .. } if &**func == "g"), "{stuck:?}");
-    assert_eq!(klp_core::sim::force(&old.linux.engine, b), Ok(Poll::Complete { patch: a, enabled: false }));
+    assert!(
+        matches!(&stuck[0].hindrance, Hindrance::InFunction { func, .. } if &**func == "g"),
+        "{stuck:?}"
+    );
+    assert_eq!(
+        klp_core::sim::force(&old.linux.engine, b),
+        Ok(Poll::Complete {
+            patch: a,
+            enabled: false
+        })
+    );
     check(&old.linux.engine);
     assert!(old.linux.host().ret(holder));
     for id in [a, b] {
-        assert_eq!(old.linux.engine.remove(id).err(), Some(Error::ApiMisuse(ApiMisuse::Forced)));
+        assert_eq!(
+            old.linux.engine.remove(id).err(),
+            Some(Error::ApiMisuse(ApiMisuse::Forced))
+        );
     }
     old.runs(BUILT);
 }
@@ -144,27 +229,52 @@ fn the_order_of_the_list_is_the_order_on_the_stack() {
     let mut old = Old::new();
     let plain = old.enabled("plain", &[F], Replace::None);
     let [a, b, c] = ["a", "b", "c"].map(|name| old.add(name, &[F, G], Replace::None, &[]));
-    assert_eq!(old.enable_all(&[c, a]), Ok(Poll::Complete { patch: c, enabled: true }));
+    assert_eq!(
+        old.enable_all(&[c, a]),
+        Ok(Poll::Complete {
+            patch: c,
+            enabled: true
+        })
+    );
     assert_eq!(old.on(), ["plain", "c", "a"]);
     old.runs(["a_f", "a_g", "m", "n"]);
     assert!(matches!(old.enable(b), Ok(Poll::Complete { .. })));
     // Disabling works on those below others as well, and on those that stand apart.
     let holder = old.hold(F);
     assert_eq!(old.version(holder, G), "b_g");
-    assert_eq!(old.disable_all(&[b, plain, c]), Ok(Poll::Waiting { patch: plain, pending: 1 }));
+    assert_eq!(
+        old.disable_all(&[b, plain, c]),
+        Ok(Poll::Waiting {
+            patch: plain,
+            pending: 1
+        })
+    );
     old.runs(["a_f", "a_g", "m", "n"]);
     assert_eq!(old.version(holder, F), "b_f");
-    assert_eq!(old.linux.engine.reverse(c), Ok(Poll::Complete { patch: plain, enabled: true }));
+    assert_eq!(
+        old.linux.engine.reverse(c),
+        Ok(Poll::Complete {
+            patch: plain,
+            enabled: true
+        })
+    );
     check(&old.linux.engine);
     assert_eq!(old.on(), ["plain", "c", "a", "b"]);
     old.runs(["b_f", "b_g", "m", "n"]);
     assert!(old.linux.host().ret(holder));
-    assert_eq!(old.disable_all(&[b, plain, c]), Ok(Poll::Complete { patch: plain, enabled: false }));
+    assert_eq!(
+        old.disable_all(&[b, plain, c]),
+        Ok(Poll::Complete {
+            patch: plain,
+            enabled: false
+        })
+    );
     assert_eq!(old.on(), ["a"]);
     old.runs(["a_f", "a_g", "m", "n"]);
 }
 
-/// The new patches take the place of `one` and leave `below`: `g` goes back to nobody's, for another one of the batch has it.
+/// The new patches take the place of `one` and leave `below`: `g` goes back to nobody's, for
+/// another one of the batch has it.
 #[test]
 fn what_one_of_them_gives_back_another_may_have() {
     for names in [["plain", "later"], ["later", "plain"]] {
@@ -175,7 +285,13 @@ fn what_one_of_them_gives_back_another_may_have() {
         let plain = old.add("plain", &[G], Replace::None, &[]);
         let ids = names.map(|name| if name == "later" { later } else { plain });
         let holder = old.hold(F);
-        assert_eq!(old.enable_all(&ids), Ok(Poll::Waiting { patch: ids[0], pending: 1 }));
+        assert_eq!(
+            old.enable_all(&ids),
+            Ok(Poll::Waiting {
+                patch: ids[0],
+                pending: 1
+            })
+        );
         old.runs(["below_f", "plain_g", "below_m", "later_n"]);
         assert_eq!(old.version(holder, G), "one_g");
         // The module goes and comes in the middle of it.
@@ -186,7 +302,13 @@ fn what_one_of_them_gives_back_another_may_have() {
         old.runs(["below_f", "plain_g", "below_m", "later_n"]);
         assert_eq!(old.version(holder, M), "one_m");
         assert!(old.linux.host().ret(holder));
-        assert_eq!(old.poll(), Poll::Complete { patch: ids[0], enabled: true });
+        assert_eq!(
+            old.poll(),
+            Poll::Complete {
+                patch: ids[0],
+                enabled: true
+            }
+        );
         old.runs(["below_f", "plain_g", "below_m", "later_n"]);
         assert_eq!(old.on(), ["below", names[0], names[1]]);
         old.linux.engine.disable(plain).expect("it is enabled");
@@ -194,18 +316,33 @@ fn what_one_of_them_gives_back_another_may_have() {
     }
 }
 
-/// Both have functions of a module that comes while they are in transition; the second one says no first.
+/// Both have functions of a module that comes while they are in transition; the second one says no
+/// first.
 #[test]
 fn a_module_comes_during_their_transition() {
     let mut old = Old::new();
     assert!(rmmod(&old.linux.engine, "mod"));
-    let funcs = [[old.funcs[F], old.funcs[M], old.funcs[N]], [old.funcs[G], old.funcs[M], old.funcs[F]]];
+    let funcs = [
+        [old.funcs[F], old.funcs[M], old.funcs[N]],
+        [old.funcs[G], old.funcs[M], old.funcs[F]],
+    ];
     let [a, b] = [("a", &funcs[0][..]), ("b", &funcs[1][..2])].map(|(name, funcs)| {
-        let patch = old.linux.build(&Wanted { name, talks: &["mod"], funcs, ..Wanted::default() });
+        let patch = old.linux.build(&Wanted {
+            name,
+            talks: &["mod"],
+            funcs,
+            ..Wanted::default()
+        });
         old.linux.engine.add(patch).expect("it is new")
     });
     let holder = old.hold(G);
-    assert_eq!(old.enable_all(&[a, b]), Ok(Poll::Waiting { patch: a, pending: 1 }));
+    assert_eq!(
+        old.enable_all(&[a, b]),
+        Ok(Poll::Waiting {
+            patch: a,
+            pending: 1
+        })
+    );
     old.linux.set_pre_patch_ret("b", -19);
     old.linux.host().take_transcript();
     old.linux.insmod("mod", "", &[]);
@@ -226,10 +363,19 @@ fn a_module_comes_during_their_transition() {
     old.linux.set_pre_patch_ret("b", 0);
     old.linux.insmod("mod", "", &[]);
     old.runs(["a_f", "b_g", "b_m", "a_n"]);
-    assert_eq!((old.version(holder, M), old.version(holder, N)), ("m".to_string(), "n".to_string()));
+    assert_eq!(
+        (old.version(holder, M), old.version(holder, N)),
+        ("m".to_string(), "n".to_string())
+    );
     assert_eq!(old.linux.host().state(holder), Some(TaskState::Unpatched));
     assert!(old.linux.host().ret(holder));
-    assert_eq!(old.poll(), Poll::Complete { patch: a, enabled: true });
+    assert_eq!(
+        old.poll(),
+        Poll::Complete {
+            patch: a,
+            enabled: true
+        }
+    );
     old.runs(["a_f", "b_g", "b_m", "a_n"]);
 }
 
@@ -242,7 +388,10 @@ fn a_veto_of_one_undoes_all() {
     old.linux.host().take_transcript();
     // Not the order of their arrival: that stays.
     let error = old.refuses(&[ids[1], ids[0], ids[2]]);
-    assert_eq!(error.to_string(), "patch 'c', object 'vmlinux': its pre-patch callback said no (error -19)");
+    assert_eq!(
+        error.to_string(),
+        "patch 'c', object 'vmlinux': its pre-patch callback said no (error -19)"
+    );
     old.linux.log(
         "
         livepatch: enabling patch 'b'
@@ -284,11 +433,26 @@ fn refused_as_one() {
         other => panic!("{other}"),
     };
     assert_eq!(old.refuses(&[]), Error::ApiMisuse(ApiMisuse::NoPatches));
-    assert_eq!(old.refuses(&[a, on]), Error::ApiMisuse(ApiMisuse::AlreadyEnabled));
-    assert_eq!(reason(old.refuses(&[a, a])), ("a".to_string(), PatchReason::ListedTwice));
-    assert_eq!(old.disable_all(&[]), Err(Error::ApiMisuse(ApiMisuse::NoPatches)));
-    assert_eq!(old.disable_all(&[on, a]), Err(Error::ApiMisuse(ApiMisuse::NotEnabled)));
-    assert_eq!(reason(old.disable_all(&[on, on]).expect_err("twice")).1, PatchReason::ListedTwice);
+    assert_eq!(
+        old.refuses(&[a, on]),
+        Error::ApiMisuse(ApiMisuse::AlreadyEnabled)
+    );
+    assert_eq!(
+        reason(old.refuses(&[a, a])),
+        ("a".to_string(), PatchReason::ListedTwice)
+    );
+    assert_eq!(
+        old.disable_all(&[]),
+        Err(Error::ApiMisuse(ApiMisuse::NoPatches))
+    );
+    assert_eq!(
+        old.disable_all(&[on, a]),
+        Err(Error::ApiMisuse(ApiMisuse::NotEnabled))
+    );
+    assert_eq!(
+        reason(old.disable_all(&[on, on]).expect_err("twice")).1,
+        PatchReason::ListedTwice
+    );
 
     let all = old.add("all", &[G], Replace::All, &[(1, 2)]);
     let error = old.refuses(&[a, all]);
@@ -298,17 +462,31 @@ fn refused_as_one() {
     );
     let lower = old.add("lower", &[G], Replace::None, &[(1, 1)]);
     let error = old.refuses(&[a, lower]);
-    assert_eq!(error.to_string(), "patch 'lower': its states do not fit those of the enabled patch 'a'");
+    assert_eq!(
+        error.to_string(),
+        "patch 'lower': its states do not fit those of the enabled patch 'a'"
+    );
     let [one, two] = [1, 2].map(|set| old.add(&format!("set{set}"), &[M], Replace::Set(set), &[]));
     let (patch, why) = reason(old.refuses(&[one, two]));
-    assert!(matches!(why, PatchReason::SharedWithOtherSet { with } if patch == "set2" && &*with == "set1"));
+    assert!(
+        matches!(why, PatchReason::SharedWithOtherSet { with } if patch == "set2" && &*with == "set1")
+    );
     let gone = old.add("gone", &[N], Replace::None, &[]);
     old.linux.engine.remove(gone).expect("it is not enabled");
-    assert_eq!(old.refuses(&[a, gone]), Error::ApiMisuse(ApiMisuse::UnknownPatch));
+    assert_eq!(
+        old.refuses(&[a, gone]),
+        Error::ApiMisuse(ApiMisuse::UnknownPatch)
+    );
 
     // What gives way to the first does not stand in the second one's way.
     assert!(matches!(old.enable(one), Ok(Poll::Complete { .. })));
-    assert_eq!(old.enable_all(&[all, two]), Ok(Poll::Complete { patch: all, enabled: true }));
+    assert_eq!(
+        old.enable_all(&[all, two]),
+        Ok(Poll::Complete {
+            patch: all,
+            enabled: true
+        })
+    );
     assert_eq!(old.on(), ["all", "set2"]);
     old.runs(["f", "all_g", "set2_m", "n"]);
 }

@@ -4,16 +4,21 @@ use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Room at the entry of each function in which a call can be redirected, and callers that do not rely on what the old version
-/// of a function happens to leave alone. GCC 12 ties the pads of a file to the section of its first function, which the linker
-/// may drop: so one section for all.
-const PATCHABLE: [&str; 3] = ["-fpatchable-function-entry=16", "-fno-ipa-ra", "-fno-function-sections"];
+/// Room at the entry of each function in which a call can be redirected, and callers that do not
+/// rely on what the old version of a function happens to leave alone. GCC 12 ties the pads of a
+/// file to the section of its first function, which the linker may drop: so one section for all.
+const PATCHABLE: [&str; 3] = [
+    "-fpatchable-function-entry=16",
+    "-fno-ipa-ra",
+    "-fno-function-sections",
+];
 
 /// Lua's library, but for `ldebug`, in which the hole is.
 const LUA: [&str; 31] = [
-    "lapi", "lauxlib", "lbaselib", "lcode", "lcorolib", "lctype", "ldblib", "ldo", "ldump", "lfunc", "lgc", "linit",
-    "liolib", "llex", "lmathlib", "lmem", "loadlib", "lobject", "lopcodes", "loslib", "lparser", "lstate", "lstring",
-    "lstrlib", "ltable", "ltablib", "ltm", "lundump", "lutf8lib", "lvm", "lzio",
+    "lapi", "lauxlib", "lbaselib", "lcode", "lcorolib", "lctype", "ldblib", "ldo", "ldump",
+    "lfunc", "lgc", "linit", "liolib", "llex", "lmathlib", "lmem", "loadlib", "lobject",
+    "lopcodes", "loslib", "lparser", "lstate", "lstring", "lstrlib", "ltable", "ltablib", "ltm",
+    "lundump", "lutf8lib", "lvm", "lzio",
 ];
 
 fn main() -> Result<()> {
@@ -35,22 +40,35 @@ fn main() -> Result<()> {
     println!("cargo:rustc-link-lib=m");
     println!("cargo:rustc-link-lib=dl");
 
-    let objects =
-        compiler(&lua).file("c/fix.c").include(klp_build::include_dir()).pic(true).try_compile_intermediates()?;
-    let [object] = &objects[..] else { anyhow::bail!("one source, but {} object files", objects.len()) };
+    let objects = compiler(&lua)
+        .file("c/fix.c")
+        .include(klp_build::include_dir())
+        .pic(true)
+        .try_compile_intermediates()?;
+    let [object] = &objects[..] else {
+        anyhow::bail!("one source, but {} object files", objects.len())
+    };
     let patch = klp_build::convert(&std::fs::read(object)?)?;
     let path = out.join("lua_cve_2020_24370.ko");
     std::fs::write(&path, patch)?;
     println!("cargo:rustc-env=KLP_DEMO_LUA_PATCH={}", path.display());
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=c/fix.c");
-    println!("cargo:rerun-if-changed={}", klp_build::include_dir().display());
+    println!(
+        "cargo:rerun-if-changed={}",
+        klp_build::include_dir().display()
+    );
     Ok(())
 }
 
 fn compiler(lua: &Path) -> cc::Build {
     let mut cc = cc::Build::new();
-    cc.include(lua).define("LUA_USE_LINUX", None).opt_level(2).debug(true).warnings(false).flag("-ffunction-sections");
+    cc.include(lua)
+        .define("LUA_USE_LINUX", None)
+        .opt_level(2)
+        .debug(true)
+        .warnings(false)
+        .flag("-ffunction-sections");
     cc
 }
 
@@ -58,8 +76,14 @@ fn compiler(lua: &Path) -> cc::Build {
 fn lua_sources() -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").context("no CARGO")?;
     let host = std::env::var("HOST")?;
-    let output = Command::new(cargo).args(["metadata", "--format-version=1", "--filter-platform", &host]).output()?;
-    ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new(cargo)
+        .args(["metadata", "--format-version=1", "--filter-platform", &host])
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "cargo metadata: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     let packages = metadata["packages"].as_array().context("no packages")?;
     let manifest = packages

@@ -1,6 +1,7 @@
 /*
- * A patch object, in two versions, that takes the place of the other and is unloaded when that has taken its own. What it sleeps in is
- * code of the patch that is none of its new functions: the end of one, reached by a jump.
+ * A patch object, in two versions, that takes the place of the other and is unloaded when that has
+ * taken its own. What it sleeps in is code of the patch that is none of its new functions: the end
+ * of one, reached by a jump.
  */
 #include <klp/patch.h>
 

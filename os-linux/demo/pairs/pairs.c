@@ -1,11 +1,13 @@
 /*
- * Functions that only make sense together. Each says which version of itself ran, as a bit; an outer function collects
- * what it saw between its entry and its exit. With VERSION 0 they have the names that patches replace, with VERSION 1 and 2
- * they are the replacements, called new1_NAME and new2_NAME. All versions call each other by the original names.
+ * Functions that only make sense together. Each says which version of itself ran, as a bit; an
+ * outer function collects what it saw between its entry and its exit. With VERSION 0 they have the
+ * names that patches replace, with VERSION 1 and 2 they are the replacements, called new1_NAME and
+ * new2_NAME. All versions call each other by the original names.
  *
- * The three functions with `extra` in their names are there in versions 0 and 1 only: a patch with version 2 that takes the
- * place of one with version 1 brings back the originals. Those with `module` are in a shared library (module.c) that
- * comes and goes, and their replacements here. The replacements of those with `loaded` are in patch objects (loaded.c).
+ * The three functions with `extra` in their names are there in versions 0 and 1 only: a patch with
+ * version 2 that takes the place of one with version 1 brings back the originals. Those with
+ * `module` are in a shared library (module.c) that comes and goes, and their replacements here. The
+ * replacements of those with `loaded` are in patch objects (loaded.c).
  */
 #define _GNU_SOURCE
 #include <poll.h>
@@ -31,7 +33,10 @@ unsigned outer_spin(unsigned), outer_sleep(unsigned), outer_syscall(unsigned), o
 unsigned outer_yield(unsigned), outer_sibling(unsigned), sibling(unsigned, unsigned), outer_cold(unsigned);
 unsigned extra_first(unsigned), extra_second(unsigned);
 
-/* Sleeps that long, in microseconds. Calls of it are unlikely: compilers move them to a part of their own (outer_cold.cold). */
+/*
+ * Sleeps that long, in microseconds. Calls of it are unlikely: compilers move them to a part of
+ * their own (outer_cold.cold).
+ */
 __attribute__((cold)) void pairs_nap(unsigned);
 #if !VERSION
 __attribute__((cold)) FUNC void pairs_nap(unsigned work)
@@ -121,7 +126,10 @@ FUNC unsigned NAME(outer_yield)(unsigned work)
 	return seen | second(work);
 }
 
-/* What outer_sibling ends in, by a jump: it leaves no frame, and its caller's version must be this one. */
+/*
+ * What outer_sibling ends in, by a jump: it leaves no frame, and its caller's version must be this
+ * one.
+ */
 FUNC unsigned NAME(sibling)(unsigned work, unsigned seen)
 {
 	for (volatile unsigned i = 0; i < work; i++)

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
-/* Replaces a function of klp_rela_target by one that uses a local function of that module, and one of the kernel. */
+/*
+ * Replaces a function of klp_rela_target by one that uses a local function of that module, and one
+ * of the kernel.
+ */
 #include <linux/livepatch.h>
 #include <linux/module.h>
 

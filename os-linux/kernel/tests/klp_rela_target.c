@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
-/* A module with a function that is patched, and one that nobody outside can name. Reading `answer` calls the first. */
+/*
+ * A module with a function that is patched, and one that nobody outside can name. Reading `answer`
+ * calls the first.
+ */
 #include <linux/module.h>
 
 static __attribute__((noipa)) int rela_secret(int number)

@@ -17,8 +17,11 @@ pub(super) fn answer(livepatch: &'static Livepatch, request: Request) -> Reply {
         Request::Enable { patches } => enable(livepatch, &patches),
         Request::Disable { patches } => disable(livepatch, &patches),
         Request::Reverse { patch } => with(livepatch, &patch, |id| engine.reverse(id).map(|_| ())),
-        // SAFETY: the operator's word, who knows the patch: a process of the same user, as the socket has checked.
-        Request::Force { patch } => with(livepatch, &patch, |id| unsafe { engine.force(id) }.map(|_| ())),
+        Request::Force { patch } => with(livepatch, &patch, |id| {
+            // SAFETY: the operator's word, who knows the patch: a process of the same user, as the
+            // socket has checked.
+            unsafe { engine.force(id) }.map(|_| ())
+        }),
         Request::Signal { patch } => with(livepatch, &patch, |id| engine.kick(id)),
         Request::Remove { patch } => remove(livepatch, patch),
         Request::Blockers { patch } => blockers(livepatch, &patch),
@@ -26,7 +29,9 @@ pub(super) fn answer(livepatch: &'static Livepatch, request: Request) -> Reply {
         Request::List { path } => list(livepatch, &path),
         Request::Read { path } => {
             let mut value = String::new();
-            control::read(engine, &path, &mut value).map(|()| Reply::Value { value }).map_err(Refusal::from)
+            control::read(engine, &path, &mut value)
+                .map(|()| Reply::Value { value })
+                .map_err(Refusal::from)
         }
         Request::Write { path, value } => write(livepatch, &path, value),
     };
@@ -41,13 +46,19 @@ struct Refusal {
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        Self { errno: error.errno(), error: error.to_string() }
+        Self {
+            errno: error.errno(),
+            error: error.to_string(),
+        }
     }
 }
 
 impl From<ControlError> for Refusal {
     fn from(error: ControlError) -> Self {
-        Self { errno: error.errno(), error: error.to_string() }
+        Self {
+            errno: error.errno(),
+            error: error.to_string(),
+        }
     }
 }
 
@@ -58,12 +69,18 @@ impl From<LoadError> for Refusal {
             LoadError::File { error, .. } => -error.raw_os_error().unwrap_or(libc::EIO),
             _ => -libc::EIO,
         };
-        Self { error: error.to_string(), errno }
+        Self {
+            error: error.to_string(),
+            errno,
+        }
     }
 }
 
 fn find(livepatch: &'static Livepatch, patch: &str) -> Result<PatchId, Refusal> {
-    let unknown = || Refusal { error: format!("there is no patch '{patch}'"), errno: -libc::ENOENT };
+    let unknown = || Refusal {
+        error: format!("there is no patch '{patch}'"),
+        errno: -libc::ENOENT,
+    };
     livepatch.engine().find(patch).ok_or_else(unknown)
 }
 
@@ -80,17 +97,28 @@ fn with(
 
 fn show(livepatch: &'static Livepatch, id: PatchId) -> Result<Reply, Refusal> {
     let all = livepatch.engine().status()?;
-    Ok(Reply::Patch { patch: info_of(livepatch, &all, id)? })
+    Ok(Reply::Patch {
+        patch: info_of(livepatch, &all, id)?,
+    })
 }
 
 fn show_all(livepatch: &'static Livepatch, ids: &[PatchId]) -> Result<Reply, Refusal> {
     let all = livepatch.engine().status()?;
     let patches = ids.iter().map(|id| info_of(livepatch, &all, *id));
-    Ok(Reply::Patches { patches: patches.collect::<Result<_, _>>()? })
+    Ok(Reply::Patches {
+        patches: patches.collect::<Result<_, _>>()?,
+    })
 }
 
-fn info_of(livepatch: &'static Livepatch, all: &[PatchStatus], id: PatchId) -> Result<PatchInfo, Error> {
-    let status = all.iter().find(|patch| patch.id == id).ok_or(Error::ApiMisuse(ApiMisuse::UnknownPatch))?;
+fn info_of(
+    livepatch: &'static Livepatch,
+    all: &[PatchStatus],
+    id: PatchId,
+) -> Result<PatchInfo, Error> {
+    let status = all
+        .iter()
+        .find(|patch| patch.id == id)
+        .ok_or(Error::ApiMisuse(ApiMisuse::UnknownPatch))?;
     info(livepatch, status)
 }
 
@@ -101,7 +129,10 @@ fn status(livepatch: &'static Livepatch) -> Result<Reply, Refusal> {
         Err(Error::ApiMisuse(ApiMisuse::UnknownPatch)) => None,
         info => Some(info),
     });
-    Ok(Reply::Status { pid: std::process::id(), patches: patches.collect::<Result<_, _>>()? })
+    Ok(Reply::Status {
+        pid: std::process::id(),
+        patches: patches.collect::<Result<_, _>>()?,
+    })
 }
 
 fn info(livepatch: &'static Livepatch, status: &PatchStatus) -> Result<PatchInfo, Error> {
@@ -119,7 +150,9 @@ fn info(livepatch: &'static Livepatch, status: &PatchStatus) -> Result<PatchInfo
         patch.objects().iter().map(object).collect::<Vec<_>>()
     })?;
     for object in &mut objects {
-        object.patched = engine.object_patched(status.id, &object.name)?.unwrap_or(false);
+        object.patched = engine
+            .object_patched(status.id, &object.name)?
+            .unwrap_or(false);
     }
     Ok(PatchInfo {
         name: status.name.to_string(),
@@ -160,7 +193,10 @@ fn enable(livepatch: &'static Livepatch, patches: &[Source]) -> Result<Reply, Re
 }
 
 fn disable(livepatch: &'static Livepatch, patches: &[String]) -> Result<Reply, Refusal> {
-    let ids: Vec<PatchId> = patches.iter().map(|name| find(livepatch, name)).collect::<Result<_, _>>()?;
+    let ids: Vec<PatchId> = patches
+        .iter()
+        .map(|name| find(livepatch, name))
+        .collect::<Result<_, _>>()?;
     livepatch.disable_all(&ids)?;
     show_all(livepatch, &ids)
 }
@@ -175,27 +211,37 @@ fn blockers(livepatch: &'static Livepatch, patch: &str) -> Result<Reply, Refusal
     let blocking = |blocker: &klp_core::transition::Blocker| Blocking {
         task: blocker.task.0,
         name: blocker.name.to_string(),
-        why: blocker.to_string().lines().next().unwrap_or_default().to_owned(),
+        why: blocker
+            .to_string()
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .to_owned(),
         stack: blocker.stack.iter().map(ToString::to_string).collect(),
     };
-    Ok(Reply::Blockers { blockers: blockers.iter().map(blocking).collect() })
+    Ok(Reply::Blockers {
+        blockers: blockers.iter().map(blocking).collect(),
+    })
 }
 
 fn check(livepatch: &'static Livepatch, file: &Path) -> Result<Reply, Refusal> {
     let engine = livepatch.engine();
     let id = livepatch.load_file(file)?;
-    let checked = engine.with_patch(id, |patch| patch.name().to_string()).and_then(|patch| {
-        let report = livepatch.preflight(id)?;
-        let texts = |names: &[klp_core::mem::Name]| names.iter().map(ToString::to_string).collect();
-        Ok(Reply::Preflight {
-            patch,
-            ready: report.is_ready(),
-            functions: report.functions,
-            findings: report.findings.iter().map(ToString::to_string).collect(),
-            waiting: texts(&report.waiting),
-            replaces: texts(&report.replaces),
-        })
-    });
+    let checked = engine
+        .with_patch(id, |patch| patch.name().to_string())
+        .and_then(|patch| {
+            let report = livepatch.preflight(id)?;
+            let texts =
+                |names: &[klp_core::mem::Name]| names.iter().map(ToString::to_string).collect();
+            Ok(Reply::Preflight {
+                patch,
+                ready: report.is_ready(),
+                functions: report.functions,
+                findings: report.findings.iter().map(ToString::to_string).collect(),
+                waiting: texts(&report.waiting),
+                replaces: texts(&report.replaces),
+            })
+        });
     livepatch.unload(id)?;
     Ok(checked?)
 }
@@ -218,5 +264,7 @@ fn list(livepatch: &'static Livepatch, path: &str) -> Result<Reply, Refusal> {
         directory: entry.kind == Kind::Directory,
         mode: entry.mode(),
     };
-    Ok(Reply::Nodes { entries: entries.iter().map(node).collect() })
+    Ok(Reply::Nodes {
+        entries: entries.iter().map(node).collect(),
+    })
 }

@@ -18,7 +18,8 @@ pub enum AskError {
     Connect(std::io::Error),
     /// The connection broke, or nothing came in time.
     Broken(std::io::Error),
-    /// The connection was closed without an answer: the serving process belongs to another user, or has ended.
+    /// The connection was closed without an answer: the serving process belongs to another user, or
+    /// has ended.
     NoAnswer,
     /// What came is not an answer.
     NotUnderstood(serde_json::Error),
@@ -29,7 +30,9 @@ impl fmt::Display for AskError {
         match self {
             Self::Connect(error) => write!(f, "cannot connect: {error}"),
             Self::Broken(error) => write!(f, "the connection broke: {error}"),
-            Self::NoAnswer => f.write_str("no answer: the process belongs to another user, or has ended"),
+            Self::NoAnswer => {
+                f.write_str("no answer: the process belongs to another user, or has ended")
+            }
             Self::NotUnderstood(error) => write!(f, "the answer cannot be understood: {error}"),
         }
     }
@@ -55,7 +58,12 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Reply, AskError> {
     match talk() {
         Ok(0) => Err(AskError::NoAnswer),
         Ok(_) => serde_json::from_str(&answer).map_err(AskError::NotUnderstood),
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset
+            ) =>
+        {
             Err(AskError::NoAnswer)
         }
         Err(error) => Err(AskError::Broken(error)),

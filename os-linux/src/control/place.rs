@@ -1,4 +1,5 @@
-//! Where sockets are: `PID.sock` in `$XDG_RUNTIME_DIR/klp`, or in `/tmp/klp-UID` if the variable is not set.
+//! Where sockets are: `PID.sock` in `$XDG_RUNTIME_DIR/klp`, or in `/tmp/klp-UID` if the variable is
+//! not set.
 
 use super::sys::user;
 use std::fs::DirBuilder;
@@ -35,7 +36,9 @@ pub fn sockets() -> Result<Vec<(u32, PathBuf)>> {
     let mut found = Vec::new();
     for file in files {
         let path = file?.path();
-        let pid = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".sock")?.parse().ok());
+        let pid = path
+            .file_name()
+            .and_then(|name| name.to_str()?.strip_suffix(".sock")?.parse().ok());
         found.extend(pid.map(|pid| (pid, path)));
     }
     found.sort();
@@ -52,7 +55,10 @@ pub(super) fn make_folder() -> Result<PathBuf> {
     // In /tmp, somebody else may have been faster.
     let found = std::fs::symlink_metadata(&folder)?;
     if !found.is_dir() || found.uid() != user() || found.mode() & 0o077 != 0 {
-        let why = format!("{} is not a folder that only this user may enter", folder.display());
+        let why = format!(
+            "{} is not a folder that only this user may enter",
+            folder.display()
+        );
         return Err(Error::new(ErrorKind::PermissionDenied, why));
     }
     Ok(folder)

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 pub enum Request {
     /// Every patch as it stands. Answered by [`Reply::Status`].
     Status,
-    /// Start to enable patches, several as one: later ones stand on top. Answered by [`Reply::Patches`].
+    /// Start to enable patches, several as one: later ones stand on top. Answered by
+    /// [`Reply::Patches`].
     Enable {
         /// The patches.
         patches: Vec<Source>,
@@ -29,7 +30,8 @@ pub enum Request {
         /// The patch in transition.
         patch: String,
     },
-    /// Make the tasks that a transition waits for leave interruptible sleeps. Answered by [`Reply::Patch`].
+    /// Make the tasks that a transition waits for leave interruptible sleeps. Answered by
+    /// [`Reply::Patch`].
     Signal {
         /// The patch in transition.
         patch: String,
@@ -44,12 +46,14 @@ pub enum Request {
         /// The patch in transition.
         patch: String,
     },
-    /// All that speaks against enabling the patch object in a file; changes nothing. Answered by [`Reply::Preflight`].
+    /// All that speaks against enabling the patch object in a file; changes nothing. Answered by
+    /// [`Reply::Preflight`].
     Check {
         /// The file; relative paths are those of the serving process.
         file: PathBuf,
     },
-    /// List a directory of the attribute tree ([`klp_core::control`]). Answered by [`Reply::Nodes`].
+    /// List a directory of the attribute tree ([`klp_core::control`]). Answered by
+    /// [`Reply::Nodes`].
     List {
         /// The directory; the root is empty.
         path: String,
@@ -101,7 +105,8 @@ pub enum Reply {
         /// The patch.
         patch: PatchInfo,
     },
-    /// The patches that were asked for, in that order, as they stand now. Their transition may go on.
+    /// The patches that were asked for, in that order, as they stand now. Their transition may go
+    /// on.
     Patches {
         /// The patches.
         patches: Vec<PatchInfo>,

@@ -20,17 +20,21 @@ const MAX_REQUEST: u64 = 64 * 1024;
 /// How often a transition is looked after at first, and how often at least while it lasts.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
-/// How often a look is taken whether the program itself has started a transition, or loaded a library.
+/// How often a look is taken whether the program itself has started a transition, or loaded a
+/// library.
 const IDLE_PAUSE: Duration = Duration::from_millis(200);
 
 impl Livepatch {
-    /// Serves this engine on a Unix socket, from a thread of its own, which also polls transitions until they end: the command `klp`
-    /// can be used on this process. See [`control`](crate::control) for who may connect. The socket is at `path`, or at its default place
-    /// (`$XDG_RUNTIME_DIR/klp/PID.sock`). Returns where it is. The thread also [adopts](Livepatch::adopt) libraries soon after a plain `dlopen`.
+    /// Serves this engine on a Unix socket, from a thread of its own, which also polls transitions
+    /// until they end: the command `klp` can be used on this process. See
+    /// [`control`](crate::control) for who may connect. The socket is at `path`, or at its default
+    /// place (`$XDG_RUNTIME_DIR/klp/PID.sock`). Returns where it is. The thread also
+    /// [adopts](Livepatch::adopt) libraries soon after a plain `dlopen`.
     ///
     /// # Errors
     ///
-    /// If the socket or the thread cannot be made; [`ErrorKind::AddrInUse`] if somebody serves at `path` already.
+    /// If the socket or the thread cannot be made; [`ErrorKind::AddrInUse`] if somebody serves at
+    /// `path` already.
     pub fn serve(&'static self, path: Option<&Path>) -> Result<PathBuf> {
         let path = match path {
             Some(path) => std::path::absolute(path)?,
@@ -38,7 +42,9 @@ impl Livepatch {
         };
         let listener = bind(&path)?;
         close_in_children(listener.as_raw_fd());
-        std::thread::Builder::new().name("klp-control".into()).spawn(move || serve(self, &listener))?;
+        std::thread::Builder::new()
+            .name("klp-control".into())
+            .spawn(move || serve(self, &listener))?;
         Ok(path)
     }
 }
@@ -59,8 +65,11 @@ fn bind(path: &Path) -> Result<UnixListener> {
 
 /// Whether it is a socket that nobody serves.
 fn is_abandoned(path: &Path) -> bool {
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-    is_socket && UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    let is_socket =
+        std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    is_socket
+        && UnixStream::connect(path)
+            .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
 fn serve(livepatch: &'static Livepatch, listener: &UnixListener) {
@@ -70,7 +79,11 @@ fn serve(livepatch: &'static Livepatch, listener: &UnixListener) {
         // The engine has logged what patches refused.
         let _ = livepatch.adopt_new(&mut counts);
         let waiting = matches!(livepatch.engine().poll(), Poll::Waiting { .. });
-        pause = if waiting { LONGEST_PAUSE.min(2 * pause) } else { FIRST_PAUSE };
+        pause = if waiting {
+            LONGEST_PAUSE.min(2 * pause)
+        } else {
+            FIRST_PAUSE
+        };
         sys::wait(listener, if waiting { pause } else { IDLE_PAUSE });
         while let Ok((stream, _)) = listener.accept() {
             // A client that is gone gets no answer; that is all.
@@ -91,7 +104,10 @@ fn converse(livepatch: &'static Livepatch, mut stream: &UnixStream) -> Result<()
     BufReader::new(stream.take(MAX_REQUEST)).read_line(&mut line)?;
     let reply = match serde_json::from_str::<Request>(&line) {
         Ok(request) => answer(livepatch, request),
-        Err(error) => Reply::Refused { error: format!("not a request: {error}"), errno: -libc::EINVAL },
+        Err(error) => Reply::Refused {
+            error: format!("not a request: {error}"),
+            errno: -libc::EINVAL,
+        },
     };
     let mut reply = serde_json::to_string(&reply)?;
     reply.push('\n');

@@ -1,20 +1,23 @@
-//! Which objects patches have to do with: those that are *alive*, completely loaded and held in memory (kernel: `mod->klp_alive`).
+//! Which objects patches have to do with: those that are *alive*, completely loaded and held in
+//! memory (kernel: `mod->klp_alive`).
 //!
 //! ```text
-//!               open_library: loaded, let in                Library::close (the last one): let go
-//!   (nothing) ──────────────────────────────► alive ──────────────────────────────────────────► (nothing)
-//!       │                                       ▲
-//!       │ plain dlopen                          │ adopt: held for good, let in
-//!       └─────────────► stranger ───────────────┘
+//!           open_library: loaded, let in          the last Library::close: let go
+//!   (nothing) ──────────────────────────► alive ──────────────────────────────────► (nothing)
+//!       │                                   ▲
+//!       │ plain dlopen                      │ adopt: held for good, let in
+//!       └─────────────► stranger ───────────┘
 //! ```
 //!
-//! The executable is alive from the beginning. The dynamic linker shows a library as soon as it is mapped, before it is relocated: whoever let it
-//! in then would find its table of entry pads empty, and write into memory that the dynamic linker still writes to.
+//! The executable is alive from the beginning. The dynamic linker shows a library as soon as it is
+//! mapped, before it is relocated: whoever let it in then would find its table of entry pads empty,
+//! and write into memory that the dynamic linker still writes to.
 //!
 //! # Lock order
 //!
-//! The dynamic linker's lock (held throughout a `dlopen`, constructors included) → [`Known`] → the engine's lock → the locks of
-//! [`Space`](super::space::Space). Constructors may call the engine therefore; callbacks of patches must not call the dynamic linker.
+//! The dynamic linker's lock (held throughout a `dlopen`, constructors included) → [`Known`] → the
+//! engine's lock → the locks of [`Space`](super::space::Space). Constructors may call the engine
+//! therefore; callbacks of patches must not call the dynamic linker.
 
 use super::error::{Error, LoadError};
 use super::libraries::Known;
@@ -38,11 +41,14 @@ impl Visit {
         Self::since(livepatch, u64::MAX)
     }
 
-    /// Something is loaded by it: others leave objects alone that came since it began. It takes care of them itself, and who tried to hold
-    /// them would wait for their constructors.
+    /// Something is loaded by it: others leave objects alone that came since it began. It takes
+    /// care of them itself, and who tried to hold them would wait for their constructors.
     pub(super) fn begin_loading(livepatch: &'static Livepatch) -> Result<Self, LoadError> {
         livepatch.space().refresh().map_err(LoadError::Process)?;
-        Ok(Self::since(livepatch, livepatch.space().objects.next_arrival()))
+        Ok(Self::since(
+            livepatch,
+            livepatch.space().objects.next_arrival(),
+        ))
     }
 
     fn since(livepatch: &'static Livepatch, since: u64) -> Self {
@@ -68,27 +74,31 @@ impl Drop for Visit {
 }
 
 impl Livepatch {
-    /// Takes in the libraries that patches in force name and that came without [`open_library`](Self::open_library): those that were loaded with the
-    /// program, or by a plain `dlopen`. The enabled patches are applied to them. Such a library stays in memory until the process ends, also
-    /// after a plain `dlclose`: nothing must be unmapped under a patch.
+    /// Takes in the libraries that patches in force name and that came without
+    /// [`open_library`](Self::open_library): those that were loaded with the program, or by a plain
+    /// `dlopen`. The enabled patches are applied to them. Such a library stays in memory until the
+    /// process ends, also after a plain `dlclose`: nothing must be unmapped under a patch.
     ///
-    /// [`enable`](Self::enable) does this for the libraries that its patch names, before the patch is enabled, so that they change together with
-    /// everything else. `adopt` is for libraries that came later. The patches are applied to such a library at once, as to one that is just
-    /// being loaded: a thread that is inside of it at that moment may see both versions in one call. `open_library` leaves no such moment.
+    /// [`enable`](Self::enable) does this for the libraries that its patch names, before the patch
+    /// is enabled, so that they change together with everything else. `adopt` is for libraries that
+    /// came later. The patches are applied to such a library at once, as to one that is just being
+    /// loaded: a thread that is inside of it at that moment may see both versions in one call.
+    /// `open_library` leaves no such moment.
     ///
-    /// Waits for a `dlopen` of such a library that is under way in another thread, its constructors included, except for `open_library`,
-    /// which applies the patches itself.
+    /// Waits for a `dlopen` of such a library that is under way in another thread, its constructors
+    /// included, except for `open_library`, which applies the patches itself.
     ///
     /// # Errors
     ///
-    /// [`LoadError::Engine`] if a patch does not fit a library or a callback vetoed; [`Error::NameTaken`] if two libraries are called
-    /// the same. That library is left alone then, until the next call; the others are taken in. The first such error is returned.
+    /// [`LoadError::Engine`] if a patch does not fit a library or a callback vetoed;
+    /// [`Error::NameTaken`] if two libraries are called the same. That library is left alone then,
+    /// until the next call; the others are taken in. The first such error is returned.
     pub fn adopt(&'static self) -> Result<(), LoadError> {
         self.adopt_if(|object| self.engine().patches_object(&object.name))
     }
 
-    /// As [`adopt`](Self::adopt), if objects came or went since it was called with `seen` before, and without those that were refused
-    /// before: to be called again and again.
+    /// As [`adopt`](Self::adopt), if objects came or went since it was called with `seen` before,
+    /// and without those that were refused before: to be called again and again.
     #[cfg(feature = "control")]
     pub(crate) fn adopt_new(&'static self, seen: &mut Option<(u64, u64)>) -> Result<(), LoadError> {
         self.space().refresh().map_err(LoadError::Process)?;
@@ -107,36 +117,57 @@ impl Livepatch {
     pub(crate) fn adopt_for(&'static self, patch: PatchId) -> Result<(), klp_core::Error> {
         let engine = self.engine();
         let names = |name: &str| {
-            let names = engine.with_patch(patch, |patch| patch.objects().iter().any(|object| object.name() == name));
+            let names = engine.with_patch(patch, |patch| {
+                patch.objects().iter().any(|object| object.name() == name)
+            });
             names.unwrap_or(false)
         };
-        self.adopt_if(|object| names(&object.name)).or_else(|error| match error {
-            LoadError::Engine(error) => Err(error),
-            LoadError::Process(error) => engine
-                .with_patch(patch, |patch| Err(klp_core::Error::port("adopting libraries", patch.name(), &error)))?,
-            LoadError::File { .. } | LoadError::Library { .. } => Err(klp_core::Error::Bug("adopting loads no file")),
-        })
+        self.adopt_if(|object| names(&object.name))
+            .or_else(|error| match error {
+                LoadError::Engine(error) => Err(error),
+                LoadError::Process(error) => engine.with_patch(patch, |patch| {
+                    Err(klp_core::Error::port(
+                        "adopting libraries",
+                        patch.name(),
+                        &error,
+                    ))
+                })?,
+                LoadError::File { .. } | LoadError::Library { .. } => {
+                    Err(klp_core::Error::Bug("adopting loads no file"))
+                }
+            })
     }
 
     /// Takes in the strangers that `which` says.
-    pub(super) fn adopt_if(&'static self, which: impl Fn(&Object) -> bool) -> Result<(), LoadError> {
+    pub(super) fn adopt_if(
+        &'static self,
+        which: impl Fn(&Object) -> bool,
+    ) -> Result<(), LoadError> {
         self.space().refresh().map_err(LoadError::Process)?;
         let objects = self.space().objects.all();
-        // Not before the list was made: one that is being opened is in the list only if its opening had begun.
+        // Not before the list was made: one that is being opened is in the list only if its opening
+        // had begun.
         let settled = self.libraries.lock().settled();
         let mut result = Ok(());
-        for object in objects.iter().filter(|object| object.arrival < settled && object.is_stranger() && which(object))
+        for object in objects
+            .iter()
+            .filter(|object| object.arrival < settled && object.is_stranger() && which(object))
         {
             let _visit = Visit::begin(self);
-            let Some(handle) = Handle::hold(object) else { continue };
-            let current = handle.place().and_then(|place| self.space().objects.at(place));
+            let Some(handle) = Handle::hold(object) else {
+                continue;
+            };
+            let current = handle
+                .place()
+                .and_then(|place| self.space().objects.at(place));
             let let_in = match current.filter(|current| Arc::ptr_eq(current, object)) {
                 Some(object) => self.let_in(&mut self.libraries.lock(), &object),
                 // It was unloaded, and has come again since the list was made.
                 None => Ok(false),
             };
             if !matches!(let_in, Ok(true)) {
-                // SAFETY: nobody was let in by this handle, and whoever loaded the library holds it by another.
+                // SAFETY: nobody was let in by this handle, and whoever loaded the library holds it
+                // by another.
                 result = result.and(unsafe { handle.close() }.map_err(LoadError::Process));
             }
             result = result.and(let_in.map(drop));
@@ -144,19 +175,22 @@ impl Livepatch {
         result
     }
 
-    /// Makes `object` alive, and applies the enabled patches to it. The caller holds it in memory. `false` if it was alive already.
+    /// Makes `object` alive, and applies the enabled patches to it. The caller holds it in memory.
+    /// `false` if it was alive already.
     pub(super) fn let_in(&self, _: &mut Known, object: &Object) -> Result<bool, LoadError> {
         if object.is_alive() {
             return Ok(false);
         }
         object.set_refused(true);
         if self.space().objects.named(&object.name).is_some() {
-            let object = Name::new(&object.name).map_err(|_| LoadError::Process(Error::OutOfMemory))?;
+            let object =
+                Name::new(&object.name).map_err(|_| LoadError::Process(Error::OutOfMemory))?;
             return Err(LoadError::Process(Error::NameTaken { object }));
         }
         object.set_alive();
-        // SAFETY: no thread is inside of what `open_library` has just loaded. Others may be inside of a library that is adopted; that
-        // its patches then bear both versions in one call is what `adopt` tells those who choose them.
+        // SAFETY: no thread is inside of what `open_library` has just loaded. Others may be inside
+        // of a library that is adopted; that its patches then bear both versions in one call is
+        // what `adopt` tells those who choose them.
         if let Err(error) = unsafe { self.engine().object_coming(&object.name) } {
             // The engine has taken all back, and no patch has got into it since (`Process::event`).
             object.set_leaving();
@@ -167,13 +201,15 @@ impl Livepatch {
         Ok(true)
     }
 
-    /// Takes all patches back from `object`. The caller lets go of it, and it has [left](Object::left) then.
+    /// Takes all patches back from `object`. The caller lets go of it, and it has
+    /// [left](Object::left) then.
     ///
     /// # Safety
     ///
     /// As for [`Engine::object_going`](klp_core::Engine::object_going).
     pub(super) unsafe fn let_go(&self, _: &mut Known, object: &Object) {
-        // A patch that is enabled from here on must not get into it any more, and none that is being enabled now half.
+        // A patch that is enabled from here on must not get into it any more, and none that is
+        // being enabled now half.
         let frozen = self.engine().freeze();
         object.set_leaving();
         drop(frozen);
@@ -181,9 +217,10 @@ impl Livepatch {
         unsafe { self.engine().object_going(&object.name) };
     }
 
-    /// Whether it does no harm that `object` cannot be let in because another one has its name: no patch in force names it. Plugins are often
-    /// called alike.
+    /// Whether it does no harm that `object` cannot be let in because another one has its name: no
+    /// patch in force names it. Plugins are often called alike.
     pub(super) fn may_stay_stranger(&self, object: &Object) -> bool {
-        self.space().objects.named(&object.name).is_some() && !self.engine().patches_object(&object.name)
+        self.space().objects.named(&object.name).is_some()
+            && !self.engine().patches_object(&object.name)
     }
 }

@@ -12,8 +12,10 @@ impl<'a> Interrupted<'a> {
     ///
     /// `ucontext` is the third argument of a signal handler that has not returned.
     pub(crate) unsafe fn new(ucontext: *mut libc::c_void) -> Self {
-        // SAFETY: the kernel hands out a valid frame, which is the handler's own.
-        Self { ucontext: unsafe { &mut *ucontext.cast() } }
+        Self {
+            // SAFETY: the kernel hands out a valid frame, which is the handler's own.
+            ucontext: unsafe { &mut *ucontext.cast() },
+        }
     }
 
     #[allow(clippy::cast_sign_loss, reason = "registers are bits")]
@@ -27,7 +29,11 @@ impl<'a> Interrupted<'a> {
     }
 
     /// Makes the thread go on at `pc`.
-    #[allow(clippy::cast_possible_wrap, clippy::cast_sign_loss, reason = "registers are bits")]
+    #[allow(
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "registers are bits"
+    )]
     pub(crate) fn set_pc(&mut self, pc: u64) {
         self.ucontext.uc_mcontext.gregs[libc::REG_RIP as usize] = pc as i64;
     }
@@ -46,7 +52,8 @@ impl<'a> Interrupted<'a> {
         }
     }
 
-    /// Whether the interrupted code runs on an alternate signal stack, so that the thread has another stack below it.
+    /// Whether the interrupted code runs on an alternate signal stack, so that the thread has
+    /// another stack below it.
     pub(crate) fn on_signal_stack(&self) -> bool {
         let stack = &self.ucontext.uc_stack;
         let (low, sp) = (stack.ss_sp as u64, self.reg(libc::REG_RSP));
@@ -63,7 +70,8 @@ impl<'a> Interrupted<'a> {
     pub(crate) fn in_system_call(&self) -> bool {
         const SYSCALL: [u8; 2] = [0x0f, 0x05];
         let pc = self.pc();
-        // SAFETY: the processor was about to execute the bytes at `pc`, and those before it are on the same page.
+        // SAFETY: the processor was about to execute the bytes at `pc`, and those before it are on
+        // the same page.
         let at = |addr: u64| unsafe { [*(addr as *const u8), *((addr + 1) as *const u8)] };
         let same_page = |addr: u64| addr % 4096 <= 4094;
         same_page(pc) && at(pc) == SYSCALL || pc % 4096 >= 2 && at(pc - 2) == SYSCALL

@@ -107,7 +107,10 @@ impl Context {
     /// call); and not until the context is entered again. It must not be called in a signal
     /// handler. [`switch`](Self::switch) does it right.
     #[inline(always)]
-    #[allow(clippy::inline_always, reason = "the registers are those of the function that calls")]
+    #[allow(
+        clippy::inline_always,
+        reason = "the registers are those of the function that calls"
+    )]
     pub unsafe fn leave(self) {
         let mut regs = [0_u64; 8];
         // SAFETY: registers are read, and written to an array that is large enough.
@@ -160,7 +163,9 @@ impl Context {
 
 impl core::fmt::Debug for Context {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_tuple("Context").field(&self.0.name().as_str()).finish()
+        f.debug_tuple("Context")
+            .field(&self.0.name().as_str())
+            .finish()
     }
 }
 
@@ -264,7 +269,10 @@ fn free(slot: &'static Slot) {
         match slot.phase() {
             phase::FREE => return misused(),
             phase::RUNNING => {
-                if !record.context().is_some_and(|context| ptr::eq(context, slot)) {
+                if !record
+                    .context()
+                    .is_some_and(|context| ptr::eq(context, slot))
+                {
                     return misused();
                 }
                 record.set_own(slot.state());
@@ -273,12 +281,18 @@ fn free(slot: &'static Slot) {
             }
             phase::VISITED => {}
             // A visit may begin at this moment.
-            before if slot.turn(before, phase::DEAD).is_ok() => return registry.contexts.give_back(slot),
+            before if slot.turn(before, phase::DEAD).is_ok() => {
+                return registry.contexts.give_back(slot);
+            }
             _ => {}
         }
         drop(registry);
         tries = tries.saturating_add(1);
-        if tries < 100 { core::hint::spin_loop() } else { nap_quietly() }
+        if tries < 100 {
+            core::hint::spin_loop()
+        } else {
+            nap_quietly()
+        }
     }
 }
 
@@ -301,7 +315,9 @@ pub(crate) fn set_all(state: TaskState) {
 
 /// Whether every context that has something on its stack is in `target`. With the registry locked.
 pub(crate) fn all_are_in(target: TaskState) -> bool {
-    slots().filter(|slot| slot.lives()).all(|slot| slot.state() == target)
+    slots()
+        .filter(|slot| slot.lives())
+        .all(|slot| slot.state() == target)
 }
 
 /// Forgets suspended stacks of threads that are gone. With the registry locked.
@@ -316,7 +332,9 @@ pub(crate) fn retire() {
 
 /// The suspended contexts that are not in `target`. With the registry locked.
 pub(crate) fn pending(target: TaskState) -> impl Iterator<Item = TaskId> {
-    slots().filter(move |slot| slot.is_suspended() && slot.state() != target).map(Slot::id)
+    slots()
+        .filter(move |slot| slot.is_suspended() && slot.state() != target)
+        .map(Slot::id)
 }
 
 /// Lets `visitor` look at the contexts among `tasks` (sorted), which nobody enters meanwhile; says
@@ -327,7 +345,9 @@ pub(crate) fn visit(tasks: &[TaskId], visitor: &dyn Visitor<Regs>) -> u64 {
         return moved;
     }
     for slot in slots().filter(|slot| slot.phase() != phase::FREE) {
-        let Ok(index) = tasks.binary_search(&slot.id()) else { continue };
+        let Ok(index) = tasks.binary_search(&slot.id()) else {
+            continue;
+        };
         // A signal handler of this thread must not wait for the visit to end.
         let _signals = SignalsBlocked::new();
         match slot.turn(phase::SUSPENDED, phase::VISITED) {

@@ -1,11 +1,12 @@
-//! The parts of an object's file that are not mapped: its symbol table and the addresses of its sections.
+//! The parts of an object's file that are not mapped: its symbol table and the addresses of its
+//! sections.
 
 use core::hash::BuildHasher;
 use klp_core::addr::{CodeAddr, TextRange};
 use object::LittleEndian;
 use object::elf::{
-    FileHeader64, SHN_UNDEF, SHT_DYNSYM, SHT_NOTE, SHT_SYMTAB, STB_LOCAL, STT_FUNC, STT_NOTYPE, STT_OBJECT,
-    SectionType, Sym64,
+    FileHeader64, SHN_UNDEF, SHT_DYNSYM, SHT_NOTE, SHT_SYMTAB, STB_LOCAL, STT_FUNC, STT_NOTYPE,
+    STT_OBJECT, SectionType, Sym64,
 };
 use object::read::elf::{FileHeader, SectionHeader, SectionTable, Sym};
 use object::{ReadCache, ReadRef};
@@ -66,7 +67,8 @@ impl ElfFile {
         let mut file = Self::default();
         for section in sections.iter() {
             let name = String::from_utf8_lossy(sections.section_name(LE, section)?).into_owned();
-            file.sections.push((name, section.sh_addr(LE), section.sh_size(LE)));
+            file.sections
+                .push((name, section.sh_addr(LE), section.sh_size(LE)));
             if section.sh_type(LE) == SHT_NOTE && file.build_id.is_none() {
                 file.build_id = build_id(section.data(LE, data)?).map(<[u8]>::to_vec);
             }
@@ -96,7 +98,8 @@ impl ElfFile {
         let names = sections.section(object::SectionIndex(section.sh_link(LE) as usize))?;
         self.names = names.data(LE, data)?.to_vec();
         let has_address = |symbol: &&Sym64<LittleEndian>| {
-            symbol.st_shndx(LE) != SHN_UNDEF && matches!(symbol.st_type(), STT_FUNC | STT_OBJECT | STT_NOTYPE)
+            symbol.st_shndx(LE) != SHN_UNDEF
+                && matches!(symbol.st_type(), STT_FUNC | STT_OBJECT | STT_NOTYPE)
         };
         self.symbols = symbols
             .iter()
@@ -131,12 +134,17 @@ impl ElfFile {
         let functions = self.functions.get_or_init(|| self.sorted_functions());
         let behind = functions.partition_point(|&(start, ..)| start <= addr);
         let (_, end, index) = *functions.get(behind.checked_sub(1)?)?;
-        if addr < end { self.symbols.get(index) } else { None }
+        if addr < end {
+            self.symbols.get(index)
+        } else {
+            None
+        }
     }
 
     /// The parts that a compiler split off functions called `name`.
     pub(crate) fn parts_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Symbol> {
-        let whole = |&(index, len): &(usize, usize)| self.name_bytes(&self.symbols[index]).get(..len);
+        let whole =
+            |&(index, len): &(usize, usize)| self.name_bytes(&self.symbols[index]).get(..len);
         let parts = self.parts.get_or_init(|| {
             let part = |(index, symbol)| part_of(self.name(symbol)).map(|name| (index, name.len()));
             let mut parts: Vec<_> = self.symbols.iter().enumerate().filter_map(part).collect();
@@ -145,7 +153,9 @@ impl ElfFile {
         });
         let name = Some(name.as_bytes());
         let from = parts.partition_point(|part| whole(part) < name);
-        let same = parts[from..].iter().take_while(move |part| whole(part) == name);
+        let same = parts[from..]
+            .iter()
+            .take_while(move |part| whole(part) == name);
         same.filter_map(|(index, _)| self.symbols.get(*index))
     }
 
@@ -174,17 +184,21 @@ impl ElfFile {
     }
 }
 
-/// The function that a symbol called `symbol` is a part of: `NAME` of `NAME.cold` and `NAME.cold.N`.
+/// The function that a symbol called `symbol` is a part of: `NAME` of `NAME.cold` and
+/// `NAME.cold.N`.
 pub(crate) fn part_of(symbol: &str) -> Option<&str> {
     let (name, number) = symbol.rsplit_once(".cold")?;
-    let digits = number.strip_prefix('.').unwrap_or(if number.is_empty() { "0" } else { "" });
+    let digits = number
+        .strip_prefix('.')
+        .unwrap_or(if number.is_empty() { "0" } else { "" });
     (!digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit())).then_some(name)
 }
 
 /// The build-id in a sequence of ELF notes.
 pub(crate) fn build_id(mut notes: &[u8]) -> Option<&[u8]> {
     const NT_GNU_BUILD_ID: u32 = 3;
-    let word = |bytes: &[u8], at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    let word =
+        |bytes: &[u8], at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
     let align = |len: u32| usize::try_from(len).ok()?.checked_next_multiple_of(4);
     loop {
         let (name_len, len, kind) = (word(notes, 0)?, word(notes, 4)?, word(notes, 8)?);
@@ -198,7 +212,10 @@ pub(crate) fn build_id(mut notes: &[u8]) -> Option<&[u8]> {
 
 impl NameIndex {
     fn new(file: &ElfFile) -> Self {
-        let mut index = Self { next: vec![None; file.symbols.len()], ..Self::default() };
+        let mut index = Self {
+            next: vec![None; file.symbols.len()],
+            ..Self::default()
+        };
         for (number, symbol) in file.symbols.iter().enumerate().rev() {
             let hash = index.hasher.hash_one(file.name_bytes(symbol));
             index.next[number] = index.first.insert(hash, number);
@@ -221,9 +238,19 @@ mod tests {
         let file = ElfFile::read(Path::new("/proc/self/exe")).expect("it is an ELF file");
         let main = file.named("main").next().expect("a program has a main");
         assert!(main.function && !main.local);
-        assert_eq!(file.name(file.function_at(main.addr + main.len - 1).expect("it has a length")), "main");
+        assert_eq!(
+            file.name(
+                file.function_at(main.addr + main.len - 1)
+                    .expect("it has a length")
+            ),
+            "main"
+        );
         assert!(file.named("no such function").next().is_none());
-        assert!(file.section(".text").expect("a program has code").contains(CodeAddr::new(main.addr)));
+        assert!(
+            file.section(".text")
+                .expect("a program has code")
+                .contains(CodeAddr::new(main.addr))
+        );
     }
 
     #[test]
@@ -231,7 +258,13 @@ mod tests {
         assert_eq!(part_of("work.cold"), Some("work"));
         assert_eq!(part_of("work.cold.12"), Some("work"));
         assert_eq!(part_of("work.constprop.0.cold"), Some("work.constprop.0"));
-        for other in ["work", "work.cold.", "work.cold.x", "work.colder", "work.part.0"] {
+        for other in [
+            "work",
+            "work.cold.",
+            "work.cold.x",
+            "work.colder",
+            "work.part.0",
+        ] {
             assert_eq!(part_of(other), None, "{other}");
         }
     }
@@ -245,7 +278,10 @@ mod tests {
     #[test]
     fn a_build_id_is_found_behind_other_notes() {
         let mut notes = Vec::new();
-        for (name, kind, data) in [(&b"abcde\0\0\0"[..], 3_u32, &b"1234"[..]), (b"GNU\0", 3, b"id!!")] {
+        for (name, kind, data) in [
+            (&b"abcde\0\0\0"[..], 3_u32, &b"1234"[..]),
+            (b"GNU\0", 3, b"id!!"),
+        ] {
             let name_len = if name.len() == 8 { 6 } else { 4_u32 };
             notes.extend_from_slice(&name_len.to_le_bytes());
             notes.extend_from_slice(&4_u32.to_le_bytes());

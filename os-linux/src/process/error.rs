@@ -86,7 +86,10 @@ pub enum Silence {
 
 impl Error {
     pub(crate) fn io(call: &'static str, error: &std::io::Error) -> Self {
-        Self::Os { call, errno: Errno(error.raw_os_error().unwrap_or(libc::EIO)) }
+        Self::Os {
+            call,
+            errno: Errno(error.raw_os_error().unwrap_or(libc::EIO)),
+        }
     }
 
     pub(crate) const fn os(call: &'static str) -> impl Fn(Errno) -> Self {
@@ -101,21 +104,33 @@ impl fmt::Display for Error {
             Self::OutOfMemory => f.write_str("out of memory"),
             Self::NotText { at } => write!(f, "no code is mapped at {at}"),
             Self::TextChanged { at } => write!(f, "the code at {at} is not what it should be"),
-            Self::NoMemoryInReach { near } => write!(f, "no memory is free within reach of {near:?}"),
+            Self::NoMemoryInReach { near } => {
+                write!(f, "no memory is free within reach of {near:?}")
+            }
             Self::ThreadBlocksTrap { task, name } => {
-                write!(f, "thread {} ({name}) blocks SIGTRAP and would die at a breakpoint", task.0)
+                write!(
+                    f,
+                    "thread {} ({name}) blocks SIGTRAP and would die at a breakpoint",
+                    task.0
+                )
             }
             Self::ThreadSilent { task, name, why } => {
                 let why = match why {
                     Silence::Blocks => "blocks the stop signal",
                     Silence::Running => "does not answer, or its stack cannot be followed",
                 };
-                write!(f, "thread {} ({name}) may stand in an entry pad: it {why}", task.0)
+                write!(
+                    f,
+                    "thread {} ({name}) may stand in an entry pad: it {why}",
+                    task.0
+                )
             }
             Self::Churn => f.write_str("threads come and go too fast to be listed"),
             Self::Contexts(why) => why.fmt(f),
             Self::Twice => f.write_str("the process has its livepatch engine already"),
-            Self::SignalTaken { signal } => write!(f, "signal {signal} has a handler of somebody else"),
+            Self::SignalTaken { signal } => {
+                write!(f, "signal {signal} has a handler of somebody else")
+            }
             Self::NameTaken { object } => write!(f, "another object is called '{object}' already"),
             Self::BadFile { object, why } => write!(f, "the file of object '{object}' {why}"),
         }
@@ -170,12 +185,21 @@ impl From<klp_core::Error> for LoadError {
 impl PortError for Error {
     fn kind(&self) -> PortErrorKind {
         match self {
-            Self::Os { errno: Errno(libc::ENOMEM), .. } | Self::OutOfMemory => PortErrorKind::OutOfMemory,
-            Self::Os { errno: Errno(libc::EPERM | libc::EACCES), .. } => PortErrorKind::Denied,
+            Self::Os {
+                errno: Errno(libc::ENOMEM),
+                ..
+            }
+            | Self::OutOfMemory => PortErrorKind::OutOfMemory,
+            Self::Os {
+                errno: Errno(libc::EPERM | libc::EACCES),
+                ..
+            } => PortErrorKind::Denied,
             Self::NoMemoryInReach { .. } => PortErrorKind::NoMemoryInReach,
             Self::Contexts(_) => PortErrorKind::Denied,
             Self::NotText { .. } => PortErrorKind::NotFound,
-            Self::TextChanged { .. } | Self::SignalTaken { .. } | Self::NameTaken { .. } => PortErrorKind::Held,
+            Self::TextChanged { .. } | Self::SignalTaken { .. } | Self::NameTaken { .. } => {
+                PortErrorKind::Held
+            }
             _ => PortErrorKind::Failed,
         }
     }

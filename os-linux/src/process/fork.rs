@@ -1,13 +1,16 @@
 //! `fork`: the child has one thread, and the engine goes on there.
 //!
-//! The engine is held still while the process forks. In the child, the forking thread keeps its state under its new id, and
-//! all others are gone. A transition under way goes on in both processes: in the child, the next polls finish it.
+//! The engine is held still while the process forks. In the child, the forking thread keeps its
+//! state under its new id, and all others are gone. A transition under way goes on in both
+//! processes: in the child, the next polls finish it.
 //!
-//! A thread that is inside of the dynamic linker when another one forks leaves it unusable in the child, and with it the engine. `fork` waits
-//! a while for threads that are there for the engine ([`Livepatch::open_library`], `adopt`), but does not know of a plain `dlopen`.
+//! A thread that is inside of the dynamic linker when another one forks leaves it unusable in the
+//! child, and with it the engine. `fork` waits a while for threads that are there for the engine
+//! ([`Livepatch::open_library`], `adopt`), but does not know of a plain `dlopen`.
 //!
-//! This covers `fork(3)`. A child made with the bare system call must not call patched functions; one made by `vfork` or
-//! `posix_spawn` runs in the parent's memory for a moment, as the thread that made it.
+//! This covers `fork(3)`. A child made with the bare system call must not call patched functions;
+//! one made by `vfork` or `posix_spawn` runs in the parent's memory for a moment, as the thread
+//! that made it.
 
 use super::error::Error;
 use super::libraries::Known;
@@ -23,7 +26,8 @@ use lock_api::MutexGuard;
 use std::os::fd::RawFd;
 
 thread_local! {
-    /// Empty outside of forks. Without a destructor: to announce one, a thread waits for the dynamic linker.
+    /// Empty outside of forks. Without a destructor: to announce one, a thread waits for the
+    /// dynamic linker.
     static FROZEN: ManuallyDrop<RefCell<Option<Frozen>>> = const { ManuallyDrop::new(RefCell::new(None)) };
 }
 
@@ -53,12 +57,17 @@ pub(crate) fn install() -> Result<(), Error> {
     // SAFETY: the functions take no arguments and stay for ever.
     match unsafe { libc::pthread_atfork(Some(prepare), Some(in_parent), Some(in_child)) } {
         0 => Ok(()),
-        errno => Err(Error::Os { call: "pthread_atfork", errno: Errno(errno) }),
+        errno => Err(Error::Os {
+            call: "pthread_atfork",
+            errno: Errno(errno),
+        }),
     }
 }
 
 extern "C" fn prepare() {
-    let Some(livepatch) = Livepatch::get() else { return };
+    let Some(livepatch) = Livepatch::get() else {
+        return;
+    };
     FROZEN.with(|slot| {
         // In the order of `adopt.rs`.
         lock::set_forker(gettid());
@@ -68,12 +77,17 @@ extern "C" fn prepare() {
         // Callbacks of the engine take the lock of the variables.
         let shadows = shadows().freeze();
         let at_rest = Box::new((livepatch.space().freeze(), shadows, engine));
-        *slot.borrow_mut() = Some(Frozen { _at_rest: at_rest, known, sockets: PARENTS.lock() });
+        *slot.borrow_mut() = Some(Frozen {
+            _at_rest: at_rest,
+            known,
+            sockets: PARENTS.lock(),
+        });
     });
 }
 
-/// Locks what is known of libraries, if possible at a moment when no thread is inside of the dynamic linker for the engine: `fork` leaves
-/// locks of the dynamic linker locked in the child if another thread holds them. It is not waited for constructors that take long.
+/// Locks what is known of libraries, if possible at a moment when no thread is inside of the
+/// dynamic linker for the engine: `fork` leaves locks of the dynamic linker locked in the child if
+/// another thread holds them. It is not waited for constructors that take long.
 fn known_at_rest(livepatch: &'static Livepatch) -> MutexGuard<'static, FutexLock, Known> {
     /// How often is looked, at most.
     const LOOKS: u32 = 5000;

@@ -1,4 +1,5 @@
-//! The way of a redirected call: thunk → entry stub → one of the two functions here → the version that the engine chose.
+//! The way of a redirected call: thunk → entry stub → one of the two functions here → the version
+//! that the engine chose.
 
 use super::context::Interrupted;
 use super::entry;
@@ -24,7 +25,8 @@ use klp_core::port::{EntryHost, TaskId, Unwinder};
 entry_stub!(fn klp_os_linux_entry_stub, fast, slow);
 crate::notrace!(klp_os_linux_entry_stub);
 
-/// For threads that have a record and are in the state that they are to be in, or cannot be now or here. 0: this one is not.
+/// For threads that have a record and are in the state that they are to be in, or cannot be now or
+/// here. 0: this one is not.
 extern "C" fn fast(arg: u64, sp: u64) -> u64 {
     match records::known() {
         // SAFETY: thunks bring only arguments that the engine made.
@@ -63,8 +65,9 @@ impl EntryPoints {
     }
 }
 
-// SAFETY: sites come from the sections in which compilers record them; the engine's own code is notrace; the stub calls `ops::handler` through the functions
-// above; `synchronize` waits for every run that has begun.
+// SAFETY: sites come from the sections in which compilers record them; the engine's own code is
+// notrace; the stub calls `ops::handler` through the functions above; `synchronize` waits for every
+// run that has begun.
 unsafe impl EntryHost for EntryPoints {
     type Lock = FutexLock;
 
@@ -86,7 +89,8 @@ unsafe impl EntryHost for EntryPoints {
 
     fn synchronize(&self) {
         if sys::barrier(Barrier::Memory).is_err() {
-            // The command was registered at the beginning and has no other reason to fail. Going on would be worse.
+            // The command was registered at the beginning and has no other reason to fail. Going on
+            // would be worse.
             std::process::abort();
         }
         // ORDER(runs): a run that the barrier above did not make visible has not read anything yet.
@@ -129,7 +133,12 @@ struct Outside<'a> {
 impl Look for Outside<'_> {
     fn look(&self, _: usize, thread: &mut Interrupted<'_>, record: &Record) -> bool {
         let regs: Regs = thread.regs();
-        if self.space.stacks.walk(&regs, &mut |_| ControlFlow::Continue(())).is_ok() {
+        if self
+            .space
+            .stacks
+            .walk(&regs, &mut |_| ControlFlow::Continue(()))
+            .is_ok()
+        {
             record.abandon(self.run);
         }
         true

@@ -7,8 +7,8 @@ use alloc::sync::Arc;
 #[derive(Default)]
 pub(crate) struct Known {
     pub(super) opened: Vec<Opened>,
-    /// For each [`Visit`](super::adopt::Visit), the number of the first object that may have come by
-    /// it.
+    /// For each [`Visit`](super::adopt::Visit), the number of the first object that may have come
+    /// by it.
     pub(super) visits: Vec<u64>,
 }
 

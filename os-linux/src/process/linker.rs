@@ -1,7 +1,8 @@
 //! The dynamic linker: handles of loaded libraries (`dlopen(3)`, `dlinfo(3)`).
 //!
-//! Each of its functions here waits for the dynamic linker's own lock, which a thread holds throughout a `dlopen`, the library's constructors
-//! included. These may call the engine. So nobody calls any of them while holding a lock of the engine.
+//! Each of its functions here waits for the dynamic linker's own lock, which a thread holds
+//! throughout a `dlopen`, the library's constructors included. These may call the engine. So nobody
+//! calls any of them while holding a lock of the engine.
 
 use super::error::Error;
 use super::objects::Object;
@@ -13,7 +14,8 @@ use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// A loaded library, held in memory. Without [`close`](Handle::close) it is held until the process ends.
+/// A loaded library, held in memory. Without [`close`](Handle::close) it is held until the process
+/// ends.
 #[derive(PartialEq, Eq, Debug)]
 pub(crate) struct Handle(NonNull<c_void>);
 
@@ -41,20 +43,24 @@ impl Handle {
     ///
     /// Its constructors do no harm.
     pub(crate) unsafe fn open(path: &Path) -> Result<Self, String> {
-        let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| "its name has a NUL in it")?;
+        let name =
+            CString::new(path.as_os_str().as_bytes()).map_err(|_| "its name has a NUL in it")?;
         // SAFETY: the caller's promise.
         let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
         NonNull::new(handle).map(Self).ok_or_else(last_words)
     }
 
-    /// Holds `object`, and waits until it is completely loaded if another thread is at it. `None` if it was unloaded meanwhile, or is none that
-    /// the dynamic linker lets one hold (the vdso).
+    /// Holds `object`, and waits until it is completely loaded if another thread is at it. `None`
+    /// if it was unloaded meanwhile, or is none that the dynamic linker lets one hold (the vdso).
     pub(crate) fn hold(object: &Object) -> Option<Self> {
         let name = CString::new(object.path()?.as_os_str().as_bytes()).ok()?;
         // SAFETY: nothing is loaded, so no constructor runs.
         let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD) };
         let handle = NonNull::new(handle).map(Self)?;
-        if handle.place().is_some_and(|place| object.segment(place).is_some()) {
+        if handle
+            .place()
+            .is_some_and(|place| object.segment(place).is_some())
+        {
             return Some(handle);
         }
         // Another one has come under that name.
@@ -67,9 +73,18 @@ impl Handle {
     pub(crate) fn place(&self) -> Option<CodeAddr> {
         let mut map: *const LinkMap = ptr::null();
         // SAFETY: the handle is open; a pointer is written.
-        let failed = unsafe { libc::dlinfo(self.0.as_ptr(), libc::RTLD_DI_LINKMAP, (&raw mut map).cast()) } != 0;
-        // SAFETY: the library's description stays while the handle is open, and these fields do not change.
-        unsafe { map.as_ref() }.filter(|_| !failed).map(|map| CodeAddr::new(map.dynamic))
+        let failed = unsafe {
+            libc::dlinfo(
+                self.0.as_ptr(),
+                libc::RTLD_DI_LINKMAP,
+                (&raw mut map).cast(),
+            )
+        } != 0;
+        // SAFETY: the library's description stays while the handle is open, and these fields do not
+        // change.
+        unsafe { map.as_ref() }
+            .filter(|_| !failed)
+            .map(|map| CodeAddr::new(map.dynamic))
     }
 
     /// The address of an exported symbol.
@@ -91,7 +106,10 @@ impl Handle {
         // SAFETY: the handle is open, and is not used afterwards; the caller promises the rest.
         match unsafe { libc::dlclose(self.0.as_ptr()) } {
             0 => Ok(()),
-            _ => Err(Error::Os { call: "dlclose", errno: Errno(libc::EINVAL) }),
+            _ => Err(Error::Os {
+                call: "dlclose",
+                errno: Errno(libc::EINVAL),
+            }),
         }
     }
 
@@ -105,6 +123,10 @@ fn last_words() -> String {
     // SAFETY: the text stays until the thread calls the dynamic linker again.
     unsafe {
         let error = libc::dlerror();
-        if error.is_null() { "unknown error".into() } else { CStr::from_ptr(error).to_string_lossy().into_owned() }
+        if error.is_null() {
+            "unknown error".into()
+        } else {
+            CStr::from_ptr(error).to_string_lossy().into_owned()
+        }
     }
 }

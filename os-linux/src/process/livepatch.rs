@@ -19,7 +19,10 @@ static LIVEPATCH: OnceLock<Livepatch> = OnceLock::new();
 impl Livepatch {
     /// Makes the engine on `process`, the only one.
     pub(super) fn new(process: Process) -> &'static Self {
-        LIVEPATCH.get_or_init(|| Self { engine: Engine::new(process), libraries: Mutex::default() })
+        LIVEPATCH.get_or_init(|| Self {
+            engine: Engine::new(process),
+            libraries: Mutex::default(),
+        })
     }
 
     /// The engine, once [`init`](Self::init) has made it.

@@ -1,7 +1,7 @@
 //! Locks: one word each, waited for in the kernel, usable in the child of a `fork`.
 //!
-//! A lock that keeps a table of waiting threads somewhere else would not do: another thread may be at work on that table while
-//! the process forks.
+//! A lock that keeps a table of waiting threads somewhere else would not do: another thread may be
+//! at work on that table while the process forks.
 
 use super::sys::{SignalsBlocked, futex_wait, futex_wake, gettid, nap};
 use core::ops::{Deref, DerefMut};
@@ -16,9 +16,13 @@ const WANTED: u32 = 2;
 /// The sleeping lock of a process.
 pub struct FutexLock(AtomicU32);
 
-// SAFETY: `HELD` or `WANTED` are set by the one thread that found `FREE`, and stay until it unlocks.
+// SAFETY: `HELD` or `WANTED` are set by the one thread that found `FREE`, and stay until it
+// unlocks.
 unsafe impl RawMutex for FutexLock {
-    #[allow(clippy::declare_interior_mutable_const, reason = "it is what the trait asks for")]
+    #[allow(
+        clippy::declare_interior_mutable_const,
+        reason = "it is what the trait asks for"
+    )]
     const INIT: Self = Self(AtomicU32::new(FREE));
     type GuardMarker = lock_api::GuardNoSend;
 
@@ -31,7 +35,9 @@ unsafe impl RawMutex for FutexLock {
     }
 
     fn try_lock(&self) -> bool {
-        self.0.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        self.0
+            .compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
     }
 
     unsafe fn unlock(&self) {
@@ -44,8 +50,8 @@ unsafe impl RawMutex for FutexLock {
 /// A value behind a [`FutexLock`].
 pub(crate) type Mutex<T> = lock_api::Mutex<FutexLock, T>;
 
-/// The engine's lock. Whoever asks for it gives way to a thread that is about to fork, which would wait for long behind one that
-/// asks again and again.
+/// The engine's lock. Whoever asks for it gives way to a thread that is about to fork, which would
+/// wait for long behind one that asks again and again.
 pub struct EngineLock(FutexLock);
 
 /// The thread that waits for the engine's locks in order to fork; 0 if none does.
@@ -71,7 +77,10 @@ pub(crate) fn give_way() {
 
 // SAFETY: it is the lock inside.
 unsafe impl RawMutex for EngineLock {
-    #[allow(clippy::declare_interior_mutable_const, reason = "it is what the trait asks for")]
+    #[allow(
+        clippy::declare_interior_mutable_const,
+        reason = "it is what the trait asks for"
+    )]
     const INIT: Self = Self(FutexLock::INIT);
     type GuardMarker = lock_api::GuardNoSend;
 
@@ -92,8 +101,9 @@ unsafe impl RawMutex for EngineLock {
 
 /// A lock that may be taken in a signal handler and in an entry handler.
 ///
-/// Every signal of the holder is blocked, so that no handler can ask for the lock on the thread that holds it. The holder must not
-/// allocate: another thread may have been interrupted in the allocator, and want this lock in its signal handler.
+/// Every signal of the holder is blocked, so that no handler can ask for the lock on the thread
+/// that holds it. The holder must not allocate: another thread may have been interrupted in the
+/// allocator, and want this lock in its signal handler.
 pub(crate) struct SignalLock<T>(Mutex<T>);
 
 impl<T> SignalLock<T> {
@@ -103,14 +113,18 @@ impl<T> SignalLock<T> {
 
     pub(crate) fn lock(&self) -> Guard<'_, T> {
         let signals = SignalsBlocked::new();
-        Guard { value: self.0.lock(), _signals: signals }
+        Guard {
+            value: self.0.lock(),
+            _signals: signals,
+        }
     }
 
     /// Makes the lock free in the child of a `fork`, whoever held it in the parent.
     ///
     /// # Safety
     ///
-    /// The calling thread is the only one, and does not hold the lock; the value is whole whenever its holder is interrupted.
+    /// The calling thread is the only one, and does not hold the lock; the value is whole whenever
+    /// its holder is interrupted.
     pub(crate) unsafe fn reset_in_child(&self) {
         // SAFETY: the caller's promise.
         unsafe { self.0.raw() }.0.store(FREE, Ordering::Relaxed);

@@ -41,17 +41,37 @@ impl Part {
 
 impl Images {
     /// See [`Text::alloc`](klp_core::port::Text::alloc).
-    pub(crate) fn alloc(&self, near: TextRange, reach: u64, layout: ImageLayout) -> Result<Image, Error> {
+    pub(crate) fn alloc(
+        &self,
+        near: TextRange,
+        reach: u64,
+        layout: ImageLayout,
+    ) -> Result<Image, Error> {
         let none = || Error::NoMemoryInReach { near };
         let pages = |len: u64| len.checked_next_multiple_of(PAGE);
         let lens = [layout.text, layout.rodata, layout.data];
         let [text, rodata, data] = lens.map(pages);
-        let (text, rodata, data) = (text.ok_or_else(none)?, rodata.ok_or_else(none)?, data.ok_or_else(none)?);
-        let len = text.checked_add(rodata).and_then(|sum| sum.checked_add(data)).ok_or_else(none)?;
-        self.live.lock().try_reserve(1).map_err(|_| Error::OutOfMemory)?;
+        let (text, rodata, data) = (
+            text.ok_or_else(none)?,
+            rodata.ok_or_else(none)?,
+            data.ok_or_else(none)?,
+        );
+        let len = text
+            .checked_add(rodata)
+            .and_then(|sum| sum.checked_add(data))
+            .ok_or_else(none)?;
+        self.live
+            .lock()
+            .try_reserve(1)
+            .map_err(|_| Error::OutOfMemory)?;
 
-        let start = if len == 0 { near.start().get() } else { reserve(near, reach, len)? };
-        let part = |start: u64, len: u64| TextRange::new(CodeAddr::new(start), len).ok_or_else(none);
+        let start = if len == 0 {
+            near.start().get()
+        } else {
+            reserve(near, reach, len)?
+        };
+        let part =
+            |start: u64, len: u64| TextRange::new(CodeAddr::new(start), len).ok_or_else(none);
         let image = Image {
             text: part(start, layout.text)?,
             rodata: part(start + text, layout.rodata)?,
@@ -62,7 +82,10 @@ impl Images {
             if let Err(errno) = unsafe { protect(range, part.protection()) } {
                 // SAFETY: as above.
                 unsafe { unmap(&image) };
-                return Err(Error::Os { call: "mprotect", errno });
+                return Err(Error::Os {
+                    call: "mprotect",
+                    errno,
+                });
             }
         }
         self.live.lock().push(image);
@@ -86,14 +109,20 @@ impl Images {
     /// The part of an image that contains all of `range`.
     pub(crate) fn part(&self, range: TextRange) -> Option<(Part, TextRange)> {
         let live = self.live.lock();
-        live.iter().flat_map(parts).find(|(_, part)| part.start() <= range.start() && range.end() <= part.end())
+        live.iter()
+            .flat_map(parts)
+            .find(|(_, part)| part.start() <= range.start() && range.end() <= part.end())
     }
 }
 
 fn parts(image: &Image) -> impl Iterator<Item = (Part, TextRange)> + use<> {
-    [(Part::Text, image.text), (Part::Rodata, image.rodata), (Part::Data, image.data)]
-        .into_iter()
-        .filter(|(_, range)| !range.is_empty())
+    [
+        (Part::Text, image.text),
+        (Part::Rodata, image.rodata),
+        (Part::Data, image.data),
+    ]
+    .into_iter()
+    .filter(|(_, range)| !range.is_empty())
 }
 
 /// Gives back the pages of all parts.
@@ -120,7 +149,10 @@ pub(crate) unsafe fn protect(range: TextRange, protection: i32) -> Result<(), Er
     unsafe { sys::protect(start, len, protection) }
 }
 
-#[allow(clippy::cast_possible_truncation, reason = "addresses have 64 bits on this machine")]
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "addresses have 64 bits on this machine"
+)]
 fn pages_of(range: TextRange) -> (usize, usize) {
     let start = range.start().get() / PAGE * PAGE;
     let end = range.end().get().next_multiple_of(PAGE);
@@ -134,11 +166,19 @@ fn reserve(near: TextRange, reach: u64, len: u64) -> Result<u64, Error> {
     for _ in 0..8 {
         let window = Window::new(near, reach, len).ok_or_else(none)?;
         let start = window.best(&mappings()?, near).ok_or_else(none)?;
-        #[allow(clippy::cast_possible_truncation, reason = "addresses have 64 bits on this machine")]
+        #[allow(
+            clippy::cast_possible_truncation,
+            reason = "addresses have 64 bits on this machine"
+        )]
         match sys::reserve_at(start as usize, len as usize) {
             Ok(()) => return Ok(start),
             Err(Errno(libc::EEXIST)) => {}
-            Err(errno) => return Err(Error::Os { call: "mmap", errno }),
+            Err(errno) => {
+                return Err(Error::Os {
+                    call: "mmap",
+                    errno,
+                });
+            }
         }
     }
     Err(none())
@@ -154,23 +194,31 @@ struct Window {
 
 impl Window {
     fn new(near: TextRange, reach: u64, len: u64) -> Option<Self> {
-        let first = near.end().get().saturating_sub(reach).max(LOWEST).next_multiple_of(PAGE);
+        let first = near
+            .end()
+            .get()
+            .saturating_sub(reach)
+            .max(LOWEST)
+            .next_multiple_of(PAGE);
         let end = near.start().get().saturating_add(reach).min(HIGHEST);
         let last = end.checked_sub(len)? / PAGE * PAGE;
         (first <= last).then_some(Self { first, last, len })
     }
 
-    /// The best place in the gaps between `mappings`, which are sorted: the nearest below `near`, since the heap grows into
-    /// the gaps above; else the farthest above.
+    /// The best place in the gaps between `mappings`, which are sorted: the nearest below `near`,
+    /// since the heap grows into the gaps above; else the farthest above.
     fn best(&self, mappings: &[(u64, u64)], near: TextRange) -> Option<u64> {
         let starts = mappings.iter().map(|&(start, _)| start).chain([HIGHEST]);
-        let ends = [LOWEST].into_iter().chain(mappings.iter().map(|&(_, end)| end));
+        let ends = [LOWEST]
+            .into_iter()
+            .chain(mappings.iter().map(|&(_, end)| end));
         let places = ends.zip(starts).filter_map(|(gap_start, gap_end)| {
             let first = self.first.max(gap_start.next_multiple_of(PAGE));
             let last = self.last.min(gap_end.checked_sub(self.len)? / PAGE * PAGE);
             (first <= last).then_some(last)
         });
-        let (below, above): (Vec<u64>, Vec<u64>) = places.partition(|&place| place < near.start().get());
+        let (below, above): (Vec<u64>, Vec<u64>) =
+            places.partition(|&place| place < near.start().get());
         below.last().or(above.last()).copied()
     }
 }
@@ -190,8 +238,15 @@ fn mapping(line: &str) -> Option<(u64, u64)> {
     let (start, rest) = line.split_once('-')?;
     let end = rest.split_once(' ')?.0;
     let start = u64::from_str_radix(start, 16).ok()?;
-    let room = if line.ends_with("[stack]") { STACK_ROOM } else { 0 };
-    Some((start.saturating_sub(room), u64::from_str_radix(end, 16).ok()?))
+    let room = if line.ends_with("[stack]") {
+        STACK_ROOM
+    } else {
+        0
+    };
+    Some((
+        start.saturating_sub(room),
+        u64::from_str_radix(end, 16).ok()?,
+    ))
 }
 
 #[cfg(test)]
@@ -206,19 +261,37 @@ mod tests {
     fn the_nearest_gap_below_is_taken_and_the_farthest_above_only_if_there_is_none() {
         let near = range(0x50_0000, 0x1000);
         let window = Window::new(near, 0x20_0000, 0x2000).expect("there is room");
-        assert_eq!(window, Window { first: 0x30_1000, last: 0x6f_e000, len: 0x2000 });
+        assert_eq!(
+            window,
+            Window {
+                first: 0x30_1000,
+                last: 0x6f_e000,
+                len: 0x2000
+            }
+        );
         let maps = [(0x40_0000, 0x41_0000), (0x4f_f000, 0x60_0000)];
         assert_eq!(window.best(&maps, near), Some(0x4f_d000));
         let maps = [(LOWEST, 0x51_0000), (0x51_1000, 0x60_0000)];
-        assert_eq!(window.best(&maps, near), Some(0x6f_e000), "a gap that is too small is passed over");
+        assert_eq!(
+            window.best(&maps, near),
+            Some(0x6f_e000),
+            "a gap that is too small is passed over"
+        );
         let maps = [(LOWEST, 0x70_0000)];
         assert_eq!(window.best(&maps, near), None);
-        assert_eq!(Window::new(near, 0x1fff, 0x4000), None, "too large for the reach");
+        assert_eq!(
+            Window::new(near, 0x1fff, 0x4000),
+            None,
+            "too large for the reach"
+        );
     }
 
     #[test]
     fn lines_of_the_map_are_understood() {
-        assert_eq!(mapping("00400000-00452000 r-xp 00000000 08:02 173521 /usr/bin/dbus"), Some((0x40_0000, 0x45_2000)));
+        assert_eq!(
+            mapping("00400000-00452000 r-xp 00000000 08:02 173521 /usr/bin/dbus"),
+            Some((0x40_0000, 0x45_2000))
+        );
         let stack = "7ffd0a000000-7ffd0a021000 rw-p 00000000 00:00 0 [stack]";
         assert_eq!(mapping(stack), Some((0x7ffd_0900_0000, 0x7ffd_0a02_1000)));
         assert_eq!(mapping("nonsense"), None);
@@ -228,13 +301,22 @@ mod tests {
     fn an_image_is_in_reach_and_protected_and_can_be_given_back() {
         let images = Images::default();
         let near = range(reserve as *const () as u64, 16);
-        let layout = ImageLayout { text: 5000, rodata: 1, data: 10 };
-        let image = images.alloc(near, 1 << 31, layout).expect("there is memory near this code");
+        let layout = ImageLayout {
+            text: 5000,
+            rodata: 1,
+            data: 10,
+        };
+        let image = images
+            .alloc(near, 1 << 31, layout)
+            .expect("there is memory near this code");
         for (part, place) in parts(&image) {
             assert!(near.start().distance_to(place.start()).unsigned_abs() < 1 << 31);
             assert_eq!(images.part(place), Some((part, place)));
         }
-        assert_eq!((image.text.len(), image.rodata.len(), image.data.len()), (5000, 1, 10));
+        assert_eq!(
+            (image.text.len(), image.rodata.len(), image.data.len()),
+            (5000, 1, 10)
+        );
         // SAFETY: the memory is ours and writable.
         unsafe { *(image.data.start().get() as *mut u8) = 1 };
         // SAFETY: nobody uses it.

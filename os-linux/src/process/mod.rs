@@ -13,25 +13,31 @@
 //!
 //! # What the process must keep to
 //!
-//! * A function can be patched if it was compiled with an entry pad that is recorded (see [`EntryPoints`]).
+//! * A function can be patched if it was compiled with an entry pad that is recorded (see
+//!   [`EntryPoints`]).
 //! * Functions that must not be patched are marked with [`notrace!`](crate::notrace).
-//! * SIGTRAP and one real-time signal are the engine's. SIGTRAPs that it did not cause go to the handler that was there before; who installs
-//!   one later must do the same. A thread must not block either signal for long: one that blocks SIGTRAP keeps any code from being
-//!   changed, one that blocks the other holds transitions back.
-//! * The stop signal interrupts system calls; `signal(7)` lists the few that are not restarted, but fail with `EINTR`
-//!   (`nanosleep`, `poll`, `epoll_wait`, …). Programs that handle signals at all are prepared for that.
+//! * SIGTRAP and one real-time signal are the engine's. SIGTRAPs that it did not cause go to the
+//!   handler that was there before; who installs one later must do the same. A thread must not
+//!   block either signal for long: one that blocks SIGTRAP keeps any code from being changed, one
+//!   that blocks the other holds transitions back.
+//! * The stop signal interrupts system calls; `signal(7)` lists the few that are not restarted, but
+//!   fail with `EINTR` (`nanosleep`, `poll`, `epoll_wait`, …). Programs that handle signals at all
+//!   are prepared for that.
 //! * A thread has stack left wherever it is: at a redirected call, for the entry stub
-//!   ([`SLOW_STACK_MAX`](klp_arch_x86_64::stub::SLOW_STACK_MAX)) and what the handler calls; anywhere, for the kernel's signal frame
-//!   (`getauxval(AT_MINSIGSTKSZ)` tells how large it is) and the stop signal's handler. Some 4 KiB and a signal frame are enough.
-//! * A library that is loaded by a plain `dlopen` is patched once [`Livepatch::enable`], [`Livepatch::adopt`] or the control socket's
-//!   server takes notice of it, and stays in memory from then on. [`Livepatch::open_library`] patches it before anybody can call it.
-//! * Callbacks of patches must not call the dynamic linker, and constructors of libraries must not wait for a thread that calls
-//!   `adopt` or `enable`, unless `open_library` loads them.
+//!   ([`SLOW_STACK_MAX`](klp_arch_x86_64::stub::SLOW_STACK_MAX)) and what the handler calls;
+//!   anywhere, for the kernel's signal frame (`getauxval(AT_MINSIGSTKSZ)` tells how large it is)
+//!   and the stop signal's handler. Some 4 KiB and a signal frame are enough.
+//! * A library that is loaded by a plain `dlopen` is patched once [`Livepatch::enable`],
+//!   [`Livepatch::adopt`] or the control socket's server takes notice of it, and stays in memory
+//!   from then on. [`Livepatch::open_library`] patches it before anybody can call it.
+//! * Callbacks of patches must not call the dynamic linker, and constructors of libraries must not
+//!   wait for a thread that calls `adopt` or `enable`, unless `open_library` loads them.
 //! * Whoever switches between stacks (coroutines, fibers) registers them, as [`Context`]s: a
-//!   suspended one may be in the midst of a function that changes. Where it is noticed that somebody
-//!   makes stacks and says nothing of it, nothing is patched; see [`Contexts`] and
+//!   suspended one may be in the midst of a function that changes. Where it is noticed that
+//!   somebody makes stacks and says nothing of it, nothing is patched; see [`Contexts`] and
 //!   `docs/coroutines.md`. What switches by hand and registers nothing cannot be noticed.
-//! * The engine's event sink must not fork, nor must callbacks, nor constructors and destructors of shadow variables.
+//! * The engine's event sink must not fork, nor must callbacks, nor constructors and destructors of
+//!   shadow variables.
 
 mod adopt;
 mod context;
@@ -110,7 +116,11 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { stop_signal: libc::SIGRTMAX() - 2, events: None, contexts: Contexts::default() }
+        Self {
+            stop_signal: libc::SIGRTMAX() - 2,
+            events: None,
+            contexts: Contexts::default(),
+        }
     }
 }
 
@@ -128,7 +138,8 @@ impl Livepatch {
     ///
     /// # Errors
     ///
-    /// [`Error::Twice`], [`Error::SignalTaken`], or what the kernel does not offer (`membarrier` with `SYNC_CORE` came with Linux 4.16).
+    /// [`Error::Twice`], [`Error::SignalTaken`], or what the kernel does not offer (`membarrier`
+    /// with `SYNC_CORE` came with Linux 4.16).
     pub fn init(options: Options) -> Result<&'static Self, Error> {
         static ONCE: lock::Mutex<()> = lock::Mutex::new(());
         let _once = ONCE.lock();
@@ -146,7 +157,10 @@ impl Livepatch {
         trap::install()?;
         fork::install()?;
         let process = Process {
-            tracer: EntryTracer::new(ProcessText::new(Arc::clone(&space)), EntryPoints::new(Arc::clone(&space))),
+            tracer: EntryTracer::new(
+                ProcessText::new(Arc::clone(&space)),
+                EntryPoints::new(Arc::clone(&space)),
+            ),
             tasks: Tasks::new(Arc::clone(&space)),
             symbols: Symbols::new(Arc::clone(&space)),
             space,
@@ -157,26 +171,33 @@ impl Livepatch {
         Ok(Self::new(process))
     }
 
-    /// Loads the patch object in the file at `path`, and makes it known to the engine; nothing is patched yet. The file's name
-    /// without its extension is the patch's name if the file does not give one. The file is code that is going to run; who may write to it
-    /// is not checked ([`load`](Self::load)).
+    /// Loads the patch object in the file at `path`, and makes it known to the engine; nothing is
+    /// patched yet. The file's name without its extension is the patch's name if the file does not
+    /// give one. The file is code that is going to run; who may write to it is not checked
+    /// ([`load`](Self::load)).
     ///
     /// # Errors
     ///
     /// [`LoadError`]; nothing has changed then.
     pub fn load_file(&self, path: impl AsRef<Path>) -> Result<PatchId, LoadError> {
         let path = path.as_ref();
-        let file = std::fs::read(path).map_err(|error| LoadError::File { path: path.to_owned(), error })?;
+        let file = std::fs::read(path).map_err(|error| LoadError::File {
+            path: path.to_owned(),
+            error,
+        })?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
         self.load(&file, &name)
     }
 
-    /// Loads the patch object in the bytes `file`. `name` is the patch's name if it does not give one.
+    /// Loads the patch object in the bytes `file`. `name` is the patch's name if it does not give
+    /// one.
     ///
-    /// A patch object is code that this process is going to run: whoever chooses it decides what the process does. Its form is checked,
-    /// what it does is not, nor who wrote it. That is not for this function to promise, and so it is no `unsafe` one: it does what the
-    /// owner of a process can do to it from outside, too, with `ptrace` or `/proc/PID/mem`. `docs/safety.md` says where that
-    /// line is drawn. A program must not pass on here what it was given by somebody whom it would not let run code.
+    /// A patch object is code that this process is going to run: whoever chooses it decides what
+    /// the process does. Its form is checked, what it does is not, nor who wrote it. That is not
+    /// for this function to promise, and so it is no `unsafe` one: it does what the owner of a
+    /// process can do to it from outside, too, with `ptrace` or `/proc/PID/mem`. `docs/safety.md`
+    /// says where that line is drawn. A program must not pass on here what it was given by somebody
+    /// whom it would not let run code.
     ///
     /// # Errors
     ///
@@ -209,7 +230,8 @@ impl Livepatch {
     pub fn unload(&self, patch: PatchId) -> Result<(), klp_core::Error> {
         self.engine.remove(patch)?;
         if let Some(code) = self.space().patches.code_of(patch) {
-            // SAFETY: it is the image of this patch, which the engine does not know any more; it promises that no task is inside of it.
+            // SAFETY: it is the image of this patch, which the engine does not know any more; it
+            // promises that no task is inside of it.
             unsafe { self.unload_image(code) };
         }
         Ok(())
@@ -238,16 +260,23 @@ impl Livepatch {
         self.adopt_for(patch)?;
         let mut report = self.engine.preflight(patch)?;
         if let Err(error) = tasks::check_contexts() {
-            let name = self.engine.with_patch(patch, |patch| patch.name().try_clone())??;
-            report.findings.try_reserve(1).map_err(|_| klp_core::Error::OutOfMemory)?;
-            report.findings.push(klp_core::Error::port("initializing tasks", &name, &error));
+            let name = self
+                .engine
+                .with_patch(patch, |patch| patch.name().try_clone())??;
+            report
+                .findings
+                .try_reserve(1)
+                .map_err(|_| klp_core::Error::OutOfMemory)?;
+            report
+                .findings
+                .push(klp_core::Error::port("initializing tasks", &name, &error));
         }
         Ok(report)
     }
 
-    /// Starts to enable a patch; see [`Engine::enable`](klp_core::Engine::enable), which knows nothing
-    /// of libraries that were loaded behind the engine's back: this [adopts](Self::adopt) those that
-    /// the patch names first.
+    /// Starts to enable a patch; see [`Engine::enable`](klp_core::Engine::enable), which knows
+    /// nothing of libraries that were loaded behind the engine's back: this [adopts](Self::adopt)
+    /// those that the patch names first.
     ///
     /// # Errors
     ///
@@ -272,7 +301,9 @@ impl Livepatch {
     ///
     /// As there.
     pub fn enable_all(&'static self, patches: &[PatchId]) -> Result<Poll, klp_core::Error> {
-        patches.iter().try_for_each(|patch| self.adopt_for(*patch))?;
+        patches
+            .iter()
+            .try_for_each(|patch| self.adopt_for(*patch))?;
         self.engine.enable_all(patches)
     }
 

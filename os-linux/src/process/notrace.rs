@@ -1,4 +1,5 @@
-//! Functions that must not be redirected (kernel: `notrace`, and the list that `NOKPROBE_SYMBOL` makes).
+//! Functions that must not be redirected (kernel: `notrace`, and the list that `NOKPROBE_SYMBOL`
+//! makes).
 
 use super::sites;
 use super::space::Space;
@@ -6,15 +7,17 @@ use super::symbols;
 use core::fmt::{self, Write};
 use klp_core::addr::TextRange;
 
-/// The section in which programs record the addresses of such functions, eight bytes each. It is loaded, so its values in memory are
-/// relocated.
+/// The section in which programs record the addresses of such functions, eight bytes each. It is
+/// loaded, so its values in memory are relocated.
 const TABLE: &str = "__klp_notrace";
 
-/// The engine's crates. Redirected calls, breakpoints and stop signals run their code: a patch there would call itself.
+/// The engine's crates. Redirected calls, breakpoints and stop signals run their code: a patch
+/// there would call itself.
 const ENGINE: [&str; 3] = ["klp_core::", "klp_arch_x86_64::", "klp_os_linux::"];
 
-/// Marks functions as ones that must not be patched, by their paths; a patch for one of them is refused. Stands beside functions. (For C,
-/// there is `KLP_NOTRACE` in the header `klp/notrace.h` of klp-build.)
+/// Marks functions as ones that must not be patched, by their paths; a patch for one of them is
+/// refused. Stands beside functions. (For C, there is `KLP_NOTRACE` in the header `klp/notrace.h`
+/// of klp-build.)
 ///
 /// ```
 /// extern "C" fn on_signal(_signal: i32) {}
@@ -39,11 +42,14 @@ macro_rules! notrace {
 
 /// Whether the function in `func` is marked, or the engine's own.
 pub(crate) fn is_notrace(space: &Space, func: TextRange) -> bool {
-    is_marked(space, func) || symbols::function(space, func.start(), |_, name, _| is_engine(name)).unwrap_or(false)
+    is_marked(space, func)
+        || symbols::function(space, func.start(), |_, name, _| is_engine(name)).unwrap_or(false)
 }
 
 fn is_marked(space: &Space, func: TextRange) -> bool {
-    let Some(object) = space.objects.at(func.start()) else { return false };
+    let Some(object) = space.objects.at(func.start()) else {
+        return false;
+    };
     // Of an object whose file cannot be read, no entry site is known either.
     sites::addresses(&object, TABLE).is_ok_and(|mut marked| marked.any(|addr| func.contains(addr)))
 }
@@ -54,7 +60,10 @@ fn is_engine(name: &str) -> bool {
     // It fails when it has seen enough.
     let _ = write!(start, "{:#}", rustc_demangle::demangle(name));
     // Methods of a trait begin with `<Type as Trait>`; destructors are instances of one function.
-    let path = start.0.trim_start_matches("core::ptr::drop_in_place<").trim_start_matches('<');
+    let path = start
+        .0
+        .trim_start_matches("core::ptr::drop_in_place<")
+        .trim_start_matches('<');
     ENGINE.iter().any(|engine| path.starts_with(engine))
 }
 
@@ -64,7 +73,8 @@ struct Start(heapless::String<64>);
 
 impl Write for Start {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        text.chars().try_for_each(|letter| self.0.push(letter).map_err(|()| fmt::Error))
+        text.chars()
+            .try_for_each(|letter| self.0.push(letter).map_err(|()| fmt::Error))
     }
 }
 

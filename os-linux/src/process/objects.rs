@@ -58,7 +58,8 @@ const ALIVE: u8 = 1;
 const LEAVING: u8 = 2;
 
 impl Object {
-    /// Whether patches may have to do with it. The dynamic linker shows an object as soon as it is mapped, before it is relocated.
+    /// Whether patches may have to do with it. The dynamic linker shows an object as soon as it is
+    /// mapped, before it is relocated.
     pub(crate) fn is_alive(&self) -> bool {
         self.life.load(Ordering::Acquire) == ALIVE
     }
@@ -73,14 +74,17 @@ impl Object {
         self.life.store(ALIVE, Ordering::Release);
     }
 
-    /// Patches may not have to do with it any more. Who says so is about to let go of it, and says [`left`](Self::left) then.
+    /// Patches may not have to do with it any more. Who says so is about to let go of it, and says
+    /// [`left`](Self::left) then.
     pub(crate) fn set_leaving(&self) {
         self.life.store(LEAVING, Ordering::Release);
     }
 
     /// Nobody holds it for patches any more, unless it was made alive again meanwhile.
     pub(crate) fn left(&self) {
-        let _ = self.life.compare_exchange(LEAVING, STRANGER, Ordering::AcqRel, Ordering::Relaxed);
+        let _ = self
+            .life
+            .compare_exchange(LEAVING, STRANGER, Ordering::AcqRel, Ordering::Relaxed);
     }
 
     /// Whether a patch did not let it in when it was last tried.
@@ -101,7 +105,12 @@ impl Object {
 
     /// The code, from the first executable byte to the last.
     pub(crate) fn text(&self) -> Option<TextRange> {
-        let code = || self.segments.iter().filter(|segment| segment.executable).map(|segment| segment.range);
+        let code = || {
+            self.segments
+                .iter()
+                .filter(|segment| segment.executable)
+                .map(|segment| segment.range)
+        };
         let start = code().map(TextRange::start).min()?;
         let end = code().map(TextRange::end).max()?;
         TextRange::new(start, end.get() - start.get())
@@ -115,16 +124,22 @@ impl Object {
         if !segment.readable || segment.range.end() < range.end() {
             return None;
         }
-        // SAFETY: the segment is mapped and readable for as long as the object is loaded. Those that patches have to do with are alive, so
-        // they are held; unwind information is read when the object is first seen, while the dynamic linker keeps it from being unmapped.
+        // SAFETY: the segment is mapped and readable for as long as the object is loaded. Those
+        // that patches have to do with are alive, so they are held; unwind information is read when
+        // the object is first seen, while the dynamic linker keeps it from being unmapped.
         Some(unsafe {
-            core::slice::from_raw_parts(range.start().get() as *const u8, usize::try_from(range.len()).ok()?)
+            core::slice::from_raw_parts(
+                range.start().get() as *const u8,
+                usize::try_from(range.len()).ok()?,
+            )
         })
     }
 
     /// The segment that `addr` lies in.
     pub(crate) fn segment(&self, addr: CodeAddr) -> Option<&Segment> {
-        self.segments.iter().find(|segment| segment.range.contains(addr))
+        self.segments
+            .iter()
+            .find(|segment| segment.range.contains(addr))
     }
 
     /// What the file says beyond the part that is mapped. Read at the first call.
@@ -169,7 +184,8 @@ struct Snapshot {
 }
 
 impl Objects {
-    /// Looks whether objects came or went. Says whether that was so. `came` is shown each new one, while it cannot be unmapped.
+    /// Looks whether objects came or went. Says whether that was so. `came` is shown each new one,
+    /// while it cannot be unmapped.
     pub(crate) fn refresh(&self, came: &mut dyn FnMut(&Object)) -> bool {
         let counts = dl_counts();
         let mut now = self.now.lock();
@@ -186,7 +202,11 @@ impl Objects {
                 Arc::new(fresh)
             }));
         });
-        *now = Snapshot { objects, counts, next };
+        *now = Snapshot {
+            objects,
+            counts,
+            next,
+        };
         true
     }
 
@@ -213,17 +233,32 @@ impl Objects {
 
     /// The one that patches call `name`, if it is alive.
     pub(crate) fn named(&self, name: &str) -> Option<Arc<Object>> {
-        self.now.lock().objects.iter().find(|object| object.name == name && object.is_alive()).cloned()
+        self.now
+            .lock()
+            .objects
+            .iter()
+            .find(|object| object.name == name && object.is_alive())
+            .cloned()
     }
 
     /// The one that `addr` lies in.
     pub(crate) fn at(&self, addr: CodeAddr) -> Option<Arc<Object>> {
-        self.now.lock().objects.iter().find(|object| object.segment(addr).is_some()).cloned()
+        self.now
+            .lock()
+            .objects
+            .iter()
+            .find(|object| object.segment(addr).is_some())
+            .cloned()
     }
 
     /// The segment that `addr` lies in.
     pub(crate) fn segment(&self, addr: CodeAddr) -> Option<Segment> {
-        self.now.lock().objects.iter().find_map(|object| object.segment(addr)).copied()
+        self.now
+            .lock()
+            .objects
+            .iter()
+            .find_map(|object| object.segment(addr))
+            .copied()
     }
 }
 
@@ -236,10 +271,13 @@ impl Object {
     }
 }
 
-/// The name that patches use for the shared object at `path`: its file name up to `.so`, with `.` and `-` turned into `_`, since
-/// names in the patch format contain no dots.
+/// The name that patches use for the shared object at `path`: its file name up to `.so`, with `.`
+/// and `-` turned into `_`, since names in the patch format contain no dots.
 fn object_name(path: &Path) -> String {
-    let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    let file = path
+        .file_name()
+        .unwrap_or(path.as_os_str())
+        .to_string_lossy();
     let stem = file.find(".so").map_or(&*file, |end| &file[..end]);
     stem.replace(['.', '-'], "_")
 }
@@ -252,7 +290,12 @@ fn dl_iterate(each: &mut dyn FnMut(&libc::dl_phdr_info) -> bool) {
         each: *mut libc::c_void,
     ) -> libc::c_int {
         // SAFETY: `each` is the reference given below, `info` is valid during the callback.
-        let (each, info) = unsafe { (&mut *each.cast::<&mut dyn FnMut(&libc::dl_phdr_info) -> bool>(), &*info) };
+        let (each, info) = unsafe {
+            (
+                &mut *each.cast::<&mut dyn FnMut(&libc::dl_phdr_info) -> bool>(),
+                &*info,
+            )
+        };
         libc::c_int::from(!each(info))
     }
     let mut each = each;
@@ -275,8 +318,15 @@ fn dl_objects(show: &mut dyn FnMut(Object)) {
     dl_iterate(&mut |info| {
         // SAFETY: the dynamic linker's data is valid during the callback.
         let (path, headers) = unsafe {
-            let path = if info.dlpi_name.is_null() { c"" } else { CStr::from_ptr(info.dlpi_name) };
-            (path, core::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()))
+            let path = if info.dlpi_name.is_null() {
+                c""
+            } else {
+                CStr::from_ptr(info.dlpi_name)
+            };
+            (
+                path,
+                core::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()),
+            )
         };
         let path = Path::new(OsStr::from_bytes(path.to_bytes()));
         show(dl_object(first, path, info.dlpi_addr, headers));
@@ -291,11 +341,17 @@ fn dl_object(first: bool, path: &Path, bias: u64, headers: &[libc::Elf64_Phdr]) 
     } else {
         (
             object_name(path),
-            path.is_absolute().then(|| path.to_owned()).or_else(|| path.exists().then(|| path.to_owned())),
+            path.is_absolute()
+                .then(|| path.to_owned())
+                .or_else(|| path.exists().then(|| path.to_owned())),
         )
     };
-    let range =
-        |header: &libc::Elf64_Phdr| TextRange::new(CodeAddr::new(bias.wrapping_add(header.p_vaddr)), header.p_memsz);
+    let range = |header: &libc::Elf64_Phdr| {
+        TextRange::new(
+            CodeAddr::new(bias.wrapping_add(header.p_vaddr)),
+            header.p_memsz,
+        )
+    };
     let of_type = |kind| headers.iter().filter(move |header| header.p_type == kind);
     let segments = of_type(libc::PT_LOAD)
         .filter_map(|header| {
@@ -307,9 +363,14 @@ fn dl_object(first: bool, path: &Path, bias: u64, headers: &[libc::Elf64_Phdr]) 
         })
         .collect();
     let build_id = of_type(libc::PT_NOTE).filter_map(range).find_map(|note| {
-        // SAFETY: a note segment is loaded, readable, and stays as long as the object; the dynamic linker holds it now.
-        let bytes =
-            unsafe { core::slice::from_raw_parts(note.start().get() as *const u8, usize::try_from(note.len()).ok()?) };
+        // SAFETY: a note segment is loaded, readable, and stays as long as the object; the dynamic
+        // linker holds it now.
+        let bytes = unsafe {
+            core::slice::from_raw_parts(
+                note.start().get() as *const u8,
+                usize::try_from(note.len()).ok()?,
+            )
+        };
         build_id(bytes).map(<[u8]>::to_vec)
     });
     let eh_frame_hdr = of_type(libc::PT_GNU_EH_FRAME).find_map(range);
@@ -337,7 +398,10 @@ mod tests {
 
     #[test]
     fn names_have_no_dots() {
-        assert_eq!(object_name(Path::new("/lib/x86_64-linux-gnu/libc.so.6")), "libc");
+        assert_eq!(
+            object_name(Path::new("/lib/x86_64-linux-gnu/libc.so.6")),
+            "libc"
+        );
         assert_eq!(object_name(Path::new("linux-vdso.so.1")), "linux_vdso");
         assert_eq!(object_name(Path::new("/opt/libfoo-1.2.so.3")), "libfoo_1_2");
         assert_eq!(object_name(Path::new("/opt/plugin")), "plugin");
@@ -352,10 +416,20 @@ mod tests {
         assert!(!objects.refresh(&mut |_| ()), "nothing came or went");
         let executable = objects.named(VMLINUX).expect("there is an executable");
         let here = CodeAddr::new(names_have_no_dots as *const () as u64);
-        assert!(executable.segment(here).expect("this code is in it").executable);
-        let libc_at = objects.at(CodeAddr::new(libc::getpid as *const () as u64)).expect("libc is mapped");
+        assert!(
+            executable
+                .segment(here)
+                .expect("this code is in it")
+                .executable
+        );
+        let libc_at = objects
+            .at(CodeAddr::new(libc::getpid as *const () as u64))
+            .expect("libc is mapped");
         assert_eq!(libc_at.name, "libc");
-        assert!(objects.named("libc").is_none(), "nobody holds it for patches yet");
+        assert!(
+            objects.named("libc").is_none(),
+            "nobody holds it for patches yet"
+        );
         libc_at.set_alive();
         assert!(objects.named("libc").is_some());
         assert!(objects.named("no_such_object").is_none());

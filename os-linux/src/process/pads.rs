@@ -1,7 +1,8 @@
 //! Entry pads of several instructions: getting threads out of their midst.
 //!
-//! When this begins, every pad starts with a breakpoint that all cores see, so nobody gets into one any more. It remains to look at
-//! each thread once: who stands in a pad, or was interrupted there by a signal whose handler it is in, goes on behind the pad.
+//! When this begins, every pad starts with a breakpoint that all cores see, so nobody gets into one
+//! any more. It remains to look at each thread once: who stands in a pad, or was interrupted there
+//! by a signal whose handler it is in, goes on behind the pad.
 
 use super::context::Interrupted;
 use super::error::{Error, Silence};
@@ -40,8 +41,8 @@ impl<'a> Pads<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::ThreadSilent`] if a thread cannot be looked at in time, and the errors of listing threads. Some threads may have been
-    /// moved, which is harmless: a pad does nothing.
+    /// [`Error::ThreadSilent`] if a thread cannot be looked at in time, and the errors of listing
+    /// threads. Some threads may have been moved, which is harmless: a pad does nothing.
     pub(crate) fn clear(&self) -> Result<(), Error> {
         let end = Instant::now() + LIMIT;
         let mut tasks = Vec::new();
@@ -68,7 +69,11 @@ impl<'a> Pads<'a> {
             match silent {
                 None => return Ok(()),
                 Some((task, why)) if Instant::now() >= end => {
-                    return Err(Error::ThreadSilent { task, name: scan::name(task), why });
+                    return Err(Error::ThreadSilent {
+                        task,
+                        name: scan::name(task),
+                        why,
+                    });
                 }
                 Some(_) => sys::nap(Duration::from_millis(1)),
             }
@@ -83,20 +88,25 @@ impl<'a> Pads<'a> {
         (poke.split && pc.get() - poke.at.get() < poke.old.len() as u64).then_some(poke.body)
     }
 
-    /// Whether the stack above `regs` holds no address in a pad, so that no interrupted code on it is in one.
+    /// Whether the stack above `regs` holds no address in a pad, so that no interrupted code on it
+    /// is in one.
     fn none_on_stack(&self, regs: &Regs) -> bool {
-        let (Some(first), Some(last)) = (self.batch.first(), self.batch.last()) else { return true };
+        let (Some(first), Some(last)) = (self.batch.first(), self.batch.last()) else {
+            return true;
+        };
         let hull = first.at.get()..last.at.get() + last.old.len() as u64;
         let memory = stack_memory();
         let start = regs.rsp.next_multiple_of(8);
-        let pages = core::iter::successors(Some(start), |addr| Some((addr / sys::PAGE + 1) * sys::PAGE));
+        let pages =
+            core::iter::successors(Some(start), |addr| Some((addr / sys::PAGE + 1) * sys::PAGE));
         pages
             .take_while(|addr| addr - start < MAX_SEARCHED)
             .map_while(|addr| memory.page_from(addr))
             .all(|mut words| words.all(|word| !hull.contains(&word) || self.body(word).is_none()))
     }
 
-    /// Moves all code that was interrupted in a pad, by walking the stack. Says whether the walk got to its end.
+    /// Moves all code that was interrupted in a pad, by walking the stack. Says whether the walk
+    /// got to its end.
     fn move_on_stack(&self, regs: &Regs) -> bool {
         let saved = Cell::new((0, 0));
         let seen = |addr, value| {
@@ -108,7 +118,8 @@ impl<'a> Pads<'a> {
             let (addr, value) = saved.get();
             if frame.kind == FrameKind::Interrupted && frame.pc.get() == value {
                 if let Some(body) = self.body(value) {
-                    // SAFETY: it is where the kernel's signal frame, on this thread's own stack, holds the interrupted instruction's address.
+                    // SAFETY: it is where the kernel's signal frame, on this thread's own stack,
+                    // holds the interrupted instruction's address.
                     unsafe { ptr::write_volatile(addr as *mut u64, body.get()) };
                 }
             }

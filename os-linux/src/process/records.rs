@@ -1,15 +1,18 @@
 //! What is known of each thread: one [`Record`] per thread, found through a thread-local pointer.
 //!
-//! A record is made at the thread's first handled call (or first stop signal) by the thread itself, or before that by a scan
-//! on its behalf; there is never more than one per thread id. Records live in chunks that are never unmapped. All but the
-//! fields of a record change under one [`SignalLock`], so that a signal or entry handler may join at any time.
+//! A record is made at the thread's first handled call (or first stop signal) by the thread itself,
+//! or before that by a scan on its behalf; there is never more than one per thread id. Records live
+//! in chunks that are never unmapped. All but the fields of a record change under one
+//! [`SignalLock`], so that a signal or entry handler may join at any time.
 
 use super::lock::{Guard, SignalLock};
 use super::slots::{Pool, Slot};
 use super::sys::{Errno, KeepErrno, gettid, map_zeroed, nap, thread_exists};
 use core::cell::Cell;
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicI8, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering, compiler_fence};
+use core::sync::atomic::{
+    AtomicBool, AtomicI8, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering, compiler_fence,
+};
 use core::time::Duration;
 use klp_core::port::{TaskId, TaskState};
 
@@ -102,7 +105,10 @@ impl Record {
 
     /// From here on the thread runs on `context`; `None`: on no registered one.
     pub(crate) fn set_context(&self, context: Option<&'static Slot>) {
-        self.context.store(context.map_or(ptr::null_mut(), |slot| ptr::from_ref(slot).cast_mut()), Ordering::Release);
+        self.context.store(
+            context.map_or(ptr::null_mut(), |slot| ptr::from_ref(slot).cast_mut()),
+            Ordering::Release,
+        );
     }
 
     /// Whether the thread has left a context and not entered another one yet.
@@ -126,18 +132,21 @@ impl Record {
         self.trap_mask.store(mask as u8, Ordering::Relaxed);
     }
 
-    /// Has the thread try to switch itself in calls made with the stack pointer above `sp` only; `u64::MAX`: in none.
+    /// Has the thread try to switch itself in calls made with the stack pointer above `sp` only;
+    /// `u64::MAX`: in none.
     pub(crate) fn try_above(&self, sp: u64) {
         self.try_above.store(sp, Ordering::Relaxed);
     }
 
-    /// Whether the thread should try to switch itself in a call made with the stack pointer at `sp`.
+    /// Whether the thread should try to switch itself in a call made with the stack pointer at
+    /// `sp`.
     #[inline]
     pub(crate) fn tries_at(&self, sp: u64) -> bool {
         sp > self.try_above.load(Ordering::Relaxed)
     }
 
-    /// Does `work` as a run of the handler, which [`runs`](Self::runs) tells of. Only for the record's own thread.
+    /// Does `work` as a run of the handler, which [`runs`](Self::runs) tells of. Only for the
+    /// record's own thread.
     #[inline]
     pub(crate) fn run<R>(&self, work: impl FnOnce() -> R) -> R {
         let before = self.runs.load(Ordering::Relaxed);
@@ -146,8 +155,9 @@ impl Record {
             return work();
         }
         self.runs.store(before.wrapping_add(1), Ordering::Relaxed);
-        // ORDER(runs): the store above comes before all that `work` reads. The processor's half of this fence is
-        // the memory barrier that `Tasks::synchronize` makes every thread pass before it reads `runs`.
+        // ORDER(runs): the store above comes before all that `work` reads. The processor's half of
+        // this fence is the memory barrier that `Tasks::synchronize` makes every thread pass before
+        // it reads `runs`.
         compiler_fence(Ordering::SeqCst);
         let result = work();
         self.runs.store(before.wrapping_add(2), Ordering::Release);
@@ -160,9 +170,15 @@ impl Record {
         (runs & 1 == 1).then_some(runs)
     }
 
-    /// Takes note that the thread left run `run` without ending it (a `longjmp` out of a signal handler, say).
+    /// Takes note that the thread left run `run` without ending it (a `longjmp` out of a signal
+    /// handler, say).
     pub(crate) fn abandon(&self, run: u64) {
-        let _ = self.runs.compare_exchange(run, run.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self.runs.compare_exchange(
+            run,
+            run.wrapping_add(1),
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
     }
 
     /// Makes the record one of the thread `tid`, new to us.
@@ -200,12 +216,16 @@ static FIRST: Chunk = Chunk {
 };
 
 thread_local! {
-    /// The calling thread's record. Constant at the start and without a destructor, so that a handler may read it.
+    /// The calling thread's record. Constant at the start and without a destructor, so that a
+    /// handler may read it.
     static CURRENT: Cell<Option<&'static Record>> = const { Cell::new(None) };
 }
 
-static REGISTRY: SignalLock<Registry> =
-    SignalLock::new(Registry { newborn: TaskState::Idle, joined: 0, contexts: Pool::new() });
+static REGISTRY: SignalLock<Registry> = SignalLock::new(Registry {
+    newborn: TaskState::Idle,
+    joined: 0,
+    contexts: Pool::new(),
+});
 
 /// The calling thread's record, if it has found it before.
 #[inline]
@@ -231,7 +251,8 @@ fn join() -> &'static Record {
         registry.joined += 1;
         let record = registry.enter(gettid());
         if record.owned.swap(true, Ordering::Relaxed) {
-            // The owner was another thread with this id, which has ended: only its state is inherited.
+            // The owner was another thread with this id, which has ended: only its state is
+            // inherited.
             record.begin(record.tid(), record.state());
             record.owned.store(true, Ordering::Relaxed);
         }
@@ -285,20 +306,24 @@ impl Registry {
     /// The records of all known threads, some of which may have ended.
     #[allow(clippy::unused_self, reason = "the lock's guard is what permits it")]
     pub(crate) fn records(&self) -> impl Iterator<Item = &'static Record> + use<> {
-        slots().filter(|(tid, _)| tid.load(Ordering::Relaxed) != 0).map(|(_, record)| record)
+        slots()
+            .filter(|(tid, _)| tid.load(Ordering::Relaxed) != 0)
+            .map(|(_, record)| record)
     }
 
     /// The record of the thread `tid`, made now if there was none.
     ///
-    /// If the id belonged to a thread before that has ended, its record is taken over with its state: that thread either
-    /// was never switched, so the state is where everybody started, or it was switched in the transition under way, and a
-    /// thread born later fits the target state.
+    /// If the id belonged to a thread before that has ended, its record is taken over with its
+    /// state: that thread either was never switched, so the state is where everybody started, or it
+    /// was switched in the transition under way, and a thread born later fits the target state.
     pub(crate) fn enter(&mut self, tid: u32) -> &'static Record {
         if let Some((_, record)) = slots().find(|(slot, _)| slot.load(Ordering::Relaxed) == tid) {
             return record;
         }
         loop {
-            if let Some((slot, record)) = slots().find(|(slot, _)| slot.load(Ordering::Relaxed) == 0) {
+            if let Some((slot, record)) =
+                slots().find(|(slot, _)| slot.load(Ordering::Relaxed) == 0)
+            {
                 return self.take(slot, record, tid);
             }
             if !self.retire(|record| !thread_exists(record.tid())) && !grow() {
@@ -322,7 +347,9 @@ impl Registry {
         self.find_all(tasks, into);
         let mut free = slots().filter(|(slot, _)| slot.load(Ordering::Relaxed) == 0);
         for (task, found) in tasks.iter().zip(into) {
-            let (None, Ok(tid)) = (*found, u32::try_from(task.0)) else { continue };
+            let (None, Ok(tid)) = (*found, u32::try_from(task.0)) else {
+                continue;
+            };
             *found = Some(match free.next() {
                 Some((slot, record)) => self.take(slot, record, tid),
                 None => self.enter(tid),
@@ -336,8 +363,13 @@ impl Registry {
         record
     }
 
-    /// Frees the records that `which` says belong to threads that have ended; says whether there were any.
-    #[allow(clippy::unused_self, clippy::needless_pass_by_ref_mut, reason = "the lock's guard is what permits it")]
+    /// Frees the records that `which` says belong to threads that have ended; says whether there
+    /// were any.
+    #[allow(
+        clippy::unused_self,
+        clippy::needless_pass_by_ref_mut,
+        reason = "the lock's guard is what permits it"
+    )]
     pub(crate) fn retire(&mut self, which: impl Fn(&Record) -> bool) -> bool {
         let mut any = false;
         for (slot, record) in slots() {
@@ -354,7 +386,8 @@ impl Registry {
     pub(crate) fn keep_only_caller(&mut self) {
         let own = CURRENT.get();
         let tid = gettid();
-        self.contexts.keep_only_those_of(own.map_or(0, Record::tid), tid);
+        self.contexts
+            .keep_only_those_of(own.map_or(0, Record::tid), tid);
         for (slot, record) in slots() {
             if own.is_some_and(|own| ptr::eq(own, record)) {
                 record.tid.store(tid, Ordering::Relaxed);
@@ -383,7 +416,9 @@ fn chunks() -> impl Iterator<Item = &'static Chunk> {
 
 /// Appends a chunk. Called with the registry locked.
 fn grow() -> bool {
-    let Ok(memory) = map_zeroed(size_of::<Chunk>()) else { return false };
+    let Ok(memory) = map_zeroed(size_of::<Chunk>()) else {
+        return false;
+    };
     let chunk = memory.cast::<Chunk>();
     // SAFETY: the mapping is new, large enough, and aligned to a page.
     unsafe {

@@ -12,7 +12,8 @@ use std::os::unix::fs::MetadataExt;
 /// Listings that are tried before the threads are said to come and go too fast.
 const TRIES: u32 = 100;
 
-/// Bytes of one entry of a listing, at most: 19 of `struct linux_dirent64`, a number of ten digits, its end, padding.
+/// Bytes of one entry of a listing, at most: 19 of `struct linux_dirent64`, a number of ten digits,
+/// its end, padding.
 const ENTRY: usize = 32;
 
 /// Lists every thread that exists at some moment during the call, in ascending order.
@@ -21,7 +22,8 @@ const ENTRY: usize = 32;
 ///
 /// [`Error::Churn`] if no listing was complete; the last one is there then.
 pub(crate) fn threads(into: &mut Vec<TaskId>) -> Result<(), Error> {
-    let directory = File::open("/proc/self/task").map_err(|error| Error::io("open /proc/self/task", &error))?;
+    let directory =
+        File::open("/proc/self/task").map_err(|error| Error::io("open /proc/self/task", &error))?;
     let mut buffer = Vec::new();
     for _ in 0..TRIES {
         if list(&directory, &mut buffer, into)? {
@@ -35,8 +37,9 @@ pub(crate) fn threads(into: &mut Vec<TaskId>) -> Result<(), Error> {
 
 /// One listing; says whether it is complete.
 ///
-/// The kernel goes from thread to thread, and stops early where the thread that it stands on ends. So the listing is checked:
-/// `n` threads exist at a moment after it, and if as many of those that it names exist after that moment, it names all of them.
+/// The kernel goes from thread to thread, and stops early where the thread that it stands on ends.
+/// So the listing is checked: `n` threads exist at a moment after it, and if as many of those that
+/// it names exist after that moment, it names all of them.
 fn list(directory: &File, buffer: &mut Vec<u8>, into: &mut Vec<TaskId>) -> Result<bool, Error> {
     let len = loop {
         if buffer.len() < 16 * 1024 {
@@ -59,18 +62,25 @@ fn list(directory: &File, buffer: &mut Vec<u8>, into: &mut Vec<TaskId>) -> Resul
         rest = next;
     }
     let exist = count(directory)?;
-    let alive = into.iter().filter(|task| u32::try_from(task.0).is_ok_and(thread_exists)).count();
+    let alive = into
+        .iter()
+        .filter(|task| u32::try_from(task.0).is_ok_and(thread_exists))
+        .count();
     Ok(alive as u64 >= exist)
 }
 
 /// How many threads the process has: the links to `/proc/self/task`, less the two of any directory.
 fn count(directory: &File) -> Result<u64, Error> {
-    let metadata = directory.metadata().map_err(|error| Error::io("stat /proc/self/task", &error))?;
+    let metadata = directory
+        .metadata()
+        .map_err(|error| Error::io("stat /proc/self/task", &error))?;
     Ok(metadata.nlink().saturating_sub(2))
 }
 
 fn grow(buffer: &mut Vec<u8>, len: usize) -> Result<(), Error> {
-    buffer.try_reserve(len - buffer.len()).map_err(|_| Error::OutOfMemory)?;
+    buffer
+        .try_reserve(len - buffer.len())
+        .map_err(|_| Error::OutOfMemory)?;
     buffer.resize(len, 0);
     Ok(())
 }
@@ -83,10 +93,14 @@ fn read_directory(directory: &File, buffer: &mut [u8]) -> Result<usize, Error> {
         libc::lseek(fd, 0, libc::SEEK_SET);
         libc::syscall(libc::SYS_getdents64, fd, buffer.as_mut_ptr(), buffer.len())
     };
-    usize::try_from(len).map_err(|_| Error::Os { call: "getdents64", errno: Errno(errno()) })
+    usize::try_from(len).map_err(|_| Error::Os {
+        call: "getdents64",
+        errno: Errno(errno()),
+    })
 }
 
-/// The first entry of `bytes`, a sequence of `struct linux_dirent64`: the number that is its name, and the rest.
+/// The first entry of `bytes`, a sequence of `struct linux_dirent64`: the number that is its name,
+/// and the rest.
 fn entry(bytes: &[u8]) -> Option<(Option<u32>, &[u8])> {
     let len = usize::from(u16::from_le_bytes(bytes.get(16..18)?.try_into().ok()?));
     let name = CStr::from_bytes_until_nul(bytes.get(19..len)?).ok()?;
@@ -121,14 +135,22 @@ pub(crate) fn status(task: TaskId) -> Option<Status> {
     let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
     let dead = field("State:")?.trim_start().starts_with(['Z', 'X']);
     let signals = |name| u64::from_str_radix(field(name)?.trim(), 16).ok();
-    Some(Status { dead, blocked: signals("SigBlk:")?, pending: signals("SigPnd:")? })
+    Some(Status {
+        dead,
+        blocked: signals("SigBlk:")?,
+        pending: signals("SigPnd:")?,
+    })
 }
 
 /// The thread's name; empty if it is gone.
 pub(crate) fn name(task: TaskId) -> TaskName {
     let mut text = [0; 64];
     let mut name = TaskName::new();
-    for letter in read(task, "comm", &mut text).unwrap_or_default().trim_end().chars() {
+    for letter in read(task, "comm", &mut text)
+        .unwrap_or_default()
+        .trim_end()
+        .chars()
+    {
         if name.push(letter).is_err() {
             break;
         }
@@ -174,7 +196,8 @@ mod tests {
         let threads = [(); 32].map(|()| {
             let (barrier, send) = (Arc::clone(&barrier), send.clone());
             std::thread::spawn(move || {
-                send.send(TaskId(gettid().into())).expect("the test listens");
+                send.send(TaskId(gettid().into()))
+                    .expect("the test listens");
                 barrier.wait();
             })
         });
@@ -194,13 +217,24 @@ mod tests {
     fn a_thread_has_a_name_and_a_mask() {
         let thread = std::thread::Builder::new().name("a name".into()).spawn(|| {
             let own = TaskId(gettid().into());
-            assert!(!status(own).expect("the thread is there").blocks(libc::SIGUSR1));
+            assert!(
+                !status(own)
+                    .expect("the thread is there")
+                    .blocks(libc::SIGUSR1)
+            );
             let blocked = crate::process::sys::SignalsBlocked::new();
-            assert!(status(own).expect("the thread is there").blocks(libc::SIGUSR1));
+            assert!(
+                status(own)
+                    .expect("the thread is there")
+                    .blocks(libc::SIGUSR1)
+            );
             drop(blocked);
             assert_eq!(name(own).as_str(), "a name");
         });
-        thread.expect("threads can be had").join().expect("the assertions hold");
+        thread
+            .expect("threads can be had")
+            .join()
+            .expect("the assertions hold");
         assert!(status(TaskId(u32::MAX.into())).is_none());
     }
 }

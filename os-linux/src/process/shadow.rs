@@ -1,4 +1,5 @@
-//! The shadow variables of the process, for patches in Rust and in C (kernel: `kernel/livepatch/shadow.c`).
+//! The shadow variables of the process, for patches in Rust and in C (kernel:
+//! `kernel/livepatch/shadow.c`).
 
 use super::events;
 use super::lock::FutexLock;
@@ -15,7 +16,8 @@ pub fn shadows() -> &'static ShadowTable<FutexLock> {
     &SHADOWS
 }
 
-/// The functions of `<klp/shadow.h>`, by which patch objects come to the variables. No linker knows them: a patch binds to them by name.
+/// The functions of `<klp/shadow.h>`, by which patch objects come to the variables. No linker knows
+/// them: a patch binds to them by name.
 pub(crate) fn function(name: &str) -> Option<CodeAddr> {
     let function = match name {
         "klp_shadow_get" => get as *const (),
@@ -44,7 +46,18 @@ unsafe extern "C" fn alloc(
     ctor_data: *mut c_void,
 ) -> *mut c_void {
     // SAFETY: the caller's promise.
-    answer(unsafe { c::alloc(&SHADOWS, obj, id, c::Wanted { size, ctor, ctor_data }) })
+    answer(unsafe {
+        c::alloc(
+            &SHADOWS,
+            obj,
+            id,
+            c::Wanted {
+                size,
+                ctor,
+                ctor_data,
+            },
+        )
+    })
 }
 
 /// # Safety
@@ -59,7 +72,18 @@ unsafe extern "C" fn get_or_alloc(
     ctor_data: *mut c_void,
 ) -> *mut c_void {
     // SAFETY: the caller's promise.
-    answer(unsafe { c::get_or_alloc(&SHADOWS, obj, id, c::Wanted { size, ctor, ctor_data }) })
+    answer(unsafe {
+        c::get_or_alloc(
+            &SHADOWS,
+            obj,
+            id,
+            c::Wanted {
+                size,
+                ctor,
+                ctor_data,
+            },
+        )
+    })
 }
 
 /// # Safety

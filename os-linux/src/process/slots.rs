@@ -1,5 +1,5 @@
-//! Room for contexts: a [`Slot`] for each, in blocks that are never unmapped. What is done with them
-//! is in `contexts.rs`.
+//! Room for contexts: a [`Slot`] for each, in blocks that are never unmapped. What is done with
+//! them is in `contexts.rs`.
 
 use super::sys::map_zeroed;
 use core::fmt::Write;
@@ -66,7 +66,9 @@ impl Slot {
 
     /// From `from` to `to`; says which phase it is in if that is not `from`.
     pub(crate) fn turn(&self, from: u8, to: u8) -> Result<(), u8> {
-        self.phase.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).map(drop)
+        self.phase
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+            .map(drop)
     }
 
     /// The thread that runs on it is gone.
@@ -76,7 +78,10 @@ impl Slot {
 
     /// Whether there may be something on its stack.
     pub(crate) fn lives(&self) -> bool {
-        matches!(self.phase(), phase::RUNNING | phase::SUSPENDED | phase::VISITED)
+        matches!(
+            self.phase(),
+            phase::RUNNING | phase::SUSPENDED | phase::VISITED
+        )
     }
 
     pub(crate) fn is_suspended(&self) -> bool {
@@ -84,11 +89,21 @@ impl Slot {
     }
 
     pub(crate) fn regs(&self) -> Regs {
-        let [rip, rsp, rbp, rbx, r12, r13, r14, r15] = [0, 1, 2, 3, 4, 5, 6, 7].map(|index: usize| {
-            // `leave` has written them before it turned to `SUSPENDED`.
-            self.regs[index].load(Ordering::Relaxed)
-        });
-        Regs { rip, rsp, rbp, rbx, r12, r13, r14, r15 }
+        let [rip, rsp, rbp, rbx, r12, r13, r14, r15] =
+            [0, 1, 2, 3, 4, 5, 6, 7].map(|index: usize| {
+                // `leave` has written them before it turned to `SUSPENDED`.
+                self.regs[index].load(Ordering::Relaxed)
+            });
+        Regs {
+            rip,
+            rsp,
+            rbp,
+            rbx,
+            r12,
+            r13,
+            r14,
+            r15,
+        }
     }
 
     pub(crate) fn name(&self) -> TaskName {
@@ -98,7 +113,10 @@ impl Slot {
         }
         let len = bytes.iter().position(|&byte| byte == 0).unwrap_or(NAME);
         let mut name = TaskName::new();
-        for letter in core::str::from_utf8(&bytes[..len]).unwrap_or_default().chars() {
+        for letter in core::str::from_utf8(&bytes[..len])
+            .unwrap_or_default()
+            .chars()
+        {
             let _ = name.push(letter);
         }
         if name.is_empty() {
@@ -112,7 +130,10 @@ impl Slot {
         while !name.is_char_boundary(len) {
             len -= 1;
         }
-        let letters = name.as_bytes()[..len].iter().copied().chain(core::iter::repeat(0));
+        let letters = name.as_bytes()[..len]
+            .iter()
+            .copied()
+            .chain(core::iter::repeat(0));
         for (stored, letter) in self.name.iter().zip(letters) {
             stored.store(letter, Ordering::Relaxed);
         }
@@ -133,8 +154,10 @@ static FIRST: AtomicPtr<Chunk> = AtomicPtr::new(ptr::null_mut());
 /// Every slot, used or not.
 pub(crate) fn slots() -> impl Iterator<Item = &'static Slot> {
     // SAFETY: a chunk is published whole, and never unmapped.
-    let chunk = |link: &AtomicPtr<Chunk>| unsafe { link.load(Ordering::Acquire).as_ref::<'static>() };
-    core::iter::successors(chunk(&FIRST), move |last| chunk(&last.next)).flat_map(|chunk| &chunk.slots)
+    let chunk =
+        |link: &AtomicPtr<Chunk>| unsafe { link.load(Ordering::Acquire).as_ref::<'static>() };
+    core::iter::successors(chunk(&FIRST), move |last| chunk(&last.next))
+        .flat_map(|chunk| &chunk.slots)
 }
 
 /// What contexts have in common; part of the registry.
@@ -147,7 +170,10 @@ pub(crate) struct Pool {
 
 impl Pool {
     pub(crate) const fn new() -> Self {
-        Self { free: AtomicPtr::new(ptr::null_mut()), last: FIRST_ID }
+        Self {
+            free: AtomicPtr::new(ptr::null_mut()),
+            last: FIRST_ID,
+        }
     }
 
     pub(crate) fn take(&mut self, name: &str) -> Option<&'static Slot> {
@@ -156,7 +182,8 @@ impl Pool {
         }
         // SAFETY: slots are never unmapped.
         let slot: &'static Slot = unsafe { self.free.load(Ordering::Relaxed).as_ref() }?;
-        self.free.store(slot.next.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.free
+            .store(slot.next.load(Ordering::Relaxed), Ordering::Relaxed);
         self.last += 1;
         slot.id.store(self.last, Ordering::Relaxed);
         slot.home.store(0, Ordering::Relaxed);
@@ -168,8 +195,10 @@ impl Pool {
 
     pub(crate) fn give_back(&mut self, slot: &'static Slot) {
         slot.phase.store(phase::FREE, Ordering::Release);
-        slot.next.store(self.free.load(Ordering::Relaxed), Ordering::Relaxed);
-        self.free.store(ptr::from_ref(slot).cast_mut(), Ordering::Relaxed);
+        slot.next
+            .store(self.free.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.free
+            .store(ptr::from_ref(slot).cast_mut(), Ordering::Relaxed);
     }
 
     fn grow(&mut self) -> Option<()> {
@@ -177,7 +206,8 @@ impl Pool {
         // SAFETY: the mapping is new, large enough, aligned to a page, and zeros are a chunk of
         // free slots.
         let new: &'static Chunk = unsafe { &*chunk };
-        new.next.store(FIRST.load(Ordering::Relaxed), Ordering::Relaxed);
+        new.next
+            .store(FIRST.load(Ordering::Relaxed), Ordering::Relaxed);
         FIRST.store(chunk, Ordering::Release);
         new.slots.iter().for_each(|slot| self.give_back(slot));
         Some(())
@@ -185,7 +215,11 @@ impl Pool {
 
     /// After `fork`, in the child: the calling thread, which was `before`, is `now`. The stacks of
     /// other threads are not run on any more.
-    #[allow(clippy::unused_self, clippy::needless_pass_by_ref_mut, reason = "the lock's guard is what permits it")]
+    #[allow(
+        clippy::unused_self,
+        clippy::needless_pass_by_ref_mut,
+        reason = "the lock's guard is what permits it"
+    )]
     pub(crate) fn keep_only_those_of(&mut self, before: u32, now: u32) {
         for slot in slots() {
             match slot.home.load(Ordering::Relaxed) {

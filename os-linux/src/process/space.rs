@@ -1,4 +1,5 @@
-//! What is in the address space: objects, patch objects, and the unwind tables of both, kept in step.
+//! What is in the address space: objects, patch objects, and the unwind tables of both, kept in
+//! step.
 
 use super::error::Error;
 use super::lock::Mutex;
@@ -27,13 +28,21 @@ impl Space {
         let _update = self.update.lock();
         // Should this be short of memory, `update` tries again, and says so.
         let mut came = |object: &Object| drop(unwind::table_of(object));
-        if self.objects.refresh(&mut came) { self.stacks.update(&self.objects, &self.patches.tables()) } else { Ok(()) }
+        if self.objects.refresh(&mut came) {
+            self.stacks.update(&self.objects, &self.patches.tables())
+        } else {
+            Ok(())
+        }
     }
 
-    /// Keeps all of it as it is, until the guards are dropped. Nobody who holds one of their locks waits for any other lock of the engine
-    /// or for the dynamic linker.
+    /// Keeps all of it as it is, until the guards are dropped. Nobody who holds one of their locks
+    /// waits for any other lock of the engine or for the dynamic linker.
     pub(crate) fn freeze(&self) -> (impl Drop + '_, impl Drop + '_, impl Drop + '_) {
-        (self.update.lock(), self.patches.freeze(), self.objects.freeze())
+        (
+            self.update.lock(),
+            self.patches.freeze(),
+            self.objects.freeze(),
+        )
     }
 
     /// Adds a patch object.
@@ -41,7 +50,10 @@ impl Space {
     /// # Errors
     ///
     /// [`Error::OutOfMemory`], and the image back.
-    #[allow(clippy::result_large_err, reason = "the image comes back by value, once")]
+    #[allow(
+        clippy::result_large_err,
+        reason = "the image comes back by value, once"
+    )]
     pub(crate) fn add(&self, image: LoadedImage) -> Result<(), (LoadedImage, Error)> {
         let _update = self.update.lock();
         let text = image.image().text;
@@ -55,11 +67,13 @@ impl Space {
         }
     }
 
-    /// Takes a patch object out, the one whose code contains `addr`; no walk goes through it any more.
+    /// Takes a patch object out, the one whose code contains `addr`; no walk goes through it any
+    /// more.
     pub(crate) fn remove(&self, addr: klp_core::addr::CodeAddr) -> Option<LoadedImage> {
         let _update = self.update.lock();
         let image = self.patches.take(addr)?;
-        // Without memory the old tables stay: they say nothing about memory that is not code any more.
+        // Without memory the old tables stay: they say nothing about memory that is not code any
+        // more.
         let _ = self.stacks.update(&self.objects, &self.patches.tables());
         Some(image)
     }

@@ -1,6 +1,7 @@
 //! Stopping threads: each gets a signal and is looked at by itself, in the signal's handler.
 //!
-//! One [`Stop`] at a time is published; the handler takes part in it if its thread is among those to be stopped.
+//! One [`Stop`] at a time is published; the handler takes part in it if its thread is among those
+//! to be stopped.
 
 use super::context::Interrupted;
 use super::error::Error;
@@ -21,7 +22,8 @@ const SLICE: Duration = Duration::from_micros(200);
 
 /// What is done with a stopped thread: on the thread, in a signal handler.
 pub(crate) trait Look: Sync {
-    /// Looks at thread `index` of those to be stopped, which is the calling thread. `false`: it counts as not stopped.
+    /// Looks at thread `index` of those to be stopped, which is the calling thread. `false`: it
+    /// counts as not stopped.
     fn look(&self, index: usize, thread: &mut Interrupted<'_>, record: &Record) -> bool;
 }
 
@@ -49,8 +51,9 @@ static SIGNAL: AtomicI32 = AtomicI32::new(0);
 
 /// Takes `signal` for stopping threads.
 ///
-/// Blocked system calls are restarted afterwards where the kernel can do that (`SA_RESTART`); `signal(7)` lists those that fail
-/// with `EINTR`. The handler runs on the thread's own stack, not on an alternate one, which is often too small.
+/// Blocked system calls are restarted afterwards where the kernel can do that (`SA_RESTART`);
+/// `signal(7)` lists those that fail with `EINTR`. The handler runs on the thread's own stack, not
+/// on an alternate one, which is often too small.
 ///
 /// # Errors
 ///
@@ -59,7 +62,8 @@ pub(crate) fn install(signal: i32) -> Result<(), Error> {
     if sys::handler(signal).map_err(Error::os("sigaction"))? != libc::SIG_DFL {
         return Err(Error::SignalTaken { signal });
     }
-    // SAFETY: the handler allocates nothing, takes no lock but the registry's, which is made for that, and keeps errno.
+    // SAFETY: the handler allocates nothing, takes no lock but the registry's, which is made for
+    // that, and keeps errno.
     unsafe { sys::install(signal, on_signal, libc::SA_RESTART) }.map_err(Error::os("sigaction"))?;
     SIGNAL.store(signal, Ordering::Relaxed);
     Ok(())
@@ -70,27 +74,43 @@ pub(crate) fn signal() -> i32 {
     SIGNAL.load(Ordering::Relaxed)
 }
 
-/// The records of threads that are to be stopped, in their order; `None` for those that are not known.
+/// The records of threads that are to be stopped, in their order; `None` for those that are not
+/// known.
 pub(crate) type Records = Vec<Option<&'static Record>>;
 
-/// Stops each of `tasks` (sorted) that can be stopped. Returns when the last look has ended; `records` tells with
-/// [`was_stopped`] who was reached.
+/// Stops each of `tasks` (sorted) that can be stopped. Returns when the last look has ended;
+/// `records` tells with [`was_stopped`] who was reached.
 ///
 /// Must be called by one thread at a time.
 ///
 /// # Errors
 ///
 /// [`Error::OutOfMemory`], before anybody is stopped.
-pub(crate) fn stop(tasks: &[TaskId], look: &dyn Look, records: &mut Records) -> Result<Round, Error> {
+pub(crate) fn stop(
+    tasks: &[TaskId],
+    look: &dyn Look,
+    records: &mut Records,
+) -> Result<Round, Error> {
     clear(records, tasks.len())?;
     records::registry().find_all(tasks, records);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed) + 1;
-    let stop = Stop { number, tasks, look, answers: AtomicU32::new(0), expected: AtomicU32::new(u32::MAX) };
+    let stop = Stop {
+        number,
+        tasks,
+        look,
+        answers: AtomicU32::new(0),
+        expected: AtomicU32::new(u32::MAX),
+    };
     STOP.store(ptr::from_ref(&stop).cast_mut().cast(), Ordering::SeqCst);
     let mut sent = 0;
     for record in records.iter().flatten() {
-        // A signal that is still on its way serves for this round too, but nobody waits for it again.
-        if record.signalled.compare_exchange(0, number, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+        // A signal that is still on its way serves for this round too, but nobody waits for it
+        // again.
+        if record
+            .signalled
+            .compare_exchange(0, number, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
+        {
             match sys::tgkill(record.tid(), signal()) {
                 Ok(()) => sent += 1,
                 Err(_) => record.signalled.store(0, Ordering::SeqCst),
@@ -100,7 +120,8 @@ pub(crate) fn stop(tasks: &[TaskId], look: &dyn Look, records: &mut Records) -> 
     stop.expected.store(sent, Ordering::SeqCst);
     wait_for_answers(&stop, sent, records);
     STOP.store(ptr::null_mut(), Ordering::SeqCst);
-    // ORDER(stop): a handler counts itself in before it looks for the round; who is not counted here finds none.
+    // ORDER(stop): a handler counts itself in before it looks for the round; who is not counted
+    // here finds none.
     wait_outside(&INSIDE);
     Ok(Round(number))
 }
@@ -136,10 +157,19 @@ pub(crate) fn why_missed(task: TaskId, record: Option<&'static Record>) -> Misse
                 // The signal went to another thread that had this id before.
                 let sent = record.signalled.load(Ordering::SeqCst);
                 if sent != 0 && !status.awaits(signal()) && !status.blocks(signal()) {
-                    let _ = record.signalled.compare_exchange(sent, 0, Ordering::SeqCst, Ordering::SeqCst);
+                    let _ = record.signalled.compare_exchange(
+                        sent,
+                        0,
+                        Ordering::SeqCst,
+                        Ordering::SeqCst,
+                    );
                 }
             }
-            if status.blocks(signal()) { Missed::Blocks } else { Missed::Running }
+            if status.blocks(signal()) {
+                Missed::Blocks
+            } else {
+                Missed::Running
+            }
         }
     }
 }
@@ -173,7 +203,8 @@ pub(crate) fn wait_outside(inside: &AtomicU32) {
 ///
 /// # Errors
 ///
-/// [`Error::Churn`]: threads come and go so fast that the list is not complete; what was found has records. Others.
+/// [`Error::Churn`]: threads come and go so fast that the list is not complete; what was found has
+/// records. Others.
 pub(crate) fn all_threads(tasks: &mut Vec<TaskId>, records: &mut Records) -> Result<(), Error> {
     let complete = match scan::threads(tasks) {
         Err(Error::Churn) => Err(Error::Churn),
@@ -210,13 +241,21 @@ fn wait_for_answers(stop: &Stop<'_>, mut sent: u32, records: &Records) {
     }
 }
 
-/// Takes back the signals to threads that have ended instead of answering; says how many there were.
+/// Takes back the signals to threads that have ended instead of answering; says how many there
+/// were.
 fn forget_dead(stop: &Stop<'_>, records: &Records) -> u32 {
     let mut dead = 0;
     for record in records.iter().flatten() {
-        if record.signalled.load(Ordering::SeqCst) == stop.number && !sys::thread_exists(record.tid()) {
+        if record.signalled.load(Ordering::SeqCst) == stop.number
+            && !sys::thread_exists(record.tid())
+        {
             // Whoever takes the number out of the record counts it, this or the handler.
-            let taken = record.signalled.compare_exchange(stop.number, 0, Ordering::SeqCst, Ordering::SeqCst);
+            let taken = record.signalled.compare_exchange(
+                stop.number,
+                0,
+                Ordering::SeqCst,
+                Ordering::SeqCst,
+            );
             dead += u32::from(taken.is_ok());
         }
     }
@@ -248,8 +287,14 @@ impl Stop<'_> {
         if record.visited.load(Ordering::Relaxed) == self.number {
             return;
         }
-        let Ok(index) = self.tasks.binary_search(&TaskId(record.tid().into())) else { return };
-        record.set_trap_mask(if thread.blocks(libc::SIGTRAP) { Mask::Blocked } else { Mask::Open });
+        let Ok(index) = self.tasks.binary_search(&TaskId(record.tid().into())) else {
+            return;
+        };
+        record.set_trap_mask(if thread.blocks(libc::SIGTRAP) {
+            Mask::Blocked
+        } else {
+            Mask::Open
+        });
         if self.look.look(index, thread, record) {
             record.visited.store(self.number, Ordering::Release);
         }

@@ -13,8 +13,9 @@ use std::ffi::CString;
 
 /// The symbols of the process.
 ///
-/// The executable is the object [`VMLINUX`]; a shared object is called by its file name up to `.so`, with `.` and `-` turned into
-/// `_`. Its symbols are those of `.symtab`, or of `.dynsym` if the file is stripped, in their order.
+/// The executable is the object [`VMLINUX`]; a shared object is called by its file name up to
+/// `.so`, with `.` and `-` turned into `_`. Its symbols are those of `.symtab`, or of `.dynsym` if
+/// the file is stripped, in their order.
 pub struct Symbols {
     space: Arc<Space>,
 }
@@ -25,8 +26,8 @@ impl Symbols {
     }
 }
 
-// SAFETY: the symbol tables of the files that the objects were mapped from (`Object::file` compares build ids), and only of
-// objects that are alive.
+// SAFETY: the symbol tables of the files that the objects were mapped from (`Object::file` compares
+// build ids), and only of objects that are alive.
 unsafe impl SymbolResolver for Symbols {
     type Error = Error;
 
@@ -34,8 +35,15 @@ unsafe impl SymbolResolver for Symbols {
         self.space.objects.named(object).is_some()
     }
 
-    fn symbols(&self, object: &str, name: &str, found: &mut dyn FnMut(Symbol)) -> Result<(), Error> {
-        let Some(object) = self.space.objects.named(object) else { return Ok(()) };
+    fn symbols(
+        &self,
+        object: &str,
+        name: &str,
+        found: &mut dyn FnMut(Symbol),
+    ) -> Result<(), Error> {
+        let Some(object) = self.space.objects.named(object) else {
+            return Ok(());
+        };
         let in_memory = |symbol: &super::elf_file::Symbol| Symbol {
             addr: CodeAddr::new(symbol.addr.wrapping_add(object.bias)),
             len: symbol.len,
@@ -54,7 +62,8 @@ unsafe impl SymbolResolver for Symbols {
         if !addr.is_null() {
             return Some(CodeAddr::new(addr as u64));
         }
-        // An executable exports little to the dynamic linker; the static linker would bind to any of its globals.
+        // An executable exports little to the dynamic linker; the static linker would bind to any
+        // of its globals.
         let executable = self.space.objects.named(VMLINUX)?;
         global(&executable, name)
     }
@@ -72,18 +81,26 @@ unsafe impl SymbolResolver for Symbols {
         if self.space.patches.parts_of(func.start(), found) {
             return Ok(());
         }
-        let Some(object) = self.space.objects.at(func.start()) else { return Ok(()) };
+        let Some(object) = self.space.objects.at(func.start()) else {
+            return Ok(());
+        };
         let file = object.file()?;
         let mut report = |name: &str| {
             for part in file.parts_of(name) {
-                if let Some(range) = TextRange::new(CodeAddr::new(part.addr.wrapping_add(object.bias)), part.len) {
+                if let Some(range) =
+                    TextRange::new(CodeAddr::new(part.addr.wrapping_add(object.bias)), part.len)
+                {
                     found(range);
                 }
             }
         };
         // A function may have several names; a part bears one of them.
-        let first = file.function_at(func.start().get().wrapping_sub(object.bias)).map(|symbol| file.name(symbol));
-        let given = known_as.map(|(_, name)| name).filter(|name| Some(*name) != first);
+        let first = file
+            .function_at(func.start().get().wrapping_sub(object.bias))
+            .map(|symbol| file.name(symbol));
+        let given = known_as
+            .map(|(_, name)| name)
+            .filter(|name| Some(*name) != first);
         first.into_iter().chain(given).for_each(&mut report);
         Ok(())
     }
@@ -93,7 +110,8 @@ unsafe impl SymbolResolver for Symbols {
     }
 }
 
-/// Tells `found` of the function at `addr`: where it is, its name, and its object if that is not the executable.
+/// Tells `found` of the function at `addr`: where it is, its name, and its object if that is not
+/// the executable.
 pub(crate) fn function<R>(
     space: &Space,
     addr: CodeAddr,
@@ -105,16 +123,29 @@ pub(crate) fn function<R>(
     let object = space.objects.at(addr)?;
     let file = object.file().ok()?;
     let symbol = file.function_at(addr.get().wrapping_sub(object.bias))?;
-    let range = TextRange::new(CodeAddr::new(symbol.addr.wrapping_add(object.bias)), symbol.len)?;
-    Some(found(range, file.name(symbol), (object.name != VMLINUX).then_some(&object.name)))
+    let range = TextRange::new(
+        CodeAddr::new(symbol.addr.wrapping_add(object.bias)),
+        symbol.len,
+    )?;
+    Some(found(
+        range,
+        file.name(symbol),
+        (object.name != VMLINUX).then_some(&object.name),
+    ))
 }
 
-/// Writes `addr` for people: as a place in a function, in an object, or in a mapping of memory that has a name (`[uprobes]`, where return
-/// probes of the kernel lead). What is nothing of these is code that nobody knows.
+/// Writes `addr` for people: as a place in a function, in an object, or in a mapping of memory that
+/// has a name (`[uprobes]`, where return probes of the kernel lead). What is nothing of these is
+/// code that nobody knows.
 pub(crate) fn describe(space: &Space, addr: CodeAddr, out: &mut dyn fmt::Write) -> fmt::Result {
     let written = function(space, addr, |range, name, object| {
         let offset = addr.get() - range.start().get();
-        write!(out, "{:#}+{offset:#x}/{:#x}", rustc_demangle::demangle(name), range.len())?;
+        write!(
+            out,
+            "{:#}+{offset:#x}/{:#x}",
+            rustc_demangle::demangle(name),
+            range.len()
+        )?;
         object.map_or(Ok(()), |object| write!(out, " [{object}]"))
     });
     if let Some(result) = written {
@@ -164,11 +195,18 @@ mod tests {
     #[test]
     fn every_place_has_a_description() {
         let here = described as *const () as u64;
-        assert!(described(here + 1).contains("::described+0x1/0x"), "{}", described(here + 1));
+        assert!(
+            described(here + 1).contains("::described+0x1/0x"),
+            "{}",
+            described(here + 1)
+        );
         let libc_at = described(libc::getpid as *const () as u64 + 1);
         assert!(libc_at.ends_with(" [libc]"), "{libc_at}");
         let mapping = std::fs::read_to_string("/proc/self/maps").expect("there is a /proc");
-        let stack = mapping.lines().find(|line| line.ends_with(" [stack]")).expect("the first thread has one");
+        let stack = mapping
+            .lines()
+            .find(|line| line.ends_with(" [stack]"))
+            .expect("the first thread has one");
         let stack = stack.split('-').next().expect("a range");
         let addr = u64::from_str_radix(stack, 16).expect("a number");
         assert_eq!(described(addr), format!("{} [stack]", CodeAddr::new(addr)));

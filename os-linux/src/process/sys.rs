@@ -40,10 +40,18 @@ impl Drop for KeepErrno {
 pub(crate) const PAGE: u64 = 4096;
 
 fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
-    if result < 0 { Err(Errno(errno())) } else { Ok(result) }
+    if result < 0 {
+        Err(Errno(errno()))
+    } else {
+        Ok(result)
+    }
 }
 
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "ids of threads are positive and fit")]
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "ids of threads are positive and fit"
+)]
 pub(crate) fn gettid() -> u32 {
     // SAFETY: no arguments, cannot fail.
     unsafe { libc::syscall(libc::SYS_gettid) as u32 }
@@ -96,16 +104,18 @@ pub(crate) enum Barrier {
 
 /// Must be called once before [`barrier`].
 pub(crate) fn register_barriers() -> Result<(), Errno> {
-    for command in
-        [libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE]
-    {
+    for command in [
+        libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED,
+        libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE,
+    ] {
         // SAFETY: no memory is involved.
         check(unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) })?;
     }
     Ok(())
 }
 
-/// Makes every running thread of the process pass a barrier; threads that do not run pass one before they run again.
+/// Makes every running thread of the process pass a barrier; threads that do not run pass one
+/// before they run again.
 pub(crate) fn barrier(barrier: Barrier) -> Result<(), Errno> {
     let command = match barrier {
         Barrier::Memory => libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED,
@@ -140,7 +150,11 @@ unsafe fn map(at: *mut u8, len: usize, prot: i32, flags: i32) -> Result<*mut u8,
     let flags = flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     // SAFETY: the caller's duty.
     let got = unsafe { libc::mmap(at.cast(), len, prot, flags, -1, 0) };
-    if got == libc::MAP_FAILED { Err(Errno(errno())) } else { Ok(got.cast()) }
+    if got == libc::MAP_FAILED {
+        Err(Errno(errno()))
+    } else {
+        Ok(got.cast())
+    }
 }
 
 /// Gives memory back.
@@ -168,15 +182,25 @@ const SIGSET_LEN: usize = 8;
 
 /// Whether the eight bytes at `addr` can be read.
 ///
-/// The kernel copies a new signal mask in before it looks at the first argument, which is wrong on purpose: `EFAULT` then tells
-/// an unreadable address, `EINVAL` a readable one, and no mask is changed.
+/// The kernel copies a new signal mask in before it looks at the first argument, which is wrong on
+/// purpose: `EFAULT` then tells an unreadable address, `EINVAL` a readable one, and no mask is
+/// changed.
 pub(crate) fn readable(addr: u64) -> bool {
     // SAFETY: the kernel checks the address; nothing is written.
-    let result = unsafe { libc::syscall(libc::SYS_rt_sigprocmask, -1_i32, addr, ptr::null_mut::<u64>(), SIGSET_LEN) };
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            -1_i32,
+            addr,
+            ptr::null_mut::<u64>(),
+            SIGSET_LEN,
+        )
+    };
     result == 0 || errno() == libc::EINVAL
 }
 
-/// Blocks every signal of the calling thread for as long as it lives, those that libc keeps for itself too.
+/// Blocks every signal of the calling thread for as long as it lives, those that libc keeps for
+/// itself too.
 pub(crate) struct SignalsBlocked {
     before: u64,
 }
@@ -186,7 +210,13 @@ impl SignalsBlocked {
         let (all, mut before) = (u64::MAX, 0_u64);
         // SAFETY: both masks are of the kernel's size and outlive the call.
         unsafe {
-            libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const all, &raw mut before, SIGSET_LEN)
+            libc::syscall(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_SETMASK,
+                &raw const all,
+                &raw mut before,
+                SIGSET_LEN,
+            )
         };
         Self { before }
     }
@@ -197,7 +227,15 @@ impl Drop for SignalsBlocked {
         let before = &raw const self.before;
         let no = ptr::null_mut::<u64>();
         // SAFETY: as in `new`.
-        unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, before, no, SIGSET_LEN) };
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_SETMASK,
+                before,
+                no,
+                SIGSET_LEN,
+            )
+        };
     }
 }
 
@@ -236,7 +274,11 @@ pub(crate) type SignalHandler = extern "C" fn(i32, *mut libc::siginfo_t, *mut li
 /// # Safety
 ///
 /// `handler` does only what is allowed in a signal handler.
-pub(crate) unsafe fn install(signal: i32, handler: SignalHandler, flags: i32) -> Result<libc::sigaction, Errno> {
+pub(crate) unsafe fn install(
+    signal: i32,
+    handler: SignalHandler,
+    flags: i32,
+) -> Result<libc::sigaction, Errno> {
     // SAFETY: all-zero is a valid value of this plain struct.
     let (mut new, mut old): (libc::sigaction, libc::sigaction) = unsafe { core::mem::zeroed() };
     new.sa_sigaction = handler as *const () as usize;

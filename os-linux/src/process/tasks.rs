@@ -1,7 +1,7 @@
 //! Threads and suspended [contexts](super::contexts) as tasks: the port [`TaskSet`].
 //!
-//! Each thread has a record that holds its state. A thread that is seen for the first time gets the state that the registry
-//! has for newborn threads:
+//! Each thread has a record that holds its state. A thread that is seen for the first time gets the
+//! state that the registry has for newborn threads:
 //!
 //! ```text
 //!   init ───────────────► start ──────────────────► finish
@@ -9,9 +9,10 @@
 //!   (sites get routed)    newborn = target
 //! ```
 //!
-//! Why a newborn thread may take the target: `start` lists all threads when every affected site leads to the handler already,
-//! and makes a record for each. A thread without a record after that was born later, so all its calls of affected functions
-//! go through the handler, and the first of them makes its record.
+//! Why a newborn thread may take the target: `start` lists all threads when every affected site
+//! leads to the handler already, and makes a record for each. A thread without a record after that
+//! was born later, so all its calls of affected functions go through the handler, and the first of
+//! them makes its record.
 
 use super::context::Interrupted;
 use super::contexts;
@@ -28,8 +29,8 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 use klp_arch_x86_64::unwind::Regs;
 use klp_core::port::{
-    EntryCheck, InTurn, Moment, Moves, Progress, Reason, SelfSwitch, Stopper, TaskId, TaskName, TaskSet, TaskState,
-    Visitor,
+    EntryCheck, InTurn, Moment, Moves, Progress, Reason, SelfSwitch, Stopper, TaskId, TaskName,
+    TaskSet, TaskState, Visitor,
 };
 
 /// The threads of this process.
@@ -76,7 +77,11 @@ struct WayCounts {
 
 impl Tasks {
     pub(crate) fn new(space: Arc<Space>) -> Self {
-        Self { space, inner: Mutex::default(), ways: WayCounts::default() }
+        Self {
+            space,
+            inner: Mutex::default(),
+            ways: WayCounts::default(),
+        }
     }
 
     /// How many threads were switched, and by which way.
@@ -93,7 +98,12 @@ impl Tasks {
     /// Makes a record for each thread that exists now.
     fn scan(inner: &mut Inner) -> Result<(), Error> {
         stop::all_threads(&mut inner.listing, &mut inner.records)?;
-        let listed = |record: &Record| inner.listing.binary_search(&TaskId(record.tid().into())).is_ok();
+        let listed = |record: &Record| {
+            inner
+                .listing
+                .binary_search(&TaskId(record.tid().into()))
+                .is_ok()
+        };
         registry().retire(|record| !listed(record) && !thread_exists(record.tid()));
         Ok(())
     }
@@ -125,7 +135,11 @@ impl Look for Visit<'_> {
         if let Some(state) = self.visitor.visit(index, &thread.regs()) {
             record.set_state(state);
             record.try_above(u64::MAX);
-            let way = if thread.in_system_call() { &self.ways.in_system_call } else { &self.ways.running };
+            let way = if thread.in_system_call() {
+                &self.ways.in_system_call
+            } else {
+                &self.ways.running
+            };
             way.fetch_add(1, Ordering::Relaxed);
         }
         true
@@ -133,10 +147,12 @@ impl Look for Visit<'_> {
 }
 
 // SAFETY:
-// * No task is missed: `start` (or `pending`, if it was not possible before) makes a record for every thread that exists, and
-//   newborn threads take the target only after that; see the top of this file.
-// * A task born in a transition starts in the initial state while the list is not complete, and in the target state after that,
-//   which fits any stack: its calls of affected functions all went through the handler.
+// * No task is missed: `start` (or `pending`, if it was not possible before) makes a record for
+//   every thread that exists, and newborn threads take the target only after that; see the top of
+//   this file.
+// * A task born in a transition starts in the initial state while the list is not complete, and in
+//   the target state after that, which fits any stack: its calls of affected functions all went
+//   through the handler.
 // * What a context is in the middle of is known while it is suspended, and it is one of `pending`
 //   then; while a thread runs on it, the thread is. Contexts that are not registered keep a
 //   transition from its beginning, or, if they are made during one, from its end.
@@ -199,10 +215,16 @@ unsafe impl TaskSet for Tasks {
         registry.retire(|record| record.state() != moves.target() && !thread_exists(record.tid()));
         contexts::retire();
         // Contexts first; see `contexts.rs`.
-        let done =
-            contexts::all_are_in(moves.target()) && registry.records().all(|record| record.state() == moves.target());
+        let done = contexts::all_are_in(moves.target())
+            && registry
+                .records()
+                .all(|record| record.state() == moves.target());
         // Whoever makes a context says so before, in the state that it is in then.
-        if done && ucontext::unregistered().is_none() { Progress::Done } else { Progress::Waiting }
+        if done && ucontext::unregistered().is_none() {
+            Progress::Done
+        } else {
+            Progress::Waiting
+        }
     }
 
     unsafe fn force(&self, moves: &Moves) {
@@ -239,13 +261,14 @@ unsafe impl TaskSet for Tasks {
     }
 }
 
-// SAFETY: a visited thread sets its own state, in the signal handler in which it was visited; a visited
-// context cannot be entered.
+// SAFETY: a visited thread sets its own state, in the signal handler in which it was visited; a
+// visited context cannot be entered.
 unsafe impl Stopper for Tasks {
     type Context = Regs;
 
     unsafe fn with_stopped(&self, _: &Moves, tasks: &[TaskId], visitor: &dyn Visitor<Regs>) {
-        // Threads may stand in objects that came since the last time. Without memory for their tables, they wait.
+        // Threads may stand in objects that came since the last time. Without memory for their
+        // tables, they wait.
         let _ = self.space.refresh();
         let mut inner = self.inner.lock();
         if ucontext::unregistered().is_some() {
@@ -258,7 +281,14 @@ unsafe impl Stopper for Tasks {
         let moved = contexts::visit(tasks, visitor);
         self.ways.suspended.fetch_add(moved, Ordering::Relaxed);
         let records = &mut inner.records;
-        let Ok(round) = stop::stop(tasks, &Visit { visitor, ways: &self.ways }, records) else {
+        let Ok(round) = stop::stop(
+            tasks,
+            &Visit {
+                visitor,
+                ways: &self.ways,
+            },
+            records,
+        ) else {
             (0..tasks.len()).for_each(|index| visitor.missed(index, Reason::Running));
             return;
         };
@@ -285,7 +315,8 @@ unsafe impl SelfSwitch for Tasks {
     unsafe fn lend(&self, moves: &Moves, check: &dyn EntryCheck) {
         let mut inner = self.inner.lock();
         let (space, switched) = (Arc::clone(&self.space), Arc::clone(&self.ways.entering));
-        // SAFETY: the caller's promise. A loan before this one was withdrawn, and the tracer has synchronised since.
+        // SAFETY: the caller's promise. A loan before this one was withdrawn, and the tracer has
+        // synchronised since.
         inner.loan = unsafe { entry::lend(check, moves.target(), space, switched) };
     }
 
@@ -312,11 +343,16 @@ fn list_tasks(listing: &mut Vec<TaskId>, target: TaskState) -> Result<(), Error>
             let registry = registry();
             registry.records().count() + contexts::pending(target).count()
         };
-        // Not with the registry locked: the allocator's lock may be held by a thread that waits for the registry.
-        listing.try_reserve(known + 16).map_err(|_| Error::OutOfMemory)?;
+        // Not with the registry locked: the allocator's lock may be held by a thread that waits for
+        // the registry.
+        listing
+            .try_reserve(known + 16)
+            .map_err(|_| Error::OutOfMemory)?;
         let registry = registry();
         let threads = registry.records().filter(|record| record.state() != target);
-        let fit = threads.map(|record| TaskId(record.tid().into())).chain(contexts::pending(target));
+        let fit = threads
+            .map(|record| TaskId(record.tid().into()))
+            .chain(contexts::pending(target));
         let room = listing.capacity();
         listing.extend(fit.take(room));
         if listing.len() < room {

@@ -1,17 +1,18 @@
 //! Code of the running process: the port [`Text`].
 //!
-//! Live instructions change under running threads by the way of a breakpoint (kernel: `text_poke_bp_batch` in
-//! `arch/x86/kernel/alternative.c`):
+//! Live instructions change under running threads by the way of a breakpoint (kernel:
+//! `text_poke_bp_batch` in `arch/x86/kernel/alternative.c`):
 //!
 //! ```text
 //!   old old old     as it was
 //!   cc  old old     every core has been serialised; threads go around, at Poke::resume
 //!                   (split) every thread stood still once, and was moved out of the middle
 //!   cc  new new     every core has been serialised
-//!   new new new     every core has been serialised; the last thread in the SIGTRAP handler has left it
+//!   new new new     every core has been serialised; no thread is left in the SIGTRAP handler
 //! ```
 //!
-//! Pages stay executable all the time, since other threads run in them; they are writable only for that while.
+//! Pages stay executable all the time, since other threads run in them; they are writable only for
+//! that while.
 
 use super::error::Error;
 use super::memory::{Images, Part, protect};
@@ -38,14 +39,27 @@ pub struct ProcessText {
 
 impl ProcessText {
     pub(crate) fn new(space: Arc<Space>) -> Self {
-        Self { space, images: Images::default() }
+        Self {
+            space,
+            images: Images::default(),
+        }
     }
 
     /// The executable part of an object or image that contains all of `range`.
     fn code(&self, range: TextRange) -> Result<TextRange, Error> {
-        let contains = |whole: TextRange| whole.start() <= range.start() && range.end() <= whole.end();
-        let object = self.space.objects.segment(range.start()).filter(|segment| segment.executable);
-        let image = || self.images.part(range).filter(|(part, _)| *part == Part::Text).map(|(_, range)| range);
+        let contains =
+            |whole: TextRange| whole.start() <= range.start() && range.end() <= whole.end();
+        let object = self
+            .space
+            .objects
+            .segment(range.start())
+            .filter(|segment| segment.executable);
+        let image = || {
+            self.images
+                .part(range)
+                .filter(|(part, _)| *part == Part::Text)
+                .map(|(_, range)| range)
+        };
         object
             .map(|segment| segment.range)
             .filter(|whole| contains(*whole))
@@ -60,7 +74,8 @@ impl ProcessText {
             || self.images.part(range).is_some()
     }
 
-    /// Checks that every place holds what is expected, and sums the places up to a range of pages for each piece of memory.
+    /// Checks that every place holds what is expected, and sums the places up to a range of pages
+    /// for each piece of memory.
     fn check(&self, batch: &[Poke<'_>]) -> Result<Vec<TextRange>, Error> {
         let mut touched: Vec<TextRange> = Vec::new();
         let mut whole: Option<TextRange> = None;
@@ -69,12 +84,15 @@ impl ProcessText {
             if poke.new.len() != poke.old.len() || poke.old.is_empty() {
                 return Err(Error::TextChanged { at: poke.at });
             }
-            let same = whole.is_some_and(|whole| whole.contains(poke.at) && range.end() <= whole.end());
+            let same =
+                whole.is_some_and(|whole| whole.contains(poke.at) && range.end() <= whole.end());
             if !same {
                 whole = Some(self.code(range)?);
             }
             // SAFETY: `code` found the range mapped and readable.
-            if unsafe { core::slice::from_raw_parts(poke.at.get() as *const u8, poke.old.len()) } != poke.old {
+            if unsafe { core::slice::from_raw_parts(poke.at.get() as *const u8, poke.old.len()) }
+                != poke.old
+            {
                 return Err(Error::TextChanged { at: poke.at });
             }
             match touched.last_mut() {
@@ -93,9 +111,15 @@ impl ProcessText {
         for poke in batch {
             set_first(poke.at, INT3);
         }
-        let cleared = sys::barrier(Barrier::Core).map_err(Error::os("membarrier")).and_then(|()| {
-            if batch.iter().any(|poke| poke.split) { Pads::new(batch, &self.space.stacks).clear() } else { Ok(()) }
-        });
+        let cleared = sys::barrier(Barrier::Core)
+            .map_err(Error::os("membarrier"))
+            .and_then(|()| {
+                if batch.iter().any(|poke| poke.split) {
+                    Pads::new(batch, &self.space.stacks).clear()
+                } else {
+                    Ok(())
+                }
+            });
         if let Err(error) = cleared {
             for poke in batch {
                 set_first(poke.at, poke.old[0]);
@@ -105,8 +129,15 @@ impl ProcessText {
         }
         for poke in batch {
             let tail = poke.at.wrapping_add(1);
-            // SAFETY: the place is mapped and writable; no core executes its tail, since all go around.
-            unsafe { ptr::copy_nonoverlapping(poke.new[1..].as_ptr(), tail.get() as *mut u8, poke.new.len() - 1) };
+            // SAFETY: the place is mapped and writable; no core executes its tail, since all go
+            // around.
+            unsafe {
+                ptr::copy_nonoverlapping(
+                    poke.new[1..].as_ptr(),
+                    tail.get() as *mut u8,
+                    poke.new.len() - 1,
+                )
+            };
         }
         serialise();
         for poke in batch {
@@ -117,9 +148,10 @@ impl ProcessText {
     }
 }
 
-// SAFETY: `poke` follows the protocol at the top of this file: a core executes the old bytes, the breakpoint, or the new
-// bytes, and is serialised between; a thread in the midst of several old instructions is moved, or nothing changes.
-// `alloc` hands out each mapping once, and it is mapped here, as code of this process.
+// SAFETY: `poke` follows the protocol at the top of this file: a core executes the old bytes, the
+// breakpoint, or the new bytes, and is serialised between; a thread in the midst of several old
+// instructions is moved, or nothing changes. `alloc` hands out each mapping once, and it is mapped
+// here, as code of this process.
 unsafe impl Text for ProcessText {
     type Error = Error;
     const CALL_C: Option<CallC> = Some(CallC::HERE);
@@ -139,7 +171,9 @@ unsafe impl Text for ProcessText {
         }
         let touched = self.check(batch)?;
         if !trap::is_in_place() {
-            return Err(Error::SignalTaken { signal: libc::SIGTRAP });
+            return Err(Error::SignalTaken {
+                signal: libc::SIGTRAP,
+            });
         }
         check_masks()?;
         let _writable = Writable::new(touched, READ_EXEC)?;
@@ -159,7 +193,10 @@ unsafe impl Text for ProcessText {
         let (mut text, mut rodata): (Vec<TextRange>, Vec<TextRange>) = (Vec::new(), Vec::new());
         for fill in batch {
             let range = place(fill.at, fill.bytes)?;
-            let (part, whole) = self.images.part(range).ok_or(Error::NotText { at: fill.at })?;
+            let (part, whole) = self
+                .images
+                .part(range)
+                .ok_or(Error::NotText { at: fill.at })?;
             let touched = match part {
                 Part::Text => &mut text,
                 Part::Rodata => &mut rodata,
@@ -176,8 +213,15 @@ unsafe impl Text for ProcessText {
         let _text = Writable::new(text, Part::Text.protection())?;
         let _rodata = Writable::new(rodata, Part::Rodata.protection())?;
         for fill in batch {
-            // SAFETY: the place is in an image, and writable now; the caller promises that no task executes it.
-            unsafe { ptr::copy_nonoverlapping(fill.bytes.as_ptr(), fill.at.get() as *mut u8, fill.bytes.len()) };
+            // SAFETY: the place is in an image, and writable now; the caller promises that no task
+            // executes it.
+            unsafe {
+                ptr::copy_nonoverlapping(
+                    fill.bytes.as_ptr(),
+                    fill.at.get() as *mut u8,
+                    fill.bytes.len(),
+                )
+            };
         }
         serialise();
         Ok(())
@@ -196,9 +240,13 @@ impl Writable {
         let mut writable = Self { ranges, after };
         for index in 0..writable.ranges.len() {
             // SAFETY: code stays executable, and only we write to it.
-            if let Err(errno) = unsafe { protect(writable.ranges[index], after | libc::PROT_WRITE) } {
+            if let Err(errno) = unsafe { protect(writable.ranges[index], after | libc::PROT_WRITE) }
+            {
                 writable.ranges.truncate(index);
-                return Err(Error::Os { call: "mprotect", errno });
+                return Err(Error::Os {
+                    call: "mprotect",
+                    errno,
+                });
             }
         }
         Ok(writable)
@@ -208,17 +256,19 @@ impl Writable {
 impl Drop for Writable {
     fn drop(&mut self) {
         for range in &self.ranges {
-            // SAFETY: it is the protection that the pages had. If the kernel has no memory to split a mapping, they stay
-            // writable, which harms nothing but defence in depth.
+            // SAFETY: it is the protection that the pages had. If the kernel has no memory to split
+            // a mapping, they stay writable, which harms nothing but defence in depth.
             let _ = unsafe { protect(*range, self.after) };
         }
     }
 }
 
-/// Refuses if a thread blocks SIGTRAP for longer than a moment: the kernel kills a process whose thread meets a breakpoint like that.
+/// Refuses if a thread blocks SIGTRAP for longer than a moment: the kernel kills a process whose
+/// thread meets a breakpoint like that.
 ///
-/// What a thread does with its mask is its own business at any time, so this finds threads that block signals for good (to
-/// leave them to another thread, say). Each thread is looked at here once; after that, whenever it is stopped.
+/// What a thread does with its mask is its own business at any time, so this finds threads that
+/// block signals for good (to leave them to another thread, say). Each thread is looked at here
+/// once; after that, whenever it is stopped.
 fn check_masks() -> Result<(), Error> {
     let (mut tasks, mut records) = (Vec::new(), Records::new());
     match stop::all_threads(&mut tasks, &mut records) {
@@ -231,7 +281,12 @@ fn check_masks() -> Result<(), Error> {
             continue;
         }
         match blocks_trap_for_long(task) {
-            Some(true) => return Err(Error::ThreadBlocksTrap { task, name: scan::name(task) }),
+            Some(true) => {
+                return Err(Error::ThreadBlocksTrap {
+                    task,
+                    name: scan::name(task),
+                });
+            }
             Some(false) => record.set_trap_mask(Mask::Open),
             None => {}
         }
@@ -239,8 +294,8 @@ fn check_masks() -> Result<(), Error> {
     Ok(())
 }
 
-/// Looks several times, for a second: libc blocks every signal for moments, as when it starts a thread, and where many threads want to run, such a
-/// moment may be long.
+/// Looks several times, for a second: libc blocks every signal for moments, as when it starts a
+/// thread, and where many threads want to run, such a moment may be long.
 fn blocks_trap_for_long(task: TaskId) -> Option<bool> {
     const LOOKS: u32 = 11;
     for look in 0..LOOKS {
@@ -277,7 +332,8 @@ fn set_first(at: CodeAddr, byte: u8) {
 /// Makes every core execute what memory holds now.
 fn serialise() {
     if sys::barrier(Barrier::Core).is_err() {
-        // The command was registered at the beginning and has no other reason to fail. Going on would be worse.
+        // The command was registered at the beginning and has no other reason to fail. Going on
+        // would be worse.
         std::process::abort();
     }
 }

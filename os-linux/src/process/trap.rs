@@ -1,6 +1,7 @@
 //! Breakpoints: what happens to a thread that meets one while text is being changed.
 //!
-//! The handler of SIGTRAP sends threads around places that are under change, and passes on every SIGTRAP that is not ours.
+//! The handler of SIGTRAP sends threads around places that are under change, and passes on every
+//! SIGTRAP that is not ours.
 
 use super::context::Interrupted;
 use super::error::Error;
@@ -42,14 +43,16 @@ impl Batch<'_> {
 
 /// Installs the handler.
 ///
-/// It runs on the thread's own stack, not on an alternate one: a thread at a function's entry has one.
+/// It runs on the thread's own stack, not on an alternate one: a thread at a function's entry has
+/// one.
 ///
 /// # Errors
 ///
 /// That of `sigaction`.
 pub(crate) fn install() -> Result<(), Error> {
     // SAFETY: the handler allocates nothing, takes no lock, and keeps errno.
-    let before = unsafe { sys::install(libc::SIGTRAP, on_trap, libc::SA_RESTART) }.map_err(Error::os("sigaction"))?;
+    let before = unsafe { sys::install(libc::SIGTRAP, on_trap, libc::SA_RESTART) }
+        .map_err(Error::os("sigaction"))?;
     let _ = BEFORE.set(Before(before));
     Ok(())
 }
@@ -59,13 +62,15 @@ pub(crate) fn is_in_place() -> bool {
     sys::handler(libc::SIGTRAP) == Ok(on_trap as *const () as usize)
 }
 
-/// Sends threads around the places of `batch` until `work` has returned and the last of them has gone on.
+/// Sends threads around the places of `batch` until `work` has returned and the last of them has
+/// gone on.
 pub(crate) fn around<R>(batch: &[Poke<'_>], work: impl FnOnce() -> R) -> R {
     let batch = Batch(batch);
     BATCH.store(ptr::from_ref(&batch).cast_mut().cast(), Ordering::SeqCst);
     let result = work();
     BATCH.store(ptr::null_mut(), Ordering::SeqCst);
-    // ORDER(trap): a handler counts itself in before it looks for the batch; who is not counted here finds none.
+    // ORDER(trap): a handler counts itself in before it looks for the batch; who is not counted
+    // here finds none.
     wait_outside(&INSIDE);
     result
 }
@@ -102,8 +107,8 @@ fn go_around(thread: &mut Interrupted<'_>) -> bool {
         thread.set_pc(resume.get());
         return true;
     }
-    // The change may have ended since this thread met its breakpoint: the instruction is there again, old or new.
-    // SAFETY: the processor has just executed the byte.
+    // The change may have ended since this thread met its breakpoint: the instruction is there
+    // again, old or new. SAFETY: the processor has just executed the byte.
     let gone = unsafe { ptr::read_volatile(at as *const u8) } != INT3;
     if gone {
         thread.set_pc(at);
@@ -113,14 +118,17 @@ fn go_around(thread: &mut Interrupted<'_>) -> bool {
 
 /// Does what would have happened without this handler.
 fn pass_on(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {
-    let Some(Before(before)) = BEFORE.get() else { return };
+    let Some(Before(before)) = BEFORE.get() else {
+        return;
+    };
     // SAFETY: they are a signal handler's arguments.
     let sent = unsafe { !is_breakpoint((*info).si_code) };
     match before.sa_sigaction {
         // The kernel ignores signals that were sent, but not those of the processor.
         libc::SIG_IGN if sent => {}
         libc::SIG_DFL | libc::SIG_IGN => die_of(signal),
-        // SAFETY: it is the handler that the process installed; it gets what the kernel would give it, with the signals blocked that it asked for.
+        // SAFETY: it is the handler that the process installed; it gets what the kernel would give
+        // it, with the signals blocked that it asked for.
         handler => unsafe {
             let mut mask = (*ucontext.cast::<libc::ucontext_t>()).uc_sigmask;
             sys::add_signals(&mut mask, &before.sa_mask);

@@ -100,7 +100,11 @@ static LOOKED_AT: AtomicU64 = AtomicU64::new(0);
 /// # Safety
 ///
 /// Called by `dl_iterate_phdr`; `came` is a number, which will be how many objects have come.
-unsafe extern "C" fn look_at(info: *mut libc::dl_phdr_info, _: libc::size_t, came: *mut c_void) -> c_int {
+unsafe extern "C" fn look_at(
+    info: *mut libc::dl_phdr_info,
+    _: libc::size_t,
+    came: *mut c_void,
+) -> c_int {
     // SAFETY: the dynamic linker describes an object that is mapped, and stays so during the call.
     // The number is the caller's.
     let (info, came) = unsafe { (&*info, &mut *came.cast::<u64>()) };
@@ -165,8 +169,11 @@ impl<'a> Imports<'a> {
         const PLTREL: i64 = 20;
         const JMPREL: i64 = 23;
         // SAFETY: the caller's promise.
-        let headers = unsafe { core::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
-        let dynamic = headers.iter().find(|header| header.p_type == libc::PT_DYNAMIC)?;
+        let headers =
+            unsafe { core::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
+        let dynamic = headers
+            .iter()
+            .find(|header| header.p_type == libc::PT_DYNAMIC)?;
         let mut entry = info.dlpi_addr.wrapping_add(dynamic.p_vaddr) as *const Dyn;
         let (mut values, mut left) = ([0_u64; 24], dynamic.p_memsz / size_of::<Dyn>() as u64);
         while left > 0 {
@@ -175,7 +182,10 @@ impl<'a> Imports<'a> {
             if tag == 0 {
                 break;
             }
-            if let Some(slot) = usize::try_from(tag).ok().and_then(|tag| values.get_mut(tag)) {
+            if let Some(slot) = usize::try_from(tag)
+                .ok()
+                .and_then(|tag| values.get_mut(tag))
+            {
                 *slot = value;
             }
             // SAFETY: as above.
@@ -203,9 +213,16 @@ impl<'a> Imports<'a> {
         if symbols == 0 || names == 0 {
             return None;
         }
-        let plt = if value(PLTREL) == RELA as u64 { address(JMPREL) } else { 0 };
+        let plt = if value(PLTREL) == RELA as u64 {
+            address(JMPREL)
+        } else {
+            0
+        };
         Some(Self {
-            relocs: [table(address(RELA), value(RELASZ)), table(plt, value(PLTRELSZ))],
+            relocs: [
+                table(address(RELA), value(RELASZ)),
+                table(plt, value(PLTRELSZ)),
+            ],
             symbols: symbols as *const Sym,
             names: names as *const u8,
         })
@@ -214,15 +231,24 @@ impl<'a> Imports<'a> {
     /// Whether one of them is called `wanted`.
     fn name(&self, wanted: &CStr) -> bool {
         let bytes = wanted.to_bytes_with_nul();
-        self.relocs.iter().copied().flatten().filter(|reloc| reloc.info >> 32 != 0).any(|reloc| {
-            // SAFETY: relocations name symbols of the table, and these have names in the other one,
-            // which end with a zero: none is read behind it.
-            unsafe {
-                let symbol = &*self.symbols.add((reloc.info >> 32) as usize);
-                let name = self.names.add(symbol.name as usize);
-                symbol.section == 0 && bytes.iter().enumerate().all(|(index, &byte)| *name.add(index) == byte)
-            }
-        })
+        self.relocs
+            .iter()
+            .copied()
+            .flatten()
+            .filter(|reloc| reloc.info >> 32 != 0)
+            .any(|reloc| {
+                // SAFETY: relocations name symbols of the table, and these have names in the other
+                // one, which end with a zero: none is read behind it.
+                unsafe {
+                    let symbol = &*self.symbols.add((reloc.info >> 32) as usize);
+                    let name = self.names.add(symbol.name as usize);
+                    symbol.section == 0
+                        && bytes
+                            .iter()
+                            .enumerate()
+                            .all(|(index, &byte)| *name.add(index) == byte)
+                }
+            })
     }
 }
 
@@ -366,7 +392,11 @@ mod tests {
 
     #[test]
     fn an_object_that_asks_for_a_function_is_found() {
-        unsafe extern "C" fn look(info: *mut libc::dl_phdr_info, _: libc::size_t, data: *mut c_void) -> c_int {
+        unsafe extern "C" fn look(
+            info: *mut libc::dl_phdr_info,
+            _: libc::size_t,
+            data: *mut c_void,
+        ) -> c_int {
             // SAFETY: as in `look_at`; the data is the count below.
             unsafe {
                 if let Some(imports) = Imports::of(&*info) {

@@ -17,7 +17,8 @@ use klp_core::port::{Frame, FrameKind, Unreliable, Unwinder};
 
 /// The unwind tables of the process.
 ///
-/// Walks read them in signal handlers, so a set of tables never changes: it is replaced, and dropped when no walk is under way.
+/// Walks read them in signal handlers, so a set of tables never changes: it is replaced, and
+/// dropped when no walk is under way.
 #[derive(Default)]
 pub struct Stacks {
     set: AtomicPtr<Set>,
@@ -40,7 +41,9 @@ struct Set {
 impl Set {
     /// The table for the code that `pc` is in.
     fn table(&self, pc: CodeAddr) -> Option<&Table> {
-        let behind = self.tables.partition_point(|table| table.text().start() <= pc);
+        let behind = self
+            .tables
+            .partition_point(|table| table.text().start() <= pc);
         let table = self.tables.get(behind.checked_sub(1)?)?;
         table.text().contains(pc).then_some(&**table)
     }
@@ -49,7 +52,9 @@ impl Set {
     fn is_constant(&self, addr: u64) -> bool {
         let at = CodeAddr::new(addr);
         let behind = self.relro.partition_point(|relro| relro.start() <= at);
-        let relro = behind.checked_sub(1).and_then(|index| self.relro.get(index));
+        let relro = behind
+            .checked_sub(1)
+            .and_then(|index| self.relro.get(index));
         relro.is_some_and(|relro| relro.contains(at) && relro.contains(at.wrapping_add(7)))
     }
 
@@ -58,7 +63,8 @@ impl Set {
     }
 }
 
-/// Pages of code that were found readable in this round of looks at threads: most threads have called the same code.
+/// Pages of code that were found readable in this round of looks at threads: most threads have
+/// called the same code.
 ///
 /// Between rounds it is closed, and every page is asked for.
 struct CodePages {
@@ -69,7 +75,10 @@ struct CodePages {
 
 impl Default for CodePages {
     fn default() -> Self {
-        Self { open: AtomicBool::new(false), pages: [const { AtomicU64::new(0) }; 64] }
+        Self {
+            open: AtomicBool::new(false),
+            pages: [const { AtomicU64::new(0) }; 64],
+        }
     }
 }
 
@@ -97,7 +106,9 @@ impl CodePages {
                 self.0.open.store(false, Ordering::Relaxed);
             }
         }
-        self.pages.iter().for_each(|page| page.store(0, Ordering::Relaxed));
+        self.pages
+            .iter()
+            .for_each(|page| page.store(0, Ordering::Relaxed));
         self.open.store(true, Ordering::Relaxed);
         Round(self)
     }
@@ -124,8 +135,12 @@ impl Stacks {
         }
         tables.sort_unstable_by_key(|table| table.text().start());
         relro.sort_unstable_by_key(|relro: &TextRange| relro.start());
-        let before = self.set.swap(Box::into_raw(Box::new(Set { tables, relro })), Ordering::SeqCst);
-        // ORDER(tables): a walk counts itself before it reads the pointer; whoever is not counted here reads the new one.
+        let before = self.set.swap(
+            Box::into_raw(Box::new(Set { tables, relro })),
+            Ordering::SeqCst,
+        );
+        // ORDER(tables): a walk counts itself before it reads the pointer; whoever is not counted
+        // here reads the new one.
         wait_outside(&self.walks);
         if !before.is_null() {
             // SAFETY: it came from a box, and no walk uses it any more.
@@ -139,8 +154,8 @@ impl Stacks {
         self.walks.store(0, Ordering::SeqCst);
     }
 
-    /// Begins a round of looks at threads, which ends when the answer is dropped: in it, code that was found readable once is taken to
-    /// stay so.
+    /// Begins a round of looks at threads, which ends when the answer is dropped: in it, code that
+    /// was found readable once is taken to stay so.
     pub(crate) fn round(&self) -> impl Drop + '_ {
         self.code.round()
     }
@@ -210,7 +225,11 @@ impl Stacks {
 unsafe impl Unwinder for Stacks {
     type Context = Regs;
 
-    fn walk(&self, regs: &Regs, visit: &mut dyn FnMut(Frame) -> ControlFlow<()>) -> Result<(), Unreliable> {
+    fn walk(
+        &self,
+        regs: &Regs,
+        visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
+    ) -> Result<(), Unreliable> {
         self.walk_seeing(regs, |_, _| (), visit)
     }
 
@@ -230,14 +249,17 @@ fn called(set: &Set, pages: &CodePages, return_address: CodeAddr) -> Option<Code
     let memory = Memory::new(|page| pages.is_readable(page));
     let mut buffer = [0; calls::SLOT_CALL_LEN];
     let before = return_address.wrapping_sub(buffer.len() as u64);
-    let before: [u8; calls::SLOT_CALL_LEN] = code(set, &memory, before, &mut buffer)?.try_into().ok()?;
+    let before: [u8; calls::SLOT_CALL_LEN] =
+        code(set, &memory, before, &mut buffer)?.try_into().ok()?;
     let [_, direct @ ..] = before;
-    let target = match calls::called_slot(return_address, before).filter(|slot| set.is_constant(*slot)) {
-        Some(slot) => word(&memory, slot)?,
-        None => calls::called(return_address, direct)?,
-    };
+    let target =
+        match calls::called_slot(return_address, before).filter(|slot| set.is_constant(*slot)) {
+            Some(slot) => word(&memory, slot)?,
+            None => calls::called(return_address, direct)?,
+        };
     let mut entry = [0; calls::MAX_LINKAGE];
-    let slot = code(set, &memory, target, &mut entry).and_then(|entry| calls::linkage_slot(target, entry));
+    let slot =
+        code(set, &memory, target, &mut entry).and_then(|entry| calls::linkage_slot(target, entry));
     Some(match slot {
         Some(slot) => word(&memory, slot)?,
         None => target,
@@ -253,9 +275,16 @@ fn word(memory: &Memory<impl Fn(u64) -> bool>, slot: u64) -> Option<CodeAddr> {
 
 /// The code at `at`: as much of it as `buffer` has room for, and as lies before the text ends.
 /// `None` if it is in no table's text, or cannot be read.
-fn code<'a>(set: &Set, memory: &Memory<impl Fn(u64) -> bool>, at: CodeAddr, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+fn code<'a>(
+    set: &Set,
+    memory: &Memory<impl Fn(u64) -> bool>,
+    at: CodeAddr,
+    buffer: &'a mut [u8],
+) -> Option<&'a [u8]> {
     let left = set.table(at)?.text().end().get().checked_sub(at.get())?;
-    let len = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+    let len = buffer
+        .len()
+        .min(usize::try_from(left).unwrap_or(usize::MAX));
     let bytes = buffer.get_mut(..len)?;
     memory.read_bytes(at.get(), bytes)?;
     Some(bytes)
@@ -291,8 +320,8 @@ fn foot() -> u64 {
 
 /// Reads stack memory, asking the kernel first whether a page can be read.
 ///
-/// Rules from an object's own tables lead to real stack slots only, but a stack that a bug has overwritten must not kill the
-/// process here.
+/// Rules from an object's own tables lead to real stack slots only, but a stack that a bug has
+/// overwritten must not kill the process here.
 pub(crate) fn stack_memory() -> Memory<impl Fn(u64) -> bool> {
     Memory::new(|page| sys::readable(page * sys::PAGE))
 }
@@ -307,7 +336,10 @@ pub(crate) struct Memory<R> {
 
 impl<R: Fn(u64) -> bool> Memory<R> {
     fn new(is_readable: R) -> Self {
-        Self { is_readable, page: Cell::new(None) }
+        Self {
+            is_readable,
+            page: Cell::new(None),
+        }
     }
 
     /// The eight bytes at `addr`, which must be a multiple of eight.
@@ -317,17 +349,22 @@ impl<R: Fn(u64) -> bool> Memory<R> {
             return None;
         }
         self.page.set(Some(page));
-        // SAFETY: the page can be read, and an aligned word does not leave it. Another thread may write the word at this moment,
-        // hence volatile: no value is assumed.
+        // SAFETY: the page can be read, and an aligned word does not leave it. Another thread may
+        // write the word at this moment, hence volatile: no value is assumed.
         Some(unsafe { ptr::read_volatile(addr as *const u64) })
     }
 
-    /// The words from `addr` on, which must be a multiple of eight, up to the end of the page; `None` if it cannot be read.
+    /// The words from `addr` on, which must be a multiple of eight, up to the end of the page;
+    /// `None` if it cannot be read.
     pub(crate) fn page_from(&self, addr: u64) -> Option<impl Iterator<Item = u64>> {
         self.read(addr)?;
         let end = (addr / sys::PAGE + 1) * sys::PAGE;
         // SAFETY: as in `read`.
-        Some((addr..end).step_by(8).map(|addr| unsafe { ptr::read_volatile(addr as *const u64) }))
+        Some(
+            (addr..end)
+                .step_by(8)
+                .map(|addr| unsafe { ptr::read_volatile(addr as *const u64) }),
+        )
     }
 
     /// Fills `bytes` from `addr` on; `None` if they cannot all be read.
@@ -367,12 +404,16 @@ fn eh_frame(object: &Object) -> Option<EhFrame<'_>> {
     indexed_eh_frame(object).or_else(|| {
         let section = object.file().ok()?.section(".eh_frame")?;
         let addr = section.start().wrapping_add(object.bias);
-        Some(EhFrame { bytes: object.bytes(TextRange::new(addr, section.len())?)?, addr })
+        Some(EhFrame {
+            bytes: object.bytes(TextRange::new(addr, section.len())?)?,
+            addr,
+        })
     })
 }
 
-/// `.eh_frame`, as `.eh_frame_hdr` says where it is (Linux Standard Base, "The .eh_frame_hdr section"). Its end is not
-/// said: it ends with an entry of length zero, and at the latest with its segment.
+/// `.eh_frame`, as `.eh_frame_hdr` says where it is (Linux Standard Base, "The .eh_frame_hdr
+/// section"). Its end is not said: it ends with an entry of length zero, and at the latest with its
+/// segment.
 fn indexed_eh_frame(object: &Object) -> Option<EhFrame<'_>> {
     const VERSION: u8 = 1;
     const PCREL_SDATA4: u8 = 0x1b;
@@ -382,7 +423,12 @@ fn indexed_eh_frame(object: &Object) -> Option<EhFrame<'_>> {
         return None;
     }
     let distance = i32::from_le_bytes(bytes[4..8].try_into().ok()?);
-    let addr = CodeAddr::new(header.wrapping_add(4).get().checked_add_signed(distance.into())?);
+    let addr = CodeAddr::new(
+        header
+            .wrapping_add(4)
+            .get()
+            .checked_add_signed(distance.into())?,
+    );
     let end = object.segment(addr)?.range.end();
     let bytes = object.bytes(TextRange::new(addr, end.get() - addr.get())?)?;
     Some(EhFrame { bytes, addr })
@@ -441,7 +487,9 @@ mod tests {
     #[test]
     fn a_direct_call_tells_what_it_called() {
         let called = outer(&stacks());
-        let addr = |function: fn(&Stacks) -> Vec<Option<CodeAddr>>| Some(CodeAddr::new(function as *const () as u64));
+        let addr = |function: fn(&Stacks) -> Vec<Option<CodeAddr>>| {
+            Some(CodeAddr::new(function as *const () as u64))
+        };
         // Here, `inner` has called `getcontext`.
         assert_eq!(called[1..3], [addr(inner), addr(outer)]);
     }
@@ -500,18 +548,41 @@ mod tests {
         // SAFETY: as in `compare`.
         let all = CALLED.with(|called| unsafe { core::mem::take(&mut *called.get()) });
         let behind = CodeAddr::new(klp_test_called_by_plt as *const () as u64);
-        let (_, called) = all.iter().find(|(frame, _)| frame.pc == behind).expect("it is on the stack");
-        assert_eq!(*called, Some(CodeAddr::new(libc::qsort as *const () as u64)));
+        let (_, called) = all
+            .iter()
+            .find(|(frame, _)| frame.pc == behind)
+            .expect("it is on the stack");
+        assert_eq!(
+            *called,
+            Some(CodeAddr::new(libc::qsort as *const () as u64))
+        );
     }
 
     #[test]
     fn what_is_no_code_was_not_called() {
         let (stacks, data) = (stacks(), [0xe8_u8; 32]);
-        let frame = |pc, kind| Frame { pc: CodeAddr::new(pc), kind };
-        for pc in [0, 5, 0x1000, data.as_ptr() as u64 + 16, u64::MAX - 7, u64::MAX] {
-            assert_eq!(stacks.called(&Regs::default(), 1, frame(pc, FrameKind::Call)), None, "{pc:#x}");
+        let frame = |pc, kind| Frame {
+            pc: CodeAddr::new(pc),
+            kind,
+        };
+        for pc in [
+            0,
+            5,
+            0x1000,
+            data.as_ptr() as u64 + 16,
+            u64::MAX - 7,
+            u64::MAX,
+        ] {
+            assert_eq!(
+                stacks.called(&Regs::default(), 1, frame(pc, FrameKind::Call)),
+                None,
+                "{pc:#x}"
+            );
         }
-        let interrupted = frame(klp_test_called_by_plt as *const () as u64, FrameKind::Interrupted);
+        let interrupted = frame(
+            klp_test_called_by_plt as *const () as u64,
+            FrameKind::Interrupted,
+        );
         assert_eq!(stacks.called(&Regs::default(), 0, interrupted), None);
     }
 
@@ -529,13 +600,20 @@ mod tests {
 
     #[inline(never)]
     fn deep(depth: usize, stacks: &Stacks) -> usize {
-        if depth == 0 { frames(stacks) } else { black_box(deep(depth - 1, black_box(stacks))) }
+        if depth == 0 {
+            frames(stacks)
+        } else {
+            black_box(deep(depth - 1, black_box(stacks)))
+        }
     }
 
     #[test]
     fn a_deep_recursion_is_walked_to_its_end() {
         let run = || assert!(deep(200_000, &stacks()) > 200_000);
-        let thread = std::thread::Builder::new().stack_size(1 << 28).spawn(run).expect("a thread");
+        let thread = std::thread::Builder::new()
+            .stack_size(1 << 28)
+            .spawn(run)
+            .expect("a thread");
         thread.join().expect("no panic");
     }
 
@@ -601,7 +679,10 @@ mod tests {
         let object = objects.at(CodeAddr::new(function)).expect("it is mapped");
         assert_eq!(object.eh_frame_hdr, None);
         let table = table_of(&object).expect("memory").expect("it has a table");
-        assert!(matches!(table.find(CodeAddr::new(function)), Rule::Frame(_)));
+        assert!(matches!(
+            table.find(CodeAddr::new(function)),
+            Rule::Frame(_)
+        ));
         std::fs::remove_dir_all(&dir).expect("it is ours");
     }
 }

@@ -15,16 +15,26 @@ const OPTIONS: &str = "64BIT SMP MODULES MODULE_UNLOAD PRINTK BLK_DEV_INITRD RD_
 const DEBUG_OPTIONS: &str = "DEBUG_KERNEL PREEMPT PROVE_LOCKING DEBUG_ATOMIC_SLEEP PROVE_RCU KASAN DEBUG_OBJECTS DEBUG_OBJECTS_FREE \
     DEBUG_OBJECTS_TIMERS DEBUG_OBJECTS_WORK DEBUG_OBJECTS_RCU_HEAD KFENCE DETECT_HUNG_TASK";
 
-/// Much of what distributions switch on and may get in the way: how the kernel is laid out, how it returns, who else traces.
+/// Much of what distributions switch on and may get in the way: how the kernel is laid out, how it
+/// returns, who else traces.
 const DISTRO_OPTIONS: &str = "RELOCATABLE RANDOMIZE_BASE RANDOMIZE_MEMORY X86_KERNEL_IBT CC_OPTIMIZE_FOR_PERFORMANCE \
     FUNCTION_GRAPH_TRACER FTRACE_SYSCALLS KPROBE_EVENTS PERF_EVENTS UPROBES BPF_SYSCALL BPF_JIT PROCESSOR_SELECT CPU_SUP_INTEL \
     CPU_SUP_AMD CPU_MITIGATIONS MITIGATION_RETPOLINE MITIGATION_RETHUNK MITIGATION_CALL_DEPTH_TRACKING MITIGATION_SRSO \
     MITIGATION_UNRET_ENTRY PREEMPT_VOLUNTARY PREEMPT_DYNAMIC STACKPROTECTOR STACKPROTECTOR_STRONG FORTIFY_SOURCE VMAP_STACK \
     SLAB_FREELIST_RANDOM SLAB_FREELIST_HARDENED INIT_ON_ALLOC_DEFAULT_ON HARDENED_USERCOPY BUG_ON_DATA_CORRUPTION LIST_HARDENED";
 
-/// Configures `build`, unless its configuration was made from these lists. `make` is a `make` in the kernel's tree.
-pub(super) fn configure(which: Kernel, build: &Path, make: &dyn Fn(&str) -> Result<Command>) -> Result<()> {
-    let wanted: Vec<_> = OPTIONS.split_whitespace().chain(more(which).split_whitespace()).map(line).collect();
+/// Configures `build`, unless its configuration was made from these lists. `make` is a `make` in
+/// the kernel's tree.
+pub(super) fn configure(
+    which: Kernel,
+    build: &Path,
+    make: &dyn Fn(&str) -> Result<Command>,
+) -> Result<()> {
+    let wanted: Vec<_> = OPTIONS
+        .split_whitespace()
+        .chain(more(which).split_whitespace())
+        .map(line)
+        .collect();
     let lines = wanted.join("\n") + "\n";
     let made_from = build.join("klp-options");
     if std::fs::read_to_string(&made_from).is_ok_and(|old| old == lines) {
@@ -39,9 +49,16 @@ pub(super) fn configure(which: Kernel, build: &Path, make: &dyn Fn(&str) -> Resu
     std::fs::write(&config, tiny + &lines)?;
     crate::run::quiet(&mut make("olddefconfig")?, &log)?;
     let made = std::fs::read_to_string(&config)?;
-    let lacking: Vec<_> = wanted.iter().filter(|line| !made.lines().any(|made| made == line.as_str())).collect();
+    let lacking: Vec<_> = wanted
+        .iter()
+        .filter(|line| !made.lines().any(|made| made == line.as_str()))
+        .collect();
     if !lacking.is_empty() {
-        bail!("the kernel's configuration refuses {lacking:?}; see {} and {}", config.display(), log.display());
+        bail!(
+            "the kernel's configuration refuses {lacking:?}; see {} and {}",
+            config.display(),
+            log.display()
+        );
     }
     Ok(std::fs::write(made_from, lines)?)
 }

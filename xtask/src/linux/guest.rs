@@ -1,6 +1,7 @@
 //! A kernel in QEMU, without KVM: what the guest prints, what its kernel logged, and how it ended.
 //!
-//! The first serial line is the kernel's console and goes to a file; the second one is the job's output and comes here.
+//! The first serial line is the kernel's console and goes to a file; the second one is the job's
+//! output and comes here.
 
 use super::initramfs::Initramfs;
 use super::log::Log;
@@ -31,8 +32,9 @@ pub(super) struct Job<'a> {
 
 /// Each processor on a thread of its own.
 pub(super) const PARALLEL: &str = "tcg,thread=multi";
-/// All processors on one thread, in turn. QEMU before 8.1 can let a processor run into a breakpoint that another one has
-/// already removed, which the kernel takes for a bug; jobs that change code all the time meet that.
+/// All processors on one thread, in turn. QEMU before 8.1 can let a processor run into a breakpoint
+/// that another one has already removed, which the kernel takes for a bug; jobs that change code
+/// all the time meet that.
 pub(super) const IN_TURN: &str = "tcg,thread=single";
 
 /// What came of a job that ended with status 0.
@@ -43,30 +45,46 @@ pub(super) struct Outcome {
     pub(super) log: Log,
 }
 
-/// Boots the kernel that was built in `build` and runs the job; an error if the job fails, the kernel dies or time runs out.
+/// Boots the kernel that was built in `build` and runs the job; an error if the job fails, the
+/// kernel dies or time runs out.
 pub(super) fn run(which: Kernel, build: &Path, job: Job) -> Result<Outcome> {
     let folder = dir(&format!("guest-{which}-{}", job.name))?;
     let image = pack(build, &folder, &job)?;
     let console = folder.join("console.log");
-    step(&format!("run {} on the kernel `{which}` (kernel's log: {})", job.name, console.display()), || {
-        let mut command = qemu(build, &image, job.processors, &console, "stdio");
-        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
-        let mut child = Running(child.with_context(|| format!("cannot run {command:?}"))?);
-        let watched = watch(&mut child.0, job.limit);
-        drop(child);
-        let log = Log::read(&console)?;
-        match watched {
-            Ok((output, 0)) => Ok(Outcome { output, log }),
-            Ok((_, status)) => bail!("the job failed with status {status}{}", log.trouble()),
-            Err(error) => Err(error.context(format!("the kernel's last words:\n{}", log.end()))),
-        }
-    })
+    step(
+        &format!(
+            "run {} on the kernel `{which}` (kernel's log: {})",
+            job.name,
+            console.display()
+        ),
+        || {
+            let mut command = qemu(build, &image, job.processors, &console, "stdio");
+            let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+            let mut child = Running(child.with_context(|| format!("cannot run {command:?}"))?);
+            let watched = watch(&mut child.0, job.limit);
+            drop(child);
+            let log = Log::read(&console)?;
+            match watched {
+                Ok((output, 0)) => Ok(Outcome { output, log }),
+                Ok((_, status)) => bail!("the job failed with status {status}{}", log.trouble()),
+                Err(error) => {
+                    Err(error.context(format!("the kernel's last words:\n{}", log.end())))
+                }
+            }
+        },
+    )
 }
 
 /// Boots the kernel with a shell on this terminal, in a folder with `files`.
 pub(super) fn shell(which: Kernel, build: &Path, files: Vec<(String, PathBuf)>) -> Result<()> {
     let folder = dir(&format!("guest-{which}-shell"))?;
-    let job = Job { name: "shell", script: SHELL, files, limit: Duration::MAX, processors: PARALLEL };
+    let job = Job {
+        name: "shell",
+        script: SHELL,
+        files,
+        limit: Duration::MAX,
+        processors: PARALLEL,
+    };
     let image = pack(build, &folder, &job)?;
     let console = folder.join("console.log");
     eprintln!(
@@ -75,14 +93,22 @@ pub(super) fn shell(which: Kernel, build: &Path, files: Vec<(String, PathBuf)>) 
     );
     // Beside the guest's line the terminal gets QEMU's monitor, so that Ctrl-C is for the guest.
     let mut command = qemu(build, &image, job.processors, &console, "mon:stdio");
-    let mut child = Running(command.spawn().with_context(|| format!("cannot run {command:?}"))?);
+    let mut child = Running(
+        command
+            .spawn()
+            .with_context(|| format!("cannot run {command:?}"))?,
+    );
     child.0.wait()?;
     Ok(())
 }
 
 fn pack(build: &Path, folder: &Path, job: &Job) -> Result<PathBuf> {
     std::fs::create_dir_all(folder)?;
-    let (init, script, image) = (folder.join("init"), folder.join("job.sh"), folder.join("initramfs"));
+    let (init, script, image) = (
+        folder.join("init"),
+        folder.join("job.sh"),
+        folder.join("initramfs"),
+    );
     std::fs::write(&init, INIT)?;
     std::fs::write(&script, job.script)?;
     let mut files = Initramfs::new(&init)?;
@@ -94,7 +120,8 @@ fn pack(build: &Path, folder: &Path, job: &Job) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// The first serial line is the kernel's and goes to the file `console`, the second one is the guest's and goes `to`.
+/// The first serial line is the kernel's and goes to the file `console`, the second one is the
+/// guest's and goes `to`.
 fn qemu(build: &Path, image: &Path, processors: &str, console: &Path, to: &str) -> Command {
     // A guest does not outlive us, even if we are killed.
     let mut qemu = Command::new("setpriv");
@@ -112,9 +139,15 @@ fn qemu(build: &Path, image: &Path, processors: &str, console: &Path, to: &str) 
         "-no-reboot",
         "-nodefaults",
     ]);
-    qemu.arg("-kernel").arg(build.join("arch/x86/boot/bzImage")).arg("-initrd").arg(image);
-    qemu.arg("-serial").arg(format!("file:{}", console.display())).args(["-serial", to]);
-    // The check of the timer fails on a busy machine. An oops ends the guest at once, with the report as the log's last words.
+    qemu.arg("-kernel")
+        .arg(build.join("arch/x86/boot/bzImage"))
+        .arg("-initrd")
+        .arg(image);
+    qemu.arg("-serial")
+        .arg(format!("file:{}", console.display()))
+        .args(["-serial", to]);
+    // The check of the timer fails on a busy machine. An oops ends the guest at once, with the
+    // report as the log's last words.
     qemu.args([
         "-append",
         "console=ttyS0 no_timer_check loglevel=7 log_buf_len=8M oops=panic panic=-1 sysctl.kernel.panic_on_oops=1",
@@ -140,13 +173,20 @@ fn watch(child: &mut Child, limit: Duration) -> Result<(Vec<String>, i32)> {
             Ok(line) => {
                 let line = line.trim_end().to_owned();
                 if let Some(status) = line.strip_prefix(END) {
-                    return Ok((output, status.parse().context("the guest's init names no exit status")?));
+                    return Ok((
+                        output,
+                        status
+                            .parse()
+                            .context("the guest's init names no exit status")?,
+                    ));
                 }
                 println!("{line}");
                 std::io::stdout().flush()?;
                 output.push(line);
             }
-            Err(RecvTimeoutError::Timeout) => bail!("the guest did not end within {} s", limit.as_secs()),
+            Err(RecvTimeoutError::Timeout) => {
+                bail!("the guest did not end within {} s", limit.as_secs())
+            }
             Err(RecvTimeoutError::Disconnected) => bail!("the guest died"),
         }
     }

@@ -1,4 +1,5 @@
-//! A guest's file system: tools of this machine, packed by the kernel's own `gen_init_cpio` (which needs no root).
+//! A guest's file system: tools of this machine, packed by the kernel's own `gen_init_cpio` (which
+//! needs no root).
 
 use crate::run::quiet;
 use anyhow::{Context, Result, bail};
@@ -12,7 +13,8 @@ use std::process::Command;
 const TOOLS: &str = "awk bash basename cat chmod cmp cp cut date diff dirname dmesg echo env expr false getconf grep head id insmod kill ln ls \
     lsmod mkdir modinfo mount mv nproc printf ps readlink realpath rm rmmod sed seq setsid sh sleep sort stat stty sysctl tail tee touch \
     tr true uname uniq wc";
-const FOLDERS: &str = "dev etc job proc root run sys tmp usr usr/bin usr/lib usr/lib64 usr/lib/x86_64-linux-gnu";
+const FOLDERS: &str =
+    "dev etc job proc root run sys tmp usr usr/bin usr/lib usr/lib64 usr/lib/x86_64-linux-gnu";
 
 /// The files of a guest.
 pub(super) struct Initramfs {
@@ -23,19 +25,27 @@ pub(super) struct Initramfs {
 impl Initramfs {
     /// The tools and `init`, which the kernel starts.
     pub(super) fn new(init: &Path) -> Result<Self> {
-        let mut packed = Self { files: BTreeMap::new() };
+        let mut packed = Self {
+            files: BTreeMap::new(),
+        };
         packed.add("init", init)?;
         for tool in TOOLS.split_whitespace() {
-            let found = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"].map(|folder| Path::new(folder).join(tool));
+            let found = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"]
+                .map(|folder| Path::new(folder).join(tool));
             let found = found.iter().find(|path| path.exists());
-            packed.add(&format!("usr/bin/{tool}"), found.with_context(|| format!("this machine has no `{tool}`"))?)?;
+            packed.add(
+                &format!("usr/bin/{tool}"),
+                found.with_context(|| format!("this machine has no `{tool}`"))?,
+            )?;
         }
         Ok(packed)
     }
 
     /// Adds a file, and the shared libraries that it needs.
     pub(super) fn add(&mut self, path: &str, file: &Path) -> Result<()> {
-        let file = file.canonicalize().with_context(|| format!("there is no {}", file.display()))?;
+        let file = file
+            .canonicalize()
+            .with_context(|| format!("there is no {}", file.display()))?;
         let magic = {
             let mut start = [0; 18];
             std::io::Read::read(&mut File::open(&file)?, &mut start)?;
@@ -50,9 +60,13 @@ impl Initramfs {
     }
 
     fn add_libraries(&mut self, program: &Path) -> Result<()> {
-        let listed = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
+        let listed = Command::new("ldd")
+            .arg(program)
+            .output()
+            .context("cannot run ldd")?;
         for line in String::from_utf8_lossy(&listed.stdout).lines() {
-            // "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)" or "/lib64/ld-linux-x86-64.so.2 (0x…)"
+            // "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)" or "/lib64/ld-linux-x86-64.so.2
+            // (0x…)"
             let Some(library) = line.split_whitespace().find(|word| word.starts_with('/')) else {
                 continue;
             };
@@ -60,7 +74,8 @@ impl Initramfs {
             let (Some(folder), Some(name)) = (library.parent(), library.file_name()) else {
                 bail!("ldd wrote {line:?}");
             };
-            // The folder without links (/lib is one to /usr/lib), the name as the linker looks for it.
+            // The folder without links (/lib is one to /usr/lib), the name as the linker looks for
+            // it.
             let inside = folder.canonicalize()?.join(name);
             let inside = inside.strip_prefix("/")?.to_string_lossy().into_owned();
             self.files.insert(inside, library.canonicalize()?);
@@ -74,7 +89,12 @@ impl Initramfs {
         for folder in FOLDERS.split_whitespace() {
             writeln!(list, "dir /{folder} 755 0 0")?;
         }
-        for (link, target) in [("bin", "usr/bin"), ("sbin", "usr/bin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")] {
+        for (link, target) in [
+            ("bin", "usr/bin"),
+            ("sbin", "usr/bin"),
+            ("lib", "usr/lib"),
+            ("lib64", "usr/lib64"),
+        ] {
             writeln!(list, "slink /{link} {target} 777 0 0")?;
         }
         writeln!(list, "nod /dev/console 600 0 0 c 5 1")?;
@@ -103,8 +123,11 @@ impl Initramfs {
     fn folders(&self) -> Vec<String> {
         let mut folders = Vec::new();
         for path in self.files.keys() {
-            let parents: Vec<_> =
-                Path::new(path).ancestors().skip(1).map(|parent| parent.display().to_string()).collect();
+            let parents: Vec<_> = Path::new(path)
+                .ancestors()
+                .skip(1)
+                .map(|parent| parent.display().to_string())
+                .collect();
             for parent in parents.into_iter().rev() {
                 if !parent.is_empty()
                     && !FOLDERS.split_whitespace().any(|known| known == parent)

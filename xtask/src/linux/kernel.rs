@@ -16,24 +16,46 @@ pub(super) fn build(which: Kernel) -> Result<PathBuf> {
     let make = Make::new(which)?;
     let build = make.build.clone();
     if which.engine == Engine::Rust && !build.exists() {
-        let c = Kernel { engine: Engine::C, ..which };
+        let c = Kernel {
+            engine: Engine::C,
+            ..which
+        };
         let old = (tree::of(Engine::C)?, self::build(c)?);
-        step("begin with a copy of the kernel that was built from the unmodified tree", || {
-            tree::touch_patched(&make.tree)?;
-            seed(Place { source: &old.0, build: &old.1 }, Place { source: &make.tree, build: &build })
-        })?;
+        step(
+            "begin with a copy of the kernel that was built from the unmodified tree",
+            || {
+                tree::touch_patched(&make.tree)?;
+                seed(
+                    Place {
+                        source: &old.0,
+                        build: &old.1,
+                    },
+                    Place {
+                        source: &make.tree,
+                        build: &build,
+                    },
+                )
+            },
+        )?;
     }
-    step(&format!("build the kernel `{which}` (log: {})", make.log().display()), || {
-        config::configure(which, &build, &|target| Ok(make.target(target)))?;
-        quiet(&mut make.target("bzImage modules"), &make.log())
-    })?;
+    step(
+        &format!("build the kernel `{which}` (log: {})", make.log().display()),
+        || {
+            config::configure(which, &build, &|target| Ok(make.target(target)))?;
+            quiet(&mut make.target("bzImage modules"), &make.log())
+        },
+    )?;
     Ok(build)
 }
 
-/// The folder of a build against whose headers modules can be built; the kernel itself need not be there.
+/// The folder of a build against whose headers modules can be built; the kernel itself need not be
+/// there.
 pub(super) fn headers(which: Kernel) -> Result<Make> {
     supply::packages()?;
-    let make = Make::new(Kernel { engine: Engine::C, ..which })?;
+    let make = Make::new(Kernel {
+        engine: Engine::C,
+        ..which
+    })?;
     if !make.build.join("Module.symvers").exists() {
         step("prepare the headers of the unmodified tree", || {
             config::configure(which, &make.build, &|target| Ok(make.target(target)))?;
@@ -55,8 +77,18 @@ pub(super) struct Make {
 
 impl Make {
     fn new(which: Kernel) -> Result<Self> {
-        let (tree, bindgen, rust) = (tree::of(which.engine)?, supply::bindgen()?, toolchain::debian()?);
-        Ok(Self { which, tree, bindgen, rust, build: dir(&format!("build-{which}"))? })
+        let (tree, bindgen, rust) = (
+            tree::of(which.engine)?,
+            supply::bindgen()?,
+            toolchain::debian()?,
+        );
+        Ok(Self {
+            which,
+            tree,
+            bindgen,
+            rust,
+            build: dir(&format!("build-{which}"))?,
+        })
     }
 
     fn log(&self) -> PathBuf {
@@ -66,7 +98,9 @@ impl Make {
     /// `make` of one or more targets.
     pub(super) fn target(&self, targets: &str) -> Command {
         let mut make = Command::new("make");
-        make.arg("-C").arg(&self.tree).arg(format!("O={}", self.build.display()));
+        make.arg("-C")
+            .arg(&self.tree)
+            .arg(format!("O={}", self.build.display()));
         self.settings(&mut make);
         make.args(targets.split(' '));
         make
@@ -75,7 +109,9 @@ impl Make {
     /// `make` of the external modules in `folder`.
     pub(super) fn modules(&self, folder: &Path) -> Command {
         let mut make = Command::new("make");
-        make.arg("-C").arg(&self.build).arg(format!("M={}", folder.display()));
+        make.arg("-C")
+            .arg(&self.build)
+            .arg(format!("M={}", folder.display()));
         self.settings(&mut make);
         // Without the kernel there is no list of its symbols to check against; insmod does.
         if !self.build.join("Module.symvers").exists() {
@@ -88,17 +124,24 @@ impl Make {
     fn settings(&self, make: &mut Command) {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         make.arg(format!("-j{cpus}"));
-        for (name, tool) in [("RUSTC", self.rust.rustc()), ("HOSTRUSTC", self.rust.rustc())] {
+        for (name, tool) in [
+            ("RUSTC", self.rust.rustc()),
+            ("HOSTRUSTC", self.rust.rustc()),
+        ] {
             make.arg(format!("{name}={}", tool.display()));
         }
         make.arg(format!("BINDGEN={}", self.bindgen.display()));
-        make.arg(format!("RUST_LIB_SRC={}", self.rust.library_sources().display()));
+        make.arg(format!(
+            "RUST_LIB_SRC={}",
+            self.rust.library_sources().display()
+        ));
         if self.which.debug {
             // KASAN in C and Rust together wants one kind of compiler.
             make.arg("LLVM=-14");
         }
         make.env("LD_LIBRARY_PATH", self.rust.libraries());
-        // bindgen formats with this one; cargo and make pass on settings of theirs, which are not for the kernel.
+        // bindgen formats with this one; cargo and make pass on settings of theirs, which are not
+        // for the kernel.
         make.env_remove("RUSTFMT")
             .env_remove("MAKEFLAGS")
             .env_remove("RUSTFLAGS")

@@ -3,9 +3,11 @@
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 
-/// The beginnings of reports: oopses, warnings, lockdep, RCU, KASAN, KFENCE, DEBUG_OBJECTS, hung tasks, sleeping while atomic.
+/// The beginnings of reports: oopses, warnings, lockdep, RCU, KASAN, KFENCE, DEBUG_OBJECTS, hung
+/// tasks, sleeping while atomic.
 ///
-/// They are matched anywhere in a line. What the kernel prints about these checks while it boots is none of them.
+/// They are matched anywhere in a line. What the kernel prints about these checks while it boots is
+/// none of them.
 const REPORTS: [&str; 20] = [
     "BUG:",
     "WARNING:",
@@ -37,9 +39,16 @@ pub(super) struct Log {
 
 impl Log {
     pub(super) fn read(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).with_context(|| format!("there is no kernel log {}", path.display()))?;
-        let lines = String::from_utf8_lossy(&bytes).lines().map(|line| line.trim_end().to_owned()).collect();
-        Ok(Self { path: path.to_owned(), lines })
+        let bytes = std::fs::read(path)
+            .with_context(|| format!("there is no kernel log {}", path.display()))?;
+        let lines = String::from_utf8_lossy(&bytes)
+            .lines()
+            .map(|line| line.trim_end().to_owned())
+            .collect();
+        Ok(Self {
+            path: path.to_owned(),
+            lines,
+        })
     }
 
     /// An error if the kernel reported a fault.
@@ -48,13 +57,23 @@ impl Log {
             return Ok(());
         };
         let count = self.lines.iter().filter(|line| is_report(line)).count();
-        let shown = self.lines[first..].iter().take(40).map(String::as_str).collect::<Vec<_>>().join("\n");
-        bail!("the kernel reported a fault ({count} lines that begin a report in {}):\n{shown}", self.path.display());
+        let shown = self.lines[first..]
+            .iter()
+            .take(40)
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join("\n");
+        bail!(
+            "the kernel reported a fault ({count} lines that begin a report in {}):\n{shown}",
+            self.path.display()
+        );
     }
 
     /// The first report, as an addition to another error.
     pub(super) fn trouble(&self) -> String {
-        self.check().err().map_or_else(String::new, |error| format!("; {error}"))
+        self.check()
+            .err()
+            .map_or_else(String::new, |error| format!("; {error}"))
     }
 
     /// The last lines.

@@ -1,4 +1,5 @@
-//! The livepatch sample of the kernel's tree, and a patch with livepatch relocations whose target comes, goes and comes again.
+//! The livepatch sample of the kernel's tree, and a patch with livepatch relocations whose target
+//! comes, goes and comes again.
 
 use super::guest::{self, Job, PARALLEL};
 use super::which::Kernel;
@@ -15,7 +16,13 @@ pub(super) fn run(which: Kernel) -> Result<()> {
     let outcome = guest::run(
         which,
         &build,
-        Job { name: "relocs", script: SCRIPT, files, limit: Duration::from_secs(600), processors: PARALLEL },
+        Job {
+            name: "relocs",
+            script: SCRIPT,
+            files,
+            limit: Duration::from_secs(600),
+            processors: PARALLEL,
+        },
     )?;
     outcome.log.check()?;
     println!("linux: kernel `{which}`: sample and livepatch relocations work");

@@ -1,8 +1,9 @@
-//! The start of a build from another one: the two kernels differ in one folder, so one is compiled and the other begins as its copy.
+//! The start of a build from another one: the two kernels differ in one folder, so one is compiled
+//! and the other begins as its copy.
 //!
-//! Kbuild compiles a file again if a source is newer or the command line differs. The overlay's unpatched files have the
-//! times of the unmodified source, and the patched ones are touched before, so it is enough to tell the copy's records (`.*.cmd`) the
-//! new paths.
+//! Kbuild compiles a file again if a source is newer or the command line differs. The overlay's
+//! unpatched files have the times of the unmodified source, and the patched ones are touched
+//! before, so it is enough to tell the copy's records (`.*.cmd`) the new paths.
 
 use crate::run::quiet;
 use anyhow::Result;
@@ -24,7 +25,9 @@ pub(super) fn seed(old: Place, new: Place) -> Result<()> {
         std::fs::remove_dir_all(&partial)?;
     }
     let mut copy = Command::new("cp");
-    copy.args(["-a", "--reflink=auto"]).arg(old.build).arg(&partial);
+    copy.args(["-a", "--reflink=auto"])
+        .arg(old.build)
+        .arg(&partial);
     quiet(&mut copy, &new.build.with_extension("copy.log"))?;
     // The longer path first: one may begin like the other.
     let mut paths = [(old.build, new.build), (old.source, new.source)]
@@ -51,12 +54,14 @@ fn rewrite(folder: &Path, paths: &[(String, String)]) -> Result<()> {
     Ok(())
 }
 
-/// Replaces a path, alone or with more behind a slash, but not one that merely begins with the same letters.
+/// Replaces a path, alone or with more behind a slash, but not one that merely begins with the same
+/// letters.
 fn replace_path(text: &str, from: &str, to: &str) -> String {
     let mut parts = text.split(from);
     let mut replaced = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        let name_goes_on = part.starts_with(|next: char| next.is_alphanumeric() || "-_.".contains(next));
+        let name_goes_on =
+            part.starts_with(|next: char| next.is_alphanumeric() || "-_.".contains(next));
         replaced += if name_goes_on { from } else { to };
         replaced += part;
     }

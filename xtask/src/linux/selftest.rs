@@ -25,19 +25,37 @@ pub(super) fn run(which: Kernel) -> Result<()> {
     let program = folder.join("test_klp-call_getpid");
     files.push((inside(&folder, &program)?, program));
     let limit = Duration::from_secs(if which.debug { 5400 } else { 1800 });
-    let outcome =
-        guest::run(which, &build, Job { name: "selftest", script: SCRIPT, files, limit, processors: IN_TURN })?;
-    let passed = outcome.output.iter().filter(|line| line.starts_with("TEST: ") && line.ends_with(" ... ok")).count();
+    let outcome = guest::run(
+        which,
+        &build,
+        Job {
+            name: "selftest",
+            script: SCRIPT,
+            files,
+            limit,
+            processors: IN_TURN,
+        },
+    )?;
+    let passed = outcome
+        .output
+        .iter()
+        .filter(|line| line.starts_with("TEST: ") && line.ends_with(" ... ok"))
+        .count();
     outcome.log.check()?;
     if passed != TESTS {
         bail!("{passed} of {TESTS} selftests passed");
     }
-    println!("linux: kernel `{which}`: {passed} of {TESTS} ok, and no report of a fault in the kernel's log");
+    println!(
+        "linux: kernel `{which}`: {passed} of {TESTS} ok, and no report of a fault in the kernel's log"
+    );
     Ok(())
 }
 
 /// Where a file of `folder` is in the guest.
 fn inside(folder: &Path, file: &Path) -> Result<String> {
-    let path: PathBuf = file.strip_prefix(folder).context("a file outside of its folder")?.into();
+    let path: PathBuf = file
+        .strip_prefix(folder)
+        .context("a file outside of its folder")?
+        .into();
     Ok(format!("job/{}", path.display()))
 }

@@ -38,17 +38,28 @@ const BINDGEN: &str = "0.71.1";
 
 /// Installs the packages that are missing.
 pub(super) fn packages() -> Result<()> {
-    let status =
-        Command::new("dpkg-query").args(["--show", "--showformat=${Package} ${Status}\n"]).args(PACKAGES).output()?;
+    let status = Command::new("dpkg-query")
+        .args(["--show", "--showformat=${Package} ${Status}\n"])
+        .args(PACKAGES)
+        .output()?;
     let status = String::from_utf8_lossy(&status.stdout);
-    let installed = |package: &&str| status.lines().any(|line| line == format!("{package} install ok installed"));
-    let missing: Vec<_> = PACKAGES.iter().filter(|package| !installed(package)).collect();
+    let installed = |package: &&str| {
+        status
+            .lines()
+            .any(|line| line == format!("{package} install ok installed"))
+    };
+    let missing: Vec<_> = PACKAGES
+        .iter()
+        .filter(|package| !installed(package))
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
     step(&format!("install {missing:?}"), || {
         let mut install = Command::new("apt-get");
-        install.args(["install", "--yes", "-qq", "--no-install-recommends"]).args(&missing);
+        install
+            .args(["install", "--yes", "-qq", "--no-install-recommends"])
+            .args(&missing);
         install.env("DEBIAN_FRONTEND", "noninteractive");
         let log = dir("apt.log")?;
         if quiet(&mut install, &log).is_err() {
@@ -65,7 +76,10 @@ pub(super) fn source() -> Result<PathBuf> {
     if let Some(own) = std::env::var_os("KLP_LINUX_SRC") {
         let own = std::path::absolute(own)?;
         if !own.join("kernel/livepatch/core.c").exists() {
-            bail!("KLP_LINUX_SRC: {} is no source of a kernel with livepatch", own.display());
+            bail!(
+                "KLP_LINUX_SRC: {} is no source of a kernel with livepatch",
+                own.display()
+            );
         }
         return Ok(own);
     }
@@ -79,15 +93,24 @@ pub(super) fn source() -> Result<PathBuf> {
         let from_the_machines = || download(Command::new("apt-get"), &packed);
         from_the_machines()
             // The package lists may be missing or old.
-            .or_else(|_| run(Command::new("apt-get").args(["update", "-qq"])).and_then(|()| from_the_machines()))
+            .or_else(|_| {
+                run(Command::new("apt-get").args(["update", "-qq"]))
+                    .and_then(|()| from_the_machines())
+            })
             .or_else(|_| download(apt_of_other_suite(&packed)?, &packed))
     })?;
     step(&format!("unpack {SOURCE}"), || {
-        run(Command::new("sh").current_dir(&packed).args(["-c", "dpkg -x linux-source-*.deb ."]))?;
+        run(Command::new("sh")
+            .current_dir(&packed)
+            .args(["-c", "dpkg -x linux-source-*.deb ."]))?;
         let mut unpack = Command::new("tar");
         let partial = dir("src.partial")?;
         std::fs::create_dir_all(&partial)?;
-        unpack.arg("-xf").arg(packed.join(format!("usr/src/{SOURCE}.tar.xz"))).arg("-C").arg(&partial);
+        unpack
+            .arg("-xf")
+            .arg(packed.join(format!("usr/src/{SOURCE}.tar.xz")))
+            .arg("-C")
+            .arg(&partial);
         run(unpack.arg("--strip-components=1"))?;
         std::fs::rename(partial, &source)?;
         Ok(std::fs::remove_dir_all(packed)?)
@@ -99,18 +122,26 @@ fn download(mut apt: Command, into: &Path) -> Result<()> {
     run(apt.args(["download", "-qq", SOURCE]).current_dir(into))
 }
 
-/// An apt-get with package lists of its own, of a suite beside the machine's: nothing of the machine's settings changes.
+/// An apt-get with package lists of its own, of a suite beside the machine's: nothing of the
+/// machine's settings changes.
 fn apt_of_other_suite(scratch: &Path) -> Result<Command> {
     let mirror = machines_mirror()?;
     std::fs::create_dir_all(scratch.join("lists/partial"))?;
     std::fs::create_dir_all(scratch.join("cache/archives/partial"))?;
     let list = scratch.join("sources.list");
     let key = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    std::fs::write(&list, format!("deb [signed-by={key}] {mirror} {OTHER_SUITE} main\n"))?;
+    std::fs::write(
+        &list,
+        format!("deb [signed-by={key}] {mirror} {OTHER_SUITE} main\n"),
+    )?;
     let apt = || {
         let mut apt = Command::new("apt-get");
-        apt.arg(format!("-oDir::Etc::sourcelist={}", list.display())).arg("-oDir::Etc::sourceparts=/dev/null");
-        apt.arg(format!("-oDir::State::lists={}", scratch.join("lists").display()));
+        apt.arg(format!("-oDir::Etc::sourcelist={}", list.display()))
+            .arg("-oDir::Etc::sourceparts=/dev/null");
+        apt.arg(format!(
+            "-oDir::State::lists={}",
+            scratch.join("lists").display()
+        ));
         apt.arg(format!("-oDir::Cache={}", scratch.join("cache").display()));
         apt
     };
@@ -120,11 +151,19 @@ fn apt_of_other_suite(scratch: &Path) -> Result<Command> {
 
 /// The address from which the machine gets Debian itself.
 fn machines_mirror() -> Result<String> {
-    let policy = Command::new("apt-get").args(["indextargets", "--format", "$(SITE) $(REPO_URI) $(LABEL)"]).output()?;
+    let policy = Command::new("apt-get")
+        .args(["indextargets", "--format", "$(SITE) $(REPO_URI) $(LABEL)"])
+        .output()?;
     let policy = String::from_utf8_lossy(&policy.stdout).into_owned();
-    let debian = policy.lines().filter_map(|line| line.split(' ').nth(1).filter(|_| line.ends_with(" Debian")));
-    let mirror = debian.map(|uri| uri.trim_end_matches('/').to_owned()).next();
-    mirror.with_context(|| format!("apt knows no Debian mirror to take {SOURCE} from; set KLP_LINUX_SRC to a source"))
+    let debian = policy
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1).filter(|_| line.ends_with(" Debian")));
+    let mirror = debian
+        .map(|uri| uri.trim_end_matches('/').to_owned())
+        .next();
+    mirror.with_context(|| {
+        format!("apt knows no Debian mirror to take {SOURCE} from; set KLP_LINUX_SRC to a source")
+    })
 }
 
 /// bindgen, compiled for us.
@@ -134,7 +173,16 @@ pub(super) fn bindgen() -> Result<PathBuf> {
     if !binary.exists() {
         step(&format!("compile bindgen {BINDGEN}"), || {
             let mut install = cargo();
-            install.args(["install", "--locked", "--version", BINDGEN, "bindgen-cli", "--root"]).arg(&root);
+            install
+                .args([
+                    "install",
+                    "--locked",
+                    "--version",
+                    BINDGEN,
+                    "bindgen-cli",
+                    "--root",
+                ])
+                .arg(&root);
             quiet(&mut install, &dir("bindgen.log")?)
         })?;
     }

@@ -1,4 +1,5 @@
-//! The source trees: the unmodified one, and a copy in which klp-core takes the place of `kernel/livepatch`.
+//! The source trees: the unmodified one, and a copy in which klp-core takes the place of
+//! `kernel/livepatch`.
 
 use super::supply;
 use super::which::Engine;
@@ -22,9 +23,11 @@ pub(super) fn of(engine: Engine) -> Result<PathBuf> {
     }
 }
 
-/// Hard links to the unmodified source, with our patches applied and our files in place of `kernel/livepatch`.
+/// Hard links to the unmodified source, with our patches applied and our files in place of
+/// `kernel/livepatch`.
 ///
-/// It is made anew when a patch or the source has changed. Unpatched files keep their times, so that little is recompiled.
+/// It is made anew when a patch or the source has changed. Unpatched files keep their times, so
+/// that little is recompiled.
 fn overlay(source: &Path) -> Result<PathBuf> {
     let tree = dir("src-rust")?;
     let patches = patches()?;
@@ -41,7 +44,10 @@ fn overlay(source: &Path) -> Result<PathBuf> {
             copy(source, &tree)?;
             for patch in &patches {
                 let mut apply = Command::new("patch");
-                apply.args(["-p1", "--no-backup-if-mismatch", "--input"]).arg(patch).current_dir(&tree);
+                apply
+                    .args(["-p1", "--no-backup-if-mismatch", "--input"])
+                    .arg(patch)
+                    .current_dir(&tree);
                 quiet(&mut apply, &dir("patch.log")?)?;
             }
             Ok(std::fs::write(&stamp, &made_from)?)
@@ -64,12 +70,16 @@ fn patches() -> Result<Vec<PathBuf>> {
     Ok(patches)
 }
 
-/// Makes the files of the overlay that our patches change newer than anything that was built until now.
+/// Makes the files of the overlay that our patches change newer than anything that was built until
+/// now.
 pub(super) fn touch_patched(tree: &Path) -> Result<()> {
     for patch in patches()? {
         let patch = std::fs::read_to_string(patch)?;
         for name in patch.lines().filter_map(|line| line.strip_prefix("+++ b/")) {
-            let file = std::fs::File::options().append(true).open(tree.join(name)).with_context(|| name.to_owned())?;
+            let file = std::fs::File::options()
+                .append(true)
+                .open(tree.join(name))
+                .with_context(|| name.to_owned())?;
             file.set_modified(std::time::SystemTime::now())?;
         }
     }
@@ -84,7 +94,13 @@ fn copy(source: &Path, tree: &Path) -> Result<()> {
     }
     // Another file system.
     let _ = std::fs::remove_dir_all(tree);
-    quiet(Command::new("cp").args(["-a", "--reflink=auto"]).arg(source).arg(tree), &log)
+    quiet(
+        Command::new("cp")
+            .args(["-a", "--reflink=auto"])
+            .arg(source)
+            .arg(tree),
+        &log,
+    )
 }
 
 /// Fills `kernel/livepatch` with links to our files; of the kernel's own, Kconfig stays.
@@ -101,7 +117,9 @@ fn link_ours(folder: &Path) -> Result<()> {
     }
     for file in std::fs::read_dir(OURS)? {
         let path = std::path::absolute(file?.path())?;
-        let name = path.file_name().context("a folder lists files with names")?;
+        let name = path
+            .file_name()
+            .context("a folder lists files with names")?;
         symlink(&path, folder.join(name))?;
     }
     symlink(std::path::absolute("klp-core")?, folder.join("klp-core"))?;
@@ -128,18 +146,32 @@ fn dependencies() -> Result<Vec<(String, PathBuf)>> {
         "{p}",
     ]))?;
     let metadata = output(cargo().args(["metadata", "--format-version", "1", "--locked"]))?;
-    let metadata: serde_json::Value = serde_json::from_str(&metadata).context("cargo metadata is not JSON")?;
-    let packages = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
+    let metadata: serde_json::Value =
+        serde_json::from_str(&metadata).context("cargo metadata is not JSON")?;
+    let packages = metadata["packages"]
+        .as_array()
+        .context("cargo metadata lists no packages")?;
     let mut found = Vec::new();
     for line in listed.lines() {
         let mut words = line.split(' ');
-        let (Some(name), Some(version)) = (words.next(), words.next().and_then(|word| word.strip_prefix('v'))) else {
+        let (Some(name), Some(version)) = (
+            words.next(),
+            words.next().and_then(|word| word.strip_prefix('v')),
+        ) else {
             bail!("cargo tree wrote {line:?}");
         };
-        let is_it = |package: &&serde_json::Value| package["name"] == name && package["version"] == version;
-        let package = packages.iter().find(is_it).with_context(|| format!("cargo metadata lacks {line}"))?;
-        let manifest = package["manifest_path"].as_str().context("a package without a manifest")?;
-        let folder = Path::new(manifest).parent().context("a manifest without a folder")?;
+        let is_it =
+            |package: &&serde_json::Value| package["name"] == name && package["version"] == version;
+        let package = packages
+            .iter()
+            .find(is_it)
+            .with_context(|| format!("cargo metadata lacks {line}"))?;
+        let manifest = package["manifest_path"]
+            .as_str()
+            .context("a package without a manifest")?;
+        let folder = Path::new(manifest)
+            .parent()
+            .context("a manifest without a folder")?;
         if name != "klp-core" && !found.iter().any(|(known, _)| known == name) {
             found.push((name.to_owned(), folder.to_owned()));
         }
@@ -148,9 +180,14 @@ fn dependencies() -> Result<Vec<(String, PathBuf)>> {
 }
 
 fn output(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {command:?}"))?;
     if !output.status.success() {
-        bail!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "{command:?} failed: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     Ok(String::from_utf8(output.stdout)?)
 }

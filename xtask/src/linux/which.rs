@@ -9,10 +9,12 @@ pub(crate) struct Kernel {
     /// The livepatch implementation in it
     #[arg(long)]
     pub(super) engine: Engine,
-    /// With lockdep, RCU and sleep checks, KASAN, DEBUG_OBJECTS and KFENCE (built by clang; several times slower)
+    /// With lockdep, RCU and sleep checks, KASAN, DEBUG_OBJECTS and KFENCE (built by clang; several
+    /// times slower)
     #[arg(long)]
     pub(super) debug: bool,
-    /// With much of what distributions switch on: KASLR, IBT, retpolines, PREEMPT_DYNAMIC, BPF, kprobes, hardening
+    /// With much of what distributions switch on: KASLR, IBT, retpolines, PREEMPT_DYNAMIC, BPF,
+    /// kprobes, hardening
     #[arg(long, conflicts_with = "debug")]
     pub(super) distro: bool,
 }
@@ -20,7 +22,11 @@ pub(crate) struct Kernel {
 impl Kernel {
     /// The smallest one that serves.
     pub(super) const fn plain(engine: Engine) -> Self {
-        Self { engine, debug: false, distro: false }
+        Self {
+            engine,
+            debug: false,
+            distro: false,
+        }
     }
 
     /// What the names of its files and of modules for it end with.

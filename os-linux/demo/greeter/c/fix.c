@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Corrects the greeting, and has each guest told that it was corrected: two functions that belong together. */
+/*
+ * Corrects the greeting, and has each guest told that it was corrected: two functions that belong
+ * together.
+ */
 #define _POSIX_C_SOURCE 199309L
 #include <stdio.h>
 #include <time.h>
@@ -8,7 +11,10 @@
 
 KLP_PATCH("greeter_fix");
 
-/* The function of the running program. While the patch is enabled, calls of it come to fixed_greeting. */
+/*
+ * The function of the running program. While the patch is enabled, calls of it come to
+ * fixed_greeting.
+ */
 extern int target_greeting(char *out, unsigned long len, unsigned guest) KLP_SYMBOL(vmlinux, greeting, 0);
 
 static int fixed_greeting(char *out, unsigned long len, unsigned guest)

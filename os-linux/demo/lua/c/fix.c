@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Repairs CVE-2020-24370 in a running Lua 5.4.0: debug.getlocal(level, -2147483648) makes luaG_findlocal negate the smallest
- * int, and what comes out is taken for the number of a vararg.
+ * Repairs CVE-2020-24370 in a running Lua 5.4.0: debug.getlocal(level, -2147483648) makes
+ * luaG_findlocal negate the smallest int, and what comes out is taken for the number of a vararg.
  *
- * Everything that the new function needs is in the executable already and is called there. None of it is exported:
- * findvararg and currentpc are static, luaF_getlocalname is hidden.
+ * Everything that the new function needs is in the executable already and is called there. None of
+ * it is exported: findvararg and currentpc are static, luaF_getlocalname is hidden.
  */
 #define LUA_CORE
 #include "lprefix.h"

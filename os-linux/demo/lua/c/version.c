@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Replaces lua_version by a function that uses whatever a patch may use: own variables of every kind, strings, a jump table,
- * pointers to functions, the C library, a local function of the target. It answers 21.5 when all of it works.
+ * Replaces lua_version by a function that uses whatever a patch may use: own variables of every
+ * kind, strings, a jump table, pointers to functions, the C library, a local function of the
+ * target. It answers 21.5 when all of it works.
  */
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,6 +1,8 @@
-//! Lua 5.4.0 as it was in 2020, compiled with an entry pad in each function: something real to patch while it runs.
+//! Lua 5.4.0 as it was in 2020, compiled with an entry pad in each function: something real to
+//! patch while it runs.
 //!
-//! [`EXPLOIT`] kills the process that runs it (CVE-2020-24370), until the patch object [`PATCH`] is enabled.
+//! [`EXPLOIT`] kills the process that runs it (CVE-2020-24370), until the patch object [`PATCH`] is
+//! enabled.
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ptr::NonNull;
@@ -14,8 +16,8 @@ pub const PATCHED_FUNCTION: &str = "luaG_findlocal";
 /// Reads a vararg far outside of the stack. Answers `nil` where the hole is repaired.
 pub const EXPLOIT: &str = "return (function(...) return debug.getlocal(1, -2147483648) end)(1)";
 
-/// Reads a local variable, a vararg and a temporary by the function that the patch replaces, as it should. Answers `ok`
-/// with the hole and without.
+/// Reads a local variable, a vararg and a temporary by the function that the patch replaces, as it
+/// should. Answers `ok` with the hole and without.
 pub const CHECK: &str = r#"
 local function names(...)
   local alpha = 7
@@ -60,7 +62,8 @@ unsafe extern "C" {
 #[derive(Debug)]
 pub struct Interpreter(NonNull<LuaState>);
 
-// SAFETY: a Lua state may be used by any thread, as long as only one uses it at a time: `&mut self` everywhere.
+// SAFETY: a Lua state may be used by any thread, as long as only one uses it at a time: `&mut self`
+// everywhere.
 unsafe impl Send for Interpreter {}
 
 impl Interpreter {
@@ -81,8 +84,8 @@ impl Interpreter {
     /// Lua's own error message.
     pub fn run(&mut self, source: &CStr) -> Result<String, String> {
         let lua = self.0.as_ptr();
-        // SAFETY: the state is open; the text ends with NUL. Whatever happens, one value is on the stack afterwards: the
-        // result, or the error; `text` takes it off.
+        // SAFETY: the state is open; the text ends with NUL. Whatever happens, one value is on the
+        // stack afterwards: the result, or the error; `text` takes it off.
         unsafe {
             let mut status = luaL_loadstring(lua, source.as_ptr());
             if status == 0 {
@@ -97,13 +100,15 @@ impl Interpreter {
     ///
     /// # Safety
     ///
-    /// `lua` is open and has one value on its stack, which is not a table or userdata with a `__tostring` that fails.
+    /// `lua` is open and has one value on its stack, which is not a table or userdata with a
+    /// `__tostring` that fails.
     unsafe fn text(lua: *mut LuaState) -> String {
         let mut len = 0;
         // SAFETY: the caller's promise; the text stays alive as long as it is on the stack.
         unsafe {
             let text = luaL_tolstring(lua, -1, &raw mut len);
-            let text = String::from_utf8_lossy(core::slice::from_raw_parts(text.cast(), len)).into_owned();
+            let text =
+                String::from_utf8_lossy(core::slice::from_raw_parts(text.cast(), len)).into_owned();
             lua_settop(lua, 0);
             text
         }

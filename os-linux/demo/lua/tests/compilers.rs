@@ -15,7 +15,9 @@ unsafe extern "C" {
 
 fn livepatch() -> &'static Livepatch {
     let first = Livepatch::init(Options::default());
-    first.or_else(|error| Livepatch::get().ok_or(error)).expect("this process can be patched")
+    first
+        .or_else(|error| Livepatch::get().ok_or(error))
+        .expect("this process can be patched")
 }
 
 fn version() -> f64 {
@@ -31,7 +33,11 @@ fn compile(flags: &str) -> Vec<u8> {
         .args(["-Wall", "-Werror", "-ffunction-sections", "-c", "-I"])
         .arg(klp_build::include_dir())
         .args(flags.split(' '))
-        .args([Path::new("-o"), &object, Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/c/version.c"))])
+        .args([
+            Path::new("-o"),
+            &object,
+            Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/c/version.c")),
+        ])
         .status()
         .expect("a C compiler");
     assert!(status.success(), "{flags}");
@@ -43,7 +49,13 @@ fn code_of_every_kind() {
     let _alone = alone();
     let _linked = Interpreter::new();
     let klp = livepatch();
-    let complete = |patch| assert!(klp.wait(Duration::from_secs(10)), "{:?}", klp.engine().blockers(patch));
+    let complete = |patch| {
+        assert!(
+            klp.wait(Duration::from_secs(10)),
+            "{:?}",
+            klp.engine().blockers(patch)
+        )
+    };
     for flags in [
         "-O2 -fPIC",
         "-O0 -fPIC",
@@ -57,7 +69,9 @@ fn code_of_every_kind() {
         "-O2 -fno-pic -mcmodel=large",
     ] {
         assert_eq!(version(), 504.0);
-        let patch = klp.load(&compile(flags), "unnamed").unwrap_or_else(|error| panic!("{flags}: {error}"));
+        let patch = klp
+            .load(&compile(flags), "unnamed")
+            .unwrap_or_else(|error| panic!("{flags}: {error}"));
         klp.enable(patch).expect("enables");
         complete(patch);
         assert_eq!(version(), 21.5, "{flags}");
@@ -72,9 +86,14 @@ fn code_of_every_kind() {
 fn code_for_a_fixed_place_is_refused() {
     let _alone = alone();
     let before = text();
-    let error = livepatch().load(&compile("-O2 -fno-pic"), "unnamed").expect_err("a position-independent program");
+    let error = livepatch()
+        .load(&compile("-O2 -fno-pic"), "unnamed")
+        .expect_err("a position-independent program");
     assert!(text() == before, "the process is not as it was");
     assert_eq!(version(), 504.0);
     let words = error.to_string();
-    assert!(words.starts_with("patch 'version'") && words.contains("is out of range"), "{words}");
+    assert!(
+        words.starts_with("patch 'version'") && words.contains("is out of range"),
+        "{words}"
+    );
 }

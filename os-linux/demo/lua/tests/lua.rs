@@ -38,13 +38,28 @@ fn the_exploit_kills() {
 fn the_program_has_what_a_patch_needs() {
     let program = std::fs::read(std::env::current_exe().expect("this test")).expect("readable");
     let program = object::File::parse(&*program).expect("ELF");
-    for name in [PATCHED_FUNCTION, "findvararg", "currentpc", "luaF_getlocalname"] {
-        let functions: Vec<_> = program.symbols().filter(|symbol| symbol.name() == Ok(name)).collect();
+    for name in [
+        PATCHED_FUNCTION,
+        "findvararg",
+        "currentpc",
+        "luaF_getlocalname",
+    ] {
+        let functions: Vec<_> = program
+            .symbols()
+            .filter(|symbol| symbol.name() == Ok(name))
+            .collect();
         assert_eq!(functions.len(), 1, "{name}");
         assert!(functions[0].is_local() && functions[0].size() > 0, "{name}");
-        assert!(program.dynamic_symbols().all(|symbol| symbol.name() != Ok(name)), "{name} is exported");
+        assert!(
+            program
+                .dynamic_symbols()
+                .all(|symbol| symbol.name() != Ok(name)),
+            "{name} is exported"
+        );
     }
-    let pads = program.section_by_name("__patchable_function_entries").expect("entry pads");
+    let pads = program
+        .section_by_name("__patchable_function_entries")
+        .expect("entry pads");
     assert!(pads.size() > 8 * 100, "{} bytes of pads", pads.size());
 }
 

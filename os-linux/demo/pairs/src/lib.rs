@@ -2,7 +2,8 @@
 
 use core::ffi::{c_int, c_uint};
 
-/// A function that returns which versions it saw: bit 0 the original one, bits 1 and 2 the replacements.
+/// A function that returns which versions it saw: bit 0 the original one, bits 1 and 2 the
+/// replacements.
 pub type Outer = unsafe extern "C" fn(c_uint) -> c_uint;
 
 /// The shared library that comes and goes, and how patches call it.
@@ -99,8 +100,11 @@ pub const FUNCS_1: [Replaced; 13] = [
 ];
 
 /// What version 1 changes in the shared library.
-pub const MODULE_FUNCS_1: [Replaced; 3] =
-    [("module_first", new1_module_first), ("module_second", new1_module_second), ("module_outer", new1_module_outer)];
+pub const MODULE_FUNCS_1: [Replaced; 3] = [
+    ("module_first", new1_module_first),
+    ("module_second", new1_module_second),
+    ("module_outer", new1_module_outer),
+];
 
 /// What version 2 changes in the program.
 pub const FUNCS_2: [Replaced; 10] = [
@@ -117,13 +121,17 @@ pub const FUNCS_2: [Replaced; 10] = [
 ];
 
 /// What version 2 changes in the shared library.
-pub const MODULE_FUNCS_2: [Replaced; 3] =
-    [("module_first", new2_module_first), ("module_second", new2_module_second), ("module_outer", new2_module_outer)];
+pub const MODULE_FUNCS_2: [Replaced; 3] = [
+    ("module_first", new2_module_first),
+    ("module_second", new2_module_second),
+    ("module_outer", new2_module_outer),
+];
 
 /// Lets SIGUSR1 call the pair.
 #[must_use]
 pub fn install_handler() -> bool {
-    // SAFETY: the handler calls functions that are safe in handlers, and touches its own thread's memory only.
+    // SAFETY: the handler calls functions that are safe in handlers, and touches its own thread's
+    // memory only.
     unsafe { pairs_install_handler() == 0 }
 }
 
@@ -141,7 +149,8 @@ pub unsafe fn set_yield(how: extern "C" fn()) {
 ///
 /// # Safety
 ///
-/// They are functions of the library, which stays as long as they are called, and no thread is inside of any of them.
+/// They are functions of the library, which stays as long as they are called, and no thread is
+/// inside of any of them.
 pub unsafe fn set_module(first: Outer, second: Outer) {
     // SAFETY: the caller's promise: nobody reads them now.
     unsafe {

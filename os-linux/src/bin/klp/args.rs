@@ -25,7 +25,8 @@ Which process: --pid or --socket; if neither is given, the only one of yours tha
 
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 the transition did not finish within --timeout.";
 
-/// Livepatches a running process: replaces functions while its threads run, so that no thread ever sees half a patch.
+/// Livepatches a running process: replaces functions while its threads run, so that no thread ever
+/// sees half a patch.
 #[derive(Parser)]
 #[command(name = "klp", version, after_help = TEACH)]
 pub(crate) struct Args {
@@ -55,7 +56,9 @@ impl Args {
         // clap does not see conflicts of arguments on both sides of the command's name.
         if args.pid.is_some() && args.socket.is_some() {
             let why = "--pid and --socket cannot be used together";
-            Self::command().error(clap::error::ErrorKind::ArgumentConflict, why).exit();
+            Self::command()
+                .error(clap::error::ErrorKind::ArgumentConflict, why)
+                .exit();
         }
         args
     }
@@ -67,7 +70,9 @@ impl Args {
 
 fn seconds(text: &str) -> Result<f64, String> {
     let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    Duration::try_from_secs_f64(number).map(|_| number).map_err(|error| error.to_string())
+    Duration::try_from_secs_f64(number)
+        .map(|_| number)
+        .map_err(|error| error.to_string())
 }
 
 #[derive(Subcommand)]
@@ -96,7 +101,8 @@ pub(crate) enum Command {
         #[arg(value_name = "PATCH", required = true)]
         patches: Vec<String>,
     },
-    /// Turn a transition round: a patch that was being enabled goes away again, and the other way about
+    /// Turn a transition round: a patch that was being enabled goes away again, and the other way
+    /// about
     Reverse {
         /// The patch in transition
         patch: String,
@@ -116,11 +122,13 @@ pub(crate) enum Command {
         /// The patch in transition
         patch: String,
     },
-    /// End a transition now. Threads may run parts of both versions, and what was forced away can never be removed
+    /// End a transition now. Threads may run parts of both versions, and what was forced away can
+    /// never be removed
     Force {
         /// The patch in transition
         patch: String,
-        /// I have looked at the blockers, and vouch that running parts of both versions does no harm
+        /// I have looked at the blockers, and vouch that running parts of both versions does no
+        /// harm
         #[arg(long, required = true)]
         vouch: bool,
     },

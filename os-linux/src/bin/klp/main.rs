@@ -38,23 +38,45 @@ fn run(args: &Args, show: &Show) -> Result<Outcome> {
     let request = match &args.command {
         Command::List | Command::Status { patch: None } => Request::Status,
         Command::Status { patch: Some(patch) } => return status_of(&target, show, patch),
-        Command::Watch { patch } => return transition::watch(&target, show, patch.as_deref(), args.timeout()),
-        Command::Enable { patches } => {
-            Request::Enable { patches: patches.iter().map(|patch| source(patch)).collect::<Result<_>>()? }
+        Command::Watch { patch } => {
+            return transition::watch(&target, show, patch.as_deref(), args.timeout());
         }
+        Command::Enable { patches } => Request::Enable {
+            patches: patches
+                .iter()
+                .map(|patch| source(patch))
+                .collect::<Result<_>>()?,
+        },
         Command::Check { file } => {
-            let file = file.canonicalize().with_context(|| file.display().to_string())?;
+            let file = file
+                .canonicalize()
+                .with_context(|| file.display().to_string())?;
             Request::Check { file }
         }
-        Command::Disable { patches } => Request::Disable { patches: patches.clone() },
-        Command::Reverse { patch } => Request::Reverse { patch: patch.clone() },
-        Command::Force { patch, .. } => Request::Force { patch: patch.clone() },
-        Command::Signal { patch } => Request::Signal { patch: patch.clone() },
-        Command::Blockers { patch } => Request::Blockers { patch: in_transition(&target, patch.as_deref())? },
-        Command::Remove { patch } => Request::Remove { patch: patch.clone() },
+        Command::Disable { patches } => Request::Disable {
+            patches: patches.clone(),
+        },
+        Command::Reverse { patch } => Request::Reverse {
+            patch: patch.clone(),
+        },
+        Command::Force { patch, .. } => Request::Force {
+            patch: patch.clone(),
+        },
+        Command::Signal { patch } => Request::Signal {
+            patch: patch.clone(),
+        },
+        Command::Blockers { patch } => Request::Blockers {
+            patch: in_transition(&target, patch.as_deref())?,
+        },
+        Command::Remove { patch } => Request::Remove {
+            patch: patch.clone(),
+        },
         Command::Ls { path } => Request::List { path: path.clone() },
         Command::Cat { path } => Request::Read { path: path.clone() },
-        Command::Set { path, value } => Request::Write { path: path.clone(), value: value.clone() },
+        Command::Set { path, value } => Request::Write {
+            path: path.clone(),
+            value: value.clone(),
+        },
     };
     let reply = target.ask(&request)?;
     match (&reply, &args.command) {
@@ -83,15 +105,27 @@ fn run(args: &Args, show: &Show) -> Result<Outcome> {
 fn source(patch: &Path) -> Result<Source> {
     let is_path = patch.components().count() > 1 || patch.extension().is_some();
     if is_path || patch.is_file() {
-        return Ok(Source::File(patch.canonicalize().with_context(|| patch.display().to_string())?));
+        return Ok(Source::File(
+            patch
+                .canonicalize()
+                .with_context(|| patch.display().to_string())?,
+        ));
     }
     Ok(Source::Loaded(patch.to_string_lossy().into_owned()))
 }
 
 fn status_of(target: &Target, show: &Show, name: &str) -> Result<Outcome> {
-    let patch = target.status()?.into_iter().find(|patch| patch.name == name);
+    let patch = target
+        .status()?
+        .into_iter()
+        .find(|patch| patch.name == name);
     let patch = patch.with_context(|| format!("there is no patch '{name}'"))?;
-    show.reply(&Reply::Patch { patch }, &Command::Status { patch: Some(name.to_owned()) });
+    show.reply(
+        &Reply::Patch { patch },
+        &Command::Status {
+            patch: Some(name.to_owned()),
+        },
+    );
     Ok(Outcome::Done)
 }
 
@@ -100,6 +134,9 @@ fn in_transition(target: &Target, named: Option<&str>) -> Result<String> {
     if let Some(name) = named {
         return Ok(name.to_owned());
     }
-    let patch = target.status()?.into_iter().find(|patch| patch.transition.is_some());
+    let patch = target
+        .status()?
+        .into_iter()
+        .find(|patch| patch.transition.is_some());
     Ok(patch.context("no patch is in transition")?.name)
 }

@@ -24,7 +24,10 @@ impl Show {
     /// Something was refused or failed.
     pub(crate) fn error(&self, error: &str, errno: Option<i32>) {
         if self.json {
-            println!("{}", json!({ "reply": "refused", "error": error, "errno": errno }));
+            println!(
+                "{}",
+                json!({ "reply": "refused", "error": error, "errno": errno })
+            );
         } else {
             eprintln!("klp: {error}");
         }
@@ -56,28 +59,63 @@ impl Show {
                     details(patch);
                 }
             }
-            Reply::Patches { patches } => patches.iter().for_each(|patch| println!("{}", summary(patch))),
+            Reply::Patches { patches } => patches
+                .iter()
+                .for_each(|patch| println!("{}", summary(patch))),
             Reply::Removed { patch } => println!("'{patch}': removed"),
-            Reply::Blockers { blockers } if blockers.is_empty() => println!("nobody holds it back any more"),
-            Reply::Blockers { blockers } => blockers.iter().for_each(|blocker| println!("{}", text(blocker))),
-            Reply::Preflight { patch, ready, functions, findings, waiting, replaces } => {
-                findings.iter().for_each(|finding| println!("{finding}"));
-                waiting.iter().for_each(|object| println!("object '{object}' is not loaded; checked when it comes"));
-                replaces.iter().for_each(|old| println!("the enabled patch '{old}' will be replaced"));
-                let verdict = if *ready { "it can be enabled" } else { "it would be refused" };
-                println!("'{patch}': {} checked, {verdict}", count(*functions, "function"));
+            Reply::Blockers { blockers } if blockers.is_empty() => {
+                println!("nobody holds it back any more")
             }
-            Reply::Nodes { entries } => entries.iter().for_each(|entry| println!("{}", entry_line(entry))),
-            Reply::Value { value } => print!("{}{}", value, if value.ends_with('\n') { "" } else { "\n" }),
+            Reply::Blockers { blockers } => blockers
+                .iter()
+                .for_each(|blocker| println!("{}", text(blocker))),
+            Reply::Preflight {
+                patch,
+                ready,
+                functions,
+                findings,
+                waiting,
+                replaces,
+            } => {
+                findings.iter().for_each(|finding| println!("{finding}"));
+                waiting.iter().for_each(|object| {
+                    println!("object '{object}' is not loaded; checked when it comes")
+                });
+                replaces
+                    .iter()
+                    .for_each(|old| println!("the enabled patch '{old}' will be replaced"));
+                let verdict = if *ready {
+                    "it can be enabled"
+                } else {
+                    "it would be refused"
+                };
+                println!(
+                    "'{patch}': {} checked, {verdict}",
+                    count(*functions, "function")
+                );
+            }
+            Reply::Nodes { entries } => entries
+                .iter()
+                .for_each(|entry| println!("{}", entry_line(entry))),
+            Reply::Value { value } => {
+                print!("{}{}", value, if value.ends_with('\n') { "" } else { "\n" })
+            }
         }
     }
 
     /// A step of a transition, where there is no terminal.
     pub(crate) fn progress(&self, patch: &PatchInfo, doing: &str) {
         if self.json {
-            println!("{}", json!({ "progress": doing, "patch": patch.name, "pending": patch.pending }));
+            println!(
+                "{}",
+                json!({ "progress": doing, "patch": patch.name, "pending": patch.pending })
+            );
         } else {
-            println!("{doing} '{}': {} to go", patch.name, count(patch.pending, "thread"));
+            println!(
+                "{doing} '{}': {} to go",
+                patch.name,
+                count(patch.pending, "thread")
+            );
         }
     }
 
@@ -93,47 +131,92 @@ impl Show {
     /// A transition takes too long.
     pub(crate) fn unfinished(&self, patch: &PatchInfo, timeout: Duration, blockers: &[Blocking]) {
         if self.json {
-            println!("{}", json!({ "reply": "unfinished", "patch": patch, "blockers": blockers }));
+            println!(
+                "{}",
+                json!({ "reply": "unfinished", "patch": patch, "blockers": blockers })
+            );
             return;
         }
         let name = &patch.name;
         println!("'{name}': not finished after {timeout:?}; it goes on. It waits for:");
-        blockers.iter().for_each(|blocker| println!("    {}", blocker.why));
-        println!("'klp blockers' shows their stacks, 'klp watch' follows it, 'klp reverse {name}' turns it round");
+        blockers
+            .iter()
+            .for_each(|blocker| println!("    {}", blocker.why));
+        println!(
+            "'klp blockers' shows their stacks, 'klp watch' follows it, 'klp reverse {name}' turns it round"
+        );
     }
 }
 
 /// A patch in a line.
 fn summary(patch: &PatchInfo) -> String {
     let state = match (patch.transition, patch.enabled) {
-        (Some(Direction::Patching), _) => format!("being enabled, {} to go", count(patch.pending, "thread")),
-        (Some(Direction::Unpatching), _) => format!("being disabled, {} to go", count(patch.pending, "thread")),
+        (Some(Direction::Patching), _) => {
+            format!("being enabled, {} to go", count(patch.pending, "thread"))
+        }
+        (Some(Direction::Unpatching), _) => {
+            format!("being disabled, {} to go", count(patch.pending, "thread"))
+        }
         (None, true) => "enabled".to_owned(),
         (None, false) => "disabled".to_owned(),
     };
-    let pinned = if patch.forced { ", pinned by force" } else { "" };
+    let pinned = if patch.forced {
+        ", pinned by force"
+    } else {
+        ""
+    };
     format!("'{}': {state}{pinned}", patch.name)
 }
 
 fn details(patch: &PatchInfo) {
     if patch.stack_order != 0 {
-        println!("    number {} in force{}", patch.stack_order, if patch.replace { ", replaces others" } else { "" });
+        println!(
+            "    number {} in force{}",
+            patch.stack_order,
+            if patch.replace {
+                ", replaces others"
+            } else {
+                ""
+            }
+        );
     }
     for object in &patch.objects {
-        println!("    {}: {}", object.name, if object.patched { "patched" } else { "not patched" });
-        object.functions.iter().for_each(|function| println!("        {function}"));
+        println!(
+            "    {}: {}",
+            object.name,
+            if object.patched {
+                "patched"
+            } else {
+                "not patched"
+            }
+        );
+        object
+            .functions
+            .iter()
+            .for_each(|function| println!("        {function}"));
     }
 }
 
 fn text(blocker: &Blocking) -> String {
-    let stack: String = blocker.stack.iter().map(|frame| format!("\n        {frame}")).collect();
+    let stack: String = blocker
+        .stack
+        .iter()
+        .map(|frame| format!("\n        {frame}"))
+        .collect();
     format!("    {}{stack}", blocker.why)
 }
 
 fn entry_line(entry: &Node) -> String {
     let letter = |bit: u16, letter| if entry.mode & bit != 0 { letter } else { '-' };
-    let mode: String = (0..9).rev().map(|bit| letter(1 << bit, ['x', 'w', 'r'][usize::from(bit as u8) % 3])).collect();
-    let (kind, slash) = if entry.directory { ('d', "/") } else { ('-', "") };
+    let mode: String = (0..9)
+        .rev()
+        .map(|bit| letter(1 << bit, ['x', 'w', 'r'][usize::from(bit as u8) % 3]))
+        .collect();
+    let (kind, slash) = if entry.directory {
+        ('d', "/")
+    } else {
+        ('-', "")
+    };
     format!("{kind}{mode} {}{slash}", entry.name)
 }
 

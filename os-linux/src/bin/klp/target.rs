@@ -46,7 +46,10 @@ fn only_one() -> Result<PathBuf> {
         ),
         several => {
             let pids: Vec<String> = several.iter().map(|(pid, _)| pid.to_string()).collect();
-            bail!("several processes can be patched: say --pid with one of {}", pids.join(", "))
+            bail!(
+                "several processes can be patched: say --pid with one of {}",
+                pids.join(", ")
+            )
         }
     }
 }

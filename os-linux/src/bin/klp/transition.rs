@@ -1,4 +1,5 @@
-//! Waiting for the end of a transition, with a progress bar on a terminal and plain lines otherwise.
+//! Waiting for the end of a transition, with a progress bar on a terminal and plain lines
+//! otherwise.
 
 use crate::show::Show;
 use crate::target::Target;
@@ -21,9 +22,16 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
 /// Follows the one transition of `patches` that was just started, as they show, to its end.
-pub(crate) fn bring_on(target: &Target, show: &Show, patches: &[PatchInfo], timeout: Duration) -> Result<Outcome> {
+pub(crate) fn bring_on(
+    target: &Target,
+    show: &Show,
+    patches: &[PatchInfo],
+    timeout: Duration,
+) -> Result<Outcome> {
     let first = patches.first().context("the process named no patch")?;
-    let Some(done) = follow(target, show, first.clone(), timeout)? else { return Ok(Outcome::Unfinished) };
+    let Some(done) = follow(target, show, first.clone(), timeout)? else {
+        return Ok(Outcome::Unfinished);
+    };
     show.finished(&done);
     if let others @ [_, ..] = &patches[1..] {
         let now = target.status()?;
@@ -40,8 +48,14 @@ pub(crate) fn bring_on(target: &Target, show: &Show, patches: &[PatchInfo], time
 }
 
 /// Follows the transition of the patch called `name`, or whichever there is.
-pub(crate) fn watch(target: &Target, show: &Show, name: Option<&str>, timeout: Duration) -> Result<Outcome> {
-    let fits = |patch: &PatchInfo| name.map_or(patch.transition.is_some(), |name| patch.name == name);
+pub(crate) fn watch(
+    target: &Target,
+    show: &Show,
+    name: Option<&str>,
+    timeout: Duration,
+) -> Result<Outcome> {
+    let fits =
+        |patch: &PatchInfo| name.map_or(patch.transition.is_some(), |name| patch.name == name);
     let patch = target.status()?.into_iter().find(fits);
     match (patch, name) {
         (None, None) => {
@@ -49,7 +63,8 @@ pub(crate) fn watch(target: &Target, show: &Show, name: Option<&str>, timeout: D
             Ok(Outcome::Done)
         }
         (patch, name) => {
-            let patch = patch.with_context(|| format!("there is no patch '{}'", name.unwrap_or_default()))?;
+            let patch = patch
+                .with_context(|| format!("there is no patch '{}'", name.unwrap_or_default()))?;
             match follow(target, show, patch, timeout)? {
                 None => Ok(Outcome::Unfinished),
                 Some(patch) => {
@@ -61,8 +76,14 @@ pub(crate) fn watch(target: &Target, show: &Show, name: Option<&str>, timeout: D
     }
 }
 
-/// Asks again and again until the transition of `patch` is over, and returns it as it is then; `None` if that takes too long.
-fn follow(target: &Target, show: &Show, mut patch: PatchInfo, timeout: Duration) -> Result<Option<PatchInfo>> {
+/// Asks again and again until the transition of `patch` is over, and returns it as it is then;
+/// `None` if that takes too long.
+fn follow(
+    target: &Target,
+    show: &Show,
+    mut patch: PatchInfo,
+    timeout: Duration,
+) -> Result<Option<PatchInfo>> {
     let begin = Instant::now();
     let mut display = Display::new(show);
     let mut pause = FIRST_PAUSE;
@@ -75,7 +96,10 @@ fn follow(target: &Target, show: &Show, mut patch: PatchInfo, timeout: Duration)
         }
         std::thread::sleep(pause.min(timeout.saturating_sub(begin.elapsed())));
         pause = LONGEST_PAUSE.min(2 * pause);
-        let now = target.status()?.into_iter().find(|other| other.name == patch.name);
+        let now = target
+            .status()?
+            .into_iter()
+            .find(|other| other.name == patch.name);
         patch = now.with_context(|| format!("patch '{}' is gone", patch.name))?;
     }
     display.end();
@@ -85,7 +109,9 @@ fn follow(target: &Target, show: &Show, mut patch: PatchInfo, timeout: Duration)
 /// Says who holds the transition back, and what can be done.
 fn explain(target: &Target, show: &Show, patch: &PatchInfo, timeout: Duration) -> Result<()> {
     let name = &patch.name;
-    if let Reply::Blockers { blockers } = target.ask(&Request::Blockers { patch: name.clone() })? {
+    if let Reply::Blockers { blockers } = target.ask(&Request::Blockers {
+        patch: name.clone(),
+    })? {
         show.unfinished(patch, timeout, &blockers);
     }
     Ok(())
@@ -103,16 +129,23 @@ impl Display {
     fn new(show: &Show) -> Self {
         let bar = (!show.json && std::io::stderr().is_terminal()).then(|| {
             let template = "{spinner} {msg} [{bar:30}] {pos}/{len} threads switched, {elapsed}";
-            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            let style = ProgressStyle::with_template(template)
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
             let bar = ProgressBar::new(0).with_style(style.progress_chars("=> "));
             bar.enable_steady_tick(Duration::from_millis(100));
             bar
         });
-        Self { bar, most: 0, last: None }
+        Self {
+            bar,
+            most: 0,
+            last: None,
+        }
     }
 
     fn show(&mut self, show: &Show, patch: &PatchInfo) {
-        let Some(direction) = patch.transition else { return };
+        let Some(direction) = patch.transition else {
+            return;
+        };
         if self.last == Some((direction, patch.pending)) {
             return;
         }
@@ -121,7 +154,11 @@ impl Display {
         }
         self.last = Some((direction, patch.pending));
         self.most = self.most.max(patch.pending);
-        let doing = if direction == Direction::Patching { "enabling" } else { "disabling" };
+        let doing = if direction == Direction::Patching {
+            "enabling"
+        } else {
+            "disabling"
+        };
         match &self.bar {
             None => show.progress(patch, doing),
             Some(bar) => {

@@ -7,7 +7,9 @@ use core::ptr;
 
 /// What C gets for `context`.
 fn handle(context: Option<Context>) -> *mut c_void {
-    context.map_or(ptr::null_mut(), |context| ptr::from_ref(context.0).cast_mut().cast())
+    context.map_or(ptr::null_mut(), |context| {
+        ptr::from_ref(context.0).cast_mut().cast()
+    })
 }
 
 /// # Safety
@@ -25,8 +27,12 @@ unsafe fn slot<'a>(handle: *mut c_void) -> Option<&'a Slot> {
 /// `name` is null or a string.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn klp_context_new(name: *const c_char) -> *mut c_void {
-    // SAFETY: the caller's promise.
-    let name = if name.is_null() { c"" } else { unsafe { CStr::from_ptr(name) } };
+    let name = if name.is_null() {
+        c""
+    } else {
+        // SAFETY: the caller's promise.
+        unsafe { CStr::from_ptr(name) }
+    };
     handle(Context::new(name.to_str().unwrap_or_default()))
 }
 

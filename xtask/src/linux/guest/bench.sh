@@ -1,4 +1,5 @@
-# Measures livepatch with modules that are the same for every kernel. Prints lines "klp-bench: NAME VALUE UNIT".
+# Measures livepatch with modules that are the same for every kernel. Prints lines "klp-bench: NAME
+# VALUE UNIT".
 sleep_step=0.02
 
 say() { echo "klp-bench: $1 $2 $3"; }
@@ -8,7 +9,8 @@ parameter() { cat "/sys/module/$1/parameters/$2"; }
 # Kilobytes that the kernel holds for itself.
 kernel_memory() { awk '/^(Slab|VmallocUsed|Percpu):/ { sum += $2 } END { print sum }' /proc/meminfo; }
 
-# A call's time, when nothing else runs on either processor, nor beside the guest: the best of some tries.
+# A call's time, when nothing else runs on either processor, nor beside the guest: the best of some
+# tries.
 call() {
 	local try ps best=
 	for try in 1 2 3 4 5; do
@@ -35,8 +37,8 @@ disable() { # [patch]; prints how many microseconds it took
 	rmmod "$patch"
 }
 
-# A patch over another one changes no code, and klp_enable_patch() ends with the first look at all stacks. Keeps the best time in the
-# variable that is named.
+# A patch over another one changes no code, and klp_enable_patch() ends with the first look at all
+# stacks. Keeps the best time in the variable that is named.
 over_another() { # variable
 	local us
 	enable 1000 klp_bench_over
@@ -45,7 +47,8 @@ over_another() { # variable
 	disable klp_bench_over > /dev/null
 }
 
-# Enables and disables 1,000 functions, three times if that is a matter of seconds; sets `on` and `off` to the best times.
+# Enables and disables 1,000 functions, three times if that is a matter of seconds; sets `on` and
+# `off` to the best times.
 thousand_functions() {
 	local end=$((SECONDS + 30)) try us
 	on= off=

@@ -1,5 +1,6 @@
 #!/bin/bash
-# The guest's first process: mounts what the jobs need, runs the job and reports its exit status on the job's serial line.
+# The guest's first process: mounts what the jobs need, runs the job and reports its exit status on
+# the job's serial line.
 export PATH=/usr/bin HOME=/root TERM=dumb
 mount -t devtmpfs devtmpfs /dev
 mount -t proc proc /proc

@@ -1,4 +1,5 @@
-# The livepatch sample of the kernel's tree; then a patch with livepatch relocations, loaded before and after its target.
+# The livepatch sample of the kernel's tree; then a patch with livepatch relocations, loaded before
+# and after its target.
 fail() { echo "relocs: $*"; exit 1; }
 unload() { # patch
 	echo 0 > "/sys/kernel/livepatch/$1/enabled" || fail "$1 cannot be disabled"
@@ -21,7 +22,8 @@ is "the sample, enabled" "$(< /proc/cmdline)" "this has been live patched"
 unload livepatch_sample
 is "the sample, disabled" "$(< /proc/cmdline)" "$original"
 
-# 41 * 2 + 1, less the L of "Linux", by way of a local function of the target; the original's answer is 3.
+# 41 * 2 + 1, less the L of "Linux", by way of a local function of the target; the original's answer
+# is 3.
 load klp_rela_patch
 insmod klp_rela_target.ko || fail "klp_rela_target does not load"
 is "the target came after its patch" "$(answer)" 7

@@ -1,4 +1,5 @@
-# Runs the kernel's livepatch selftests; each script ends at its first failure, the others still run.
+# Runs the kernel's livepatch selftests; each script ends at its first failure, the others still
+# run.
 export KDIR=/job
 failed=0
 for script in test-*.sh; do

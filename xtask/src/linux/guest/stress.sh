@@ -1,4 +1,5 @@
-# Patches come, replace each other, turn round and go while everything that they patch is in use. CYCLES, and how many of them are MANY, is set by the caller.
+# Patches come, replace each other, turn round and go while everything that they patch is in use.
+# CYCLES, and how many of them are MANY, is set by the caller.
 fail() { echo "stress: $*"; exit 1; }
 enabled() { echo "$2" 2> /dev/null > "/sys/kernel/livepatch/$1/enabled"; }
 
@@ -37,7 +38,8 @@ cycle() { # number
 	unload klp_stress_a
 }
 
-# Numbers of live objects: the smallest of some, as what lies in the processors' stocks counts as live.
+# Numbers of live objects: the smallest of some, as what lies in the processors' stocks counts as
+# live.
 snapshot() {
 	local try cache
 	for try in 1 2 3 4 5; do

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
-/* Replaces the first `count` functions of klp_bench_target. `enable_us` tells how long klp_enable_patch() took. */
+/*
+ * Replaces the first `count` functions of klp_bench_target. `enable_us` tells how long
+ * klp_enable_patch() took.
+ */
 #include <linux/ktime.h>
 #include <linux/livepatch.h>
 #include <linux/module.h>

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
 /*
- * Attaches a shadow variable to each of `count` objects, looks all of them up in an order that jumps about in memory, does that again
- * and reads their data, some times by turns, and frees them; times are per variable.
+ * Attaches a shadow variable to each of `count` objects, looks all of them up in an order that
+ * jumps about in memory, does that again and reads their data, some times by turns, and frees them;
+ * times are per variable.
  */
 #include <linux/ktime.h>
 #include <linux/livepatch.h>

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
-/* A module with a thousand functions to patch. Reading its parameter `call_ps` measures calls of the first ten. */
+/*
+ * A module with a thousand functions to patch. Reading its parameter `call_ps` measures calls of
+ * the first ten.
+ */
 #include <linux/ktime.h>
 #include <linux/math64.h>
 #include <linux/minmax.h>

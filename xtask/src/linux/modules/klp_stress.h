@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0 */
-/* The two patches of the stress: VERSION tells them apart, REPLACE makes one that takes the place of all others. */
+/*
+ * The two patches of the stress: VERSION tells them apart, REPLACE makes one that takes the place
+ * of all others.
+ */
 #include <linux/delay.h>
 #include <linux/livepatch.h>
 #include <linux/module.h>

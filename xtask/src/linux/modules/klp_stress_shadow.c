@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
 /*
- * Shadow variables in use: one thread makes some that stay and, by the thousand, some that it frees again; others, and a timer,
- * look up those that stay while their table grows. `wrong` counts answers that were not what they should be.
+ * Shadow variables in use: one thread makes some that stay and, by the thousand, some that it frees
+ * again; others, and a timer, look up those that stay while their table grows. `wrong` counts
+ * answers that were not what they should be.
  */
 #include <linux/delay.h>
 #include <linux/err.h>

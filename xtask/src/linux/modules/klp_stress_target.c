@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
 /*
- * Kernel threads that are inside of patched functions nearly all the time: two compute, two sleep there.
- * Every call passes a pair of functions, first and second, that a patch replaces together. `mixes` counts calls that
- * met one of them old and the other one new although the thread was not to be switched in between.
+ * Kernel threads that are inside of patched functions nearly all the time: two compute, two sleep
+ * there. Every call passes a pair of functions, first and second, that a patch replaces together.
+ * `mixes` counts calls that met one of them old and the other one new although the thread was not
+ * to be switched in between.
  */
 #include <linux/delay.h>
 #include <linux/err.h>

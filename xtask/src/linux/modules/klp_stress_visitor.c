@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0
-/* A patched module that comes and goes. It refuses to load if its init does not see one version of two functions. */
+/*
+ * A patched module that comes and goes. It refuses to load if its init does not see one version of
+ * two functions.
+ */
 #include <linux/module.h>
 
 static noinline __used int visitor_one(void)
