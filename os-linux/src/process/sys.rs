@@ -186,6 +186,10 @@ const SIGSET_LEN: usize = 8;
 /// purpose: `EFAULT` then tells an unreadable address, `EINVAL` a readable one, and no mask is
 /// changed.
 pub(crate) fn readable(addr: u64) -> bool {
+    // A null pointer would only mean that no mask is given.
+    if addr == 0 {
+        return false;
+    }
     // SAFETY: the kernel checks the address; nothing is written.
     let result = unsafe {
         libc::syscall(
