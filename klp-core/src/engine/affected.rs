@@ -19,10 +19,25 @@ use core::ptr;
 /// Bytes of code that are looked at in one go for jumps.
 const MAX_CODE: usize = 1 << 16;
 
+/// When it is worked out at which entries tasks may switch themselves, which takes a look at every
+/// instruction of the affected code.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Judge {
+    Now,
+    /// Until then they may not.
+    Later,
+}
+
+/// Whether tasks of the host switch themselves at entries.
+pub(super) fn switch_at_entries<P: Platform>(host: &P) -> bool {
+    host.self_switch()
+        .is_some_and(|tasks| tasks.moment() == Moment::Entry)
+}
+
 impl<P: Platform> Inner<P> {
     /// The code of both sides of the transition, sorted. Says to each affected function's ops
     /// whether tasks may switch themselves at its entry.
-    pub(super) fn affected(&self, host: &P) -> Result<Affected, OutOfMemory> {
+    pub(super) fn affected(&self, host: &P, judge: Judge) -> Result<Affected, OutOfMemory> {
         let mut affected = Affected::default();
         let versions = Versions::of(&self.patches)?;
         let writer = &self.sites.writer;
@@ -95,13 +110,10 @@ impl<P: Platform> Inner<P> {
             }
         }
         let mut affected = affected.sorted();
-        if host
-            .self_switch()
-            .is_some_and(|tasks| tasks.moment() == Moment::Entry)
-        {
-            self.judge_entries(host, &mut affected, &versions)?;
-        } else {
-            affected.set_lendable(true);
+        match (switch_at_entries(host), judge) {
+            (true, Judge::Now) => self.judge_entries(host, &mut affected, &versions)?,
+            (true, Judge::Later) => {}
+            (false, _) => affected.set_lendable(true),
         }
         Ok(affected)
     }

@@ -1,6 +1,7 @@
 //! Objects that come and go (kernel: `klp_module_coming`, `klp_module_going`).
 
 use super::Engine;
+use super::affected::Judge;
 use super::callbacks::Moment;
 use super::inner::Inner;
 use super::objects::{Bound, Relocated};
@@ -163,22 +164,22 @@ impl<P: Platform> Inner<P> {
     }
 
     /// Works out the code of both sides of the transition under way anew: an object has come, or is
-    /// gone.
+    /// gone, or tasks are left that could switch themselves.
     pub(super) fn renew_affected(&mut self, host: &P) -> Result<(), OutOfMemory> {
         if self.transition.is_none() {
             return Ok(());
         }
-        let affected = self.affected(host)?;
-        match &mut self.transition {
-            Some(transition) => transition
-                .running
-                .extend(host, &mut self.sites.writer, affected),
-            None => Ok(()),
+        let affected = self.affected(host, Judge::Now)?;
+        if let Some(transition) = &mut self.transition {
+            let writer = &mut self.sites.writer;
+            transition.running.extend(host, writer, affected)?;
+            transition.judged = true;
         }
+        Ok(())
     }
 
     /// The same. If there is no memory for it now, the next poll tries again.
-    fn renew_affected_later(&mut self, host: &P) {
+    pub(super) fn renew_affected_later(&mut self, host: &P) {
         let renewed = self.renew_affected(host);
         if let Some(transition) = &mut self.transition {
             transition.stale = renewed.is_err();

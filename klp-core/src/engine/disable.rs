@@ -2,6 +2,7 @@
 //! `klp_reverse_transition`).
 
 use super::Engine;
+use super::affected::Judge;
 use super::batch::{bounds, moving};
 use super::callbacks::Moment;
 use super::inner::{Inner, PatchId, Transition};
@@ -51,15 +52,7 @@ impl<P: Platform> Engine<P> {
                 let leader = moving(&inner.patches)
                     .next()
                     .map_or(ids[0], |record| record.id);
-                inner.begin(
-                    &self.host,
-                    Transition {
-                        leader,
-                        running,
-                        pending: 0,
-                        stale: false,
-                    },
-                );
+                inner.begin(&self.host, Transition::new(leader, running));
                 Ok(inner.poll(&self.host))
             }
             Err(error) => {
@@ -121,7 +114,7 @@ impl<P: Platform> Inner<P> {
     /// Brings the patches that move to where tasks do. On an error all of it is taken back.
     #[allow(unsafe_code, reason = "the order of a transition")]
     fn start_disabling(&mut self, host: &P) -> Result<Running, Error> {
-        let affected = self.affected(host)?;
+        let affected = self.affected(host, Judge::Later)?;
         self.tell(host, |patch| Event::Initializing {
             patch,
             target: TaskState::Unpatched,

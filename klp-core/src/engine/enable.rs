@@ -1,6 +1,7 @@
 //! Enabling patches (kernel: `klp_enable_patch`, `__klp_enable_patch`).
 
 use super::Engine;
+use super::affected::Judge;
 use super::batch::bounds;
 use super::callbacks::Moment;
 use super::inner::{Inner, PatchId, Transition};
@@ -56,15 +57,7 @@ impl<P: Platform> Engine<P> {
         let gathered = inner.gather(ids)?;
         match inner.start_enabling(&self.host, gathered.range()) {
             Ok(running) => {
-                inner.begin(
-                    &self.host,
-                    Transition {
-                        leader: ids[0],
-                        running,
-                        pending: 0,
-                        stale: false,
-                    },
-                );
+                inner.begin(&self.host, Transition::new(ids[0], running));
                 Ok(inner.poll(&self.host))
             }
             Err(error) => {
@@ -137,7 +130,7 @@ impl<P: Platform> Inner<P> {
 
     #[allow(unsafe_code, reason = "the order of a transition")]
     fn prepare(&mut self, host: &P) -> Result<Prepared, Error> {
-        let affected = self.affected(host)?;
+        let affected = self.affected(host, Judge::Later)?;
         self.tell(host, |patch| Event::Enabling { patch });
         self.tell(host, |patch| Event::Initializing {
             patch,

@@ -33,6 +33,22 @@ pub(super) struct Transition {
     pub(super) pending: usize,
     /// An object is gone, and its code is among the affected code still.
     pub(super) stale: bool,
+    /// Whether it was worked out at which entries tasks may switch themselves.
+    pub(super) judged: bool,
+}
+
+impl Transition {
+    /// One that has just started. Most end at the first attempt: only if somebody is left it is
+    /// worked out where tasks may switch themselves.
+    pub(super) fn new(leader: PatchId, running: Running) -> Self {
+        Self {
+            leader,
+            running,
+            pending: 0,
+            stale: false,
+            judged: false,
+        }
+    }
 }
 
 /// One patch, and what the engine keeps about it.

@@ -2,6 +2,7 @@
 //! `klp_complete_transition`).
 
 use super::Engine;
+use super::affected::switch_at_entries;
 use super::batch::{bounds, names};
 use super::callbacks::Moment;
 use super::inner::{Inner, PatchId, Transition};
@@ -112,6 +113,7 @@ impl<P: Platform> Inner<P> {
             leader,
             running,
             pending,
+            judged,
             ..
         }) = self.transition.take()
         else {
@@ -144,7 +146,11 @@ impl<P: Platform> Inner<P> {
             running,
             pending,
             stale,
+            judged,
         });
+        if pending > 0 && !judged && switch_at_entries(host) {
+            self.renew_affected_later(host);
+        }
         if kick {
             // It helps or it does not; either way the next poll looks again.
             let _ = self.kick(host);
