@@ -536,8 +536,8 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
             ..
         } = &mut sites[site.0 as usize];
         slots.retain(|slot| {
-            let leads_here = A::jump(*at, slot.at, entry.len).is_ok_and(|jump| jump == *now);
-            let stays = leads_here || matches!(slot.to, Onward::Stub(_));
+            let leads_here = || A::jump(*at, slot.at, entry.len).is_ok_and(|jump| jump == *now);
+            let stays = matches!(slot.to, Onward::Stub(_)) || leads_here();
             if !stays {
                 if let Some(arena) = arenas
                     .iter_mut()
