@@ -398,6 +398,9 @@ mod tests {
             assert_eq!(X86_64::jump(at, to, 5), Err(OutOfReach { from: at, to }));
         }
         assert!(X86_64::jump(at, at, 4).is_err(), "no jump has four bytes");
-        assert!(X86_64::jump(at, at, 33).is_err(), "nor do 33 fit");
+        let most = Code::new().capacity() as u8;
+        assert!(X86_64::jump(at, at, most).is_ok());
+        let longer = X86_64::jump(at, at, most + 1);
+        assert!(longer.is_err(), "nothing is that long");
     }
 }

@@ -155,6 +155,16 @@ impl Audit<'_> {
                 "sites lead to the handler though no transition needs it",
             ));
         }
+        // What is not there any more keeps nobody: other code may come to its place.
+        let mut affected = Vec::new();
+        engine.each_affected(|range| affected.push(range));
+        for gone in self.host.code_that_is_gone() {
+            let overlaps =
+                |range: &TextRange| range.start() < gone.end() && gone.start() < range.end();
+            if affected.iter().any(overlaps) {
+                self.find(format!("tasks wait for code at {gone:?}, which is gone"));
+            }
+        }
         for task in self.host.task_views() {
             self.task(&task, transition, &sides);
         }

@@ -3,6 +3,8 @@
 use super::Engine;
 use super::batch::names;
 use super::inner::{Inner, PatchId};
+#[cfg(feature = "sim")]
+use crate::addr::TextRange;
 use crate::error::{ApiMisuse, Error};
 use crate::mem::{Name, OutOfMemory, try_push, try_vec};
 use crate::model::{Patch, Replace};
@@ -136,6 +138,17 @@ impl<P: Platform> Engine<P> {
         self.lock()
             .into_iter()
             .for_each(|inner| inner.patches.iter().for_each(|record| show(&record.patch)));
+    }
+
+    /// Shows all code that keeps tasks from moving, to the audit.
+    #[cfg(feature = "sim")]
+    pub(crate) fn each_affected(&self, show: impl FnMut(TextRange)) {
+        if let Ok(inner) = self.lock() {
+            let transition = inner.transition.iter();
+            transition
+                .flat_map(|transition| transition.running.affected())
+                .for_each(show);
+        }
     }
 
     /// Names each task that holds `id`'s transition back, and why, with its stack; `id` is any of

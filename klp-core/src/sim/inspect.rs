@@ -192,6 +192,17 @@ impl SimOs {
         parts.map(|code| code.range).collect()
     }
 
+    /// Where functions of objects were that are not loaded.
+    pub(crate) fn code_that_is_gone(&self) -> Vec<TextRange> {
+        let world = self.shared.world();
+        let gone = world
+            .functions
+            .iter()
+            .filter(|function| !world.modules[function.object].is_loaded());
+        gone.flat_map(|function| function.cold.iter().copied().chain([function.range]))
+            .collect()
+    }
+
     /// The code that `addr` lies in.
     pub(crate) fn code_range(&self, addr: CodeAddr) -> Option<TextRange> {
         self.shared.world().code_at(addr).map(|code| code.range)

@@ -5,6 +5,8 @@ use super::lent::Lent;
 use super::stack_check::{Affected, AffectedFunc};
 use super::straggler::{Blocker, Look, Looker, hindrance};
 use super::switch::{Outcome, Slot, Switcher};
+#[cfg(feature = "sim")]
+use crate::addr::TextRange;
 use crate::config::KICK_INTERVAL;
 use crate::error::Error;
 use crate::event::Obstacle;
@@ -161,6 +163,12 @@ impl Running {
     #[must_use]
     pub(crate) fn target(&self) -> TaskState {
         self.moves.target()
+    }
+
+    /// All code that keeps tasks from moving.
+    #[cfg(feature = "sim")]
+    pub(crate) fn affected(&self) -> impl Iterator<Item = TextRange> + '_ {
+        self.course.affected.ranges()
     }
 
     /// Lists the tasks that have not moved.

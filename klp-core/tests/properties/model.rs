@@ -40,7 +40,8 @@ impl Model {
         host.set_self_switching(self_switching);
         let (funcs, waiting) = patches::build(&host, &ledger);
         host.not_loaded(MOD);
-        for name in ["one", "two", "three"] {
+        // A task need not have a name.
+        for name in ["one", "two", ""] {
             host.spawn(name);
         }
         let built = host.snapshot().without_images().without_tasks();
@@ -314,7 +315,12 @@ impl Model {
         let Some(id) = self.ids[patch] else { return };
         let result = match op {
             Op::Kick(_) => self.engine.kick(id),
-            _ => self.engine.blockers(id).map(|_| ()),
+            _ => self.engine.blockers(id).map(|blockers| {
+                if !self.disturbed {
+                    let named: Vec<_> = blockers.iter().map(|blocker| blocker.task).collect();
+                    assert_eq!(self.engine.pending_tasks(), Ok(named), "all are named");
+                }
+            }),
         };
         match result {
             Ok(()) => assert!(self.moves(patch)),
@@ -441,6 +447,11 @@ impl Model {
                 .map(|patch| (self.ids[*patch], target))
                 .collect::<Vec<_>>()
         );
+        let asked = (!self.disturbed).then(|| self.host().task_ids());
+        for task in asked.into_iter().flatten() {
+            let state = self.engine.task_state(task).expect("it is at rest");
+            assert!(state.is_some(), "task {task:?} is there");
+        }
         self.check_callbacks();
     }
 
