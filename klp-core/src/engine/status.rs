@@ -140,12 +140,14 @@ impl<P: Platform> Engine<P> {
             .for_each(|inner| inner.patches.iter().for_each(|record| show(&record.patch)));
     }
 
-    /// Shows all code that keeps tasks from moving, to the audit.
+    /// Shows all code that keeps tasks from moving, to the audit; none if it waits for memory to be
+    /// worked out anew.
     #[cfg(feature = "sim")]
     pub(crate) fn each_affected(&self, show: impl FnMut(TextRange)) {
         if let Ok(inner) = self.lock() {
             let transition = inner.transition.iter();
             transition
+                .filter(|transition| !transition.stale)
                 .flat_map(|transition| transition.running.affected())
                 .for_each(show);
         }
