@@ -88,8 +88,8 @@ static inline struct klp_state *klp_get_prev_state(struct klp_object *object, un
 
 /*
  * What is called for one object, by the thread that brings the patch forward (`klp enable`,
- * `klp disable`, a poll), where it may sleep. Each may be left out. They must not call the engine,
- * which waits for them.
+ * `klp disable`, a poll), where it may sleep. Each may be left out. The engine refuses to be called
+ * by them.
  */
 struct klp_callbacks {
 	/* Before it is patched. Not 0: it is not; a negative errno says why. */

@@ -62,7 +62,7 @@ impl<P: Platform> Engine<P> {
         Ok(all)
     }
 
-    /// Shows the patch itself to `look`, which must not call the engine.
+    /// Shows the patch itself to `look`. The engine refuses to be called from there.
     ///
     /// # Errors
     ///

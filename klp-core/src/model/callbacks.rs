@@ -8,7 +8,8 @@ use crate::state::{self, State};
 /// callback runs only if its counterpart ran (a `pre_patch` that is left out counts as run). So a
 /// reversed transition calls `post_unpatch` alone.
 ///
-/// They run with the engine's lock held: they must not call the engine.
+/// They run with the engine's lock held: the engine refuses to be called by them
+/// ([`ApiMisuse::InCallback`](crate::error::ApiMisuse::InCallback)).
 pub trait Callbacks: Send + Sync {
     /// Before the object is patched. An error vetoes: the patch is not enabled, or the object that
     /// is coming is refused.
