@@ -2,15 +2,22 @@
 //! patched. Return probes.
 
 use klp_arch_x86_64::X86_64;
-use klp_core::Error;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::error::PatchReason;
 use klp_core::port::{Arch, Platform, PortError, PortErrorKind, SymbolResolver, Tracer};
 use klp_core::transition::Hindrance;
+use klp_core::{Error, PatchId};
 use klp_os_linux_fixtures::*;
 use std::time::Duration;
 
 const INT3: u8 = 0xcc;
+
+/// What `klp check` would say of a patch that is not enabled.
+fn findings(patch: PatchId) -> Vec<String> {
+    let report = livepatch().engine().preflight(patch);
+    let findings = report.expect("it is not enabled").findings;
+    findings.iter().map(ToString::to_string).collect()
+}
 
 fn function(addr: u64) -> TextRange {
     livepatch()
@@ -44,18 +51,7 @@ fn refused(name: &str, offset: usize, bytes: &[u8], who: &str) {
         "patch '{name}', object 'vmlinux', function 'fx_value': its entry is taken: {who} stands at {}",
         place("fx_value", value, offset)
     );
-    let report = livepatch()
-        .engine()
-        .preflight(patch)
-        .expect("it is not enabled");
-    assert_eq!(
-        report
-            .findings
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>(),
-        [&*message]
-    );
+    assert_eq!(findings(patch), [&*message]);
     let error = livepatch()
         .enable(patch)
         .expect_err("somebody holds the entry");
@@ -214,18 +210,7 @@ fn a_function_that_is_marked_notrace() {
         let error = livepatch()
             .enable(patch)
             .expect_err("it must not be patched");
-        let report = livepatch()
-            .engine()
-            .preflight(patch)
-            .expect("it is not enabled");
-        assert_eq!(
-            report
-                .findings
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>(),
-            [error.to_string()]
-        );
+        assert_eq!(findings(patch), [error.to_string()]);
         assert_eq!(error.errno(), -libc::EINVAL);
         let Error::Patch(error) = error else {
             panic!("{error}")

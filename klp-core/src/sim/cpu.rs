@@ -101,17 +101,15 @@ impl World {
         })
     }
 
+    /// Where a task is, if that is the body of a function.
+    fn pc_in_body(&mut self, id: TaskId) -> Option<CodeAddr> {
+        let inside = self.in_body(id);
+        self.tasks.get(&id).filter(|_| inside).map(|task| task.pc)
+    }
+
     /// Goes to the first code that is `wanted` from the code that the task is in.
     fn go_to(&mut self, id: TaskId, wanted: impl Fn(&Code, &Code) -> bool) -> bool {
-        let Some(pc) = self
-            .tasks
-            .get(&id)
-            .map(|task| task.pc)
-            .filter(|_| self.in_body(id))
-        else {
-            return false;
-        };
-        let Some(here) = self.code_at(pc) else {
+        let Some(here) = self.pc_in_body(id).and_then(|pc| self.code_at(pc)) else {
             return false;
         };
         let to = self
@@ -128,15 +126,7 @@ impl World {
     /// Puts a task at the jump, number `number`, in which the function that it is in may end. If
     /// the code does not tell where that goes, it goes to `func`.
     pub(super) fn begin_end(&mut self, id: TaskId, number: usize, func: SimFunc) -> bool {
-        let Some(pc) = self
-            .tasks
-            .get(&id)
-            .map(|task| task.pc)
-            .filter(|_| self.in_body(id))
-        else {
-            return false;
-        };
-        let Some(code) = self.code_at(pc) else {
+        let Some(code) = self.pc_in_body(id).and_then(|pc| self.code_at(pc)) else {
             return false;
         };
         let site = u64::from(code.patch.is_none() && code.part_of.is_none());

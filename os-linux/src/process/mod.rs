@@ -59,6 +59,7 @@ mod notrace;
 mod objects;
 mod pads;
 mod patches;
+mod peek;
 mod records;
 mod scan;
 mod shadow;

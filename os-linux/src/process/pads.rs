@@ -6,11 +6,12 @@
 
 use super::context::Interrupted;
 use super::error::{Error, Silence};
+use super::peek::stack_memory;
 use super::records::Record;
 use super::scan;
 use super::stop::{self, Look, Missed, Records, why_missed};
 use super::sys;
-use super::unwind::{Stacks, stack_memory};
+use super::unwind::Stacks;
 use core::cell::Cell;
 use core::ops::ControlFlow;
 use core::ptr;

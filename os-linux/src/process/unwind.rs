@@ -3,13 +3,13 @@
 use super::context::Interrupted;
 use super::error::Error;
 use super::objects::{Object, Objects};
+use super::peek::{CodePages, Memory, stack_memory};
 use super::stop::wait_outside;
-use super::{sys, ucontext};
+use super::ucontext;
 use alloc::sync::Arc;
-use core::cell::Cell;
 use core::ops::ControlFlow;
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use klp_arch_x86_64::calls;
 use klp_arch_x86_64::unwind::{self, EhFrame, Regs, Rule, Table};
 use klp_core::addr::{CodeAddr, TextRange};
@@ -60,57 +60,6 @@ impl Set {
 
     fn rule(&self, pc: CodeAddr) -> Rule {
         self.table(pc).map_or(Rule::Gap, |table| table.find(pc))
-    }
-}
-
-/// Pages of code that were found readable in this round of looks at threads: most threads have
-/// called the same code.
-///
-/// Between rounds it is closed, and every page is asked for.
-struct CodePages {
-    open: AtomicBool,
-    /// Each at its number modulo the length. No code is in page 0.
-    pages: [AtomicU64; 64],
-}
-
-impl Default for CodePages {
-    fn default() -> Self {
-        Self {
-            open: AtomicBool::new(false),
-            pages: [const { AtomicU64::new(0) }; 64],
-        }
-    }
-}
-
-impl CodePages {
-    fn slot(&self, page: u64) -> &AtomicU64 {
-        &self.pages[page as usize % self.pages.len()]
-    }
-
-    fn is_readable(&self, page: u64) -> bool {
-        if self.open.load(Ordering::Relaxed) && self.slot(page).load(Ordering::Relaxed) == page {
-            return page != 0;
-        }
-        let readable = sys::readable(page * sys::PAGE);
-        if readable {
-            self.slot(page).store(page, Ordering::Relaxed);
-        }
-        readable
-    }
-
-    /// Begins a round, which ends when the answer is dropped.
-    fn round(&self) -> impl Drop + '_ {
-        struct Round<'a>(&'a CodePages);
-        impl Drop for Round<'_> {
-            fn drop(&mut self) {
-                self.0.open.store(false, Ordering::Relaxed);
-            }
-        }
-        self.pages
-            .iter()
-            .for_each(|page| page.store(0, Ordering::Relaxed));
-        self.open.store(true, Ordering::Relaxed);
-        Round(self)
     }
 }
 
@@ -246,7 +195,7 @@ unsafe impl Unwinder for Stacks {
 
 /// What was called by the call that ends at `return_address`, if its bytes tell.
 fn called(set: &Set, pages: &CodePages, return_address: CodeAddr) -> Option<CodeAddr> {
-    let memory = Memory::new(|page| pages.is_readable(page));
+    let memory = pages.memory();
     let mut buffer = [0; calls::SLOT_CALL_LEN];
     let before = return_address.wrapping_sub(buffer.len() as u64);
     let before: [u8; calls::SLOT_CALL_LEN] =
@@ -318,66 +267,6 @@ fn foot() -> u64 {
     0
 }
 
-/// Reads stack memory, asking the kernel first whether a page can be read.
-///
-/// Rules from an object's own tables lead to real stack slots only, but a stack that a bug has
-/// overwritten must not kill the process here.
-pub(crate) fn stack_memory() -> Memory<impl Fn(u64) -> bool> {
-    Memory::new(|page| sys::readable(page * sys::PAGE))
-}
-
-/// Reads memory of pages that can be read.
-pub(crate) struct Memory<R> {
-    /// Says whether a page can be read, by its number.
-    is_readable: R,
-    /// The page that was last found readable.
-    page: Cell<Option<u64>>,
-}
-
-impl<R: Fn(u64) -> bool> Memory<R> {
-    fn new(is_readable: R) -> Self {
-        Self {
-            is_readable,
-            page: Cell::new(None),
-        }
-    }
-
-    /// The eight bytes at `addr`, which must be a multiple of eight.
-    pub(crate) fn read(&self, addr: u64) -> Option<u64> {
-        let page = addr / sys::PAGE;
-        if addr % 8 != 0 || self.page.get() != Some(page) && !(self.is_readable)(page) {
-            return None;
-        }
-        self.page.set(Some(page));
-        // SAFETY: the page can be read, and an aligned word does not leave it. Another thread may
-        // write the word at this moment, hence volatile: no value is assumed.
-        Some(unsafe { ptr::read_volatile(addr as *const u64) })
-    }
-
-    /// The words from `addr` on, which must be a multiple of eight, up to the end of the page;
-    /// `None` if it cannot be read.
-    pub(crate) fn page_from(&self, addr: u64) -> Option<impl Iterator<Item = u64>> {
-        self.read(addr)?;
-        let end = (addr / sys::PAGE + 1) * sys::PAGE;
-        // SAFETY: as in `read`.
-        Some(
-            (addr..end)
-                .step_by(8)
-                .map(|addr| unsafe { ptr::read_volatile(addr as *const u64) }),
-        )
-    }
-
-    /// Fills `bytes` from `addr` on; `None` if they cannot all be read.
-    fn read_bytes(&self, addr: u64, bytes: &mut [u8]) -> Option<()> {
-        for (offset, byte) in bytes.iter_mut().enumerate() {
-            let addr = addr.checked_add(offset as u64)?;
-            let word = self.read(addr & !7)?.to_le_bytes();
-            *byte = *word.get((addr & 7) as usize)?;
-        }
-        Some(())
-    }
-}
-
 /// The table of `object`, compiled at the first call; `None` if it has no unwind information.
 pub(crate) fn table_of(object: &Object) -> Result<Option<Arc<Table>>, Error> {
     if let Some(known) = object.unwind.get() {
@@ -436,8 +325,9 @@ fn indexed_eh_frame(object: &Object) -> Option<EhFrame<'_>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::sys;
     use super::*;
-    use core::cell::UnsafeCell;
+    use core::cell::{Cell, UnsafeCell};
     use core::ffi::{c_int, c_void};
     use core::hint::black_box;
     use std::process::Command;
