@@ -327,9 +327,8 @@ impl Soak {
                 bail!("a transition does not finish:\n{}", lines.join("\n"));
             }
             if self.broken == Some(Break::StackCheck) {
-                // SAFETY: any mixture of these functions works; it is noticed, which is the point
-                // here.
-                poll = unsafe { engine.force(patch) }?;
+                // Any mixture of these functions works; it is noticed, which is the point here.
+                poll = engine.force(patch)?;
                 continue;
             }
             match self.rng.u32(..100) {

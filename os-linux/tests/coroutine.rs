@@ -211,8 +211,11 @@ fn a_forced_transition_leaves_coroutines_where_they_are() {
     settle(patch);
     livepatch().enable(patch).expect("the patch fits");
     assert!(!ends_soon());
-    // SAFETY: the pair works in any mixture.
-    unsafe { livepatch().engine().force(patch) }.expect("it is in transition");
+    // The pair works in any mixture.
+    livepatch()
+        .engine()
+        .force(patch)
+        .expect("it is in transition");
     coroutine.resume();
     assert_eq!(
         seen.load(Ordering::Relaxed),

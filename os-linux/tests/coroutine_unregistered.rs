@@ -144,8 +144,11 @@ fn the_first_context_in_a_transition_holds_it() {
             .reverse(patch)
             .expect("it is in transition");
         assert!(!livepatch().wait(Duration::from_millis(30)));
-        // SAFETY: the pair works in any mixture.
-        unsafe { livepatch().engine().force(patch) }.expect("it is in transition");
+        // The pair works in any mixture.
+        livepatch()
+            .engine()
+            .force(patch)
+            .expect("it is in transition");
         assert_eq!(livepatch().engine().poll(), Poll::Idle);
     });
 }

@@ -158,8 +158,11 @@ fn force_ends_a_transition_that_is_held_back() {
     let patch = add("forced", &[("fx_read", 0, addr_of_fn!(fx_read_new))]);
     let read = with_sleeper(|_| {
         enable_but_wait(patch);
-        // SAFETY: the patch has one function, so there is nothing to mix.
-        let poll = unsafe { livepatch().engine().force(patch) }.expect("the transition runs");
+        // The patch has one function, so there is nothing to mix.
+        let poll = livepatch()
+            .engine()
+            .force(patch)
+            .expect("the transition runs");
         assert!(
             matches!(poll, Poll::Complete { enabled: true, .. }),
             "{poll:?}"

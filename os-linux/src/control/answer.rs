@@ -17,11 +17,7 @@ pub(super) fn answer(livepatch: &'static Livepatch, request: Request) -> Reply {
         Request::Enable { patches } => enable(livepatch, &patches),
         Request::Disable { patches } => disable(livepatch, &patches),
         Request::Reverse { patch } => with(livepatch, &patch, |id| engine.reverse(id).map(|_| ())),
-        Request::Force { patch } => with(livepatch, &patch, |id| {
-            // SAFETY: the operator's word, who knows the patch: a process of the same user, as the
-            // socket has checked.
-            unsafe { engine.force(id) }.map(|_| ())
-        }),
+        Request::Force { patch } => with(livepatch, &patch, |id| engine.force(id).map(|_| ())),
         Request::Signal { patch } => with(livepatch, &patch, |id| engine.kick(id)),
         Request::Remove { patch } => remove(livepatch, patch),
         Request::Blockers { patch } => blockers(livepatch, &patch),

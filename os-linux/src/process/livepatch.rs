@@ -5,12 +5,15 @@ use super::libraries::Known;
 use super::lock::Mutex;
 use super::space::Space;
 use core::fmt;
+use core::ops::Deref;
 use klp_core::Engine;
+use klp_core::Error;
+use klp_core::engine::{PatchId, Poll};
 use std::sync::OnceLock;
 
 /// The livepatch engine of this process. There is one.
 pub struct Livepatch {
-    pub(super) engine: Engine<Process>,
+    pub(super) engine: OwnersEngine,
     pub(super) libraries: Mutex<Known>,
 }
 
@@ -20,7 +23,7 @@ impl Livepatch {
     /// Makes the engine on `process`, the only one.
     pub(super) fn new(process: Process) -> &'static Self {
         LIVEPATCH.get_or_init(|| Self {
-            engine: Engine::new(process),
+            engine: OwnersEngine(Engine::new(process)),
             libraries: Mutex::default(),
         })
     }
@@ -31,12 +34,42 @@ impl Livepatch {
     }
 
     /// The engine itself: status, blockers, reversal, force, and patches made in Rust.
-    pub fn engine(&self) -> &Engine<Process> {
+    pub fn engine(&self) -> &OwnersEngine {
         &self.engine
     }
 
     pub(super) fn space(&self) -> &Space {
         &self.engine.host().space
+    }
+}
+
+/// The engine in the hands of the process's owner: all that [`Engine`] can do, and what there is a
+/// promise (`unsafe`) and here a decision.
+pub struct OwnersEngine(Engine<Process>);
+
+impl OwnersEngine {
+    /// Ends the transition of `patch` now, whatever the threads are in the middle of; see
+    /// [`Engine::force`].
+    ///
+    /// Threads may then run any mixture of old and new functions. Whether these patches bear it
+    /// only their author knows; as with [`Livepatch::load`], it is the process's owner who decides
+    /// what code runs in it, and so this is no `unsafe` function. `docs/safety.md` says where that
+    /// line is drawn.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Engine::force`].
+    pub fn force(&self, patch: PatchId) -> Result<Poll, Error> {
+        // SAFETY: the owner of the process decided on it, as said above.
+        unsafe { self.0.force(patch) }
+    }
+}
+
+impl Deref for OwnersEngine {
+    type Target = Engine<Process>;
+
+    fn deref(&self) -> &Engine<Process> {
+        &self.0
     }
 }
 

@@ -84,7 +84,7 @@ pub use events::EventSink;
 pub use handler::EntryPoints;
 pub use host::Process;
 pub use library::Library;
-pub use livepatch::Livepatch;
+pub use livepatch::{Livepatch, OwnersEngine};
 pub use lock::{EngineLock, FutexLock};
 pub use shadow::shadows;
 pub use symbols::Symbols;
