@@ -40,6 +40,7 @@
 //!   shadow variables.
 
 mod adopt;
+mod asleep;
 mod context;
 mod contexts;
 mod elf_file;
@@ -71,7 +72,6 @@ mod symbols;
 mod sys;
 mod tasks;
 mod text;
-mod trap;
 mod ucontext;
 mod unwind;
 
@@ -92,7 +92,7 @@ pub use sys::Errno;
 pub use tasks::{Tasks, Ways};
 pub use text::ProcessText;
 pub use ucontext::Unregistered;
-pub use unwind::Stacks;
+pub use unwind::{Stacks, Stopped};
 
 use alloc::sync::Arc;
 use core::fmt;
@@ -155,7 +155,6 @@ impl Livepatch {
             ucontext::waive();
         }
         stop::install(options.stop_signal)?;
-        trap::install()?;
         fork::install()?;
         let process = Process {
             tracer: EntryTracer::new(
