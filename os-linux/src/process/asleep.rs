@@ -95,7 +95,8 @@ fn place(syscall: &str) -> Option<(u64, u64)> {
         .skip(6)
         .map(|word| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok());
     let (sp, pc) = (hex.next()??, hex.next()??);
-    hex.next().is_none().then_some((sp, pc))
+    // Threads of the kernel's have neither.
+    (hex.next().is_none() && sp != 0 && pc != 0).then_some((sp, pc))
 }
 
 #[cfg(test)]
@@ -117,6 +118,11 @@ mod tests {
         );
         assert_eq!(at("0 0x3 0x7f65b5530000 0x20000 0x22\n"), None, "cut off");
         assert_eq!(at(""), None);
+        assert_eq!(
+            at("0 0x0 0x0 0x0 0x0 0x0 0x0 0x0 0x0\n"),
+            None,
+            "a thread of the kernel's"
+        );
     }
 
     #[test]

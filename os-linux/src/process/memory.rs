@@ -228,19 +228,33 @@ fn mappings() -> Result<Vec<(u64, u64)>, Error> {
     each_mapping(mapping)
 }
 
-/// Where code can be executed, sorted.
+/// A piece of memory.
+#[derive(Clone, Copy)]
+pub(crate) struct Mapping {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    /// Whether it is code. The vDSO does not count: all of it is executable, also what is no code.
+    pub(crate) is_code: bool,
+}
+
+/// What is mapped, sorted.
 ///
 /// # Errors
 ///
 /// If `/proc/self/maps` cannot be read.
-pub(crate) fn executable() -> Result<Vec<(u64, u64)>, Error> {
+pub(crate) fn maps() -> Result<Vec<Mapping>, Error> {
     each_mapping(|line| {
-        let permissions = line.split_ascii_whitespace().nth(1)?;
-        mapping(line).filter(|_| permissions.contains('x'))
+        let mut words = line.split_ascii_whitespace();
+        let (start, end) = words.next()?.split_once('-')?;
+        Some(Mapping {
+            start: u64::from_str_radix(start, 16).ok()?,
+            end: u64::from_str_radix(end, 16).ok()?,
+            is_code: words.next()?.contains('x') && !line.ends_with("[vdso]"),
+        })
     })
 }
 
-fn each_mapping(each: impl Fn(&str) -> Option<(u64, u64)>) -> Result<Vec<(u64, u64)>, Error> {
+fn each_mapping<T>(each: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, Error> {
     let io = |error: std::io::Error| Error::io("read /proc/self/maps", &error);
     let mut maps = Vec::new();
     for line in BufReader::new(File::open("/proc/self/maps").map_err(io)?).lines() {

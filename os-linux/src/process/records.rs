@@ -144,7 +144,7 @@ impl Record {
                 .own
                 .compare_exchange(own, own + PROBED, Ordering::SeqCst, Ordering::SeqCst)
                 .is_ok();
-        begun.then_some(Probe {
+        begun.then(|| Probe {
             record: self,
             own: own + PROBED,
         })

@@ -16,7 +16,7 @@ use klp_core::port::TaskId;
 use std::time::Instant;
 
 /// Without any answer for this long, a stop gives up on the threads that are left.
-const PATIENCE: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Without any answer for this long, threads that have not answered are checked for life.
 const SLICE: Duration = Duration::from_micros(200);
@@ -128,23 +128,11 @@ pub(crate) fn stop(
     }
     STOP.store(ptr::from_ref(&stop).cast_mut().cast(), Ordering::SeqCst);
     let mut sent = 0;
-    for record in records
-        .iter()
-        .flatten()
-        .filter(|record| !Round(number).reached(record))
-    {
-        // A signal that is still on its way serves for this round too, but nobody waits for it
-        // again.
-        if record
-            .signalled
-            .compare_exchange(0, number, Ordering::SeqCst, Ordering::SeqCst)
-            .is_ok()
-        {
-            match sys::tgkill(record.tid(), signal()) {
-                Ok(()) => sent += 1,
-                Err(_) => record.signalled.store(0, Ordering::SeqCst),
-            }
-        }
+    for (task, record) in tasks.iter().zip(records.iter()) {
+        let Some(record) = record.filter(|record| !Round(number).reached(record)) else {
+            continue;
+        };
+        sent += u32::from(signal_for(number, *task, record));
     }
     stop.expected.store(sent, Ordering::SeqCst);
     wait_for_answers(&stop, sent, records);
@@ -153,6 +141,43 @@ pub(crate) fn stop(
     // here finds none.
     wait_outside(&INSIDE);
     Ok(Round(number))
+}
+
+/// Has `task` take part in the round `number`; says whether it is expected to.
+fn signal_for(number: u64, task: TaskId, record: &Record) -> bool {
+    loop {
+        match record
+            .signalled
+            .compare_exchange(0, number, Ordering::SeqCst, Ordering::SeqCst)
+        {
+            Ok(_) => {
+                let sent = sys::tgkill(record.tid(), signal()).is_ok();
+                if !sent {
+                    record.signalled.store(0, Ordering::SeqCst);
+                }
+                return sent;
+            }
+            // A signal that is still on its way serves for this round, too; but who blocks it is
+            // not waited for again.
+            Err(_) if !is_open(task) => return false,
+            Err(before) => {
+                let joined = record.signalled.compare_exchange(
+                    before,
+                    number,
+                    Ordering::SeqCst,
+                    Ordering::SeqCst,
+                );
+                if joined.is_ok() {
+                    return true;
+                }
+            }
+        }
+    }
+}
+
+/// Whether the stop signal is known to reach `task`.
+fn is_open(task: TaskId) -> bool {
+    matches!(scan::status(task), Ok(Some(status)) if !status.blocks(signal()))
 }
 
 /// A round that is over.

@@ -218,15 +218,7 @@ pub(crate) fn copy(from: u64, into: &[Cell<u64>]) -> bool {
     };
     // SAFETY: the kernel checks what it reads, and writes to cells, which are as long as said.
     let copied = unsafe {
-        libc::syscall(
-            libc::SYS_process_vm_readv,
-            getpid(),
-            &raw const local,
-            1,
-            &raw const remote,
-            1,
-            0,
-        )
+        libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0)
     };
     usize::try_from(copied) == Ok(len)
 }

@@ -11,7 +11,7 @@
 use super::context::Interrupted;
 use super::error::Error;
 use super::lock::Mutex;
-use super::memory;
+use super::memory::{self, Mapping};
 use super::objects::{Object, Objects};
 use super::peek::{CodePages, Copied, Memory, stack_memory};
 use super::stop::wait_outside;
@@ -74,8 +74,18 @@ pub struct Stacks {
     /// See [`foot`]; 0: not known.
     foot: AtomicU64,
     code: CodePages,
-    /// Where code can be executed, in a round of looks in which somebody asked for it.
-    executable: Mutex<Option<Arc<[(u64, u64)]>>>,
+    /// What is mapped, in a round of looks in which somebody asked for it.
+    maps: Mutex<Option<Maps>>,
+}
+
+/// What is mapped, sorted.
+type Maps = Arc<[Mapping]>;
+
+/// The piece of memory that `addr` lies in.
+fn mapping(maps: &Maps, addr: u64) -> Option<Mapping> {
+    let behind = maps.partition_point(|mapping| mapping.start <= addr);
+    let mapping = *maps.get(behind.checked_sub(1)?)?;
+    (addr < mapping.end).then_some(mapping)
 }
 
 /// What walks look at. Both are sorted by address, and nothing in them overlaps.
@@ -158,7 +168,7 @@ impl Stacks {
     /// Begins a round of looks at threads, which ends when the answer is dropped: in it, code that
     /// was found readable once is taken to stay so.
     pub(crate) fn round(&self) -> impl Drop + '_ {
-        *self.executable.lock() = None;
+        *self.maps.lock() = None;
         self.code.round()
     }
 
@@ -196,12 +206,12 @@ impl Stacks {
         memory: &Copied,
         visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
     ) -> Option<()> {
-        let executable = self.executable()?;
+        let maps = self.maps()?;
         let start = sp.next_multiple_of(8);
-        let mut addr = start;
-        while let Some(word) = memory.read(addr) {
-            let pc = CodeAddr::new(word);
-            if self.is_dubious(pc, &executable) {
+        let end = mapping(&maps, start)?.end.min(start + MAX_GUESSED);
+        for addr in (start..end).step_by(8) {
+            let pc = CodeAddr::new(memory.read(addr)?);
+            if self.is_dubious(pc, &maps) {
                 return None;
             }
             let frame = Frame {
@@ -211,42 +221,39 @@ impl Stacks {
             if visit(frame).is_break() {
                 return Some(());
             }
-            addr = addr
-                .checked_add(8)
-                .filter(|addr| addr - start < MAX_GUESSED)?;
         }
-        (addr != start).then_some(())
+        (end < start + MAX_GUESSED).then_some(())
     }
 
     /// Whether `pc` is code that no table knows, or what signal handlers return to.
-    fn is_dubious(&self, pc: CodeAddr, executable: &[(u64, u64)]) -> bool {
-        // A call of `rt_sigreturn` in the one form that it has, by which unwinders know it.
-        const RETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
+    fn is_dubious(&self, pc: CodeAddr, maps: &Maps) -> bool {
         // Where the kernel puts the code of probes (`xol_add_vma` in `kernel/events/uprobes.c`): at
         // the very end, so that nothing else is there.
         const LAST_PAGE: core::ops::Range<u64> = 0x7fff_ffff_e000..0x7fff_ffff_f000;
-        let behind = executable.partition_point(|(start, _)| *start <= pc.get());
-        let is_code = behind
-            .checked_sub(1)
-            .and_then(|index| executable.get(index))
-            .is_some_and(|(_, end)| pc.get() < *end);
-        let is_known = |set: &Set| {
-            let mut bytes = [0; RETURN.len()];
-            // A return address may lie behind its function, a function's own address at its start.
-            let has_rule = [pc, pc.wrapping_sub(1)]
+        // A call of `rt_sigreturn` in the one form that it has, by which unwinders know it.
+        const RETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
+        if LAST_PAGE.contains(&pc.get()) {
+            return true;
+        }
+        if !mapping(maps, pc.get()).is_some_and(|mapping| mapping.is_code) {
+            return false;
+        }
+        let (memory, mut bytes) = (self.code.memory(), [0; RETURN.len()]);
+        let read = memory.read_bytes(pc.get(), &mut bytes);
+        // A return address may lie behind its function, a function's own address at its start.
+        let has_rule = |set: &Set| {
+            [pc, pc.wrapping_sub(1)]
                 .iter()
-                .any(|pc| set.rule(*pc) != Rule::Gap);
-            has_rule && code(set, &self.code.memory(), pc, &mut bytes) != Some(&RETURN[..])
+                .any(|pc| set.rule(*pc) != Rule::Gap)
         };
-        LAST_PAGE.contains(&pc.get())
-            || is_code && !self.with_tables(|set| set.is_some_and(is_known))
+        read.is_none() || bytes == RETURN || !self.with_tables(|set| set.is_some_and(has_rule))
     }
 
-    /// Where code can be executed, as of this round of looks. `None`: that cannot be said.
-    fn executable(&self) -> Option<Arc<[(u64, u64)]>> {
-        let mut known = self.executable.lock();
+    /// What is mapped, as of this round of looks. `None`: that cannot be said.
+    fn maps(&self) -> Option<Maps> {
+        let mut known = self.maps.lock();
         if known.is_none() {
-            *known = Some(memory::executable().ok()?.into());
+            *known = Some(memory::maps().ok()?.into());
         }
         known.clone()
     }
