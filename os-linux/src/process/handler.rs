@@ -1,14 +1,16 @@
 //! The way of a redirected call: thunk → entry stub → one of the two functions here → the version
 //! that the engine chose.
 
+use super::asleep::Sleeper;
 use super::context::Interrupted;
 use super::entry;
+use super::error::Error;
 use super::lock::FutexLock;
 use super::notrace;
 use super::records::{self, Record, registry};
 use super::sites;
 use super::space::Space;
-use super::stop::{self, Look, Records};
+use super::stop::{self, Look, Missed, Records};
 use super::symbols;
 use super::sys::{self, Barrier, thread_exists};
 use alloc::sync::Arc;
@@ -88,9 +90,10 @@ unsafe impl EntryHost for EntryPoints {
 
     fn synchronize(&self) {
         if sys::barrier(Barrier::Memory).is_err() {
-            // The command was registered at the beginning and has no other reason to fail. Going on
-            // would be worse.
-            std::process::abort();
+            // Somebody has forbidden the call since it was made at the beginning.
+            while !every_thread_passes_a_barrier().is_ok_and(|all| all) {
+                sys::nap(Duration::from_millis(1));
+            }
         }
         // ORDER(runs): a run that the barrier above did not make visible has not read anything yet.
         // A record that is free by the time it is looked at is not running.
@@ -98,6 +101,31 @@ unsafe impl EntryHost for EntryPoints {
         for (record, run) in known.filter_map(|record| Some((record, record.running()?))) {
             wait_for_run(record, run, &self.space);
         }
+    }
+}
+
+/// Looks at every thread: each passes a barrier, who sleeps when it fell asleep. Says whether that
+/// was all of them.
+fn every_thread_passes_a_barrier() -> Result<bool, Error> {
+    let (mut tasks, mut records) = (Vec::new(), Records::new());
+    stop::all_threads(&mut tasks, &mut records)?;
+    let round = stop::stop(&tasks, &Passes, &mut records)?;
+    let passed = |(task, record): (&TaskId, &Option<&'static Record>)| {
+        record.is_some_and(|record| round.reached(record))
+            || matches!(stop::why_missed(*task, *record), Missed::Gone)
+    };
+    Ok(tasks.iter().zip(&records).all(passed))
+}
+
+struct Passes;
+
+impl Look for Passes {
+    fn look_from_outside(&self, _: usize, record: &Record) -> bool {
+        Sleeper::find(record.tid()).is_some()
+    }
+
+    fn look(&self, _: usize, _: &mut Interrupted<'_>, _: &Record) -> bool {
+        true
     }
 }
 
