@@ -143,7 +143,7 @@ impl Livepatch {
         &'static self,
         which: impl Fn(&Object) -> bool,
     ) -> Result<(), LoadError> {
-        self.space().refresh().map_err(LoadError::Process)?;
+        self.meet_unwinders(false).map_err(LoadError::Process)?;
         let objects = self.space().objects.all();
         // Not before the list was made: one that is being opened is in the list only if its opening
         // had begun.

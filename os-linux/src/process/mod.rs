@@ -74,6 +74,7 @@ mod text;
 mod trap;
 mod ucontext;
 mod unwind;
+mod unwinders;
 
 #[cfg(feature = "control")]
 pub(crate) use fork::close_in_children;
@@ -94,6 +95,7 @@ pub use text::ProcessText;
 pub use ucontext::Unregistered;
 pub use unwind::Stacks;
 
+use adopt::Visit;
 use alloc::sync::Arc;
 use core::fmt;
 use core::time::Duration;
@@ -180,7 +182,7 @@ impl Livepatch {
     /// # Errors
     ///
     /// [`LoadError`]; nothing has changed then.
-    pub fn load_file(&self, path: impl AsRef<Path>) -> Result<PatchId, LoadError> {
+    pub fn load_file(&'static self, path: impl AsRef<Path>) -> Result<PatchId, LoadError> {
         let path = path.as_ref();
         let file = std::fs::read(path).map_err(|error| LoadError::File {
             path: path.to_owned(),
@@ -203,9 +205,9 @@ impl Livepatch {
     /// # Errors
     ///
     /// [`LoadError`]; nothing has changed then.
-    pub fn load(&self, file: &[u8], name: &str) -> Result<PatchId, LoadError> {
+    pub fn load(&'static self, file: &[u8], name: &str) -> Result<PatchId, LoadError> {
         let process = self.engine.host();
-        self.space().refresh().map_err(LoadError::Process)?;
+        self.meet_unwinders(true).map_err(LoadError::Process)?;
         // SAFETY: the owner of the process decided on this code, as said above.
         let loaded = unsafe { elf::load(process, file, name) }?;
         let code = loaded.image.image().text.start();
@@ -221,6 +223,36 @@ impl Livepatch {
         })?;
         self.space().patches.own(code, added);
         Ok(added)
+    }
+
+    /// Looks for objects that came, and tells the unwinders in them of the patches in memory; loads
+    /// the C library's one before, if asked to.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`].
+    fn meet_unwinders(&'static self, load: bool) -> Result<(), Error> {
+        let space = self.space();
+        space.refresh()?;
+        let _visit = Visit::begin(self);
+        if load && space.objects.are_linked_dynamically() {
+            unwinders::load();
+            space.refresh()?;
+        }
+        // Nobody waits for constructors of what another thread is opening: it comes here itself.
+        let settled = self.libraries.lock().settled();
+        let next = settled.min(space.objects.next_arrival());
+        let since = space.patches.next_object();
+        let objects = space.objects.all();
+        let mut found = Vec::new();
+        for object in objects
+            .iter()
+            .filter(|object| (since..next).contains(&object.arrival))
+        {
+            found.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
+            found.extend(unwinders::of(object));
+        }
+        space.patches.meet(&found, next)
     }
 
     /// Forgets a disabled patch and frees its memory.

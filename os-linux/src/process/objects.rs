@@ -210,6 +210,17 @@ impl Objects {
         true
     }
 
+    /// Whether there is a dynamic linker that can load more of them. Without it, there are the
+    /// executable and the vdso.
+    pub(crate) fn are_linked_dynamically(&self) -> bool {
+        let now = self.now.lock();
+        now.objects
+            .iter()
+            .filter(|object| object.path.is_some())
+            .count()
+            > 1
+    }
+
     /// Keeps what is known of them as it is, until the guard is dropped.
     pub(crate) fn freeze(&self) -> impl Drop + '_ {
         self.now.lock()

@@ -37,7 +37,13 @@ impl Space {
 
     /// Keeps all of it as it is, until the guards are dropped. Nobody who holds one of their locks
     /// waits for any other lock of the engine or for the dynamic linker.
-    pub(crate) fn freeze(&self) -> (impl Drop + '_, impl Drop + '_, impl Drop + '_) {
+    pub(crate) fn freeze(
+        &self,
+    ) -> (
+        impl Drop + '_,
+        (impl Drop + '_, impl Drop + '_),
+        impl Drop + '_,
+    ) {
         (
             self.update.lock(),
             self.patches.freeze(),
