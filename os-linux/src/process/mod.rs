@@ -32,6 +32,9 @@
 //!   from then on. [`Livepatch::open_library`] patches it before anybody can call it.
 //! * Callbacks of patches must not call the dynamic linker, and constructors of libraries must not
 //!   wait for a thread that calls `adopt` or `enable`, unless `open_library` loads them.
+//! * In a library that comes by `dlopen`, the engine wants eight bytes of the room that glibc keeps
+//!   for variables which every thread has from its beginning (`ld.so(8)`,
+//!   `glibc.rtld.optional_static_tls`). The library stays in memory once the engine was made.
 //! * Whoever switches between stacks (coroutines, fibers) registers them, as [`Context`]s: a
 //!   suspended one may be in the midst of a function that changes. Where it is noticed that
 //!   somebody makes stacks and says nothing of it, nothing is patched; see [`Contexts`] and
@@ -71,6 +74,7 @@ mod symbols;
 mod sys;
 mod tasks;
 mod text;
+mod tls;
 mod trap;
 mod ucontext;
 mod unwind;
@@ -102,7 +106,9 @@ use core::time::Duration;
 use klp_core::addr::CodeAddr;
 use klp_core::elf;
 use klp_core::engine::{PatchId, Poll, Preflight};
+use klp_core::model::VMLINUX;
 use klp_core::port::{EntryTracer, Platform};
+use linker::Handle;
 use space::Space;
 use std::path::Path;
 use std::time::Instant;
@@ -136,6 +142,18 @@ impl fmt::Debug for Options {
     }
 }
 
+/// Holds the library that the engine is in, if it is in one: its handlers stay installed.
+fn hold_library(space: &Space) {
+    let here = CodeAddr::new(hold_library as *const () as u64);
+    if let Some(library) = space
+        .objects
+        .at(here)
+        .filter(|object| object.name != VMLINUX)
+    {
+        let _for_good = Handle::hold(&library);
+    }
+}
+
 impl Livepatch {
     /// Makes this process one that can be patched. Nothing is patched yet, and no thread notices.
     ///
@@ -152,6 +170,7 @@ impl Livepatch {
         sys::register_barriers().map_err(Error::os("membarrier"))?;
         let space = Arc::new(Space::default());
         space.refresh()?;
+        hold_library(&space);
         ucontext::begin();
         if options.contexts == Contexts::Registered {
             ucontext::waive();
