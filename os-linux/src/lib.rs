@@ -11,7 +11,7 @@
 //! `records.rs` (what is known of each context and thread) → `scan.rs` → `stop.rs` (stopping
 //! threads) → `contexts.rs`, `ucontext.rs` (stacks that no thread runs on) → `elf_file.rs`,
 //! `objects.rs`, `peek.rs`, `unwind.rs`, `patches.rs`, `space.rs` (what is in memory) → `entry.rs`,
-//! `tasks.rs` (the port `TaskSet`) → `trap.rs`, `pads.rs`, `memory.rs`, `text.rs` (the port `Text`)
+//! `tasks.rs` (the port `TaskSet`) → `pads.rs`, `memory.rs`, `text.rs` (the port `Text`)
 //! → `events.rs`, `shadow.rs`, `symbols.rs`, `sites.rs`, `notrace.rs` → `handler.rs` (the way of a
 //! redirected call) → `host.rs` (all ports together) → `libraries.rs`, `livepatch.rs` (the engine)
 //! → `linker.rs`, `adopt.rs`, `library.rs` (shared libraries) → `fork.rs` → `mod.rs` (it all

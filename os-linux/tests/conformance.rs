@@ -11,7 +11,7 @@ use klp_core::port::{
     Arch, Doubt, Frame, FrameKind, Platform, Poke, Symbol, SymbolResolver, TaskId, TaskSet,
     TaskState, Unwinder,
 };
-use klp_os_linux::process::Process;
+use klp_os_linux::process::{Process, Stopped};
 use klp_os_linux_fixtures::*;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -39,7 +39,8 @@ fn bytes(range: TextRange) -> Vec<u8> {
 fn text() {
     let _alone = alone();
     let funcs = [addr_of_fn!(fx_first), addr_of_fn!(fx_mcount)].map(function);
-    let entries = funcs.map(|func| X86_64::entry(&bytes(func)).expect("it has a pad"));
+    let entries =
+        funcs.map(|func| X86_64::entry(func.start(), &bytes(func)).expect("it has a pad"));
     let old = [0, 1].map(|index| bytes(funcs[index])[..usize::from(entries[index].len)].to_vec());
     let resume = [0, 1].map(|index| {
         funcs[index]
@@ -67,19 +68,24 @@ fn text() {
 #[test]
 fn tracer() {
     let _alone = alone();
-    let taken = Mutex::new(None);
+    let limit = Mutex::new(None);
     let spoil = |on: bool| {
-        let mut taken = taken.lock().expect("nobody panics here");
-        // SAFETY: no SIGTRAP comes while its handler is away; the engine refuses to change code
-        // then.
+        // Code cannot be made writable where a process may have no more data. (0 would not count:
+        // `may_expand_vm` in the kernel's `mm/mmap.c`.)
+        let mut limit = limit.lock().expect("nobody panics here");
+        // SAFETY: limits are the process's own business.
         unsafe {
             if on {
-                let mut ours = core::mem::zeroed();
-                libc::sigaction(libc::SIGTRAP, core::ptr::null(), &raw mut ours);
-                libc::signal(libc::SIGTRAP, libc::SIG_DFL);
-                *taken = Some(ours);
-            } else if let Some(ours) = taken.take() {
-                libc::sigaction(libc::SIGTRAP, &raw const ours, core::ptr::null_mut());
+                let mut before: libc::rlimit = core::mem::zeroed();
+                libc::getrlimit(libc::RLIMIT_DATA, &raw mut before);
+                let none = libc::rlimit {
+                    rlim_cur: 4096,
+                    ..before
+                };
+                libc::setrlimit(libc::RLIMIT_DATA, &raw const none);
+                *limit = Some(before);
+            } else if let Some(before) = limit.take() {
+                libc::setrlimit(libc::RLIMIT_DATA, &raw const before);
             }
         }
     };
@@ -262,7 +268,8 @@ fn unwinder() {
             None,
         ),
         ("unmapped", unmapped, frames(&[]), Some(Doubt::BadMemory)),
-    ];
+    ]
+    .map(|(name, regs, frames, doubt)| (name, Stopped::from(regs), frames, doubt));
     let cases = cases
         .each_ref()
         .map(|(name, context, frames, doubt)| unwinder::Case {
@@ -280,7 +287,7 @@ fn unwinder() {
     };
     let walked = host()
         .unwinder()
-        .walk(&stub, &mut |_| ControlFlow::Continue(()));
+        .walk(&stub.into(), &mut |_| ControlFlow::Continue(()));
     assert_eq!(
         walked.expect_err("the stub is in no table").why,
         Doubt::NoTable

@@ -4,6 +4,9 @@ use klp_core::error::PatchReason;
 use klp_core::{Error, Object, Patch};
 use klp_os_linux::process::LoadError;
 use klp_os_linux_fixtures::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Tries to enable a patch of one function; returns the error after a look at the text.
@@ -95,14 +98,15 @@ fn a_second_patch_during_a_transition() {
     disable(first);
 }
 
-#[test]
-fn a_thread_that_blocks_sigtrap() {
-    let _alone = alone();
-    livepatch();
-    let (reader, writer) = pipe();
+/// Does `work` in a thread called `name` that blocks every signal; returns its id when it has
+/// begun to.
+fn masked<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> (i32, JoinHandle<T>) {
     let (send_tid, tids) = std::sync::mpsc::channel();
     let thread = std::thread::Builder::new()
-        .name("all blocked".into())
+        .name(name.into())
         .spawn(move || {
             // SAFETY: only this thread's mask changes.
             unsafe {
@@ -111,48 +115,29 @@ fn a_thread_that_blocks_sigtrap() {
                 libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, core::ptr::null_mut());
             }
             send_tid.send(tid()).expect("the test listens");
-            fx_read(reader)
+            work()
         });
-    let blocking = tids.recv().expect("the thread says its id");
-    let error = refused("blocked", ("fx_value", 0, addr_of_fn!(fx_value_new)));
-    let words = error.to_string();
-    assert!(
-        words.contains(&format!("thread {blocking} (all blocked) blocks SIGTRAP")),
-        "{words}"
-    );
-    write_byte(writer);
-    thread
-        .expect("threads can be had")
-        .join()
-        .expect("the thread only reads");
+    let id = tids.recv().expect("the thread says its id");
+    (id, thread.expect("threads can be had"))
 }
 
 #[test]
-fn a_thread_that_blocks_the_stop_signal() {
+fn a_thread_that_runs_and_blocks_every_signal() {
     let _alone = alone();
     livepatch();
-    let (reader, writer) = pipe();
-    let (send_tid, tids) = std::sync::mpsc::channel();
-    let thread = std::thread::Builder::new()
-        .name("one blocked".into())
-        .spawn(move || {
-            // SAFETY: only this thread's mask changes.
-            unsafe {
-                let mut one = core::mem::zeroed();
-                libc::sigemptyset(&raw mut one);
-                libc::sigaddset(&raw mut one, libc::SIGRTMAX() - 2);
-                libc::pthread_sigmask(libc::SIG_BLOCK, &raw const one, core::ptr::null_mut());
-            }
-            send_tid.send(tid()).expect("the test listens");
-            fx_read(reader)
-        });
-    let blocking = tids.recv().expect("the thread says its id");
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let (blocking, thread) = masked("all blocked", move || {
+        while !stopped.load(Ordering::Relaxed) {
+            core::hint::spin_loop();
+        }
+    });
     // The pads are several instructions: the thread might stand in one.
     let error = refused("silent", ("fx_value", 0, addr_of_fn!(fx_value_new)));
     let words = error.to_string();
     assert!(
         words.contains(&format!(
-            "thread {blocking} (one blocked) may stand in an entry pad"
+            "thread {blocking} (all blocked) may stand in an entry pad"
         )),
         "{words}"
     );
@@ -162,17 +147,65 @@ fn a_thread_that_blocks_the_stop_signal() {
     assert!(!livepatch().wait(Duration::from_millis(50)));
     let words = blockers(patch);
     assert!(
-        words.contains("one blocked") && words.contains("Blocked"),
+        words.contains("all blocked") && words.contains("Blocked"),
         "{words}"
     );
     assert_eq!(fx_mcount(0), 42);
-    write_byte(writer);
-    thread
-        .expect("threads can be had")
-        .join()
-        .expect("the thread only reads");
+    stop.store(true, Ordering::Relaxed);
+    thread.join().expect("the thread only waits");
     settle(patch);
     disable(patch);
+}
+
+#[test]
+fn a_thread_that_sleeps_and_blocks_every_signal_keeps_nobody() {
+    let _alone = alone();
+    livepatch();
+    let (reader, writer) = pipe();
+    let (sleeper, thread) = masked("asleep", move || fx_read(reader));
+    wait_asleep(sleeper);
+    let patch = add("around", &[("fx_value", 0, addr_of_fn!(fx_value_new))]);
+    enable(patch);
+    assert_eq!(fx_value(), 2);
+    disable(patch);
+    livepatch().unload(patch).expect("it is disabled");
+    // Inside of what changes, it does.
+    let patch = add("inside", &[("fx_read", 0, addr_of_fn!(fx_read_new))]);
+    livepatch().enable(patch).expect("the patch fits");
+    assert!(!livepatch().wait(Duration::from_millis(50)));
+    let words = blockers(patch);
+    assert!(
+        words.contains("asleep") && words.contains("fx_read"),
+        "{words}"
+    );
+    write_byte(writer);
+    thread.join().expect("the thread only reads");
+    settle(patch);
+    disable(patch);
+}
+
+#[test]
+fn the_stop_signal_in_other_hands() {
+    for disposition in [libc::SIG_DFL, libc::SIG_IGN] {
+        let status = in_child(|| {
+            livepatch();
+            let stop = Arc::new(AtomicBool::new(false));
+            let stopped = Arc::clone(&stop);
+            let thread = std::thread::spawn(move || {
+                while !stopped.load(Ordering::Relaxed) {
+                    core::hint::spin_loop();
+                }
+            });
+            let signal = libc::SIGRTMAX() - 2;
+            // SAFETY: the disposition of a signal, which is what the engine has to bear.
+            unsafe { libc::signal(signal, disposition) };
+            let error = refused("taken", ("fx_value", 0, addr_of_fn!(fx_value_new)));
+            stop.store(true, Ordering::Relaxed);
+            thread.join().expect("the thread only waits");
+            error.to_string().contains(&format!("signal {signal}"))
+        });
+        assert_eq!(status, 0);
+    }
 }
 
 #[test]

@@ -25,6 +25,10 @@ pub struct Regs {
 }
 
 impl Regs {
+    /// What stands for a register whose value is not known. A walk that needs it is unreliable: it
+    /// is no multiple of 8, and no address (not canonical: Intel SDM volume 1, 3.3.7.1).
+    pub const UNKNOWN: u64 = 0x8000_0000_0000_0001;
+
     /// Reads the registers out of a Linux `struct ucontext` at address `ucontext`: the third
     /// argument of a signal handler, and what `rsp` points to when the handler returns. `None` if
     /// `read` cannot.

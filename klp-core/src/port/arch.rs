@@ -92,7 +92,7 @@ impl fmt::Display for OutOfReach {
 ///     const MAX_ENTRY: usize = 8;
 ///     const SLOT: u64 = 16;
 ///     const REACH: u64 = 1 << 55;
-///     fn entry(bytes: &[u8]) -> Option<Entry> {
+///     fn entry(_at: CodeAddr, bytes: &[u8]) -> Option<Entry> {
 ///         let nop = bytes.get(..8)? == &insn(b'N', 0)[..];
 ///         nop.then_some(Entry { skip: 0, len: 8, resume: 8, split: false })
 ///     }
@@ -116,7 +116,7 @@ impl fmt::Display for OutOfReach {
 ///         insn(b'J', to.get())
 ///     }
 /// }
-/// # assert!(Toy::entry(&insn(b'N', 0)).is_some());
+/// # assert!(Toy::entry(CodeAddr::new(0), &insn(b'N', 0)).is_some());
 /// ```
 pub unsafe trait Arch: 'static {
     /// Most bytes that [`entry`](Arch::entry) wants to see.
@@ -133,9 +133,11 @@ pub unsafe trait Arch: 'static {
     /// is whole instructions to [`jumps`](Arch::jumps), and best stops whoever gets there.
     const FILL: u8 = 0;
 
-    /// Recognises the patchable entry at the start of `bytes`; `None` if these are not the bytes of
-    /// an *unpatched* entry. `bytes` starts where the compiler's table says, or at the function.
-    fn entry(bytes: &[u8]) -> Option<Entry>;
+    /// Recognises the patchable entry that `bytes`, which stand at `at`, begin with; `None` if these
+    /// are not the bytes of an *unpatched* entry. `at` is where the compiler's table says, or the
+    /// start of the function. Where an entry leaves a choice, the place that is rewritten is one
+    /// that a single aligned store can change.
+    fn entry(at: CodeAddr, bytes: &[u8]) -> Option<Entry>;
 
     /// Recognises what stands at `at` in place of an entry: the first instruction of `bytes` that
     /// does something. `None` if it is neither breakpoint nor jump nor call, and for an unpatched

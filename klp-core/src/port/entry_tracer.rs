@@ -436,7 +436,7 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
                 Err(self.held(site.at, now))
             };
         }
-        let entry = A::entry(bytes).ok_or_else(|| self.held(recorded, bytes))?;
+        let entry = A::entry(recorded, bytes).ok_or_else(|| self.held(recorded, bytes))?;
         let built = bytes
             .get(entry.skip.into()..usize::from(entry.skip) + usize::from(entry.len))
             .and_then(|built| Code::from_slice(built).ok())

@@ -11,7 +11,8 @@ pub struct Poke<'a> {
     pub at: CodeAddr,
     /// The bytes that are there now.
     pub old: &'a [u8],
-    /// The bytes to be there afterwards, as many. A single instruction, or several that do nothing.
+    /// The bytes to be there afterwards, as many. What begins with either is a single instruction,
+    /// which may end behind them, or several that do nothing.
     pub new: &'a [u8],
     /// Where a task goes on that arrives at `at` while the change is under way: an address to which
     /// either the old or the new bytes lead without any other effect.

@@ -84,7 +84,7 @@ unsafe impl Arch for SimArch {
     const SLOT: u64 = 16;
     const REACH: u64 = 1 << 20;
 
-    fn entry(bytes: &[u8]) -> Option<Entry> {
+    fn entry(_at: CodeAddr, bytes: &[u8]) -> Option<Entry> {
         let bytes = bytes.get(..8)?;
         let split = bytes == Insn::ShortNop.encode();
         (split || bytes == Insn::Nop.encode()).then_some(Entry {

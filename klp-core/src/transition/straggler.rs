@@ -139,6 +139,7 @@ impl<U: Unwinder> Visitor<U::Context> for Looker<'_, U> {
 
     fn missed(&self, index: usize, reason: Reason) {
         if let Some(look) = self.looks.get(index) {
+            look.len.store(0, Ordering::Relaxed);
             look.outcome.set(Outcome::Missed(reason));
         }
     }

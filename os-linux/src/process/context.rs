@@ -60,12 +60,6 @@ impl<'a> Interrupted<'a> {
         stack.ss_flags & libc::SS_DISABLE == 0 && low <= sp && sp - low <= stack.ss_size as u64
     }
 
-    /// Whether the interrupted code blocks `signal`.
-    pub(crate) fn blocks(&self, signal: i32) -> bool {
-        // SAFETY: the mask is one that the kernel wrote.
-        unsafe { libc::sigismember(&raw const self.ucontext.uc_sigmask, signal) == 1 }
-    }
-
     /// Whether the thread was in a system call: it is about to make it again, or has just returned.
     pub(crate) fn in_system_call(&self) -> bool {
         const SYSCALL: [u8; 2] = [0x0f, 0x05];

@@ -30,11 +30,11 @@ use super::records::{self, Record, registry};
 use super::slots::{FIRST_ID, Slot, phase, slots};
 use super::sys::{KeepErrno, SignalsBlocked, gettid, nap, thread_exists};
 use super::ucontext;
+use super::unwind::Stopped;
 use core::cell::OnceCell;
 use core::ptr;
 use core::sync::atomic::Ordering;
 use core::time::Duration;
-use klp_arch_x86_64::unwind::Regs;
 use klp_core::port::{Reason, TaskId, TaskName, TaskState, Visitor};
 
 /// What becomes of the process's contexts; see `docs/coroutines.md`.
@@ -248,7 +248,7 @@ fn begin(record: &Record, slot: &'static Slot) -> bool {
     if slot.phase() != phase::FRESH {
         return false;
     }
-    slot.set_state(record.state());
+    slot.set_state(record.own_state());
     slot.phase.store(phase::RUNNING, Ordering::Release);
     arrive(record, slot);
     true
@@ -339,7 +339,7 @@ pub(crate) fn pending(target: TaskState) -> impl Iterator<Item = TaskId> {
 
 /// Lets `visitor` look at the contexts among `tasks` (sorted), which nobody enters meanwhile; says
 /// how many it moved.
-pub(crate) fn visit(tasks: &[TaskId], visitor: &dyn Visitor<Regs>) -> u64 {
+pub(crate) fn visit(tasks: &[TaskId], visitor: &dyn Visitor<Stopped>) -> u64 {
     let mut moved = 0;
     if tasks.last().is_none_or(|last| last.0 <= FIRST_ID) {
         return moved;
@@ -354,7 +354,7 @@ pub(crate) fn visit(tasks: &[TaskId], visitor: &dyn Visitor<Regs>) -> u64 {
             // Another context has this slot now.
             Ok(()) if tasks[index] != slot.id() => {}
             Ok(()) => {
-                if let Some(state) = visitor.visit(index, &slot.regs()) {
+                if let Some(state) = visitor.visit(index, &slot.regs().into()) {
                     slot.set_state(state);
                     moved += 1;
                 }

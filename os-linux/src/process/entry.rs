@@ -86,7 +86,7 @@ pub(crate) unsafe fn try_switch(record: &Record, arg: u64, sp: u64, preserved: *
     let Some(loan) = (unsafe { LOAN.borrow() }) else {
         return record.try_above(u64::MAX);
     };
-    if record.state() == loan.target {
+    if record.own_state() == loan.target {
         return record.try_above(u64::MAX);
     }
     if record.is_between() || ucontext::unregistered().is_some() {
@@ -104,9 +104,10 @@ pub(crate) unsafe fn try_switch(record: &Record, arg: u64, sp: u64, preserved: *
         pc: CodeAddr::new(regs.rip),
         kind: FrameKind::Call,
     };
+    let stopped = regs.into();
     // What the entry says is read behind the loan, so that it belongs to the same transition.
     // SAFETY: the caller's promise.
-    if !unsafe { ops::may_switch(arg, || loan.space.stacks.called(&regs, 0, caller)) } {
+    if !unsafe { ops::may_switch(arg, || loan.space.stacks.called(&stopped, 0, caller)) } {
         return;
     }
     let (mut kept, mut index) = (false, 0);
@@ -115,7 +116,7 @@ pub(crate) unsafe fn try_switch(record: &Record, arg: u64, sp: u64, preserved: *
         let called = if index == 0 {
             None
         } else {
-            loan.space.stacks.called(&regs, index, frame)
+            loan.space.stacks.called(&stopped, index, frame)
         };
         index += 1;
         kept = check.keeps(loan.target, frame, called);

@@ -34,12 +34,10 @@ pub enum Error {
         /// What it must be reached from.
         near: TextRange,
     },
-    /// A thread blocks SIGTRAP: it would die at a breakpoint.
-    ThreadBlocksTrap {
-        /// The thread.
-        task: TaskId,
-        /// Its name.
-        name: TaskName,
+    /// What is to be changed lies in two lines of the processor's cache: no single store changes it.
+    NotInOneLine {
+        /// The address.
+        at: CodeAddr,
     },
     /// A thread did not show in time that it is outside of an entry pad that is to be rewritten.
     ThreadSilent {
@@ -107,13 +105,11 @@ impl fmt::Display for Error {
             Self::NoMemoryInReach { near } => {
                 write!(f, "no memory is free within reach of {near:?}")
             }
-            Self::ThreadBlocksTrap { task, name } => {
-                write!(
-                    f,
-                    "thread {} ({name}) blocks SIGTRAP and would die at a breakpoint",
-                    task.0
-                )
-            }
+            Self::NotInOneLine { at } => write!(
+                f,
+                "the entry pad at {at} lies in two lines of the cache, so that it cannot be changed \
+                 at once (a pad of 16 NOPs can)"
+            ),
             Self::ThreadSilent { task, name, why } => {
                 let why = match why {
                     Silence::Blocks => "blocks the stop signal",
@@ -129,7 +125,11 @@ impl fmt::Display for Error {
             Self::Contexts(why) => why.fmt(f),
             Self::Twice => f.write_str("the process has its livepatch engine already"),
             Self::SignalTaken { signal } => {
-                write!(f, "signal {signal} has a handler of somebody else")
+                write!(
+                    f,
+                    "signal {signal}, which stops threads, is not the engine's (any more): somebody \
+                     else has set what it does"
+                )
             }
             Self::NameTaken { object } => write!(f, "another object is called '{object}' already"),
             Self::BadFile { object, why } => write!(f, "the file of object '{object}' {why}"),

@@ -18,7 +18,7 @@ use super::livepatch::Livepatch;
 use super::lock::{self, FutexLock, Mutex};
 use super::shadow::shadows;
 use super::sys::{Errno, gettid, nap};
-use super::{records, stop, trap};
+use super::{records, stop};
 use core::cell::RefCell;
 use core::mem::ManuallyDrop;
 use core::time::Duration;
@@ -108,7 +108,6 @@ extern "C" fn in_parent() {
 
 extern "C" fn in_child() {
     stop::reset_in_child();
-    trap::reset_in_child();
     if let Some(livepatch) = Livepatch::get() {
         livepatch.space().stacks.reset_in_child();
     }

@@ -17,7 +17,6 @@ use core::ops::ControlFlow;
 use core::time::Duration;
 use klp_arch_x86_64::entry_stub;
 use klp_arch_x86_64::stub::Preserved;
-use klp_arch_x86_64::unwind::Regs;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::ops;
 use klp_core::port::{EntryHost, TaskId, Unwinder};
@@ -51,7 +50,7 @@ unsafe extern "C" fn slow(arg: u64, sp: u64, preserved: *const Preserved) -> u64
 #[inline]
 fn decide(record: &Record, arg: u64) -> u64 {
     // SAFETY: thunks bring only arguments that the engine made; `synchronize` waits for runs.
-    unsafe { ops::handler(arg, || record.state()) }.get()
+    unsafe { ops::handler(arg, || record.own_state()) }.get()
 }
 
 /// What the tracer wants from the process.
@@ -131,14 +130,17 @@ struct Outside<'a> {
 }
 
 impl Look for Outside<'_> {
+    /// It might wake up and begin another run, which the one that it has left would cover.
+    fn look_from_outside(&self, _: usize, _: &Record) -> bool {
+        false
+    }
+
     fn look(&self, _: usize, thread: &mut Interrupted<'_>, record: &Record) -> bool {
-        let regs: Regs = thread.regs();
-        if self
+        let walked = self
             .space
             .stacks
-            .walk(&regs, &mut |_| ControlFlow::Continue(()))
-            .is_ok()
-        {
+            .walk(&thread.regs().into(), &mut |_| ControlFlow::Continue(()));
+        if walked.is_ok() {
             record.abandon(self.run);
         }
         true

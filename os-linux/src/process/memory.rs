@@ -225,10 +225,26 @@ impl Window {
 
 /// What is mapped, sorted, with the room that stacks need to grow.
 fn mappings() -> Result<Vec<(u64, u64)>, Error> {
+    each_mapping(mapping)
+}
+
+/// Where code can be executed, sorted.
+///
+/// # Errors
+///
+/// If `/proc/self/maps` cannot be read.
+pub(crate) fn executable() -> Result<Vec<(u64, u64)>, Error> {
+    each_mapping(|line| {
+        let permissions = line.split_ascii_whitespace().nth(1)?;
+        mapping(line).filter(|_| permissions.contains('x'))
+    })
+}
+
+fn each_mapping(each: impl Fn(&str) -> Option<(u64, u64)>) -> Result<Vec<(u64, u64)>, Error> {
     let io = |error: std::io::Error| Error::io("read /proc/self/maps", &error);
     let mut maps = Vec::new();
     for line in BufReader::new(File::open("/proc/self/maps").map_err(io)?).lines() {
-        maps.extend(mapping(&line.map_err(io)?));
+        maps.extend(each(&line.map_err(io)?));
     }
     Ok(maps)
 }

@@ -43,6 +43,7 @@
 //!   shadow variables.
 
 mod adopt;
+mod asleep;
 mod context;
 mod contexts;
 mod elf_file;
@@ -75,7 +76,6 @@ mod sys;
 mod tasks;
 mod text;
 mod tls;
-mod trap;
 mod ucontext;
 mod unwind;
 mod unwinders;
@@ -97,7 +97,7 @@ pub use sys::Errno;
 pub use tasks::{Tasks, Ways};
 pub use text::ProcessText;
 pub use ucontext::Unregistered;
-pub use unwind::Stacks;
+pub use unwind::{Stacks, Stopped};
 
 use adopt::Visit;
 use alloc::sync::Arc;
@@ -176,7 +176,6 @@ impl Livepatch {
             ucontext::waive();
         }
         stop::install(options.stop_signal)?;
-        trap::install()?;
         fork::install()?;
         let process = Process {
             tracer: EntryTracer::new(

@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn the_engine_is_known_by_the_names_of_its_functions() {
         let engine = [
-            "_ZN12klp_os_linux7process4trap7on_trap17h0123456789abcdefE",
+            "_ZN12klp_os_linux7process4stop9on_signal17h0123456789abcdefE",
             "_ZN87_$LT$klp_os_linux..process..pads..Pads$u20$as$u20$klp_os_linux..process..stop..Look$GT$4look17h0123456789abcdefE",
             "_ZN8klp_core3ops7handler7handler28_$u7b$$u7b$closure$u7d$$u7d$17h0123456789abcdefE",
             "_ZN4core3ptr58drop_in_place$LT$klp_os_linux..process..sys..KeepErrno$GT$17h0123456789abcdefE",

@@ -1,9 +1,11 @@
 //! Entry pads of several instructions: getting threads out of their midst.
 //!
-//! When this begins, every pad starts with a breakpoint that all cores see, so nobody gets into one
-//! any more. It remains to look at each thread once: who stands in a pad, or was interrupted there
-//! by a signal whose handler it is in, goes on behind the pad.
+//! When this begins, every pad starts with an instruction that leads over its first five bytes, and
+//! all cores see it, so nobody gets among them any more. It remains to look at each thread once:
+//! who stands there, or was interrupted there by a signal whose handler it is in, goes on behind
+//! the pad.
 
+use super::asleep::Sleeper;
 use super::context::Interrupted;
 use super::error::{Error, Silence};
 use super::peek::stack_memory;
@@ -18,11 +20,11 @@ use core::ptr;
 use core::time::Duration;
 use klp_arch_x86_64::unwind::Regs;
 use klp_core::addr::CodeAddr;
-use klp_core::port::{FrameKind, Poke};
+use klp_core::port::{FrameKind, Poke, Unwinder};
 use std::time::Instant;
 
-/// How long threads may take to show where they are.
-const LIMIT: Duration = Duration::from_secs(1);
+/// How long nobody may show where it is while somebody has not.
+const LIMIT: Duration = Duration::from_secs(2);
 
 /// Bytes of a stack that are searched at most.
 const MAX_SEARCHED: u64 = 64 << 20;
@@ -42,17 +44,19 @@ impl<'a> Pads<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::ThreadSilent`] if a thread cannot be looked at in time, and the errors of listing
+    /// [`Error::ThreadSilent`] if a thread cannot be looked at for long, and the errors of listing
     /// threads. Some threads may have been moved, which is harmless: a pad does nothing.
     pub(crate) fn clear(&self) -> Result<(), Error> {
-        let end = Instant::now() + LIMIT;
+        let mut last = Instant::now();
         let mut tasks = Vec::new();
         let mut records = Records::new();
         stop::all_threads(&mut tasks, &mut records)?;
         loop {
+            let _round = self.stacks.round();
             let round = stop::stop(&tasks, self, &mut records)?;
             let mut index = 0;
             let mut silent = None;
+            let before = tasks.len();
             tasks.retain(|&task| {
                 let record = records[index];
                 index += 1;
@@ -67,9 +71,12 @@ impl<'a> Pads<'a> {
                 silent = Some((task, why));
                 true
             });
+            if tasks.len() < before {
+                last = Instant::now();
+            }
             match silent {
                 None => return Ok(()),
-                Some((task, why)) if Instant::now() >= end => {
+                Some((task, why)) if last.elapsed() >= LIMIT => {
                     return Err(Error::ThreadSilent {
                         task,
                         name: scan::name(task),
@@ -131,6 +138,19 @@ impl<'a> Pads<'a> {
 }
 
 impl Look for Pads<'_> {
+    /// Who sleeps in a system call stands in no pad, but may have been interrupted in one.
+    fn look_from_outside(&self, _: usize, record: &Record) -> bool {
+        let Some(sleeper) = Sleeper::find(record.tid()) else {
+            return false;
+        };
+        let mut clear = true;
+        let walked = self.stacks.walk(&sleeper.stopped(), &mut |frame| {
+            clear &= self.body(frame.pc.get()).is_none();
+            ControlFlow::Continue(())
+        });
+        walked.is_ok() && clear && sleeper.still_sleeps()
+    }
+
     fn look(&self, _: usize, thread: &mut Interrupted<'_>, _: &Record) -> bool {
         if let Some(body) = self.body(thread.pc()) {
             thread.set_pc(body.get());

@@ -1,4 +1,5 @@
-//! Reading memory that may not be there, in signal handlers: the kernel is asked first.
+//! Reading memory that may not be there: the kernel is asked first, in signal handlers, or copies
+//! it.
 
 use super::sys;
 use core::cell::Cell;
@@ -62,6 +63,43 @@ impl<R: Fn(u64) -> bool> Memory<R> {
             *byte = *word.get((addr & 7) as usize)?;
         }
         Some(())
+    }
+}
+
+/// Memory that others may unmap while it is read, as the stack of a thread that may wake up at any
+/// moment: the kernel copies it.
+pub(crate) struct Copied {
+    /// The page that was copied last, by its number.
+    page: Cell<Option<u64>>,
+    words: [Cell<u64>; WORDS],
+}
+
+/// Words of a page.
+const WORDS: usize = (sys::PAGE / 8) as usize;
+
+impl Copied {
+    pub(crate) fn new() -> Self {
+        Self {
+            page: Cell::new(None),
+            words: [const { Cell::new(0) }; WORDS],
+        }
+    }
+
+    /// The eight bytes at `addr`, which must be a multiple of eight.
+    pub(crate) fn read(&self, addr: u64) -> Option<u64> {
+        let page = addr / sys::PAGE;
+        if addr % 8 != 0 {
+            return None;
+        }
+        if self.page.get() != Some(page) {
+            self.page.set(None);
+            if !sys::copy(page * sys::PAGE, &self.words) {
+                return None;
+            }
+            self.page.set(Some(page));
+        }
+        let word = self.words.get((addr % sys::PAGE / 8) as usize)?;
+        Some(word.get())
     }
 }
 

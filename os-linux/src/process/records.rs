@@ -11,7 +11,7 @@ use super::sys::{Errno, KeepErrno, gettid, map_zeroed, nap, thread_exists};
 use super::tls;
 use core::ptr;
 use core::sync::atomic::{
-    AtomicBool, AtomicI8, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering, compiler_fence,
+    AtomicBool, AtomicI8, AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence,
 };
 use core::time::Duration;
 use klp_core::port::{TaskId, TaskState};
@@ -20,14 +20,12 @@ use klp_core::port::{TaskId, TaskState};
 #[repr(align(64))]
 pub(crate) struct Record {
     /// The thread's [`TaskState`], as a number, while it runs on no registered context; see
-    /// `contexts.rs`.
+    /// `contexts.rs`. [`PROBED`] is added while somebody looks at the thread from outside.
     own: AtomicI8,
     /// Whether the thread goes from one context to another just now, so that nobody may move it.
     between: AtomicBool,
     /// The registered context that the thread runs on: this bears its state then. Null: none.
     context: AtomicPtr<Slot>,
-    /// Whether the thread blocks SIGTRAP, as far as is known: a [`Mask`].
-    trap_mask: AtomicU8,
     /// Whether the thread itself has found the record; if not, a scan made it.
     owned: AtomicBool,
     /// The thread's id; 0 in a record that is free.
@@ -42,16 +40,47 @@ pub(crate) struct Record {
     pub(crate) visited: AtomicU64,
 }
 
-/// What is known of a thread's signal mask.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Mask {
-    /// Nothing.
-    Unknown = 0,
-    /// The signal was not blocked when last looked at.
-    Open = 1,
-    /// It was.
-    Blocked = 2,
+/// What [`Record::own`] has more while somebody looks at the thread from outside.
+const PROBED: i8 = 16;
+
+fn state_in(own: i8) -> TaskState {
+    let state = if own >= PROBED { own - PROBED } else { own };
+    TaskState::from_i8(state).unwrap_or(TaskState::Idle)
+}
+
+/// A look at a thread from outside. It may wake up at any moment: if it asks for its state then,
+/// the look has been in vain.
+pub(crate) struct Probe<'a> {
+    record: &'a Record,
+    own: i8,
+}
+
+impl Probe<'_> {
+    /// Whether the thread bears its state itself, for as long as it sleeps.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.record.context().is_none() && !self.record.is_between()
+    }
+
+    /// Puts the thread into `state`; says whether that was possible.
+    pub(crate) fn commit(self, state: TaskState) -> bool {
+        let new = state as i8;
+        let set =
+            self.record
+                .own
+                .compare_exchange(self.own, new, Ordering::SeqCst, Ordering::SeqCst);
+        set.is_ok()
+    }
+}
+
+impl Drop for Probe<'_> {
+    fn drop(&mut self) {
+        let _ = self.record.own.compare_exchange(
+            self.own,
+            self.own - PROBED,
+            Ordering::SeqCst,
+            Ordering::SeqCst,
+        );
+    }
 }
 
 impl Record {
@@ -60,7 +89,6 @@ impl Record {
             own: AtomicI8::new(TaskState::Idle as i8),
             between: AtomicBool::new(false),
             context: AtomicPtr::new(ptr::null_mut()),
-            trap_mask: AtomicU8::new(Mask::Unknown as u8),
             owned: AtomicBool::new(false),
             tid: AtomicU32::new(0),
             runs: AtomicU64::new(0),
@@ -74,12 +102,52 @@ impl Record {
         self.tid.load(Ordering::Relaxed)
     }
 
-    /// The state of what the thread runs.
+    /// The state of what the thread runs. Of a thread that is being looked at from outside it is
+    /// the one that it has had.
     pub(crate) fn state(&self) -> TaskState {
         match self.context() {
             Some(context) => context.state(),
-            None => TaskState::from_i8(self.own.load(Ordering::Acquire)).unwrap_or(TaskState::Idle),
+            None => state_in(self.own.load(Ordering::Acquire)),
         }
+    }
+
+    /// The state of the calling thread, whose record this is. Whoever looks at it from outside does
+    /// so in vain: it is not asleep.
+    #[inline]
+    pub(crate) fn own_state(&self) -> TaskState {
+        match self.context() {
+            Some(context) => context.state(),
+            None => match self.own.load(Ordering::Acquire) {
+                own if own >= PROBED => self.end_probe(own),
+                own => state_in(own),
+            },
+        }
+    }
+
+    #[cold]
+    fn end_probe(&self, own: i8) -> TaskState {
+        // ORDER(probe): if this fails, the look has ended, and the state is what it says.
+        let _ = self
+            .own
+            .compare_exchange(own, own - PROBED, Ordering::SeqCst, Ordering::SeqCst);
+        self.state()
+    }
+
+    /// Begins a look at the thread from outside: from here to [`Probe::commit`] its state can only
+    /// be set if the thread did not ask for it. `None`: it runs on a registered context, which
+    /// bears its state, or goes from one to another.
+    pub(crate) fn probe(&self) -> Option<Probe<'_>> {
+        let own = self.own.load(Ordering::Relaxed);
+        // ORDER(probe): that the thread sleeps is asked for after this.
+        let begun = own < PROBED
+            && self
+                .own
+                .compare_exchange(own, own + PROBED, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok();
+        begun.then_some(Probe {
+            record: self,
+            own: own + PROBED,
+        })
     }
 
     /// Puts what the thread runs into `state`.
@@ -122,14 +190,6 @@ impl Record {
         self.between.store(between, Ordering::Release);
         // A signal handler of the same thread sees it before all that follows.
         compiler_fence(Ordering::SeqCst);
-    }
-
-    pub(crate) fn trap_known_open(&self) -> bool {
-        self.trap_mask.load(Ordering::Relaxed) == Mask::Open as u8
-    }
-
-    pub(crate) fn set_trap_mask(&self, mask: Mask) {
-        self.trap_mask.store(mask as u8, Ordering::Relaxed);
     }
 
     /// Has the thread try to switch itself in calls made with the stack pointer above `sp` only;
@@ -189,7 +249,6 @@ impl Record {
         self.set_context(None);
         self.set_between(false);
         self.set_own(state);
-        self.set_trap_mask(Mask::Unknown);
         self.owned.store(false, Ordering::Relaxed);
         self.runs.store(0, Ordering::Relaxed);
         self.try_above(u64::MAX);

@@ -129,28 +129,54 @@ impl Status {
 }
 
 /// What `/proc` says of the thread `task`; `None` if it is gone.
-pub(crate) fn status(task: TaskId) -> Option<Status> {
+///
+/// # Errors
+///
+/// If nobody can tell.
+pub(crate) fn status(task: TaskId) -> Result<Option<Status>, Error> {
     let mut text = [0; 4096];
-    let text = read(task, "status", &mut text)?;
+    let Some(text) = read(task, "status", &mut text)? else {
+        return Ok(None);
+    };
     let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
-    let dead = field("State:")?.trim_start().starts_with(['Z', 'X']);
     let signals = |name| u64::from_str_radix(field(name)?.trim(), 16).ok();
-    Some(Status {
-        dead,
-        blocked: signals("SigBlk:")?,
-        pending: signals("SigPnd:")?,
+    let status = || {
+        Some(Status {
+            dead: field("State:")?.trim_start().starts_with(['Z', 'X']),
+            blocked: signals("SigBlk:")?,
+            pending: signals("SigPnd:")?,
+        })
+    };
+    status().map(Some).ok_or(Error::Os {
+        call: "read /proc/self/task/TID/status",
+        errno: Errno(libc::EIO),
     })
 }
 
-/// The thread's name; empty if it is gone.
+/// Whether `task` is a thread that the kernel made for itself in this process, as io_uring does: it
+/// never runs code of the process.
+pub(crate) fn is_kernels(task: TaskId) -> bool {
+    // `include/linux/sched.h`.
+    const PF_IO_WORKER: u64 = 0x10;
+    const PF_USER_WORKER: u64 = 0x4000;
+    const PF_KTHREAD: u64 = 0x20_0000;
+    let mut text = [0; 1024];
+    let Ok(Some(text)) = read(task, "stat", &mut text) else {
+        return false;
+    };
+    // The name, in parentheses, may contain anything; `flags` is the seventh field behind it.
+    let flags = text
+        .rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(6)?.parse::<u64>().ok());
+    flags.is_some_and(|flags| flags & (PF_IO_WORKER | PF_USER_WORKER | PF_KTHREAD) != 0)
+}
+
+/// The thread's name; empty if it is gone, or cannot be told.
 pub(crate) fn name(task: TaskId) -> TaskName {
     let mut text = [0; 64];
     let mut name = TaskName::new();
-    for letter in read(task, "comm", &mut text)
-        .unwrap_or_default()
-        .trim_end()
-        .chars()
-    {
+    let text = read(task, "comm", &mut text).ok().flatten();
+    for letter in text.unwrap_or_default().trim_end().chars() {
         if name.push(letter).is_err() {
             break;
         }
@@ -158,29 +184,51 @@ pub(crate) fn name(task: TaskId) -> TaskName {
     name
 }
 
-/// The beginning of a file about `task`.
-fn read<'a>(task: TaskId, file: &str, buffer: &'a mut [u8]) -> Option<&'a str> {
-    let mut file = File::open(path_of(task, file)?).ok()?;
+/// The beginning of a file about `task`; `None` if it is gone.
+fn read<'a>(task: TaskId, file: &str, buffer: &'a mut [u8]) -> Result<Option<&'a str>, Error> {
+    let Ok(tid) = u32::try_from(task.0) else {
+        return Ok(None);
+    };
+    match read_all(tid, file, buffer) {
+        Ok(len) => {
+            let text = buffer.get(..len).unwrap_or_default();
+            let valid = match core::str::from_utf8(text) {
+                Ok(text) => text,
+                Err(error) => core::str::from_utf8(&text[..error.valid_up_to()]).unwrap_or(""),
+            };
+            Ok(Some(valid))
+        }
+        // The file is not there, or its thread was gone when it was read: see proc(5). Both would
+        // be said, too, where `/proc` is another system's or none.
+        Err(error)
+            if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+                && !thread_exists(tid) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(Error::io("read /proc/self/task/TID", &error)),
+    }
+}
+
+fn read_all(tid: u32, file: &str, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut file = open(tid, file)?;
     let mut len = 0;
     while len < buffer.len() {
-        match file.read(&mut buffer[len..]).ok()? {
+        match file.read(&mut buffer[len..])? {
             0 => break,
             more => len += more,
         }
     }
-    let valid = match core::str::from_utf8(&buffer[..len]) {
-        Ok(text) => text.len(),
-        Err(error) => error.valid_up_to(),
-    };
-    core::str::from_utf8(&buffer[..valid]).ok()
+    Ok(len)
 }
 
-fn path_of(task: TaskId, file: &str) -> Option<String> {
+/// Opens a file about the thread `tid`.
+pub(crate) fn open(tid: u32, file: &str) -> std::io::Result<File> {
     use core::fmt::Write;
-    let mut path = String::new();
-    path.try_reserve(64).ok()?;
-    write!(path, "/proc/self/task/{}/{file}", task.0).ok()?;
-    Some(path)
+    let mut path = heapless::String::<64>::new();
+    write!(path, "/proc/self/task/{tid}/{file}")
+        .map_err(|_| std::io::Error::from_raw_os_error(libc::ENAMETOOLONG))?;
+    File::open(path.as_str())
 }
 
 #[cfg(test)]
@@ -213,18 +261,22 @@ mod tests {
         }
     }
 
+    fn known(task: TaskId) -> Option<Status> {
+        status(task).expect("it can be told")
+    }
+
     #[test]
     fn a_thread_has_a_name_and_a_mask() {
         let thread = std::thread::Builder::new().name("a name".into()).spawn(|| {
             let own = TaskId(gettid().into());
             assert!(
-                !status(own)
+                !known(own)
                     .expect("the thread is there")
                     .blocks(libc::SIGUSR1)
             );
             let blocked = crate::process::sys::SignalsBlocked::new();
             assert!(
-                status(own)
+                known(own)
                     .expect("the thread is there")
                     .blocks(libc::SIGUSR1)
             );
@@ -235,6 +287,6 @@ mod tests {
             .expect("threads can be had")
             .join()
             .expect("the assertions hold");
-        assert!(status(TaskId(u32::MAX.into())).is_none());
+        assert!(known(TaskId(i32::MAX as u64)).is_none());
     }
 }

@@ -1,11 +1,12 @@
-//! Stopping threads: each gets a signal and is looked at by itself, in the signal's handler.
+//! Looking at threads. Who sleeps is looked at from outside, where that is enough; all others are
+//! stopped: each gets a signal and is looked at by itself, in the signal's handler.
 //!
 //! One [`Stop`] at a time is published; the handler takes part in it if its thread is among those
 //! to be stopped.
 
 use super::context::Interrupted;
 use super::error::Error;
-use super::records::{self, Mask, Record};
+use super::records::{self, Record};
 use super::scan;
 use super::sys::{self, KeepErrno, futex_wait, futex_wake};
 use core::ptr;
@@ -20,8 +21,14 @@ const PATIENCE: Duration = Duration::from_millis(20);
 /// Without any answer for this long, threads that have not answered are checked for life.
 const SLICE: Duration = Duration::from_micros(200);
 
-/// What is done with a stopped thread: on the thread, in a signal handler.
+/// What is done with a thread.
 pub(crate) trait Look: Sync {
+    /// Looks at thread `index` from outside. `false`: it does not sleep, or more of it must be
+    /// known, or done with it, than can be from there.
+    fn look_from_outside(&self, index: usize, record: &Record) -> bool;
+
+    /// The same on the thread itself, which is stopped: in a signal handler.
+    ///
     /// Looks at thread `index` of those to be stopped, which is the calling thread. `false`: it
     /// counts as not stopped.
     fn look(&self, index: usize, thread: &mut Interrupted<'_>, record: &Record) -> bool;
@@ -78,8 +85,14 @@ pub(crate) fn signal() -> i32 {
 /// known.
 pub(crate) type Records = Vec<Option<&'static Record>>;
 
-/// Stops each of `tasks` (sorted) that can be stopped. Returns when the last look has ended;
-/// `records` tells with [`was_stopped`] who was reached.
+/// Whether nobody has taken the stop signal since it was [installed](install). Whoever sends it
+/// without that may kill the process.
+pub(crate) fn is_in_place() -> bool {
+    sys::handler(signal()) == Ok(on_signal as *const () as usize)
+}
+
+/// Looks at each of `tasks` (sorted) that sleeps or can be stopped. Returns when the last look has
+/// ended; [`Round::reached`] tells who was looked at.
 ///
 /// Must be called by one thread at a time.
 ///
@@ -101,9 +114,25 @@ pub(crate) fn stop(
         answers: AtomicU32::new(0),
         expected: AtomicU32::new(u32::MAX),
     };
+    let mut awake = false;
+    for (index, record) in records.iter().enumerate() {
+        let Some(record) = record else { continue };
+        if look.look_from_outside(index, record) {
+            record.visited.store(number, Ordering::Release);
+        } else {
+            awake = true;
+        }
+    }
+    if !awake || !is_in_place() {
+        return Ok(Round(number));
+    }
     STOP.store(ptr::from_ref(&stop).cast_mut().cast(), Ordering::SeqCst);
     let mut sent = 0;
-    for record in records.iter().flatten() {
+    for record in records
+        .iter()
+        .flatten()
+        .filter(|record| !Round(number).reached(record))
+    {
         // A signal that is still on its way serves for this round too, but nobody waits for it
         // again.
         if record
@@ -139,7 +168,7 @@ impl Round {
 
 /// Why a thread was not reached.
 pub(crate) enum Missed {
-    /// It is not there any more.
+    /// It is not there any more, or never runs code of the process: a thread of the kernel's.
     Gone,
     /// It blocks the signal.
     Blocks,
@@ -147,30 +176,28 @@ pub(crate) enum Missed {
     Running,
 }
 
-/// Finds out why `task` was not reached.
+/// Finds out why `task` was not reached. Who cannot be asked for may be there, and run.
 pub(crate) fn why_missed(task: TaskId, record: Option<&'static Record>) -> Missed {
-    match scan::status(task) {
-        None => Missed::Gone,
-        Some(status) if status.dead => Missed::Gone,
-        Some(status) => {
-            if let Some(record) = record {
-                // The signal went to another thread that had this id before.
-                let sent = record.signalled.load(Ordering::SeqCst);
-                if sent != 0 && !status.awaits(signal()) && !status.blocks(signal()) {
-                    let _ = record.signalled.compare_exchange(
-                        sent,
-                        0,
-                        Ordering::SeqCst,
-                        Ordering::SeqCst,
-                    );
-                }
-            }
-            if status.blocks(signal()) {
-                Missed::Blocks
-            } else {
-                Missed::Running
-            }
+    let status = match scan::status(task) {
+        Ok(Some(status)) if !status.dead => status,
+        Ok(_) => return Missed::Gone,
+        Err(_) => return Missed::Running,
+    };
+    if let Some(record) = record {
+        // The signal went to another thread that had this id before.
+        let sent = record.signalled.load(Ordering::SeqCst);
+        if sent != 0 && !status.awaits(signal()) && !status.blocks(signal()) {
+            let _ = record
+                .signalled
+                .compare_exchange(sent, 0, Ordering::SeqCst, Ordering::SeqCst);
         }
+    }
+    if !status.blocks(signal()) {
+        Missed::Running
+    } else if scan::is_kernels(task) {
+        Missed::Gone
+    } else {
+        Missed::Blocks
     }
 }
 
@@ -290,11 +317,6 @@ impl Stop<'_> {
         let Ok(index) = self.tasks.binary_search(&TaskId(record.tid().into())) else {
             return;
         };
-        record.set_trap_mask(if thread.blocks(libc::SIGTRAP) {
-            Mask::Blocked
-        } else {
-            Mask::Open
-        });
         if self.look.look(index, thread, record) {
             record.visited.store(self.number, Ordering::Release);
         }

@@ -1,5 +1,6 @@
 //! System calls and errno, as thin wrappers. Everything here may be called in a signal handler.
 
+use core::cell::Cell;
 use core::ptr;
 use core::sync::atomic::AtomicU32;
 use core::time::Duration;
@@ -203,6 +204,33 @@ pub(crate) fn readable(addr: u64) -> bool {
     result == 0 || errno() == libc::EINVAL
 }
 
+/// Copies the memory of this process at `from`, all of it or nothing. Says whether that was
+/// possible.
+pub(crate) fn copy(from: u64, into: &[Cell<u64>]) -> bool {
+    let len = size_of_val(into);
+    let local = libc::iovec {
+        iov_base: into.as_ptr().cast_mut().cast(),
+        iov_len: len,
+    };
+    let remote = libc::iovec {
+        iov_base: from as *mut libc::c_void,
+        iov_len: len,
+    };
+    // SAFETY: the kernel checks what it reads, and writes to cells, which are as long as said.
+    let copied = unsafe {
+        libc::syscall(
+            libc::SYS_process_vm_readv,
+            getpid(),
+            &raw const local,
+            1,
+            &raw const remote,
+            1,
+            0,
+        )
+    };
+    usize::try_from(copied) == Ok(len)
+}
+
 /// Blocks every signal of the calling thread for as long as it lives, those that libc keeps for
 /// itself too.
 pub(crate) struct SignalsBlocked {
@@ -256,18 +284,6 @@ pub(crate) fn handler(signal: i32) -> Result<usize, Errno> {
     // SAFETY: only reads the disposition into `now`.
     check(unsafe { libc::sigaction(signal, ptr::null(), &raw mut now) }.into())?;
     Ok(now.sa_sigaction)
-}
-
-/// Adds the signals of `more` to `set`.
-pub(crate) fn add_signals(set: &mut libc::sigset_t, more: &libc::sigset_t) {
-    for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: both are valid sets, and the number is that of a signal.
-        unsafe {
-            if libc::sigismember(more, signal) == 1 {
-                libc::sigaddset(set, signal);
-            }
-        }
-    }
 }
 
 /// What a handler with `SA_SIGINFO` looks like.

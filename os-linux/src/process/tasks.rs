@@ -14,6 +14,7 @@
 //! was born later, so all its calls of affected functions go through the handler, and the first of
 //! them makes its record.
 
+use super::asleep::Sleeper;
 use super::context::Interrupted;
 use super::contexts;
 use super::entry::{self, Loan};
@@ -25,9 +26,9 @@ use super::space::Space;
 use super::stop::{self, Look, Missed, Records, why_missed};
 use super::sys::thread_exists;
 use super::ucontext;
+use super::unwind::Stopped;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
-use klp_arch_x86_64::unwind::Regs;
 use klp_core::port::{
     EntryCheck, InTurn, Moment, Moves, Progress, Reason, SelfSwitch, Stopper, TaskId, TaskName,
     TaskSet, TaskState, Visitor,
@@ -123,16 +124,46 @@ impl Tasks {
 
 /// Lets the engine's visitor look at threads.
 struct Visit<'a> {
-    visitor: &'a dyn Visitor<Regs>,
+    visitor: &'a dyn Visitor<Stopped>,
     ways: &'a WayCounts,
 }
 
 impl Look for Visit<'_> {
+    fn look_from_outside(&self, index: usize, record: &Record) -> bool {
+        // ORDER(probe): the thread sleeps after the probe has begun, and is looked at as long as it
+        // does. Whatever it does when it wakes up, it asks for its state before it gets into an
+        // affected function, and then either the probe is over or the state is set.
+        let Some(probe) = record.probe() else {
+            return false;
+        };
+        let Some(sleeper) = Sleeper::find(record.tid()) else {
+            return false;
+        };
+        if !probe.is_plain() {
+            return false;
+        }
+        let stopped = sleeper.stopped();
+        let state = self.visitor.visit(index, &stopped);
+        if !sleeper.still_sleeps() {
+            return false;
+        }
+        let Some(state) = state else {
+            // What was taken for a return address may be none.
+            return !stopped.was_guessed();
+        };
+        let moved = probe.commit(state);
+        if moved {
+            record.try_above(u64::MAX);
+            self.ways.in_system_call.fetch_add(1, Ordering::Relaxed);
+        }
+        moved
+    }
+
     fn look(&self, index: usize, thread: &mut Interrupted<'_>, record: &Record) -> bool {
         if record.is_between() {
             return false;
         }
-        if let Some(state) = self.visitor.visit(index, &thread.regs()) {
+        if let Some(state) = self.visitor.visit(index, &thread.regs().into()) {
             record.set_state(state);
             record.try_above(u64::MAX);
             let way = if thread.in_system_call() {
@@ -161,11 +192,16 @@ unsafe impl TaskSet for Tasks {
     type Error = Error;
 
     fn current_state(&self) -> TaskState {
-        records::current().state()
+        records::current().own_state()
     }
 
     fn init(&self, initial: TaskState, _: InTurn) -> Result<(), Error> {
         check_contexts()?;
+        if !stop::is_in_place() {
+            return Err(Error::SignalTaken {
+                signal: stop::signal(),
+            });
+        }
         let mut inner = self.inner.lock();
         inner.complete = false;
         inner.target = None;
@@ -264,9 +300,9 @@ unsafe impl TaskSet for Tasks {
 // SAFETY: a visited thread sets its own state, in the signal handler in which it was visited; a
 // visited context cannot be entered.
 unsafe impl Stopper for Tasks {
-    type Context = Regs;
+    type Context = Stopped;
 
-    unsafe fn with_stopped(&self, _: &Moves, tasks: &[TaskId], visitor: &dyn Visitor<Regs>) {
+    unsafe fn with_stopped(&self, _: &Moves, tasks: &[TaskId], visitor: &dyn Visitor<Stopped>) {
         // Threads may stand in objects that came since the last time. Without memory for their
         // tables, they wait.
         let _ = self.space.refresh();

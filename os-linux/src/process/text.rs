@@ -1,15 +1,22 @@
 //! Code of the running process: the port [`Text`].
 //!
-//! Live instructions change under running threads by the way of a breakpoint (kernel:
-//! `text_poke_bp_batch` in `arch/x86/kernel/alternative.c`):
+//! Instructions change under running threads, none of which is stopped, nor meets a breakpoint. A
+//! change is one store of a word: a processor fetches all of the old bytes or all of the new ones.
 //!
 //! ```text
-//!   old old old     as it was
-//!   cc  old old     every core has been serialised; threads go around, at Poke::resume
-//!                   (split) every thread stood still once, and was moved out of the middle
-//!   cc  new new     every core has been serialised
-//!   new new new     every core has been serialised; no thread is left in the SIGTRAP handler
+//!   90 90 90 90 90    a pad of several instructions (split), as it was built
+//!   3d 90 90 90 90    one store of one byte: it is a single instruction now, `cmp $0x90909090,%eax`,
+//!                     of which nobody at a function's entry notices anything (psABI 3.2.1: the
+//!                     arithmetic flags mean nothing there). Then every core was serialised, and
+//!                     every thread was seen outside of the four bytes behind the first one
+//!   e9 xx xx xx xx    one store of eight bytes
 //! ```
+//!
+//! All other changes, from a single instruction to anything, are that last store alone. The five
+//! bytes lie in one aligned word if [`Arch::entry`](klp_core::port::Arch::entry) found such a place,
+//! else at least in one line of the cache; where they do not, the change is refused. The processor
+//! makes one access of a locked store within a line (Intel SDM volume 3, 9.1; it fetches lines as a
+//! whole).
 //!
 //! Pages stay executable all the time, since other threads run in them; they are writable only for
 //! that while.
@@ -17,19 +24,21 @@
 use super::error::Error;
 use super::memory::{Images, Part, protect};
 use super::pads::Pads;
-use super::records::Mask;
-use super::scan;
 use super::space::Space;
-use super::stop::{self, Records};
 use super::sys::{self, Barrier};
-use super::trap::{self, INT3};
 use alloc::sync::Arc;
 use core::ptr;
 use core::sync::atomic::{AtomicU8, Ordering};
 use klp_core::addr::{CodeAddr, TextRange};
-use klp_core::port::{CallC, Fill, Image, ImageLayout, Poke, TaskId, Text};
+use klp_core::port::{CallC, Fill, Image, ImageLayout, Poke, Text};
 
 const READ_EXEC: i32 = libc::PROT_READ | libc::PROT_EXEC;
+
+/// The first byte of `cmp $imm32,%eax`, which with four more does nothing but set flags.
+const CMP_EAX: u8 = 0x3d;
+
+/// Bytes of a line of the cache.
+const LINE: u64 = 64;
 
 /// The code of this process.
 pub struct ProcessText {
@@ -84,6 +93,9 @@ impl ProcessText {
             if poke.new.len() != poke.old.len() || poke.old.is_empty() {
                 return Err(Error::TextChanged { at: poke.at });
             }
+            if window(range).is_none() {
+                return Err(Error::NotInOneLine { at: poke.at });
+            }
             let same =
                 whole.is_some_and(|whole| whole.contains(poke.at) && range.end() <= whole.end());
             if !same {
@@ -106,51 +118,31 @@ impl ProcessText {
         Ok(touched)
     }
 
-    /// The protocol at the top of this file, from the first breakpoint to the last byte.
+    /// The protocol at the top of this file.
     fn change(&self, batch: &[Poke<'_>]) -> Result<(), Error> {
-        for poke in batch {
-            set_first(poke.at, INT3);
-        }
-        let cleared = sys::barrier(Barrier::Core)
-            .map_err(Error::os("membarrier"))
-            .and_then(|()| {
-                if batch.iter().any(|poke| poke.split) {
-                    Pads::new(batch, &self.space.stacks).clear()
-                } else {
-                    Ok(())
-                }
-            });
-        if let Err(error) = cleared {
-            for poke in batch {
-                set_first(poke.at, poke.old[0]);
+        let split = || batch.iter().filter(|poke| poke.split);
+        if split().next().is_some() {
+            split().for_each(|poke| set_first(poke.at, CMP_EAX));
+            let cleared = serialise().and_then(|()| Pads::new(batch, &self.space.stacks).clear());
+            if let Err(error) = cleared {
+                split().for_each(|poke| set_first(poke.at, poke.old[0]));
+                let _ = serialise();
+                return Err(error);
             }
-            let _ = sys::barrier(Barrier::Core);
-            return Err(error);
         }
         for poke in batch {
-            let tail = poke.at.wrapping_add(1);
-            // SAFETY: the place is mapped and writable; no core executes its tail, since all go
-            // around.
-            unsafe {
-                ptr::copy_nonoverlapping(
-                    poke.new[1..].as_ptr(),
-                    tail.get() as *mut u8,
-                    poke.new.len() - 1,
-                )
-            };
+            replace(poke.at, poke.new);
         }
-        serialise();
-        for poke in batch {
-            set_first(poke.at, poke.new[0]);
-        }
-        serialise();
-        Ok(())
+        serialise().inspect_err(|_| {
+            // Somebody took the call away since it was made at the beginning.
+            batch.iter().for_each(|poke| replace(poke.at, poke.old));
+        })
     }
 }
 
-// SAFETY: `poke` follows the protocol at the top of this file: a core executes the old bytes, the
-// breakpoint, or the new bytes, and is serialised between; a thread in the midst of several old
-// instructions is moved, or nothing changes. `alloc` hands out each mapping once, and it is mapped
+// SAFETY: `poke` follows the protocol at the top of this file: a core executes the old bytes, what
+// comes to the same, or the new bytes; a thread in the midst of several old instructions is moved,
+// or nothing changes. `alloc` hands out each mapping once, and it is mapped
 // here, as code of this process.
 unsafe impl Text for ProcessText {
     type Error = Error;
@@ -170,14 +162,10 @@ unsafe impl Text for ProcessText {
             return Ok(());
         }
         let touched = self.check(batch)?;
-        if !trap::is_in_place() {
-            return Err(Error::SignalTaken {
-                signal: libc::SIGTRAP,
-            });
-        }
-        check_masks()?;
+        // Before anything changes: the call may be denied by now.
+        serialise()?;
         let _writable = Writable::new(touched, READ_EXEC)?;
-        trap::around(batch, || self.change(batch))
+        self.change(batch)
     }
 
     fn alloc(&self, near: TextRange, reach: u64, layout: ImageLayout) -> Result<Image, Error> {
@@ -223,8 +211,7 @@ unsafe impl Text for ProcessText {
                 )
             };
         }
-        serialise();
-        Ok(())
+        serialise()
     }
 }
 
@@ -263,56 +250,6 @@ impl Drop for Writable {
     }
 }
 
-/// Refuses if a thread blocks SIGTRAP for longer than a moment: the kernel kills a process whose
-/// thread meets a breakpoint like that.
-///
-/// What a thread does with its mask is its own business at any time, so this finds threads that
-/// block signals for good (to leave them to another thread, say). Each thread is looked at here
-/// once; after that, whenever it is stopped.
-fn check_masks() -> Result<(), Error> {
-    let (mut tasks, mut records) = (Vec::new(), Records::new());
-    match stop::all_threads(&mut tasks, &mut records) {
-        Ok(()) | Err(Error::Churn) => {}
-        Err(error) => return Err(error),
-    }
-    for (&task, record) in tasks.iter().zip(&records) {
-        let Some(record) = record else { continue };
-        if record.trap_known_open() {
-            continue;
-        }
-        match blocks_trap_for_long(task) {
-            Some(true) => {
-                return Err(Error::ThreadBlocksTrap {
-                    task,
-                    name: scan::name(task),
-                });
-            }
-            Some(false) => record.set_trap_mask(Mask::Open),
-            None => {}
-        }
-    }
-    Ok(())
-}
-
-/// Looks several times, for a second: libc blocks every signal for moments, as when it starts a
-/// thread, and where many threads want to run, such a moment may be long.
-fn blocks_trap_for_long(task: TaskId) -> Option<bool> {
-    const LOOKS: u32 = 11;
-    for look in 0..LOOKS {
-        if let Some(doublings) = look.checked_sub(1) {
-            sys::nap(core::time::Duration::from_millis(1 << doublings));
-        }
-        let status = scan::status(task)?;
-        if status.dead {
-            return None;
-        }
-        if !status.blocks(libc::SIGTRAP) {
-            return Some(false);
-        }
-    }
-    Some(true)
-}
-
 fn place(at: CodeAddr, bytes: &[u8]) -> Result<TextRange, Error> {
     TextRange::new(at, bytes.len() as u64).ok_or(Error::NotText { at })
 }
@@ -324,16 +261,49 @@ fn hull(one: TextRange, other: TextRange) -> TextRange {
     TextRange::new(start, end.get() - start.get()).unwrap_or(one)
 }
 
+/// The eight bytes around `range` that are stored at once; `None` if there are none in one line of
+/// the cache.
+fn window(range: TextRange) -> Option<u64> {
+    const WORD: u64 = 8;
+    let (start, end) = (range.start().get(), range.end().get());
+    let line = start / LINE * LINE;
+    let aligned = start / WORD * WORD;
+    if end <= aligned + WORD {
+        Some(aligned)
+    } else if end - start <= WORD && end <= line + LINE {
+        Some(start.min(line + LINE - WORD))
+    } else {
+        None
+    }
+}
+
 fn set_first(at: CodeAddr, byte: u8) {
     // SAFETY: the place is mapped and writable, and code is only written to by us.
     unsafe { AtomicU8::from_ptr(at.get() as *mut u8) }.store(byte, Ordering::SeqCst);
 }
 
-/// Makes every core execute what memory holds now.
-fn serialise() {
-    if sys::barrier(Barrier::Core).is_err() {
-        // The command was registered at the beginning and has no other reason to fail. Going on
-        // would be worse.
-        std::process::abort();
+/// Puts `bytes`, of which `check` has found that they have a window, at `at` by one store.
+fn replace(at: CodeAddr, bytes: &[u8]) {
+    let Some(start) = place(at, bytes).ok().and_then(window) else {
+        return;
+    };
+    let from = (at.get() - start) as usize;
+    // SAFETY: the window is in one line, so on one page, which is mapped and writable, and code is
+    // only written to by us. A locked store needs no alignment.
+    unsafe {
+        let window = start as *mut u64;
+        let mut word = window.read_unaligned().to_le_bytes();
+        word[from..from + bytes.len()].copy_from_slice(bytes);
+        core::arch::asm!(
+            "xchg [{window}], {word}",
+            window = in(reg) window,
+            word = inout(reg) u64::from_le_bytes(word) => _,
+            options(nostack, preserves_flags),
+        );
     }
+}
+
+/// Makes every core execute what memory holds now.
+fn serialise() -> Result<(), Error> {
+    sys::barrier(Barrier::Core).map_err(Error::os("membarrier"))
 }

@@ -1,19 +1,66 @@
 //! Stacks: the port [`Unwinder`], on tables of every object in the process.
+//!
+//! Of a thread that sleeps, not all registers are known ([`asleep`](super::asleep)). Functions that
+//! were compiled with a frame pointer need one that is not. What is on such a stack can be said
+//! without that: return addresses stand in memory, so every word between the stack pointer and the
+//! end of the stack is taken for one. There are more of them than there are frames. If none of them
+//! keeps the thread, nothing does; unless one leads to code that no table knows, and that may know
+//! of return addresses which do not stand there (as return probes do), or to what signal handlers
+//! return to: what they interrupted may be on another stack.
 
 use super::context::Interrupted;
 use super::error::Error;
+use super::lock::Mutex;
+use super::memory;
 use super::objects::{Object, Objects};
-use super::peek::{CodePages, Memory, stack_memory};
+use super::peek::{CodePages, Copied, Memory, stack_memory};
 use super::stop::wait_outside;
 use super::ucontext;
 use alloc::sync::Arc;
+use core::cell::Cell;
 use core::ops::ControlFlow;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use klp_arch_x86_64::calls;
 use klp_arch_x86_64::unwind::{self, EhFrame, Regs, Rule, Table};
 use klp_core::addr::{CodeAddr, TextRange};
-use klp_core::port::{Frame, FrameKind, Unreliable, Unwinder};
+use klp_core::port::{Doubt, Frame, FrameKind, Unreliable, Unwinder};
+
+/// A thread or context whose stack does not change: where a walk begins.
+#[derive(Debug)]
+pub struct Stopped {
+    regs: Regs,
+    /// Whether the thread sleeps, and may wake up at any moment. Memory of its stack is copied then,
+    /// and some of `regs` are unknown.
+    sleeps: bool,
+    /// Whether a walk took every word for a return address.
+    guessed: Cell<bool>,
+}
+
+impl From<Regs> for Stopped {
+    fn from(regs: Regs) -> Self {
+        Self {
+            regs,
+            sleeps: false,
+            guessed: Cell::new(false),
+        }
+    }
+}
+
+impl Stopped {
+    /// A thread that sleeps, of which the stack pointer and the next instruction are known.
+    pub(crate) fn from_outside(regs: Regs) -> Self {
+        Self {
+            sleeps: true,
+            ..regs.into()
+        }
+    }
+
+    /// Whether a walk has visited more than there is.
+    pub(crate) fn was_guessed(&self) -> bool {
+        self.guessed.get()
+    }
+}
 
 /// The unwind tables of the process.
 ///
@@ -27,6 +74,8 @@ pub struct Stacks {
     /// See [`foot`]; 0: not known.
     foot: AtomicU64,
     code: CodePages,
+    /// Where code can be executed, in a round of looks in which somebody asked for it.
+    executable: Mutex<Option<Arc<[(u64, u64)]>>>,
 }
 
 /// What walks look at. Both are sorted by address, and nothing in them overlaps.
@@ -67,6 +116,9 @@ impl Set {
 /// a stack at least, so stacks that can be walked end long before.
 const MAX_FRAMES: usize = 1 << 24;
 
+/// Bytes of a stack that are taken for return addresses at most.
+const MAX_GUESSED: u64 = 1 << 20;
+
 impl Stacks {
     /// Makes the tables those of `objects` and `images`. Not to be called by two threads at once.
     ///
@@ -106,6 +158,7 @@ impl Stacks {
     /// Begins a round of looks at threads, which ends when the answer is dropped: in it, code that
     /// was found readable once is taken to stay so.
     pub(crate) fn round(&self) -> impl Drop + '_ {
+        *self.executable.lock() = None;
         self.code.round()
     }
 
@@ -133,6 +186,69 @@ impl Stacks {
             let memory = stack_memory();
             unwind::walk_call(*regs, MAX_FRAMES, rule, |addr| memory.read(addr), visit)
         })
+    }
+
+    /// Visits every word of the stack above `sp`, as a return address. `None`: it cannot be said
+    /// from these what is on the stack.
+    fn guess(
+        &self,
+        sp: u64,
+        memory: &Copied,
+        visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
+    ) -> Option<()> {
+        let executable = self.executable()?;
+        let start = sp.next_multiple_of(8);
+        let mut addr = start;
+        while let Some(word) = memory.read(addr) {
+            let pc = CodeAddr::new(word);
+            if self.is_dubious(pc, &executable) {
+                return None;
+            }
+            let frame = Frame {
+                pc,
+                kind: FrameKind::Call,
+            };
+            if visit(frame).is_break() {
+                return Some(());
+            }
+            addr = addr
+                .checked_add(8)
+                .filter(|addr| addr - start < MAX_GUESSED)?;
+        }
+        (addr != start).then_some(())
+    }
+
+    /// Whether `pc` is code that no table knows, or what signal handlers return to.
+    fn is_dubious(&self, pc: CodeAddr, executable: &[(u64, u64)]) -> bool {
+        // A call of `rt_sigreturn` in the one form that it has, by which unwinders know it.
+        const RETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
+        // Where the kernel puts the code of probes (`xol_add_vma` in `kernel/events/uprobes.c`): at
+        // the very end, so that nothing else is there.
+        const LAST_PAGE: core::ops::Range<u64> = 0x7fff_ffff_e000..0x7fff_ffff_f000;
+        let behind = executable.partition_point(|(start, _)| *start <= pc.get());
+        let is_code = behind
+            .checked_sub(1)
+            .and_then(|index| executable.get(index))
+            .is_some_and(|(_, end)| pc.get() < *end);
+        let is_known = |set: &Set| {
+            let mut bytes = [0; RETURN.len()];
+            // A return address may lie behind its function, a function's own address at its start.
+            let has_rule = [pc, pc.wrapping_sub(1)]
+                .iter()
+                .any(|pc| set.rule(*pc) != Rule::Gap);
+            has_rule && code(set, &self.code.memory(), pc, &mut bytes) != Some(&RETURN[..])
+        };
+        LAST_PAGE.contains(&pc.get())
+            || is_code && !self.with_tables(|set| set.is_some_and(is_known))
+    }
+
+    /// Where code can be executed, as of this round of looks. `None`: that cannot be said.
+    fn executable(&self) -> Option<Arc<[(u64, u64)]>> {
+        let mut known = self.executable.lock();
+        if known.is_none() {
+            *known = Some(memory::executable().ok()?.into());
+        }
+        known.clone()
     }
 
     /// Runs `walk` with the rules of frames, which stay as long as it runs.
@@ -172,20 +288,34 @@ impl Stacks {
 // thunks and veneers are in no table. It reads only memory that can be read, of a thread that is
 // stopped in the walk.
 unsafe impl Unwinder for Stacks {
-    type Context = Regs;
+    type Context = Stopped;
 
     fn walk(
         &self,
-        regs: &Regs,
+        stopped: &Stopped,
         visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
     ) -> Result<(), Unreliable> {
-        self.walk_seeing(regs, |_, _| (), visit)
+        if !stopped.sleeps {
+            return self.walk_seeing(&stopped.regs, |_, _| (), visit);
+        }
+        let memory = Copied::new();
+        let read = |addr| memory.read(addr);
+        let walked =
+            self.during_walk(|rule| unwind::walk(stopped.regs, MAX_FRAMES, rule, read, visit));
+        match walked {
+            // As it would be for want of a register.
+            Err(doubt) if doubt.why == Doubt::Corrupt => {
+                stopped.guessed.set(true);
+                self.guess(stopped.regs.rsp, &memory, visit).ok_or(doubt)
+            }
+            walked => walked,
+        }
     }
 
     /// Of a direct call. If it went to an entry of a procedure linkage table, or to a veneer, the
     /// function is the one that this leads to now: until it has been called once, that may be the
     /// dynamic linker's resolver.
-    fn called(&self, _: &Regs, _: usize, frame: Frame) -> Option<CodeAddr> {
+    fn called(&self, _: &Stopped, _: usize, frame: Frame) -> Option<CodeAddr> {
         if frame.kind != FrameKind::Call {
             return None;
         }
@@ -356,7 +486,7 @@ mod tests {
     fn calls_of(stacks: &Stacks, regs: &Regs) -> Vec<Option<CodeAddr>> {
         let mut all = Vec::new();
         let walked = stacks.walk_call(regs, &mut |frame| {
-            all.push(stacks.called(regs, all.len(), frame));
+            all.push(stacks.called(&(*regs).into(), all.len(), frame));
             ControlFlow::Continue(())
         });
         assert_eq!(walked, Ok(()));
@@ -421,7 +551,7 @@ mod tests {
         let (stacks, regs) = (stacks(), regs_here!());
         let mut all = Vec::new();
         let walked = stacks.walk_call(&regs, &mut |frame| {
-            all.push((frame, stacks.called(&regs, all.len(), frame)));
+            all.push((frame, stacks.called(&regs.into(), all.len(), frame)));
             ControlFlow::Continue(())
         });
         assert_eq!(walked, Ok(()));
@@ -464,7 +594,7 @@ mod tests {
             u64::MAX,
         ] {
             assert_eq!(
-                stacks.called(&Regs::default(), 1, frame(pc, FrameKind::Call)),
+                stacks.called(&Regs::default().into(), 1, frame(pc, FrameKind::Call)),
                 None,
                 "{pc:#x}"
             );
@@ -473,7 +603,7 @@ mod tests {
             klp_test_called_by_plt as *const () as u64,
             FrameKind::Interrupted,
         );
-        assert_eq!(stacks.called(&Regs::default(), 0, interrupted), None);
+        assert_eq!(stacks.called(&Regs::default().into(), 0, interrupted), None);
     }
 
     /// How many frames there are from here on.

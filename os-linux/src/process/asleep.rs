@@ -1,0 +1,153 @@
+//! Looking at a thread that sleeps in a system call, without waking it.
+//!
+//! The kernel tells where such a thread stands, and how often it was given a processor
+//! (`/proc/PID/task/TID/syscall` and `schedstat`, see proc(5)). If that number is the same before
+//! and after a look, the thread has not run meanwhile, and its stack was what was looked at. Of its
+//! registers only the stack pointer and the next instruction are told.
+
+use super::scan;
+use super::sys::gettid;
+use super::unwind::Stopped;
+use klp_arch_x86_64::unwind::Regs;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// A thread that slept in a system call when it was found.
+pub(crate) struct Sleeper {
+    schedstat: File,
+    /// How often it had been given a processor by then.
+    runs: u64,
+    sp: u64,
+    pc: u64,
+}
+
+impl Sleeper {
+    /// Finds out where the thread `tid` sleeps. `None`: it runs or may run, it sleeps elsewhere
+    /// than in a system call, its stack is in use by a child of `vfork`, or nobody can tell.
+    pub(crate) fn find(tid: u32) -> Option<Self> {
+        // Of the caller, the kernel would tell where it asks.
+        if tid == gettid() {
+            return None;
+        }
+        let schedstat = scan::open(tid, "schedstat").ok()?;
+        let runs = runs(&schedstat)?;
+        let mut buffer = [0; 256];
+        let (sp, pc) = place(read(&scan::open(tid, "syscall").ok()?, &mut buffer)?)?;
+        Some(Self {
+            schedstat,
+            runs,
+            sp,
+            pc,
+        })
+    }
+
+    /// Whether it has not run since it was found.
+    pub(crate) fn still_sleeps(&self) -> bool {
+        runs(&self.schedstat) == Some(self.runs)
+    }
+
+    /// Where a walk of its stack begins.
+    pub(crate) fn stopped(&self) -> Stopped {
+        let unknown = Regs::UNKNOWN;
+        Stopped::from_outside(Regs {
+            rip: self.pc,
+            rsp: self.sp,
+            rbp: unknown,
+            rbx: unknown,
+            r12: unknown,
+            r13: unknown,
+            r14: unknown,
+            r15: unknown,
+        })
+    }
+}
+
+fn read<'a>(file: &File, buffer: &'a mut [u8]) -> Option<&'a str> {
+    let len = file.read_at(buffer, 0).ok()?;
+    core::str::from_utf8(buffer.get(..len)?).ok()
+}
+
+/// The third number of `schedstat`: how often the thread was given a processor. It is never 0 if
+/// the kernel counts at all.
+fn runs(schedstat: &File) -> Option<u64> {
+    let mut buffer = [0; 96];
+    let runs = read(schedstat, &mut buffer)?
+        .split_ascii_whitespace()
+        .nth(2)?;
+    runs.parse().ok().filter(|runs| *runs != 0)
+}
+
+/// The stack pointer and the next instruction that `syscall` tells of a thread in a system call:
+/// the last two of nine numbers.
+fn place(syscall: &str) -> Option<(u64, u64)> {
+    let mut words = syscall.split_ascii_whitespace();
+    // -1: it sleeps elsewhere, in a page fault, say.
+    let number = words
+        .next()?
+        .parse::<i64>()
+        .ok()
+        .filter(|number| *number >= 0)?;
+    // A child of `vfork` runs on its parent's stack.
+    if [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3].contains(&number) {
+        return None;
+    }
+    let mut hex = words
+        .skip(6)
+        .map(|word| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok());
+    let (sp, pc) = (hex.next()??, hex.next()??);
+    hex.next().is_none().then_some((sp, pc))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn what_the_kernel_says_is_understood() {
+        let at = |text| place(text);
+        let asleep =
+            "0 0x3 0x7f65b5530000 0x20000 0x22 0xffffffff 0x0 0x7ffdf6c7ada8 0x7f65b56ac2ad\n";
+        assert_eq!(at(asleep), Some((0x7ffd_f6c7_ada8, 0x7f65_b56a_c2ad)));
+        assert_eq!(at("running\n"), None);
+        assert_eq!(at("-1 0x7ffdf6c7ada8 0x7f65b56ac2ad\n"), None);
+        assert_eq!(
+            at("58 0x0 0x0 0x0 0x0 0x0 0x0 0x7ffdf6c7ada8 0x7f65b56ac2ad\n"),
+            None
+        );
+        assert_eq!(at("0 0x3 0x7f65b5530000 0x20000 0x22\n"), None, "cut off");
+        assert_eq!(at(""), None);
+    }
+
+    #[test]
+    fn a_sleeper_is_found_and_its_waking_noticed() {
+        let (send_tid, tids) = channel();
+        let (wake, woken) = channel();
+        let (send_done, done) = channel();
+        let thread = std::thread::spawn(move || {
+            send_tid.send(gettid()).expect("the test listens");
+            while woken.recv().is_ok() {
+                send_done.send(()).expect("the test listens");
+            }
+        });
+        let tid = tids.recv().expect("the thread says its id");
+        let find = || loop {
+            if let Some(sleeper) = Sleeper::find(tid) {
+                return sleeper;
+            }
+            std::thread::yield_now();
+        };
+        let sleeper = find();
+        assert!(sleeper.still_sleeps());
+        wake.send(()).expect("the thread listens");
+        done.recv().expect("the thread answers");
+        assert!(!sleeper.still_sleeps(), "it has run");
+        assert!(
+            Sleeper::find(gettid()).is_none(),
+            "the caller does not sleep"
+        );
+        drop((wake, find()));
+        thread.join().expect("the thread only waits");
+        assert!(Sleeper::find(tid).is_none(), "it is gone");
+    }
+}
