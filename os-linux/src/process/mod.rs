@@ -90,7 +90,7 @@ pub use handler::EntryPoints;
 pub use host::Process;
 pub use library::Library;
 pub use livepatch::{Livepatch, OwnersEngine};
-pub use lock::{EngineLock, FutexLock};
+pub use lock::{EngineLock, FutexLock, ShadowLock};
 pub use shadow::shadows;
 pub use symbols::Symbols;
 pub use sys::Errno;

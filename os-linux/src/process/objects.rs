@@ -2,7 +2,7 @@
 
 use super::elf_file::{ElfFile, build_id};
 use super::error::Error;
-use super::lock::Mutex;
+use super::lock::{self, FutexLock, Mutex};
 use alloc::sync::Arc;
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -221,9 +221,9 @@ impl Objects {
             > 1
     }
 
-    /// Keeps what is known of them as it is, until the guard is dropped.
-    pub(crate) fn freeze(&self) -> impl Drop + '_ {
-        self.now.lock()
+    /// Keeps what is known of them as it is, while it is locked.
+    pub(crate) fn lock(&self) -> &FutexLock {
+        lock::of(&self.now)
     }
 
     /// All of them.

@@ -5,7 +5,7 @@
 
 use super::elf_file::part_of;
 use super::error::Error;
-use super::lock::Mutex;
+use super::lock::{self, FutexLock, Mutex};
 use super::unwind;
 use super::unwinders::Unwinder;
 use alloc::sync::Arc;
@@ -134,9 +134,9 @@ impl Patches {
         Some(image)
     }
 
-    /// Keeps them as they are, until the guard is dropped.
-    pub(crate) fn freeze(&self) -> (impl Drop + '_, impl Drop + '_) {
-        (self.unwinders.lock(), self.images.lock())
+    /// Both locks, in their order.
+    pub(crate) fn locks(&self) -> [&FutexLock; 2] {
+        [lock::of(&self.unwinders), lock::of(&self.images)]
     }
 
     /// Their unwind tables.

@@ -284,7 +284,7 @@ static REGISTRY: SignalLock<Registry> = SignalLock::new(Registry {
 #[inline]
 pub(crate) fn known() -> Option<&'static Record> {
     // SAFETY: 0, or where a record is that `join` found; chunks are never unmapped.
-    unsafe { (tls::get() as *const Record).as_ref() }
+    unsafe { (tls::get::<{ tls::RECORD }>() as *const Record).as_ref() }
 }
 
 /// The calling thread's record, made now if there was none.
@@ -312,7 +312,7 @@ fn join() -> &'static Record {
         }
         record
     };
-    tls::set(ptr::from_ref(record).addr());
+    tls::set::<{ tls::RECORD }>(ptr::from_ref(record).addr());
     record
 }
 

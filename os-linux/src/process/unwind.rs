@@ -268,7 +268,12 @@ impl Stacks {
         self.walks.fetch_add(1, Ordering::SeqCst);
         // SAFETY: this walk is counted.
         let result = look(unsafe { self.current() });
-        self.walks.fetch_sub(1, Ordering::SeqCst);
+        // In the child of a `fork` by a handler that interrupted the walk, it is not counted.
+        let _ = self
+            .walks
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |walks| {
+                walks.checked_sub(1)
+            });
         result
     }
 
