@@ -142,6 +142,25 @@ impl fmt::Debug for Options {
     }
 }
 
+/// Whether stacks can be followed: each begins in the executable or in the C library, and where a
+/// thread sleeps, it is inside of the C library.
+fn check_unwind_tables(space: &Space) -> Result<(), Error> {
+    let missing = |object: &str| match klp_core::mem::Name::new(object) {
+        Ok(object) => Err(Error::NoUnwindTables { object }),
+        Err(_) => Err(Error::OutOfMemory),
+    };
+    let executable = space.objects.named(VMLINUX);
+    let table = executable.as_deref().map(unwind::table_of).transpose()?;
+    if table.flatten().is_none() {
+        return missing(VMLINUX);
+    }
+    let call = CodeAddr::new(libc::syscall as *const () as u64);
+    match space.objects.at(call) {
+        Some(library) if !space.stacks.knows(call) => missing(&library.name),
+        _ => Ok(()),
+    }
+}
+
 /// Holds the library that the engine is in, if it is in one: its handlers stay installed.
 fn hold_library(space: &Space) {
     let here = CodeAddr::new(hold_library as *const () as u64);
@@ -159,7 +178,7 @@ impl Livepatch {
     ///
     /// # Errors
     ///
-    /// [`Error::Twice`], [`Error::SignalTaken`], or what the kernel does not offer (`membarrier`
+    /// [`Error::Twice`], [`Error::SignalTaken`], [`Error::NoUnwindTables`], or what the kernel does not offer (`membarrier`
     /// with `SYNC_CORE` came with Linux 4.16).
     pub fn init(options: Options) -> Result<&'static Self, Error> {
         static ONCE: lock::Mutex<()> = lock::Mutex::new(());
@@ -170,6 +189,7 @@ impl Livepatch {
         sys::register_barriers().map_err(Error::os("membarrier"))?;
         let space = Arc::new(Space::default());
         space.refresh()?;
+        check_unwind_tables(&space)?;
         hold_library(&space);
         ucontext::begin();
         if options.contexts == Contexts::Registered {

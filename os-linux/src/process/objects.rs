@@ -189,7 +189,8 @@ impl Objects {
     pub(crate) fn refresh(&self, came: &mut dyn FnMut(&Object)) -> bool {
         let counts = dl_counts();
         let mut now = self.now.lock();
-        if now.counts == counts {
+        // In a static executable, musl counts nothing.
+        if now.counts == counts && !now.objects.is_empty() {
             return false;
         }
         let (mut objects, mut next) = (Vec::new(), now.next);

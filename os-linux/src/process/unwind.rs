@@ -150,6 +150,12 @@ impl Stacks {
         Ok(())
     }
 
+    /// Whether there are rules for the code at `pc`.
+    pub(crate) fn knows(&self, pc: CodeAddr) -> bool {
+        let rule = |set: &Set| set.rule(pc);
+        self.with_tables(|set| !matches!(set.map_or(Rule::Gap, rule), Rule::Gap | Rule::Unknown))
+    }
+
     /// After `fork`, in the child: no other thread is in a walk.
     pub(crate) fn reset_in_child(&self) {
         self.walks.store(0, Ordering::SeqCst);
