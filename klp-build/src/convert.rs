@@ -27,6 +27,8 @@ pub enum ConvertError {
     NotRelocatable,
     /// It has livepatch relocations already.
     Converted,
+    /// Its code wants stacks that are executable, which threads have not.
+    ExecutableStack,
     /// The name of a livepatch symbol does not follow the grammar.
     BadSymbol {
         /// The name.
@@ -42,6 +44,10 @@ impl fmt::Display for ConvertError {
             Self::Elf(error) => write!(f, "cannot rewrite the ELF file: {error}"),
             Self::NotRelocatable => f.write_str("not a relocatable file"),
             Self::Converted => f.write_str("the file is a patch object already"),
+            Self::ExecutableStack => f.write_str(
+                "it asks for an executable stack (.note.GNU-stack): \
+                 take no address of a nested function, or mark hand-written assembly",
+            ),
             Self::BadSymbol { name, why } => {
                 write!(f, "symbol {name} has an incorrectly formatted name: {why}")
             }
@@ -66,15 +72,18 @@ pub fn convert(object: &[u8]) -> Result<Vec<u8>, ConvertError> {
     if is_converted(object) {
         return Err(ConvertError::Converted);
     }
-    let object = disarm_addrsig(object);
+    let (object, for_linkers) = disarm(object);
     let mut elf = Builder::read(&*object)?;
     if elf.header.e_type != elf::ET_REL {
         return Err(ConvertError::NotRelocatable);
     }
+    if wants_executable_stack(&elf) {
+        return Err(ConvertError::ExecutableStack);
+    }
     let objects = mark_symbols(&mut elf)?;
     move_relocations(&mut elf, &objects);
     mark_file(&mut elf);
-    drop_addrsig(&mut elf);
+    drop_sections(&mut elf, &for_linkers);
     split_names(&mut elf);
     let mut bytes = Vec::new();
     elf.write(&mut bytes)?;
@@ -195,36 +204,50 @@ fn mark_file(elf: &mut Builder<'_>) {
     }
 }
 
-/// The name of clang's table of the symbols whose addresses matter, for linkers that merge equal
-/// functions. It counts symbols by their places in the symbol table, which change here, and nobody
-/// merges functions of a patch.
-const ADDRSIG: &[u8] = b".llvm_addrsig";
-
-/// The type of that section: unknown to the builder.
-const SHT_LLVM_ADDRSIG: elf::SectionType = elf::SectionType(0x6fff_4c03);
-
-/// Makes clang's table a section of a type that the builder reads.
-fn disarm_addrsig(object: &[u8]) -> Cow<'_, [u8]> {
-    const TYPE: usize = offset_of!(elf::SectionHeader64<Endianness>, sh_type);
-    let mut file = Cow::Borrowed(object);
-    let Some((endian, start, sections)) = section_headers(object) else {
-        return file;
-    };
-    for (index, _) in sections
-        .iter()
-        .enumerate()
-        .filter(|(_, section)| section.sh_type(endian) == SHT_LLVM_ADDRSIG)
-    {
-        let at = start + index * size_of::<elf::SectionHeader64<Endianness>>() + TYPE;
-        file.to_mut()[at..at + 4].copy_from_slice(&endian.write_u32(elf::SHT_PROGBITS.0));
-    }
-    file
+/// Whether sections of this type are for link editors alone, and cannot be rewritten:
+///
+/// * groups of sections (ELF gABI, "Section Groups"), of which a link editor keeps one of several
+///   with the same name; here nothing is left out, so every member is a section like others;
+/// * LLVM's own: its tables of symbols whose addresses matter, of calls that are frequent, … They
+///   count symbols by their places in the symbol table, which change here.
+fn is_for_linkers(kind: elf::SectionType) -> bool {
+    const LLVM: core::ops::Range<u32> = 0x6fff_4c00..0x6fff_4d00;
+    kind == elf::SHT_GROUP || (LLVM.contains(&kind.0) && kind != elf::SHT_LLVM_DEPENDENT_LIBRARIES)
 }
 
-fn drop_addrsig(elf: &mut Builder<'_>) {
-    for section in &mut elf.sections {
-        section.delete |= section.name.as_slice() == ADDRSIG;
+/// Makes sections for link editors plain ones, which the builder reads. Returns their indices, too.
+fn disarm(object: &[u8]) -> (Cow<'_, [u8]>, Vec<usize>) {
+    const TYPE: usize = offset_of!(elf::SectionHeader64<Endianness>, sh_type);
+    let (mut file, mut found) = (Cow::Borrowed(object), Vec::new());
+    let Some((endian, start, sections)) = section_headers(object) else {
+        return (file, found);
+    };
+    for (index, section) in sections.iter().enumerate() {
+        if is_for_linkers(section.sh_type(endian)) {
+            let at = start + index * size_of::<elf::SectionHeader64<Endianness>>() + TYPE;
+            file.to_mut()[at..at + 4].copy_from_slice(&endian.write_u32(elf::SHT_PROGBITS.0));
+            found.push(index);
+        }
     }
+    (file, found)
+}
+
+/// Takes out the sections with these indices; no section is in a group then.
+fn drop_sections(elf: &mut Builder<'_>, indices: &[usize]) {
+    for section in &mut elf.sections {
+        // Of the null section, at index 0, the builder makes none.
+        section.delete |= indices.contains(&(section.id().index() + 1));
+        section.sh_flags = elf::SectionFlags(section.sh_flags.0 & !elf::SHF_GROUP.0);
+    }
+}
+
+/// Whether the code wants to run on stacks that are executable: GCC's nested functions whose
+/// addresses are taken do.
+fn wants_executable_stack(elf: &Builder<'_>) -> bool {
+    elf.sections.iter().any(|section| {
+        section.name.as_slice() == b".note.GNU-stack"
+            && section.sh_flags.contains(elf::SHF_EXECINSTR)
+    })
 }
 
 /// Gives the names of sections a section of their own: clang keeps them among those of symbols, the

@@ -3,6 +3,7 @@
 use klp_build::{ConvertError, convert, include_dir};
 use klp_core::elf::names::SymbolName;
 use klp_core::elf::view::{Home, SectionFlags, View};
+use object::elf;
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::Command;
@@ -211,6 +212,54 @@ fn the_mark_is_added_where_it_is_missing() {
     let patch = convert(&compile("int f(void) { return 1; }", &[])).expect("converts");
     let view = View::parse(&patch, machine(&patch), false).expect("a patch object");
     assert_eq!(view.modinfo("livepatch"), Some("Y"));
+}
+
+#[test]
+fn groups_of_sections_are_taken_apart() {
+    let in_group = |view: &View<'_>| {
+        let flag = SectionFlags::from_bits_retain(elf::SHF_GROUP.0);
+        view.sections()
+            .iter()
+            .filter(|section| section.flags.contains(flag))
+            .count()
+    };
+    let groups = |view: &View<'_>| {
+        view.sections()
+            .iter()
+            .filter(|section| section.kind == elf::SHT_GROUP.0)
+            .count()
+    };
+    // Macros of debug information are in groups, as templates of C++ are.
+    let object = compile(SOURCE, &["-fPIC", "-g3"]);
+    let before = View::parse(&object, machine(&object), false).expect("an object file");
+    assert!(groups(&before) > 0 && in_group(&before) > 0);
+    let patch = convert(&object).expect("converts");
+    let after = View::parse(&patch, machine(&patch), false).expect("a patch object");
+    assert_eq!((groups(&after), in_group(&after)), (0, 0));
+    let debug = |view: &View<'_>| {
+        let macros = |name: &&str| name.starts_with(".debug_macro");
+        view.sections()
+            .iter()
+            .map(|section| section.name)
+            .filter(macros)
+            .count()
+    };
+    assert_eq!(
+        debug(&after),
+        debug(&before),
+        "only what groups them is gone"
+    );
+    check_relocations(&object);
+    check_sections(&object);
+}
+
+#[test]
+fn code_that_wants_an_executable_stack_is_refused() {
+    let mark = r#"__asm__(".pushsection .note.GNU-stack,\"x\",@progbits\n.popsection");"#;
+    let source = format!("{mark}\nint f(void) {{ return 1; }}");
+    let error = convert(&compile(&source, &["-c"])).expect_err("a stack is not executable");
+    assert!(matches!(error, ConvertError::ExecutableStack), "{error}");
+    assert!(error.to_string().contains(".note.GNU-stack"), "{error}");
 }
 
 #[test]

@@ -116,6 +116,76 @@ fn a_child_can_make_shadow_variables_whoever_was_making_one() {
     assert!(unsafe { shadows().free(0x10, ID, nothing) });
 }
 
+/// What a handler does that interrupts the engine itself.
+mod interrupted {
+    use core::sync::atomic::{AtomicI32, Ordering};
+
+    pub(crate) static FORKS: AtomicI32 = AtomicI32::new(0);
+    /// This process is one of them.
+    pub(crate) static IS_CHILD: AtomicI32 = AtomicI32::new(0);
+    pub(crate) static BAD: AtomicI32 = AtomicI32::new(0);
+
+    /// Forks; the child ends, as a crash reporter's does, or goes on.
+    pub(crate) extern "C" fn fork(_: i32) {
+        if IS_CHILD.load(Ordering::Relaxed) != 0 {
+            return;
+        }
+        let goes_on = FORKS.fetch_add(1, Ordering::Relaxed) % 10 == 9;
+        let mut status = -1;
+        // SAFETY: the child ends at once, or goes on where the parent is. The handler interrupts
+        // the only thread, and the C library knows that there is no other one.
+        unsafe {
+            match libc::fork() {
+                0 if goes_on => IS_CHILD.store(1, Ordering::Relaxed),
+                0 => libc::_exit(0),
+                child => {
+                    libc::waitpid(child, &raw mut status, 0);
+                    BAD.fetch_add(i32::from(status != 0), Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_signal_handler_may_fork_whatever_the_engine_is_at() {
+    use interrupted::{BAD, FORKS, IS_CHILD};
+    let _alone = alone();
+    livepatch();
+    // In a process with one thread: elsewhere, the C library's own locks forbid this.
+    let status = in_child(|| {
+        // A deadlock ends here.
+        // SAFETY: no handler: it ends the process.
+        unsafe { libc::alarm(60) };
+        on_signal(libc::SIGPROF, interrupted::fork);
+        let often = libc::timeval {
+            tv_sec: 0,
+            tv_usec: 1000,
+        };
+        let timer = libc::itimerval {
+            it_interval: often,
+            it_value: often,
+        };
+        // SAFETY: the structure outlives the call.
+        unsafe { libc::setitimer(libc::ITIMER_PROF, &raw const timer, core::ptr::null_mut()) };
+        let patch = add_pair("interrupted");
+        while FORKS.load(Ordering::Relaxed) < 200 {
+            enable(patch);
+            assert_eq!(pair(|| ()), 222);
+            disable(patch);
+            assert_eq!(pair(|| ()), 111);
+            if IS_CHILD.load(Ordering::Relaxed) != 0 {
+                // It has finished what the parent had begun, and some more.
+                enable(patch);
+                assert_eq!(pair(|| ()), 222);
+                return true;
+            }
+        }
+        BAD.load(Ordering::Relaxed) == 0
+    });
+    assert_eq!(status, 0, "neither it nor its children hang or fail");
+}
+
 /// Whatever the parent's other threads are at, a child finds nothing locked.
 #[test]
 fn forks_beside_libraries_that_come_and_go() {

@@ -248,3 +248,13 @@ fn files_that_are_no_patch_objects() {
     assert!(matches!(error, LoadError::File { .. }), "{error}");
     assert_eq!(text(), before);
 }
+
+#[test]
+fn a_thread_local_variable_is_not_taken_for_another() {
+    let _alone = alone();
+    let error = livepatch()
+        .load_file(THREAD_LOCAL)
+        .expect_err("there is no such ordinary variable");
+    let words = error.to_string();
+    assert!(words.contains("symbol 'errno'"), "{words}");
+}

@@ -40,6 +40,12 @@
 #ifndef KLP_PATCH_H
 #define KLP_PATCH_H
 
+#ifdef __cplusplus
+#define KLP_BOOL_ bool
+#else
+#define KLP_BOOL_ _Bool
+#endif
+
 /*
  * What a patch object says of one function, one object: Linux's layouts, so that one file serves
  * every host.
@@ -103,7 +109,7 @@ struct klp_callbacks {
 	void (*pre_unpatch)(struct klp_object *object);
 	/* When no task runs the new functions any more; if pre_patch said 0. */
 	void (*post_unpatch)(struct klp_object *object);
-	_Bool post_unpatch_enabled; /* the engine's */
+	KLP_BOOL_ post_unpatch_enabled; /* the engine's */
 };
 
 struct klp_object_ext {

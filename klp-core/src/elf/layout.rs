@@ -13,6 +13,13 @@ use object::elf;
 /// so.
 pub(super) const PAGE: u64 = 4096;
 
+/// What unwinders read (Linux Standard Base, "The .eh_frame section").
+pub(super) const EH_FRAME: &str = ".eh_frame";
+
+/// The section ends with an entry of length zero, as `__register_frame` wants it; link editors take
+/// that from a file of the compiler's.
+const END_OF_EH_FRAME: u64 = 4;
+
 /// Kinds of memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Part {
@@ -78,6 +85,9 @@ impl Layout {
         });
         for (index, section, part) in order {
             layout.sections[index] = Some(layout.reserve(part, section.len, section.align)?);
+            if section.name == EH_FRAME {
+                layout.reserve(part, END_OF_EH_FRAME, 1)?;
+            }
             if part == Part::Data && !section.is(elf::SHT_NOBITS) {
                 layout.filled_data = layout.size.data;
             }
@@ -145,6 +155,10 @@ fn part_of(section: &Section<'_>) -> Result<Option<Part>, Refusal> {
     let has = |flags| section.flags.contains(flags);
     let refuse = |what| Err(Refusal::unsupported(what, section.name));
     check_klp_rela(section)?;
+    // GCC's nested functions whose addresses are taken write code on the stack.
+    if section.name == ".note.GNU-stack" && has(SectionFlags::EXECINSTR) {
+        return refuse("executable stack");
+    }
     if !has(SectionFlags::ALLOC) || section.is(elf::SHT_RELA) {
         return Ok(None);
     }

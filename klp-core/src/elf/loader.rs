@@ -3,7 +3,7 @@
 
 use super::Refusal;
 use super::callbacks::CCallbacks;
-use super::layout::{Layout, PAGE, Part};
+use super::layout::{EH_FRAME, Layout, PAGE, Part};
 use super::linker::{Linker, Waiting};
 use super::manifest::{self, CALLBACKS, FuncEntry, ObjectEntry, Pointee};
 use super::view::{Home, View};
@@ -46,7 +46,7 @@ impl LoadedImage {
     }
 
     /// Address and contents of `.eh_frame`: what a host needs to walk stacks through the patch's
-    /// functions.
+    /// functions. In memory a zero word follows it, which marks its end for unwinders.
     #[must_use]
     pub fn eh_frame(&self) -> Option<(CodeAddr, &[u8])> {
         self.eh_frame.as_ref().map(|(at, bytes)| (*at, &**bytes))
@@ -342,7 +342,7 @@ impl Description<'_, '_> {
         &self,
         linker: &Linker<'_, '_, P>,
     ) -> Result<Option<(CodeAddr, Vec<u8>)>, Error> {
-        let Some((index, _)) = self.view.section(".eh_frame") else {
+        let Some((index, _)) = self.view.section(EH_FRAME) else {
             return Ok(None);
         };
         let (Some(spot), Some(contents)) = (self.layout.sections[index], linker.contents(index))

@@ -187,15 +187,17 @@ fn references_are_bound() {
 }
 
 #[test]
-fn eh_frame_is_handed_out_relocated() {
+fn eh_frame_is_handed_out_relocated_and_ends_with_a_zero_word() {
     let (mut file, text) = File::replacing_victim();
     let frame = file.section(".eh_frame", ALLOC, 8, &[0; 16]);
+    file.section(".gcc_except_table", ALLOC, 1, &[0xff; 16]);
     let start = file.symbol("", object::elf::STT_SECTION, Some(text), 0, 0);
     file.rela(frame, 8, start, PC32, 0);
     let host = Host::new();
     let loaded = load(&host, &file.bytes(), "p").expect("loads");
     let (at, bytes) = loaded.image.eh_frame().expect("has one");
     assert_eq!(bytes, host.bytes::<16>(at));
+    assert_eq!(host.bytes::<5>(at.wrapping_add(16)), [0, 0, 0, 0, 0xff]);
     let distance = i32::from_le_bytes(bytes[8..12].try_into().expect("four"));
     let begin = at.get().wrapping_add_signed(8 + i64::from(distance));
     assert_eq!(begin, loaded.patch.objects()[0].funcs()[0].new_addr().get());

@@ -136,6 +136,13 @@ fn sections() {
         "patch 'fix': constructor or destructor (.ctors.65535) is not supported"
     );
     let said = refused(|file, _| {
+        file.section(".note.GNU-stack", elf::SHF_EXECINSTR, 1, b"");
+    });
+    assert_eq!(
+        said,
+        "patch 'fix': executable stack (.note.GNU-stack) is not supported"
+    );
+    let said = refused(|file, _| {
         file.section(".wx", TEXT | elf::SHF_WRITE, 8, &[0; 8]);
     });
     assert_eq!(

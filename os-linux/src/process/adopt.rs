@@ -25,6 +25,7 @@ use super::linker::Handle;
 use super::livepatch::Livepatch;
 use super::lock::give_way;
 use super::objects::Object;
+use super::sys::gettid;
 use alloc::sync::Arc;
 use klp_core::engine::PatchId;
 use klp_core::mem::Name;
@@ -53,7 +54,7 @@ impl Visit {
 
     fn since(livepatch: &'static Livepatch, since: u64) -> Self {
         give_way();
-        livepatch.libraries.lock().visits.push(since);
+        livepatch.libraries.lock().visits.push((since, gettid()));
         Self { livepatch, since }
     }
 
@@ -67,7 +68,7 @@ impl Drop for Visit {
     fn drop(&mut self) {
         let visits = &mut self.livepatch.libraries.lock().visits;
         // In the child of a `fork` by a constructor, it was forgotten.
-        if let Some(index) = visits.iter().position(|since| *since == self.since) {
+        if let Some(index) = visits.iter().position(|(since, _)| *since == self.since) {
             visits.swap_remove(index);
         }
     }
@@ -143,7 +144,7 @@ impl Livepatch {
         &'static self,
         which: impl Fn(&Object) -> bool,
     ) -> Result<(), LoadError> {
-        self.space().refresh().map_err(LoadError::Process)?;
+        self.meet_unwinders(false).map_err(LoadError::Process)?;
         let objects = self.space().objects.all();
         // Not before the list was made: one that is being opened is in the list only if its opening
         // had begun.

@@ -59,6 +59,12 @@ pub enum Error {
         /// The signal's number.
         signal: i32,
     },
+    /// Stacks cannot be followed through an object that all of them go through: it was linked
+    /// without an index of its unwind tables and has no section headers, or has no tables.
+    NoUnwindTables {
+        /// The object.
+        object: klp_core::mem::Name,
+    },
     /// Patches cannot tell two objects apart.
     NameTaken {
         /// How patches would call both.
@@ -131,6 +137,11 @@ impl fmt::Display for Error {
                      else has set what it does"
                 )
             }
+            Self::NoUnwindTables { object } => write!(
+                f,
+                "stacks cannot be followed: no unwind tables of object '{object}' are found \
+                 (compile with -fasynchronous-unwind-tables, link with --eh-frame-hdr)"
+            ),
             Self::NameTaken { object } => write!(f, "another object is called '{object}' already"),
             Self::BadFile { object, why } => write!(f, "the file of object '{object}' {why}"),
         }

@@ -8,42 +8,135 @@
 //! child, and with it the engine. `fork` waits a while for threads that are there for the engine
 //! ([`Livepatch::open_library`], `adopt`), but does not know of a plain `dlopen`.
 //!
+//! A signal handler may fork, too, in the midst of the engine's own work: a crash reporter's does.
+//! Its thread cannot wait for what it holds itself, nor for long for others, who may wait for it.
+//! The child may call patched functions, replace itself (`exec`) and end. If the handler returns
+//! there, the engine's work goes on in the child as well; before that, the handler must ask nothing
+//! of the engine. If another thread held something that the handler's could not get, the child must
+//! never ask anything of the engine.
+//!
+//! So nothing here allocates, or uses a thread-local variable that has to be allocated.
+//!
 //! This covers `fork(3)`. A child made with the bare system call must not call patched functions;
 //! one made by `vfork` or `posix_spawn` runs in the parent's memory for a moment, as the thread
 //! that made it.
 
 use super::error::Error;
-use super::libraries::Known;
 use super::livepatch::Livepatch;
 use super::lock::{self, FutexLock, Mutex};
-use super::shadow::shadows;
 use super::sys::{Errno, gettid, nap};
-use super::{records, stop};
-use core::cell::RefCell;
-use core::mem::ManuallyDrop;
+use super::{records, stop, tls};
 use core::time::Duration;
-use lock_api::MutexGuard;
+use lock_api::RawMutex;
 use std::os::fd::RawFd;
-
-thread_local! {
-    /// Empty outside of forks. Without a destructor: to announce one, a thread waits for the
-    /// dynamic linker.
-    static FROZEN: ManuallyDrop<RefCell<Option<Frozen>>> = const { ManuallyDrop::new(RefCell::new(None)) };
-}
-
-/// What the forking thread holds during the fork: everything that has a lock, at rest.
-struct Frozen {
-    /// The engine, the shadow variables, and what is in memory.
-    _at_rest: Box<dyn Any>,
-    known: MutexGuard<'static, FutexLock, Known>,
-    sockets: MutexGuard<'static, FutexLock, Vec<RawFd>>,
-}
-
-trait Any {}
-impl<T> Any for T {}
+use std::time::Instant;
 
 /// Descriptors that only threads of the parent use.
 static PARENTS: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
+
+/// How long a thread that holds locks itself waits for others.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Everything that has a lock.
+struct Locks([&'static FutexLock; LOCKS]);
+
+const LOCKS: usize = 8;
+
+impl Locks {
+    /// In the order of `adopt.rs`. Callbacks of the engine take the lock of shadow variables.
+    fn of(livepatch: &'static Livepatch) -> Self {
+        let [update, unwinders, images, objects] = livepatch.space().locks();
+        Self([
+            lock::of(&livepatch.libraries),
+            &lock::ENGINE,
+            &lock::SHADOWS,
+            update,
+            unwinders,
+            images,
+            objects,
+            lock::of(&PARENTS),
+        ])
+    }
+
+    const LIBRARIES: Set = Set(1);
+    const PARENTS: Set = Set(1 << (LOCKS - 1));
+
+    /// Those that `which` says.
+    fn filter(&self, mut which: impl FnMut(&FutexLock) -> bool) -> Set {
+        let bits = self.0.iter().enumerate();
+        Set(bits.fold(0, |set, (index, lock)| {
+            set | usize::from(which(lock)) << index
+        }))
+    }
+
+    fn each(&self, set: Set, act: impl Fn(&FutexLock)) {
+        let members = self.0.iter().enumerate();
+        members
+            .filter(|(index, _)| set.0 >> index & 1 == 1)
+            .for_each(|(_, lock)| act(lock));
+    }
+}
+
+/// Some of the locks.
+#[derive(Clone, Copy)]
+struct Set(usize);
+
+impl Set {
+    const fn has(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+/// The thread's fork under way, kept in a word of its own.
+#[derive(Clone, Copy)]
+struct Fork {
+    /// Locked for the fork.
+    taken: Set,
+    /// Held by the thread anyway.
+    own: Set,
+    /// Forks of signal handlers that have interrupted it, and itself. 0: there is none.
+    depth: usize,
+}
+
+impl Fork {
+    const NONE: Self = Self {
+        taken: Set(0),
+        own: Set(0),
+        depth: 0,
+    };
+
+    fn current() -> Self {
+        let word = tls::get::<{ tls::FORK }>();
+        let set = |word: usize| Set(word & ((1 << LOCKS) - 1));
+        Self {
+            taken: set(word),
+            own: set(word >> LOCKS),
+            depth: word >> (2 * LOCKS),
+        }
+    }
+
+    fn keep(self) {
+        let word = self.taken.0 | self.own.0 << LOCKS | self.depth << (2 * LOCKS);
+        tls::set::<{ tls::FORK }>(word);
+    }
+
+    /// Ends the fork; what it has taken is to be unlocked. `None`: it was one of a signal handler's
+    /// inside of another, or the engine was not there yet when it began.
+    fn end(self) -> Option<Self> {
+        match self.depth {
+            0 => None,
+            1 => {
+                Self::NONE.keep();
+                Some(self)
+            }
+            depth => {
+                let depth = depth - 1;
+                Self { depth, ..self }.keep();
+                None
+            }
+        }
+    }
+}
 
 /// Has `socket` closed in children. The calling process never closes it.
 #[cfg(feature = "control")]
@@ -68,54 +161,89 @@ extern "C" fn prepare() {
     let Some(livepatch) = Livepatch::get() else {
         return;
     };
-    FROZEN.with(|slot| {
-        // In the order of `adopt.rs`.
-        lock::set_forker(gettid());
-        let known = known_at_rest(livepatch);
-        let engine = livepatch.engine().freeze();
-        lock::set_forker(0);
-        // Callbacks of the engine take the lock of the variables.
-        let shadows = shadows().freeze();
-        let at_rest = Box::new((livepatch.space().freeze(), shadows, engine));
-        *slot.borrow_mut() = Some(Frozen {
-            _at_rest: at_rest,
-            known,
-            sockets: PARENTS.lock(),
-        });
-    });
+    let interrupted = Fork::current();
+    if interrupted.depth > 0 {
+        let depth = interrupted.depth + 1;
+        return Fork {
+            depth,
+            ..interrupted
+        }
+        .keep();
+    }
+    let locks = Locks::of(livepatch);
+    let own = locks.filter(FutexLock::is_mine);
+    lock::set_forker(gettid());
+    let taken = if own.0 == 0 {
+        wait_for_rest(livepatch);
+        locks.filter(|lock| {
+            lock.is_mine() || {
+                lock.lock();
+                true
+            }
+        })
+    } else {
+        let end = Instant::now() + PATIENCE;
+        locks.filter(|lock| !lock.is_mine() && lock.take_until(end))
+    };
+    lock::set_forker(0);
+    Fork {
+        taken,
+        own,
+        depth: 1,
+    }
+    .keep();
 }
 
-/// Locks what is known of libraries, if possible at a moment when no thread is inside of the
+/// Locks what is known of libraries, if possible at a moment when no other thread is inside of the
 /// dynamic linker for the engine: `fork` leaves locks of the dynamic linker locked in the child if
 /// another thread holds them. It is not waited for constructors that take long.
-fn known_at_rest(livepatch: &'static Livepatch) -> MutexGuard<'static, FutexLock, Known> {
+fn wait_for_rest(livepatch: &'static Livepatch) {
     /// How often is looked, at most.
     const LOOKS: u32 = 5000;
+    let own = gettid();
     for _ in 0..LOOKS {
         let known = livepatch.libraries.lock();
-        if known.at_rest() {
-            return known;
+        if known.at_rest_but_for(own) {
+            // It is unlocked with the others.
+            return core::mem::forget(known);
         }
         drop(known);
         nap(Duration::from_micros(100));
     }
-    livepatch.libraries.lock()
 }
 
 extern "C" fn in_parent() {
-    FROZEN.with(|slot| slot.borrow_mut().take());
+    if let (Some(livepatch), Some(fork)) = (Livepatch::get(), Fork::current().end()) {
+        unlock(&Locks::of(livepatch), fork.taken);
+    }
+}
+
+fn unlock(locks: &Locks, taken: Set) {
+    // SAFETY: this thread has locked them in `prepare`.
+    locks.each(taken, |lock| unsafe { lock.unlock() });
 }
 
 extern "C" fn in_child() {
     stop::reset_in_child();
-    if let Some(livepatch) = Livepatch::get() {
-        livepatch.space().stacks.reset_in_child();
+    let Some(livepatch) = Livepatch::get() else {
+        return;
+    };
+    livepatch.space().stacks.reset_in_child();
+    let (locks, fork) = (Locks::of(livepatch), Fork::current());
+    locks.each(fork.own, FutexLock::keep_in_child);
+    locks.each(fork.taken, FutexLock::keep_in_child);
+    if fork.taken.has(Locks::LIBRARIES) {
+        // SAFETY: this thread, the only one, has locked it.
+        unsafe { &mut *livepatch.libraries.data_ptr() }.reset_in_child();
     }
-    if let Some(mut frozen) = FROZEN.with(|slot| slot.borrow_mut().take()) {
-        frozen.known.reset_in_child();
-        for socket in frozen.sockets.drain(..) {
+    if fork.taken.has(Locks::PARENTS) {
+        // SAFETY: as above.
+        for socket in unsafe { &mut *PARENTS.data_ptr() }.drain(..) {
             // SAFETY: the thread that owns it is not in the child.
             unsafe { libc::close(socket) };
         }
+    }
+    if let Some(fork) = fork.end() {
+        unlock(&locks, fork.taken);
     }
 }

@@ -8,14 +8,14 @@ use alloc::sync::Arc;
 pub(crate) struct Known {
     pub(super) opened: Vec<Opened>,
     /// For each [`Visit`](super::adopt::Visit), the number of the first object that may have come
-    /// by it.
-    pub(super) visits: Vec<u64>,
+    /// by it, and the thread.
+    pub(super) visits: Vec<(u64, u32)>,
 }
 
 impl Known {
-    /// Whether no thread is inside of the dynamic linker for the engine.
-    pub(crate) fn at_rest(&self) -> bool {
-        self.visits.is_empty()
+    /// Whether no thread but `own` is inside of the dynamic linker for the engine.
+    pub(crate) fn at_rest_but_for(&self, own: u32) -> bool {
+        self.visits.iter().all(|(_, thread)| *thread == own)
     }
 
     /// After `fork`, in the child: other threads are gone.
@@ -25,7 +25,8 @@ impl Known {
 
     /// Objects with smaller numbers have not come by a visit under way.
     pub(super) fn settled(&self) -> u64 {
-        self.visits.iter().copied().min().unwrap_or(u64::MAX)
+        let firsts = self.visits.iter().map(|(first, _)| *first);
+        firsts.min().unwrap_or(u64::MAX)
     }
 }
 

@@ -7,7 +7,7 @@
 use super::error::Error;
 use super::objects::Object;
 use super::sys::Errno;
-use core::ffi::{CStr, c_char, c_void};
+use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ptr::{self, NonNull};
 use klp_core::addr::CodeAddr;
 use std::ffi::CString;
@@ -30,6 +30,13 @@ struct LinkMap {
     addr: u64,
     name: *const c_char,
     dynamic: u64,
+}
+
+/// `dlinfo(3)`, which `libc` has for glibc only: musl's is the same.
+const RTLD_DI_LINKMAP: c_int = 2;
+
+unsafe extern "C" {
+    fn dlinfo(handle: *mut c_void, request: c_int, info: *mut c_void) -> c_int;
 }
 
 impl Handle {
@@ -73,13 +80,8 @@ impl Handle {
     pub(crate) fn place(&self) -> Option<CodeAddr> {
         let mut map: *const LinkMap = ptr::null();
         // SAFETY: the handle is open; a pointer is written.
-        let failed = unsafe {
-            libc::dlinfo(
-                self.0.as_ptr(),
-                libc::RTLD_DI_LINKMAP,
-                (&raw mut map).cast(),
-            )
-        } != 0;
+        let failed =
+            unsafe { dlinfo(self.0.as_ptr(), RTLD_DI_LINKMAP, (&raw mut map).cast()) } != 0;
         // SAFETY: the library's description stays while the handle is open, and these fields do not
         // change.
         unsafe { map.as_ref() }

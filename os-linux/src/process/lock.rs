@@ -8,16 +8,65 @@ use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 use lock_api::RawMutex;
+use std::time::Instant;
 
+/// Nobody holds the lock. Otherwise the word is the holder's thread id, by which a holder knows its
+/// own lock again: a signal handler that forks cannot wait for what its thread holds.
 const FREE: u32 = 0;
-const HELD: u32 = 1;
-const WANTED: u32 = 2;
+/// Set in addition if somebody waits. Thread ids are below (kernel: `PID_MAX_LIMIT`; `futex(2)` has
+/// the same bit for this).
+const WANTED: u32 = 1 << 31;
 
 /// The sleeping lock of a process.
 pub struct FutexLock(AtomicU32);
 
-// SAFETY: `HELD` or `WANTED` are set by the one thread that found `FREE`, and stay until it
-// unlocks.
+impl FutexLock {
+    /// Takes the lock for `own`, the calling thread's id; waits until `end` at most.
+    fn take(&self, own: u32, end: Option<Instant>) -> bool {
+        let mut mark = 0;
+        loop {
+            let now = self.0.load(Ordering::Relaxed);
+            if now == FREE {
+                let taken =
+                    self.0
+                        .compare_exchange(FREE, own | mark, Ordering::Acquire, Ordering::Relaxed);
+                if taken.is_ok() {
+                    return true;
+                }
+                continue;
+            }
+            let left = match end.map(|end| end.saturating_duration_since(Instant::now())) {
+                Some(Duration::ZERO) => return false,
+                left => left,
+            };
+            let wanted =
+                self.0
+                    .compare_exchange(now, now | WANTED, Ordering::Relaxed, Ordering::Relaxed);
+            if wanted.is_ok() {
+                futex_wait(&self.0, now | WANTED, left);
+                // There may be others that wait.
+                mark = WANTED;
+            }
+        }
+    }
+
+    /// Takes the lock if it is free by `end`. Says whether it was.
+    pub(crate) fn take_until(&self, end: Instant) -> bool {
+        self.take(gettid(), Some(end))
+    }
+
+    /// Whether the calling thread holds it.
+    pub(crate) fn is_mine(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & !WANTED == gettid()
+    }
+
+    /// In the child of a `fork`: the calling thread, which holds the lock, has a new id.
+    pub(crate) fn keep_in_child(&self) {
+        self.0.store(gettid(), Ordering::Relaxed);
+    }
+}
+
+// SAFETY: only the one thread that found `FREE` puts its id there, and it stays until that unlocks.
 unsafe impl RawMutex for FutexLock {
     #[allow(
         clippy::declare_interior_mutable_const,
@@ -27,21 +76,17 @@ unsafe impl RawMutex for FutexLock {
     type GuardMarker = lock_api::GuardNoSend;
 
     fn lock(&self) {
-        if !self.try_lock() {
-            while self.0.swap(WANTED, Ordering::Acquire) != FREE {
-                futex_wait(&self.0, WANTED, None);
-            }
-        }
+        self.take(gettid(), None);
     }
 
     fn try_lock(&self) -> bool {
         self.0
-            .compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed)
+            .compare_exchange(FREE, gettid(), Ordering::Acquire, Ordering::Relaxed)
             .is_ok()
     }
 
     unsafe fn unlock(&self) {
-        if self.0.swap(FREE, Ordering::Release) == WANTED {
+        if self.0.swap(FREE, Ordering::Release) & WANTED != 0 {
             futex_wake(&self.0, 1);
         }
     }
@@ -50,9 +95,21 @@ unsafe impl RawMutex for FutexLock {
 /// A value behind a [`FutexLock`].
 pub(crate) type Mutex<T> = lock_api::Mutex<FutexLock, T>;
 
-/// The engine's lock. Whoever asks for it gives way to a thread that is about to fork, which would
-/// wait for long behind one that asks again and again.
-pub struct EngineLock(FutexLock);
+/// The lock in front of a value. Who unlocks it has locked it.
+pub(crate) fn of<T>(mutex: &Mutex<T>) -> &FutexLock {
+    // SAFETY: it is unlocked by who has locked it, as said.
+    unsafe { mutex.raw() }
+}
+
+/// The lock of the process's engine, of which there is one. Whoever asks for it gives way to a
+/// thread that is about to fork, which would wait for long behind one that asks again and again.
+pub struct EngineLock(());
+
+/// The lock of the process's shadow variables.
+pub struct ShadowLock(());
+
+pub(crate) static ENGINE: FutexLock = FutexLock::INIT;
+pub(crate) static SHADOWS: FutexLock = FutexLock::INIT;
 
 /// The thread that waits for the engine's locks in order to fork; 0 if none does.
 static FORKER: AtomicU32 = AtomicU32::new(0);
@@ -75,27 +132,42 @@ pub(crate) fn give_way() {
     }
 }
 
-// SAFETY: it is the lock inside.
+// SAFETY: it is `ENGINE`.
 unsafe impl RawMutex for EngineLock {
-    #[allow(
-        clippy::declare_interior_mutable_const,
-        reason = "it is what the trait asks for"
-    )]
-    const INIT: Self = Self(FutexLock::INIT);
+    const INIT: Self = Self(());
     type GuardMarker = lock_api::GuardNoSend;
 
     fn lock(&self) {
         give_way();
-        self.0.lock();
+        ENGINE.lock();
     }
 
     fn try_lock(&self) -> bool {
-        self.0.try_lock()
+        ENGINE.try_lock()
     }
 
     unsafe fn unlock(&self) {
         // SAFETY: the caller's promise.
-        unsafe { self.0.unlock() };
+        unsafe { ENGINE.unlock() };
+    }
+}
+
+// SAFETY: it is `SHADOWS`.
+unsafe impl RawMutex for ShadowLock {
+    const INIT: Self = Self(());
+    type GuardMarker = lock_api::GuardNoSend;
+
+    fn lock(&self) {
+        SHADOWS.lock();
+    }
+
+    fn try_lock(&self) -> bool {
+        SHADOWS.try_lock()
+    }
+
+    unsafe fn unlock(&self) {
+        // SAFETY: the caller's promise.
+        unsafe { SHADOWS.unlock() };
     }
 }
 
@@ -153,6 +225,26 @@ impl<T> DerefMut for Guard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_holder_knows_its_own_lock_and_others_wait_as_long_as_they_say() {
+        static LOCK: FutexLock = FutexLock::INIT;
+        assert!(!LOCK.is_mine());
+        LOCK.lock();
+        assert!(LOCK.is_mine());
+        std::thread::scope(|scope| {
+            let waits = || {
+                let end = Instant::now() + Duration::from_millis(20);
+                (LOCK.is_mine(), LOCK.take_until(end), Instant::now() >= end)
+            };
+            let waiter = scope.spawn(waits);
+            assert_eq!(waiter.join().expect("it only waits"), (false, false, true));
+        });
+        assert!(LOCK.is_mine(), "also if somebody has waited");
+        // SAFETY: this thread holds it.
+        unsafe { LOCK.unlock() };
+        assert!(LOCK.take_until(Instant::now()));
+    }
 
     #[test]
     fn counts_of_many_threads_add_up() {

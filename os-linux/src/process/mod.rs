@@ -32,6 +32,9 @@
 //!   from then on. [`Livepatch::open_library`] patches it before anybody can call it.
 //! * Callbacks of patches must not call the dynamic linker, and constructors of libraries must not
 //!   wait for a thread that calls `adopt` or `enable`, unless `open_library` loads them.
+//! * In a library that comes by `dlopen`, the engine wants eight bytes of the room that glibc keeps
+//!   for variables which every thread has from its beginning (`ld.so(8)`,
+//!   `glibc.rtld.optional_static_tls`). The library stays in memory once the engine was made.
 //! * Whoever switches between stacks (coroutines, fibers) registers them, as [`Context`]s: a
 //!   suspended one may be in the midst of a function that changes. Where it is noticed that
 //!   somebody makes stacks and says nothing of it, nothing is patched; see [`Contexts`] and
@@ -72,8 +75,10 @@ mod symbols;
 mod sys;
 mod tasks;
 mod text;
+mod tls;
 mod ucontext;
 mod unwind;
+mod unwinders;
 
 #[cfg(feature = "control")]
 pub(crate) use fork::close_in_children;
@@ -85,7 +90,7 @@ pub use handler::EntryPoints;
 pub use host::Process;
 pub use library::Library;
 pub use livepatch::{Livepatch, OwnersEngine};
-pub use lock::{EngineLock, FutexLock};
+pub use lock::{EngineLock, FutexLock, ShadowLock};
 pub use shadow::shadows;
 pub use symbols::Symbols;
 pub use sys::Errno;
@@ -94,13 +99,16 @@ pub use text::ProcessText;
 pub use ucontext::Unregistered;
 pub use unwind::{Stacks, Stopped};
 
+use adopt::Visit;
 use alloc::sync::Arc;
 use core::fmt;
 use core::time::Duration;
 use klp_core::addr::CodeAddr;
 use klp_core::elf;
 use klp_core::engine::{PatchId, Poll, Preflight};
+use klp_core::model::VMLINUX;
 use klp_core::port::{EntryTracer, Platform};
+use linker::Handle;
 use space::Space;
 use std::path::Path;
 use std::time::Instant;
@@ -134,12 +142,43 @@ impl fmt::Debug for Options {
     }
 }
 
+/// Whether stacks can be followed: each begins in the executable or in the C library, and where a
+/// thread sleeps, it is inside of the C library.
+fn check_unwind_tables(space: &Space) -> Result<(), Error> {
+    let missing = |object: &str| match klp_core::mem::Name::new(object) {
+        Ok(object) => Err(Error::NoUnwindTables { object }),
+        Err(_) => Err(Error::OutOfMemory),
+    };
+    let executable = space.objects.named(VMLINUX);
+    let table = executable.as_deref().map(unwind::table_of).transpose()?;
+    if table.flatten().is_none() {
+        return missing(VMLINUX);
+    }
+    let call = CodeAddr::new(libc::syscall as *const () as u64);
+    match space.objects.at(call) {
+        Some(library) if !space.stacks.knows(call) => missing(&library.name),
+        _ => Ok(()),
+    }
+}
+
+/// Holds the library that the engine is in, if it is in one: its handlers stay installed.
+fn hold_library(space: &Space) {
+    let here = CodeAddr::new(hold_library as *const () as u64);
+    if let Some(library) = space
+        .objects
+        .at(here)
+        .filter(|object| object.name != VMLINUX)
+    {
+        let _for_good = Handle::hold(&library);
+    }
+}
+
 impl Livepatch {
     /// Makes this process one that can be patched. Nothing is patched yet, and no thread notices.
     ///
     /// # Errors
     ///
-    /// [`Error::Twice`], [`Error::SignalTaken`], or what the kernel does not offer (`membarrier`
+    /// [`Error::Twice`], [`Error::SignalTaken`], [`Error::NoUnwindTables`], or what the kernel does not offer (`membarrier`
     /// with `SYNC_CORE` came with Linux 4.16).
     pub fn init(options: Options) -> Result<&'static Self, Error> {
         static ONCE: lock::Mutex<()> = lock::Mutex::new(());
@@ -150,6 +189,8 @@ impl Livepatch {
         sys::register_barriers().map_err(Error::os("membarrier"))?;
         let space = Arc::new(Space::default());
         space.refresh()?;
+        check_unwind_tables(&space)?;
+        hold_library(&space);
         ucontext::begin();
         if options.contexts == Contexts::Registered {
             ucontext::waive();
@@ -179,7 +220,7 @@ impl Livepatch {
     /// # Errors
     ///
     /// [`LoadError`]; nothing has changed then.
-    pub fn load_file(&self, path: impl AsRef<Path>) -> Result<PatchId, LoadError> {
+    pub fn load_file(&'static self, path: impl AsRef<Path>) -> Result<PatchId, LoadError> {
         let path = path.as_ref();
         let file = std::fs::read(path).map_err(|error| LoadError::File {
             path: path.to_owned(),
@@ -202,9 +243,9 @@ impl Livepatch {
     /// # Errors
     ///
     /// [`LoadError`]; nothing has changed then.
-    pub fn load(&self, file: &[u8], name: &str) -> Result<PatchId, LoadError> {
+    pub fn load(&'static self, file: &[u8], name: &str) -> Result<PatchId, LoadError> {
         let process = self.engine.host();
-        self.space().refresh().map_err(LoadError::Process)?;
+        self.meet_unwinders(true).map_err(LoadError::Process)?;
         // SAFETY: the owner of the process decided on this code, as said above.
         let loaded = unsafe { elf::load(process, file, name) }?;
         let code = loaded.image.image().text.start();
@@ -220,6 +261,36 @@ impl Livepatch {
         })?;
         self.space().patches.own(code, added);
         Ok(added)
+    }
+
+    /// Looks for objects that came, and tells the unwinders in them of the patches in memory; loads
+    /// the C library's one before, if asked to.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`].
+    fn meet_unwinders(&'static self, load: bool) -> Result<(), Error> {
+        let space = self.space();
+        space.refresh()?;
+        let _visit = Visit::begin(self);
+        if load && space.objects.are_linked_dynamically() {
+            unwinders::load();
+            space.refresh()?;
+        }
+        // Nobody waits for constructors of what another thread is opening: it comes here itself.
+        let settled = self.libraries.lock().settled();
+        let next = settled.min(space.objects.next_arrival());
+        let since = space.patches.next_object();
+        let objects = space.objects.all();
+        let mut found = Vec::new();
+        for object in objects
+            .iter()
+            .filter(|object| (since..next).contains(&object.arrival))
+        {
+            found.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
+            found.extend(unwinders::of(object));
+        }
+        space.patches.meet(&found, next)
     }
 
     /// Forgets a disabled patch and frees its memory.

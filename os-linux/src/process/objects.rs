@@ -2,7 +2,7 @@
 
 use super::elf_file::{ElfFile, build_id};
 use super::error::Error;
-use super::lock::Mutex;
+use super::lock::{self, FutexLock, Mutex};
 use alloc::sync::Arc;
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -189,7 +189,8 @@ impl Objects {
     pub(crate) fn refresh(&self, came: &mut dyn FnMut(&Object)) -> bool {
         let counts = dl_counts();
         let mut now = self.now.lock();
-        if now.counts == counts {
+        // In a static executable, musl counts nothing.
+        if now.counts == counts && !now.objects.is_empty() {
             return false;
         }
         let (mut objects, mut next) = (Vec::new(), now.next);
@@ -210,9 +211,20 @@ impl Objects {
         true
     }
 
-    /// Keeps what is known of them as it is, until the guard is dropped.
-    pub(crate) fn freeze(&self) -> impl Drop + '_ {
-        self.now.lock()
+    /// Whether there is a dynamic linker that can load more of them. Without it, there are the
+    /// executable and the vdso.
+    pub(crate) fn are_linked_dynamically(&self) -> bool {
+        let now = self.now.lock();
+        now.objects
+            .iter()
+            .filter(|object| object.path.is_some())
+            .count()
+            > 1
+    }
+
+    /// Keeps what is known of them as it is, while it is locked.
+    pub(crate) fn lock(&self) -> &FutexLock {
+        lock::of(&self.now)
     }
 
     /// All of them.

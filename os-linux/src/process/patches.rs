@@ -1,9 +1,13 @@
 //! The patch objects in memory: what is needed to unwind through their functions and to name them.
+//!
+//! The engine walks stacks by a table of its own. The process's [unwinders](super::unwinders) are
+//! told of each patch object for as long as it is here.
 
 use super::elf_file::part_of;
 use super::error::Error;
-use super::lock::Mutex;
+use super::lock::{self, FutexLock, Mutex};
 use super::unwind;
+use super::unwinders::Unwinder;
 use alloc::sync::Arc;
 use klp_arch_x86_64::unwind::{EhFrame, Table};
 use klp_core::addr::{CodeAddr, TextRange};
@@ -13,7 +17,17 @@ use klp_core::engine::PatchId;
 /// The patch objects in memory.
 #[derive(Default)]
 pub(crate) struct Patches {
+    /// Taken before that of `images`.
+    unwinders: Mutex<Unwinders>,
     images: Mutex<Vec<Loaded>>,
+}
+
+/// Those that are told of every image.
+#[derive(Default)]
+struct Unwinders {
+    known: Vec<Unwinder>,
+    /// Objects that arrived before this one were looked at.
+    next: u64,
 }
 
 struct Loaded {
@@ -34,19 +48,59 @@ impl Patches {
         reason = "the image comes back by value, once"
     )]
     pub(crate) fn add(&self, image: LoadedImage) -> Result<(), (LoadedImage, Error)> {
-        let section = image
-            .eh_frame()
-            .map(|(addr, bytes)| EhFrame { bytes, addr });
-        let table = match section.map(|section| unwind::compile(section, image.image().text)) {
-            Some(Ok(table)) => table.map(Arc::new),
-            None => None,
-            Some(Err(error)) => return Err((image, error)),
-        };
-        self.images.lock().push(Loaded {
+        let table =
+            match eh_frame(&image).map(|section| unwind::compile(section, image.image().text)) {
+                Some(Ok(table)) => table.map(Arc::new),
+                None => None,
+                Some(Err(error)) => return Err((image, error)),
+            };
+        let unwinders = self.unwinders.lock();
+        let mut images = self.images.lock();
+        if images.try_reserve(1).is_err() {
+            return Err((image, Error::OutOfMemory));
+        }
+        unwinders.tell(&image);
+        images.push(Loaded {
             image,
             patch: None,
             table,
         });
+        Ok(())
+    }
+
+    /// The number of the first object that was not looked at for unwinders.
+    pub(crate) fn next_object(&self) -> u64 {
+        self.unwinders.lock().next
+    }
+
+    /// From here on, `found` are told of every patch object, too. They were found in objects that
+    /// arrived before `next`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`]; nobody was told anything.
+    pub(crate) fn meet(&self, found: &[Unwinder], next: u64) -> Result<(), Error> {
+        let mut unwinders = self.unwinders.lock();
+        unwinders
+            .known
+            .try_reserve(found.len())
+            .map_err(|_| Error::OutOfMemory)?;
+        unwinders.next = unwinders.next.max(next);
+        for unwinder in found {
+            if unwinders.known.iter().any(|known| known.is(*unwinder)) {
+                continue;
+            }
+            unwinders.known.push(*unwinder);
+            for section in self
+                .images
+                .lock()
+                .iter()
+                .filter_map(|loaded| eh_frame(&loaded.image))
+            {
+                // SAFETY: it is told once, now that it is known; the image stays until `take`.
+                unsafe { unwinder.tell(section) };
+            }
+        }
         Ok(())
     }
 
@@ -68,18 +122,21 @@ impl Patches {
         Some(loaded.image.image().text.start())
     }
 
-    /// Takes the one whose code contains `addr`.
+    /// Takes the one whose code contains `addr`. Nobody unwinds through it any more.
     pub(crate) fn take(&self, addr: CodeAddr) -> Option<LoadedImage> {
+        let unwinders = self.unwinders.lock();
         let mut images = self.images.lock();
         let index = images
             .iter()
             .position(|loaded| loaded.image.image().text.contains(addr))?;
-        Some(images.swap_remove(index).image)
+        let image = images.swap_remove(index).image;
+        unwinders.forget(&image);
+        Some(image)
     }
 
-    /// Keeps them as they are, until the guard is dropped.
-    pub(crate) fn freeze(&self) -> impl Drop + '_ {
-        self.images.lock()
+    /// Both locks, in their order.
+    pub(crate) fn locks(&self) -> [&FutexLock; 2] {
+        [lock::of(&self.unwinders), lock::of(&self.images)]
     }
 
     /// Their unwind tables.
@@ -121,4 +178,35 @@ impl Patches {
         let (name, range) = functions.iter().find(|(_, range)| range.contains(addr))?;
         Some((*range, name.to_string()))
     }
+}
+
+impl Unwinders {
+    /// Tells all of them of an image that comes.
+    fn tell(&self, image: &LoadedImage) {
+        for (unwinder, section) in self.with(image) {
+            // SAFETY: the loader has relocated the section and put a zero word behind it; the image
+            // stays until `Patches::take`.
+            unsafe { unwinder.tell(section) };
+        }
+    }
+
+    /// Has all of them forget an image that goes.
+    fn forget(&self, image: &LoadedImage) {
+        for (unwinder, section) in self.with(image) {
+            // SAFETY: everybody here was told of every image.
+            unsafe { unwinder.forget(section) };
+        }
+    }
+
+    fn with<'a>(&self, image: &'a LoadedImage) -> impl Iterator<Item = (Unwinder, EhFrame<'a>)> {
+        let section = eh_frame(image);
+        self.known
+            .iter()
+            .filter_map(move |unwinder| Some((*unwinder, section?)))
+    }
+}
+
+fn eh_frame(image: &LoadedImage) -> Option<EhFrame<'_>> {
+    let (addr, bytes) = image.eh_frame()?;
+    Some(EhFrame { bytes, addr })
 }

@@ -8,7 +8,7 @@
 use super::lock::{Guard, SignalLock};
 use super::slots::{Pool, Slot};
 use super::sys::{Errno, KeepErrno, gettid, map_zeroed, nap, thread_exists};
-use core::cell::Cell;
+use super::tls;
 use core::ptr;
 use core::sync::atomic::{
     AtomicBool, AtomicI8, AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence,
@@ -274,12 +274,6 @@ static FIRST: Chunk = Chunk {
     next: AtomicPtr::new(ptr::null_mut()),
 };
 
-thread_local! {
-    /// The calling thread's record. Constant at the start and without a destructor, so that a
-    /// handler may read it.
-    static CURRENT: Cell<Option<&'static Record>> = const { Cell::new(None) };
-}
-
 static REGISTRY: SignalLock<Registry> = SignalLock::new(Registry {
     newborn: TaskState::Idle,
     joined: 0,
@@ -289,13 +283,14 @@ static REGISTRY: SignalLock<Registry> = SignalLock::new(Registry {
 /// The calling thread's record, if it has found it before.
 #[inline]
 pub(crate) fn known() -> Option<&'static Record> {
-    CURRENT.get()
+    // SAFETY: 0, or where a record is that `join` found; chunks are never unmapped.
+    unsafe { (tls::get::<{ tls::RECORD }>() as *const Record).as_ref() }
 }
 
 /// The calling thread's record, made now if there was none.
 #[inline]
 pub(crate) fn current() -> &'static Record {
-    match CURRENT.get() {
+    match known() {
         Some(record) => record,
         None => join(),
     }
@@ -317,7 +312,7 @@ fn join() -> &'static Record {
         }
         record
     };
-    CURRENT.set(Some(record));
+    tls::set::<{ tls::RECORD }>(ptr::from_ref(record).addr());
     record
 }
 
@@ -443,7 +438,7 @@ impl Registry {
 
     /// After `fork`, in the child: the calling thread has a new id, the others are not there.
     pub(crate) fn keep_only_caller(&mut self) {
-        let own = CURRENT.get();
+        let own = known();
         let tid = gettid();
         self.contexts
             .keep_only_those_of(own.map_or(0, Record::tid), tid);

@@ -2,17 +2,17 @@
 //! `kernel/livepatch/shadow.c`).
 
 use super::events;
-use super::lock::FutexLock;
+use super::lock::ShadowLock;
 use core::ffi::{c_uint, c_ulong, c_void};
 use core::ptr::{self, NonNull};
 use klp_core::addr::CodeAddr;
 use klp_core::shadow::{ShadowError, ShadowTable, c};
 
-static SHADOWS: ShadowTable<FutexLock> = ShadowTable::new();
+static SHADOWS: ShadowTable<ShadowLock> = ShadowTable::new();
 
 /// All shadow variables of this process: those of patches in C too.
 #[must_use]
-pub fn shadows() -> &'static ShadowTable<FutexLock> {
+pub fn shadows() -> &'static ShadowTable<ShadowLock> {
     &SHADOWS
 }
 

@@ -2,7 +2,7 @@
 //! step.
 
 use super::error::Error;
-use super::lock::Mutex;
+use super::lock::{self, FutexLock, Mutex};
 use super::objects::{Object, Objects};
 use super::patches::Patches;
 use super::unwind::{self, Stacks};
@@ -35,14 +35,16 @@ impl Space {
         }
     }
 
-    /// Keeps all of it as it is, until the guards are dropped. Nobody who holds one of their locks
-    /// waits for any other lock of the engine or for the dynamic linker.
-    pub(crate) fn freeze(&self) -> (impl Drop + '_, impl Drop + '_, impl Drop + '_) {
-        (
-            self.update.lock(),
-            self.patches.freeze(),
-            self.objects.freeze(),
-        )
+    /// All locks. Nobody who holds one of them waits for any other lock of the engine but those
+    /// behind it, or for the dynamic linker.
+    pub(crate) fn locks(&self) -> [&FutexLock; 4] {
+        let [unwinders, images] = self.patches.locks();
+        [
+            lock::of(&self.update),
+            unwinders,
+            images,
+            self.objects.lock(),
+        ]
     }
 
     /// Adds a patch object.

@@ -59,8 +59,10 @@ unsafe impl SymbolResolver for Symbols {
         let c_name = CString::new(name).ok()?;
         // SAFETY: the name ends with a zero byte.
         let addr = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c_name.as_ptr()) };
-        if !addr.is_null() {
-            return Some(CodeAddr::new(addr as u64));
+        let addr = CodeAddr::new(addr as u64);
+        // Of a thread-local variable, `dlsym` finds the calling thread's, which lies in no object.
+        if self.space.objects.segment(addr).is_some() {
+            return Some(addr);
         }
         // An executable exports little to the dynamic linker; the static linker would bind to any
         // of its globals.

@@ -160,6 +160,12 @@ impl Stacks {
         Ok(())
     }
 
+    /// Whether there are rules for the code at `pc`.
+    pub(crate) fn knows(&self, pc: CodeAddr) -> bool {
+        let rule = |set: &Set| set.rule(pc);
+        self.with_tables(|set| !matches!(set.map_or(Rule::Gap, rule), Rule::Gap | Rule::Unknown))
+    }
+
     /// After `fork`, in the child: no other thread is in a walk.
     pub(crate) fn reset_in_child(&self) {
         self.walks.store(0, Ordering::SeqCst);
@@ -275,7 +281,12 @@ impl Stacks {
         self.walks.fetch_add(1, Ordering::SeqCst);
         // SAFETY: this walk is counted.
         let result = look(unsafe { self.current() });
-        self.walks.fetch_sub(1, Ordering::SeqCst);
+        // In the child of a `fork` by a handler that interrupted the walk, it is not counted.
+        let _ = self
+            .walks
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |walks| {
+                walks.checked_sub(1)
+            });
         result
     }
 
