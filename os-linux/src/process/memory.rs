@@ -224,7 +224,7 @@ impl Window {
 }
 
 /// What is mapped, sorted, with the room that stacks need to grow.
-fn mappings() -> Result<Vec<(u64, u64)>, Error> {
+pub(crate) fn mappings() -> Result<Vec<(u64, u64)>, Error> {
     let io = |error: std::io::Error| Error::io("read /proc/self/maps", &error);
     let mut maps = Vec::new();
     for line in BufReader::new(File::open("/proc/self/maps").map_err(io)?).lines() {

@@ -142,6 +142,15 @@ pub(crate) fn status(task: TaskId) -> Option<Status> {
     })
 }
 
+/// The stack pointer of the thread `task`, another one, if it sleeps in a system call (`proc(5)`,
+/// `/proc/pid/syscall`).
+pub(crate) fn stack_pointer(task: TaskId) -> Option<u64> {
+    let mut text = [0; 256];
+    let mut words = read(task, "syscall", &mut text)?.split_whitespace().rev();
+    let (_pc, sp) = (words.next()?, words.next()?);
+    u64::from_str_radix(sp.strip_prefix("0x")?, 16).ok()
+}
+
 /// The thread's name; empty if it is gone.
 pub(crate) fn name(task: TaskId) -> TaskName {
     let mut text = [0; 64];
@@ -211,6 +220,32 @@ mod tests {
         for thread in threads {
             thread.join().expect("the thread only waits");
         }
+    }
+
+    #[test]
+    fn the_stack_pointer_of_who_sleeps_is_known() {
+        let (send, tid) = std::sync::mpsc::channel();
+        let (end, ends) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let here = 0_u8;
+            send.send((TaskId(gettid().into()), &raw const here as u64))
+                .expect("the test listens");
+            let _ = ends.recv();
+            core::hint::black_box(here);
+        });
+        let (task, above) = tid.recv().expect("the thread sends");
+        let sp = loop {
+            if let Some(sp) = stack_pointer(task) {
+                break sp;
+            }
+            std::thread::yield_now();
+        };
+        assert!(
+            (1..1 << 16).contains(&above.wrapping_sub(sp)),
+            "{above:x}, {sp:x}"
+        );
+        drop(end);
+        thread.join().expect("the thread only waits");
     }
 
     #[test]
