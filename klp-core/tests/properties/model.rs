@@ -317,7 +317,7 @@ impl Model {
                     moving.clone()
                 };
                 if self.straight {
-                    self.check_veneers(gone.iter().chain(&moving));
+                    self.check_veneers(&moving);
                 }
                 self.order.retain(|other| !gone.contains(other));
                 if enabled {
@@ -489,9 +489,9 @@ impl Model {
         }
     }
 
-    /// Every task was seen outside of veneers: those that the sites of `patches` do not need are
-    /// for others.
-    fn check_veneers<'a>(&self, patches: impl Iterator<Item = &'a usize>) {
+    /// Every task was seen outside of veneers: those that the sites of `patches`, which have moved,
+    /// do not need are for others.
+    fn check_veneers(&self, patches: &[usize]) {
         for patch in patches {
             for name in SPECS[*patch].funcs() {
                 let spare = self.host().spare_veneers(patches::find(&self.funcs, name));

@@ -99,7 +99,7 @@ pub(crate) const SPECS: [Spec; PATCHES] = [
         replace: Replace::Set(1),
         states: &[],
         base: &["p"],
-        module: &["q"],
+        module: &["m", "q"],
     },
     Spec {
         name: "set1_later",

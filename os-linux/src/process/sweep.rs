@@ -83,7 +83,7 @@ struct Scan<'a> {
     /// The thread that looks.
     caller: u32,
     retired: &'a [Retired],
-    /// What is mapped, sorted.
+    /// What is mapped.
     mappings: Vec<(u64, u64)>,
     stacks: &'a Stacks,
     /// Contexts that may have something on their stacks, sorted.
@@ -237,9 +237,9 @@ impl Scan<'_> {
 
     /// The end of the mapping that `addr` lies in.
     fn end_of_mapping(&self, addr: u64) -> Option<u64> {
-        let behind = self.mappings.partition_point(|(start, _)| *start <= addr);
-        let (_, end) = *self.mappings.get(behind.checked_sub(1)?)?;
-        (addr < end).then_some(end)
+        // The room below the main stack may overlap with what stands before it in the list.
+        let contains = |(start, end): &&(u64, u64)| *start <= addr && addr < *end;
+        self.mappings.iter().find(contains).map(|(_, end)| *end)
     }
 
     /// The context `index` was looked at.
