@@ -345,10 +345,13 @@ macro_rules! __entry_stub_vectors {
 // The way of the slow handler. It lies apart from the fast one's, with rbp as the anchor of the
 // stub's frame:
 //
-//      rbp + V + 80 return address of the patched function's caller <- rsp at entry rbp + V + 72
-//      r11 rbp + 8 the rest of the frame above <- rsp at the call above rbp rbp of the caller rbp -
-//      8 rbx rbp - 40 r15, r14, r13, r12: with those above, what `Preserved` is rsp area of XSAVE,
-//      aligned to 64 <- rsp at the call
+//      rbp + V + 80    return address of the patched function's caller    <- rsp at entry
+//      rbp + V + 72    r11
+//      rbp +  8        the rest of the frame above                        <- rsp at the call above
+//      rbp             rbp of the caller
+//      rbp -  8        rbx
+//      rbp - 40        r15, r14, r13, r12: with those above, what `Preserved` is
+//      rsp             area of XSAVE, aligned to 64                       <- rsp at the call
 //
 // The components of XSAVE that vector arguments lie in (Intel SDM volume 1, chapter 13): 1 SSE, 2
 // AVX, 6 upper halves of zmm0 to zmm15. The area is in standard form: component 1 lies in the first

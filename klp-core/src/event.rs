@@ -201,6 +201,11 @@ pub enum Event<'a> {
         /// The patch.
         patch: &'a str,
     },
+    /// The patch was removed; its memory stays for now.
+    MemoryKept {
+        /// The patch.
+        patch: &'a str,
+    },
     /// Sites could not be settled; calls go through the handler until it works.
     NotSettled {
         /// The patch.
@@ -239,6 +244,7 @@ impl Event<'_> {
             | Self::Complete { .. }
             | Self::Applying { .. }
             | Self::Reverting { .. }
+            | Self::MemoryKept { .. }
             | Self::Signaling => Level::Notice,
             Self::FailedToPatch { .. }
             | Self::Vetoed { .. }
@@ -388,6 +394,10 @@ impl fmt::Display for Event<'_> {
             }
             Self::Signaling => f.write_str("signaling remaining tasks"),
             Self::Forcing => f.write_str("forcing remaining tasks to the patched state"),
+            Self::MemoryKept { patch } => write!(
+                f,
+                "'{patch}': removed; its memory is kept, as something may still point into it"
+            ),
             Self::NotSettled { patch } => {
                 write!(
                     f,

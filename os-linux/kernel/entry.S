@@ -3,8 +3,8 @@
  * Where patched functions call at their entries (x86-64): finds the site in the tables of sites.rs
  * and goes where they say.
  *
- *   stack on entry: 0(%rsp) the address behind the call, inside the old function: what the tables
- *   are keyed by
+ *   stack on entry:   0(%rsp)  the address behind the call, inside the old function: what the
+ *                              tables are keyed by
  *                     8(%rsp)  where the old function's caller goes on
  *
  * The way out is a return to the target, so that the processor's stack of return addresses stays

@@ -10,9 +10,10 @@
 //! Reading order, from bottom to top: `process/sys.rs` (system calls) → `lock.rs` → `slots.rs`,
 //! `records.rs` (what is known of each context and thread) → `scan.rs` → `stop.rs` (stopping
 //! threads) → `contexts.rs`, `ucontext.rs` (stacks that no thread runs on) → `elf_file.rs`,
-//! `objects.rs`, `peek.rs`, `unwind.rs`, `patches.rs`, `space.rs` (what is in memory) → `entry.rs`,
-//! `tasks.rs` (the port `TaskSet`) → `pads.rs`, `memory.rs`, `text.rs` (the port `Text`)
-//! → `events.rs`, `shadow.rs`, `symbols.rs`, `sites.rs`, `notrace.rs` → `handler.rs` (the way of a
+//! `objects.rs`, `peek.rs`, `unwind.rs`, `unwinders.rs`, `retired.rs`, `patches.rs`, `space.rs` (what
+//! is in memory) → `entry.rs`, `asleep.rs`, `tasks.rs` (the port `TaskSet`) → `pads.rs`,
+//! `memory.rs`, `text.rs` (the port `Text`) → `sweep.rs` (memory of removed patches) → `events.rs`,
+//! `shadow.rs`, `symbols.rs`, `sites.rs`, `notrace.rs` → `handler.rs` (the way of a
 //! redirected call) → `host.rs` (all ports together) → `libraries.rs`, `livepatch.rs` (the engine)
 //! → `linker.rs`, `adopt.rs`, `library.rs` (shared libraries) → `fork.rs` → `mod.rs` (it all
 //! together).

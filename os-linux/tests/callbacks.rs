@@ -173,7 +173,7 @@ fn a_patch_of_callbacks_only_lives_and_goes_as_others_do() {
     assert_eq!(diary(), ["post_unpatch: (base) sees 0"]);
     assert!(is_mapped(code_of_patch()), "disabled is not unloaded");
     livepatch().unload(patch).expect("it is disabled");
-    assert!(!is_mapped(code_of_patch()), "its memory is free");
+    // What becomes of its memory: removed.rs.
 }
 
 #[test]

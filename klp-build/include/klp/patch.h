@@ -8,8 +8,9 @@
  *
  *     KLP_PATCH("fix-answer");
  *
- *     // A function of the running system, local ones too: object, name, position (0: there is only
- *     one of that name). extern int target_question(void) KLP_SYMBOL(vmlinux, question, 0);
+ *     // A function of the running system, local ones too: object, name, position (0: there is
+ *     // only one of that name).
+ *     extern int target_question(void) KLP_SYMBOL(vmlinux, question, 0);
  *
  *     static int fixed_answer(void) { return target_question() ? 42 : 0; }
  *
@@ -24,8 +25,8 @@
  *     static int prepare(struct klp_object *object) { return have_room() ? 0 : -ENOMEM; }
  *     static void clean_up(struct klp_object *object) { give_room_back(); }
  *
- *     KLP_REPLACE_WITH(base, KLP_VMLINUX, KLP_CALLBACKS(.pre_patch = prepare, .post_unpatch =
- *     clean_up),
+ *     KLP_REPLACE_WITH(base, KLP_VMLINUX,
+ *                      KLP_CALLBACKS(.pre_patch = prepare, .post_unpatch = clean_up),
  *                      KLP_FUNC(answer, fixed_answer));
  *
  * It may take the place of the patches before it, and tell patches after it what its callbacks did

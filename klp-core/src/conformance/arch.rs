@@ -127,7 +127,11 @@ fn check_entry<A: Arch>(bytes: &[u8], breakpoint: &[u8]) {
             "{trapped:x?} is as it was built"
         );
         trapped[offset..offset + breakpoint.len()].copy_from_slice(breakpoint);
-        assert_eq!(A::entry(AT, &trapped), None, "{trapped:x?} holds a breakpoint");
+        assert_eq!(
+            A::entry(AT, &trapped),
+            None,
+            "{trapped:x?} holds a breakpoint"
+        );
         let found = A::intruder(AT, &trapped);
         let at = AT.wrapping_add(offset as u64);
         assert_eq!(

@@ -122,6 +122,11 @@ impl Site {
         self.at.wrapping_add(self.entry.resume.into())
     }
 
+    /// Whether the entry is a jump to `slot` now.
+    fn leads_through<A: Arch>(&self, slot: &Slot) -> bool {
+        A::jump(self.at, slot.at, self.entry.len).is_ok_and(|jump| jump == self.now)
+    }
+
     fn slot_to(&self, to: Onward) -> Option<CodeAddr> {
         self.slots
             .iter()
@@ -218,6 +223,23 @@ impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
     /// The rest of the host.
     pub fn host(&self) -> &H {
         &self.host
+    }
+
+    /// Veneers of the site recorded at `recorded` that it does not lead through.
+    #[cfg(feature = "sim")]
+    pub(crate) fn spare_veneers(&self, recorded: CodeAddr) -> usize {
+        let state = self.state.lock();
+        let Some(site) = state.by_addr.get(&recorded) else {
+            return 0;
+        };
+        let site = &state.sites[site.0 as usize];
+        let veneers = site
+            .slots
+            .iter()
+            .filter(|slot| matches!(slot.to, Onward::Func(_)));
+        veneers
+            .filter(|slot| !site.leads_through::<A>(slot))
+            .count()
     }
 
     /// Works out what `batch` makes of its sites, sorted by address, and fills the slots that they
@@ -528,16 +550,10 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
 
     unsafe fn retire(&self, site: EntrySite) {
         let State { sites, arenas, .. } = &mut *self.state.lock();
-        let Site {
-            at,
-            entry,
-            now,
-            slots,
-            ..
-        } = &mut sites[site.0 as usize];
+        let site = &mut sites[site.0 as usize];
+        let mut slots = core::mem::take(&mut site.slots);
         slots.retain(|slot| {
-            let leads_here = || A::jump(*at, slot.at, entry.len).is_ok_and(|jump| jump == *now);
-            let stays = matches!(slot.to, Onward::Stub(_)) || leads_here();
+            let stays = matches!(slot.to, Onward::Stub(_)) || site.leads_through::<A>(slot);
             if !stays {
                 if let Some(arena) = arenas
                     .iter_mut()
@@ -548,6 +564,7 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
             }
             stays
         });
+        site.slots = slots;
     }
 
     fn synchronize(&self) {

@@ -9,6 +9,7 @@ use super::shared::{Shared, World};
 use crate::addr::{CodeAddr, TextRange};
 use crate::engine::Engine;
 use crate::error::Error;
+use alloc::format;
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -39,6 +40,34 @@ impl fmt::Display for ModuleState {
             Self::Live => "[MODULE_STATE_LIVE] Normal state",
             Self::Going => "[MODULE_STATE_GOING] Going away",
         })
+    }
+}
+
+/// The system's own loader, where patches are concerned.
+impl Shared {
+    pub(super) fn apply_relocs(&self, patch: &str, object: &str) -> Result<(), Error> {
+        if !self.world().own_loader {
+            return Ok(());
+        }
+        let _inside = self
+            .enter("Platform::apply_relocs")
+            .map_err(|error| Error::port("relocating", patch, &error))?;
+        let mut world = self.world();
+        if !world.relocated.insert((patch.into(), object.into())) {
+            world.violation(format!("'{patch}' is relocated for '{object}' twice"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn clear_relocs(&self, patch: &str, object: &str) {
+        if !self.world().own_loader {
+            return;
+        }
+        let _inside = self.inside();
+        let mut world = self.world();
+        if !world.relocated.remove(&(patch.into(), object.into())) {
+            world.violation(format!("'{patch}' is not relocated for '{object}'"));
+        }
     }
 }
 

@@ -20,6 +20,7 @@ mod cpu;
 mod fault;
 pub(crate) mod inspect;
 mod loader;
+mod lock;
 pub mod machine;
 mod memory;
 mod object;
@@ -33,6 +34,7 @@ pub use chance::Chance;
 pub use cpu::Step;
 pub use fault::SimError;
 pub use loader::{Console, ModuleState, insmod, rmmod};
+pub use lock::SimLock;
 pub use memory::SimText;
 pub use object::{End, Pad, Place, SimEntries, SimFunc, SimSymbols};
 pub use probe::Claim;
@@ -50,6 +52,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use chance::Noise;
 use core::any::TypeId;
+use inspect::Lead;
 use machine::SimArch;
 use object::REST;
 use relocator::SimRelocator;
@@ -127,7 +130,7 @@ pub struct SimOs {
 
 // SAFETY: all of it is one simulated system.
 unsafe impl Platform for SimOs {
-    type Lock = spin::Mutex<()>;
+    type Lock = SimLock;
     type Tracer = SimTracer;
     type Unwinder = SimUnwinder;
     type Tasks = SimTasks;
@@ -153,6 +156,14 @@ unsafe impl Platform for SimOs {
     }
     fn self_switch(&self) -> Option<&dyn crate::port::SelfSwitch> {
         Some(&self.tasks)
+    }
+
+    unsafe fn apply_relocs(&self, patch: &str, object: &str) -> Result<(), Error> {
+        self.shared.apply_relocs(patch, object)
+    }
+
+    unsafe fn clear_relocs(&self, patch: &str, object: &str) {
+        self.shared.clear_relocs(patch, object);
     }
 
     /// One thread at a time drives the system.
@@ -256,6 +267,31 @@ impl SimOs {
     /// Takes an object away that no engine knows yet: [`insmod`] brings it.
     pub fn not_loaded(&self, object: &str) {
         self.shared.world().unmap(object);
+    }
+
+    /// From now on the system's own loader relocates patches, too, as the Linux kernel's does.
+    pub fn relocate_patches(&self) {
+        self.shared.world().own_loader = true;
+    }
+
+    /// Whether the system's own loader has relocated `patch` for `object`.
+    #[must_use]
+    pub fn is_relocated(&self, patch: &str, object: &str) -> bool {
+        let key = (patch.to_string(), object.to_string());
+        self.shared.world().relocated.contains(&key)
+    }
+
+    /// Veneers of `func`'s site that nobody needs: the site leads elsewhere, and not to the
+    /// handler.
+    #[must_use]
+    pub fn spare_veneers(&self, func: SimFunc) -> usize {
+        let site = {
+            let world = self.shared.world();
+            let function = &world.functions[func.0];
+            let settled = !matches!(world.lead(function), Lead::Handler(_));
+            settled.then(|| function.range.start())
+        };
+        site.map_or(0, |site| self.tracer.spare_veneers(site))
     }
 
     /// Where callbacks write their lines to.

@@ -8,7 +8,7 @@ use super::task::{Lent, Task};
 use super::versions::Versions;
 use crate::addr::CodeAddr;
 use crate::port::{PortErrorKind, TaskId, TaskState};
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -44,6 +44,10 @@ pub(super) struct World {
     pub(super) self_switching: bool,
     /// Whether stacks that no task runs are listed like tasks.
     pub(super) sees_suspended: bool,
+    /// Whether the system's own loader relocates patches, too.
+    pub(super) own_loader: bool,
+    /// The patches that it has relocated, each with the object that this was for.
+    pub(super) relocated: BTreeSet<(String, String)>,
     pub(super) faults: Faults,
     pub(super) noise: Option<Noise>,
     pub(super) transcript: Vec<String>,
@@ -71,6 +75,8 @@ impl World {
             lent: None,
             self_switching: false,
             sees_suspended: true,
+            own_loader: false,
+            relocated: BTreeSet::new(),
             faults: Faults::default(),
             noise: None,
             transcript: Vec::new(),

@@ -1,8 +1,12 @@
 //! The symmetry of callbacks, checked as they are called.
 
+use super::common::Sim;
+use klp_core::error::{ApiMisuse, Error};
 use klp_core::model::{CallbackContext, Callbacks};
+use klp_core::port::TaskId;
+use klp_core::{PatchId, Poll, sim};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 /// How far the callbacks of one object of one patch are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -25,6 +29,10 @@ struct Book {
     /// Calls of `pre_patch` until one says no; 0: none does.
     veto_in: u32,
     vetoed: bool,
+    /// The engine, which callbacks call though they must not, and a patch of it.
+    engine: Option<(Weak<Sim>, PatchId)>,
+    /// How often they have called it.
+    calls: usize,
     wrong: Vec<String>,
 }
 
@@ -42,6 +50,11 @@ impl Ledger {
         let mut book = self.book();
         book.veto_in = n;
         book.vetoed = false;
+    }
+
+    /// From now on, callbacks call `engine`, about `patch`.
+    pub(crate) fn call(&self, engine: &Arc<Sim>, patch: PatchId) {
+        self.book().engine = Some((Arc::downgrade(engine), patch));
     }
 
     /// Whether a call said no since then.
@@ -67,7 +80,53 @@ impl Ledger {
         self.book().wrong.clone()
     }
 
+    /// Calls the engine, which must refuse: its next function each time.
+    fn call_engine(&self) {
+        let (engine, patch, number) = {
+            let mut book = self.book();
+            book.calls += 1;
+            let Some((engine, patch)) = &book.engine else {
+                return;
+            };
+            (engine.upgrade(), *patch, book.calls)
+        };
+        let Some(engine) = engine else { return };
+        let refused = |error: Result<(), Error>| {
+            matches!(error, Err(Error::ApiMisuse(ApiMisuse::InCallback)))
+        };
+        let (name, right) = match number % 16 {
+            0 => ("enable", refused(engine.enable(patch).map(drop))),
+            1 => ("enable_all", refused(engine.enable_all(&[patch]).map(drop))),
+            2 => ("disable", refused(engine.disable(patch).map(drop))),
+            3 => (
+                "disable_all",
+                refused(engine.disable_all(&[patch]).map(drop)),
+            ),
+            4 => ("reverse", refused(engine.reverse(patch).map(drop))),
+            5 => ("force", refused(sim::force(&engine, patch).map(drop))),
+            6 => ("kick", refused(engine.kick(patch))),
+            7 => ("remove", refused(engine.remove(patch).map(drop))),
+            8 => ("blockers", refused(engine.blockers(patch).map(drop))),
+            9 => ("preflight", refused(engine.preflight(patch).map(drop))),
+            10 => ("status", refused(engine.status().map(drop))),
+            11 => ("with_patch", refused(engine.with_patch(patch, |_| ()))),
+            12 => (
+                "task_state",
+                refused(engine.task_state(TaskId(1)).map(drop)),
+            ),
+            13 => ("pending_tasks", refused(engine.pending_tasks().map(drop))),
+            14 => ("poll", engine.poll() == Poll::Idle),
+            _ => ("find", engine.find("a").is_none()),
+        };
+        if !right {
+            self.book()
+                .wrong
+                .push(format!("a callback may call {name}"));
+        }
+    }
+
     fn called(&self, callback: &str, context: &CallbackContext<'_>, from: &[Stage], to: Stage) {
+        self.call_engine();
         let mut book = self.book();
         let key = (context.patch().to_string(), context.object().to_string());
         let stage = book.stages.insert(key.clone(), to).unwrap_or_default();

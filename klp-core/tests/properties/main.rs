@@ -1,11 +1,13 @@
 //! Random sequences of operations on the simulated OS, against a small model of what the engine
 //! should say, with the audit after each step: patches that stack, replace each other and belong to
-//! sets, a module that comes and goes at any time, callbacks that veto, faults in ports, tasks that
-//! run while the engine does.
+//! sets, a module that comes and goes at any time, callbacks that veto and that call the engine,
+//! a loader of the system's own that relocates patches too, faults in ports, tasks that run while
+//! the engine does.
 //!
 //! `KLP_STEPS` sets the longest sequence (default 60), `PROPTEST_CASES` how many are tried (default
 //! 1,500). The long run, with its count of steps (`KLP_SEED` repeats a run; with `KLP_BLIND` the
-//! host does not list suspended stacks, and mixes must be found):
+//! host does not list suspended stacks, and mixes must be found; with `PROPTEST_MAX_SHRINK_ITERS=0`
+//! a finding tells how many steps it took):
 //!
 //! ```text
 //! KLP_STEPS=400 PROPTEST_CASES=6000 \
@@ -67,7 +69,7 @@ fn random_sequences() {
         Ok(())
     });
     if let Err(error) = run {
-        panic!("{error}");
+        panic!("after {} steps: {error}", done.into_inner());
     }
     println!(
         "{} random steps in {cases} sequences without a finding",

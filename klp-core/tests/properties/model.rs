@@ -4,22 +4,24 @@ use super::common::{Sim, check};
 use super::ledger::{Ledger, Stage};
 use super::ops::{Op, TaskOp};
 use super::patches::{self, MOD, PATCHES, SPECS};
+use klp_core::addr::CodeAddr;
 use klp_core::error::{ApiMisuse, Error, PatchReason};
 use klp_core::model::{Patch, VMLINUX};
 use klp_core::port::{Doubt, Reason, TaskId, TaskState};
 use klp_core::sim::{Chance, SimFunc, SimOs, Snapshot, insmod, rmmod};
 use klp_core::{Engine, PatchId, Poll};
+use std::sync::Arc;
 
 /// More tasks are not born.
 const MAX_TASKS: usize = 10;
 
 /// The system, and what the engine should say about it.
 pub(crate) struct Model {
-    engine: Sim,
+    engine: Arc<Sim>,
     ledger: Ledger,
     /// Whether the module is loaded.
     loaded: bool,
-    funcs: Vec<SimFunc>,
+    funcs: Vec<(&'static str, SimFunc)>,
     /// A patch that is known has an id; otherwise it waits here.
     ids: [Option<PatchId>; PATCHES],
     waiting: [Option<Patch>; PATCHES],
@@ -27,6 +29,10 @@ pub(crate) struct Model {
     order: Vec<usize>,
     /// The patches in transition, in the order of enabling.
     transition: Option<(Vec<usize>, TaskState)>,
+    /// It went one way only, and nobody was forced.
+    straight: bool,
+    /// The field of each patch that is relocated with the module.
+    fields: [CodeAddr; PATCHES],
     forced: [bool; PATCHES],
     /// A fault or noise may spoil the next operation of the engine.
     disturbed: bool,
@@ -38,7 +44,12 @@ impl Model {
         let (host, ledger) = (SimOs::new(), Ledger::default());
         host.see_suspended(std::env::var_os("KLP_BLIND").is_none());
         host.set_self_switching(self_switching);
+        host.relocate_patches();
         let (funcs, waiting) = patches::build(&host, &ledger);
+        let fields = waiting.each_ref().map(|patch| {
+            let patch = patch.as_ref().expect("it waits");
+            patches::field_of(patch).expect("it has one")
+        });
         host.not_loaded(MOD);
         // A task need not have a name.
         for name in ["one", "two", ""] {
@@ -46,7 +57,7 @@ impl Model {
         }
         let built = host.snapshot().without_images().without_tasks();
         let mut model = Self {
-            engine: Engine::new(host),
+            engine: Arc::new(Engine::new(host)),
             ledger,
             loaded: false,
             funcs,
@@ -54,6 +65,8 @@ impl Model {
             waiting,
             order: Vec::new(),
             transition: None,
+            straight: true,
+            fields,
             forced: [false; PATCHES],
             disturbed: false,
             built,
@@ -254,6 +267,8 @@ impl Model {
 
     /// `op` was accepted.
     fn started(&mut self, op: &Op, patches: &[usize]) {
+        self.straight = !matches!(op, Op::Reverse(_) | Op::Force(_))
+            && (self.straight || self.transition.is_none());
         match (op, self.transition.take()) {
             (Op::Enable(_) | Op::EnableAll(_), _) => {
                 self.order.extend(patches);
@@ -299,8 +314,11 @@ impl Model {
                 let gone = if enabled {
                     self.giving_way(&moving)
                 } else {
-                    moving
+                    moving.clone()
                 };
+                if self.straight {
+                    self.check_veneers(&moving);
+                }
                 self.order.retain(|other| !gone.contains(other));
                 if enabled {
                     gone.iter()
@@ -332,7 +350,9 @@ impl Model {
     fn add_or_remove(&mut self, patch: usize) {
         match (self.ids[patch], self.waiting[patch].take()) {
             (None, Some(waits)) => {
-                self.ids[patch] = Some(self.engine.add(waits).expect("it is new"))
+                let id = self.engine.add(waits).expect("it is new");
+                self.ledger.call(&self.engine, id);
+                self.ids[patch] = Some(id);
             }
             (Some(id), None) => match self.engine.remove(id) {
                 Ok(removed) => {
@@ -346,7 +366,7 @@ impl Model {
                 Err(Error::Busy { .. } | Error::ApiMisuse(ApiMisuse::AlreadyEnabled)) => {
                     assert!(self.order.contains(&patch));
                 }
-                Err(error) => panic!("{error}"),
+                Err(error) => assert!(self.disturbed, "{error}"),
             },
             _ => panic!("a patch is either known or waits"),
         }
@@ -373,7 +393,7 @@ impl Model {
         let host = self.host();
         let tasks = host.task_ids();
         let task: TaskId = tasks[task % tasks.len()];
-        let func = |func: usize| self.funcs[func % self.funcs.len()];
+        let func = |func: usize| self.funcs[func % self.funcs.len()].1;
         match *op {
             TaskOp::Call(index) => {
                 host.call(task, func(index));
@@ -453,6 +473,31 @@ impl Model {
             assert!(state.is_some(), "task {task:?} is there");
         }
         self.check_callbacks();
+        self.check_relocs();
+    }
+
+    /// Of each patch, its own field and what the system's loader does are relocated together: when
+    /// it is in force and the module is there, and never when it is not known.
+    fn check_relocs(&self) {
+        for (patch, spec) in SPECS.iter().enumerate() {
+            let own = self.host().word(self.fields[patch]) != [0; 8];
+            let by_loader = self.host().is_relocated(spec.name, MOD);
+            assert_eq!(own, by_loader, "both or none of '{}'", spec.name);
+            let needed = self.loaded && self.order.contains(&patch);
+            assert!(own || !needed, "'{}' is in force", spec.name);
+            assert!(!own || self.ids[patch].is_some(), "'{}' is gone", spec.name);
+        }
+    }
+
+    /// Every task was seen outside of veneers: those that the sites of `patches`, which have moved,
+    /// do not need are for others.
+    fn check_veneers(&self, patches: &[usize]) {
+        for patch in patches {
+            for name in SPECS[*patch].funcs() {
+                let spare = self.host().spare_veneers(patches::find(&self.funcs, name));
+                assert_eq!(spare, 0, "veneers of '{name}'");
+            }
+        }
     }
 
     /// What callbacks have set up is what the engine says.

@@ -1,8 +1,12 @@
 //! The patches that random sequences are about.
 
 use super::ledger::Ledger;
-use klp_core::addr::TextRange;
+use klp_core::addr::{CodeAddr, TextRange};
+use klp_core::mem::Name;
 use klp_core::model::{Object, Patch, Replace, VMLINUX};
+use klp_core::port::{Around, ImageLayout, Platform, Text};
+use klp_core::relocs::{Detours, Field, KlpSymbol, Reloc};
+use klp_core::sim::relocator::ABS64;
 use klp_core::sim::{self, End, Pad, Place, SimFunc, SimOs};
 use klp_core::state::State;
 
@@ -95,7 +99,7 @@ pub(crate) const SPECS: [Spec; PATCHES] = [
         replace: Replace::Set(1),
         states: &[],
         base: &["p"],
-        module: &["q"],
+        module: &["m", "q"],
     },
     Spec {
         name: "set1_later",
@@ -154,24 +158,23 @@ impl Spec {
         sets && (both(self.base, other.base) || both(self.module, other.module))
     }
 
+    /// The functions that it replaces.
+    pub(crate) fn funcs(&self) -> impl Iterator<Item = &'static str> {
+        self.base.iter().chain(self.module).copied()
+    }
+
     fn build(&self, host: &SimOs, funcs: &[(&str, SimFunc)], ledger: &Ledger) -> Patch {
-        let find = |wanted: &str| {
-            funcs
-                .iter()
-                .find(|(name, _)| *name == wanted)
-                .expect("it was made")
-        };
         let mut code: Vec<TextRange> = Vec::new();
         let mut object = |name: &str, wanted: &[&str]| {
-            let new = wanted.iter().map(|wanted| {
-                let (name, func) = find(wanted);
+            let new = wanted.iter().map(|name| {
+                let func = find(funcs, name);
                 // The new `f` has a part, and ends in a jump to `g` at times, as the old one does.
                 let ends: &[End] = if *name == "f" {
-                    &[End::In(find("g").1)]
+                    &[End::In(find(funcs, "g"))]
                 } else {
                     &[]
                 };
-                let new = host.replacement_ending(self.name, *func, self.place, ends);
+                let new = host.replacement_ending(self.name, func, self.place, ends);
                 code.push(new);
                 if *name == "f" || *name == "m" {
                     code.push(host.cold_part_of(new));
@@ -179,6 +182,12 @@ impl Spec {
                 sim::func_at(name, new.start()).expect("memory")
             });
             let object = Object::module(name).and_then(|object| object.funcs_from(new));
+            let relocs = if name == MOD {
+                vec![reloc(host)]
+            } else {
+                vec![]
+            };
+            let object = object.map(|object| object.with_relocs(relocs));
             object.map(|object| object.with_callbacks(Box::new(ledger.clone())))
         };
         let mut patch = Patch::builder(self.name).replace(self.replace);
@@ -197,8 +206,48 @@ impl Spec {
     }
 }
 
+/// A field that holds the address of a function of the module when that is there.
+fn reloc(host: &SimOs) -> Reloc {
+    let name = |text| Name::new(text).expect("memory");
+    let near = TextRange::new(CodeAddr::new(0x50_0000_0000), 8).expect("it does not wrap");
+    let layout = ImageLayout {
+        data: 8,
+        ..ImageLayout::default()
+    };
+    let image = host.text().alloc(near, 1 << 20, layout).expect("memory");
+    let field = Field {
+        at: image.data.start(),
+        kind: ABS64,
+        addend: 0,
+        room: 8,
+        around: Around::default(),
+    };
+    let symbol = KlpSymbol {
+        object: name(MOD),
+        name: name("module_bystander"),
+        pos: 0,
+    };
+    // SAFETY: the field is in the image, which is never freed.
+    unsafe { Reloc::new(name(".data"), symbol, Detours::default(), vec![field]) }
+}
+
+/// The field of `patch` that is relocated with the module.
+pub(crate) fn field_of(patch: &Patch) -> Option<CodeAddr> {
+    let mut relocs = patch.objects().iter().flat_map(|object| object.relocs());
+    Some(relocs.next()?.fields().first()?.at)
+}
+
+/// The function called `name`.
+pub(crate) fn find(funcs: &[(&str, SimFunc)], name: &str) -> SimFunc {
+    let found = funcs.iter().find(|(other, _)| *other == name);
+    found.expect("it was made").1
+}
+
 /// Makes the functions of the system, one of which nobody patches, and the patches.
-pub(crate) fn build(host: &SimOs, ledger: &Ledger) -> (Vec<SimFunc>, [Option<Patch>; PATCHES]) {
+pub(crate) fn build(
+    host: &SimOs,
+    ledger: &Ledger,
+) -> (Vec<(&'static str, SimFunc)>, [Option<Patch>; PATCHES]) {
     let g = host.function(VMLINUX, "g");
     let bystander = host.function(VMLINUX, "bystander");
     // `f` ends in a jump to `g`, `r` in one to a function that nobody patches; `p` goes anywhere.
@@ -225,5 +274,5 @@ pub(crate) fn build(host: &SimOs, ledger: &Ledger) -> (Vec<SimFunc>, [Option<Pat
         host.know(&patch);
         Some(patch)
     });
-    (funcs.into_iter().map(|(_, func)| func).collect(), patches)
+    (funcs, patches)
 }

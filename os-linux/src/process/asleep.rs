@@ -17,8 +17,16 @@ pub(crate) struct Sleeper {
     schedstat: File,
     /// How often it had been given a processor by then.
     runs: u64,
+    place: Place,
+}
+
+/// Where a thread sleeps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Place {
     sp: u64,
     pc: u64,
+    /// See [`Sleeper::is_resumed`].
+    resumed: bool,
 }
 
 impl Sleeper {
@@ -32,12 +40,11 @@ impl Sleeper {
         let schedstat = scan::open(tid, "schedstat").ok()?;
         let runs = runs(&schedstat)?;
         let mut buffer = [0; 256];
-        let (sp, pc) = place(read(&scan::open(tid, "syscall").ok()?, &mut buffer)?)?;
+        let place = place(read(&scan::open(tid, "syscall").ok()?, &mut buffer)?)?;
         Some(Self {
             schedstat,
             runs,
-            sp,
-            pc,
+            place,
         })
     }
 
@@ -46,12 +53,23 @@ impl Sleeper {
         runs(&self.schedstat) == Some(self.runs)
     }
 
+    /// Whether the call goes on after a signal (with `SA_RESTART`) as if there had been none
+    /// (`signal(7)`). Of other calls, that is not known.
+    pub(crate) fn is_resumed(&self) -> bool {
+        self.place.resumed
+    }
+
+    /// Its stack pointer.
+    pub(crate) fn sp(&self) -> u64 {
+        self.place.sp
+    }
+
     /// Where a walk of its stack begins.
     pub(crate) fn stopped(&self) -> Stopped {
         let unknown = Regs::UNKNOWN;
         Stopped::from_outside(Regs {
-            rip: self.pc,
-            rsp: self.sp,
+            rip: self.place.pc,
+            rsp: self.place.sp,
             rbp: unknown,
             rbx: unknown,
             r12: unknown,
@@ -77,9 +95,9 @@ fn runs(schedstat: &File) -> Option<u64> {
     runs.parse().ok().filter(|runs| *runs != 0)
 }
 
-/// The stack pointer and the next instruction that `syscall` tells of a thread in a system call:
-/// the last two of nine numbers.
-fn place(syscall: &str) -> Option<(u64, u64)> {
+/// What `syscall` tells of a thread in a system call: its number, six arguments, the stack pointer
+/// and the next instruction.
+fn place(syscall: &str) -> Option<Place> {
     let mut words = syscall.split_ascii_whitespace();
     // -1: it sleeps elsewhere, in a page fault, say.
     let number = words
@@ -91,12 +109,21 @@ fn place(syscall: &str) -> Option<(u64, u64)> {
     if [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3].contains(&number) {
         return None;
     }
-    let mut hex = words
-        .skip(6)
-        .map(|word| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok());
+    let mut hex = words.map(|word| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok());
+    let mut arguments = [0; 6];
+    for argument in &mut arguments {
+        *argument = hex.next()??;
+    }
     let (sp, pc) = (hex.next()??, hex.next()??);
+    let resumed = match number {
+        libc::SYS_wait4 | libc::SYS_waitid => true,
+        // A timeout, relative to the call's beginning, ends it.
+        libc::SYS_futex => arguments[3] == 0,
+        _ => false,
+    };
     // Threads of the kernel's have neither.
-    (hex.next().is_none() && sp != 0 && pc != 0).then_some((sp, pc))
+    let known = hex.next().is_none() && sp != 0 && pc != 0;
+    known.then_some(Place { sp, pc, resumed })
 }
 
 #[cfg(test)]
@@ -109,7 +136,25 @@ mod tests {
         let at = |text| place(text);
         let asleep =
             "0 0x3 0x7f65b5530000 0x20000 0x22 0xffffffff 0x0 0x7ffdf6c7ada8 0x7f65b56ac2ad\n";
-        assert_eq!(at(asleep), Some((0x7ffd_f6c7_ada8, 0x7f65_b56a_c2ad)));
+        let place = Place {
+            sp: 0x7ffd_f6c7_ada8,
+            pc: 0x7f65_b56a_c2ad,
+            resumed: false,
+        };
+        assert_eq!(at(asleep), Some(place));
+        let futex = |timeout| {
+            place(&format!(
+                "202 0x1000 0x80 0x2 {timeout} 0x0 0xffffffff 0x7ffdf6c7ada8 0x7f65b56ac2ad\n"
+            ))
+        };
+        assert_eq!(
+            futex("0x0"),
+            Some(Place {
+                resumed: true,
+                ..place
+            })
+        );
+        assert_eq!(futex("0x7ffdf6c7adb0"), Some(place));
         assert_eq!(at("running\n"), None);
         assert_eq!(at("-1 0x7ffdf6c7ada8 0x7f65b56ac2ad\n"), None);
         assert_eq!(

@@ -52,6 +52,23 @@ impl<'a> Interrupted<'a> {
         }
     }
 
+    /// All registers that may hold an address: the general ones, and the vector registers as far as
+    /// SSE goes. (What is in the upper parts of these was loaded from memory just now: no call
+    /// keeps it.)
+    #[allow(clippy::cast_sign_loss, reason = "registers are bits")]
+    pub(crate) fn registers(&self) -> impl Iterator<Item = u64> {
+        let context = &self.ucontext.uc_mcontext;
+        // SAFETY: it points into the kernel's frame, or is null.
+        let vectors = unsafe { context.fpregs.as_ref() };
+        let vectors = vectors.into_iter().flat_map(|state| &state._xmm);
+        let halves = vectors.flat_map(|vector| {
+            let [a, b, c, d] = vector.element;
+            [(a, b), (c, d)]
+        });
+        let words = halves.map(|(low, high)| u64::from(high) << 32 | u64::from(low));
+        context.gregs.iter().map(|reg| *reg as u64).chain(words)
+    }
+
     /// Whether the interrupted code runs on an alternate signal stack, so that the thread has
     /// another stack below it.
     pub(crate) fn on_signal_stack(&self) -> bool {

@@ -26,6 +26,7 @@
 
 mod c;
 
+use super::error::Error;
 use super::records::{self, Record, registry};
 use super::slots::{FIRST_ID, Slot, phase, slots};
 use super::sys::{KeepErrno, SignalsBlocked, gettid, nap, thread_exists};
@@ -335,6 +336,29 @@ pub(crate) fn pending(target: TaskState) -> impl Iterator<Item = TaskId> {
     slots()
         .filter(move |slot| slot.is_suspended() && slot.state() != target)
         .map(Slot::id)
+}
+
+/// The contexts that may have something on their stacks, sorted.
+///
+/// # Errors
+///
+/// [`Error::Churn`]: somebody is about to begin on one, so that it is not known what that will be;
+/// or contexts come too fast. [`Error::OutOfMemory`].
+pub(crate) fn living() -> Result<Vec<TaskId>, Error> {
+    let mut living = Vec::new();
+    let room = slots().filter(|slot| slot.lives()).count() + 16;
+    living.try_reserve(room).map_err(|_| Error::OutOfMemory)?;
+    let unknown = {
+        let _registry = registry();
+        let ids = slots().filter(|slot| slot.lives()).map(Slot::id);
+        living.extend(ids.take(room));
+        living.len() == room || slots().any(|slot| slot.phase() == phase::FRESH)
+    };
+    if unknown {
+        return Err(Error::Churn);
+    }
+    living.sort_unstable();
+    Ok(living)
 }
 
 /// Lets `visitor` look at the contexts among `tasks` (sorted), which nobody enters meanwhile; says

@@ -10,7 +10,7 @@ use super::notrace;
 use super::records::{self, Record, registry};
 use super::sites;
 use super::space::Space;
-use super::stop::{self, Look, Missed, Records};
+use super::stop::{self, FromOutside, Look, Missed, Records};
 use super::symbols;
 use super::sys::{self, Barrier, thread_exists};
 use alloc::sync::Arc;
@@ -120,8 +120,8 @@ fn every_thread_passes_a_barrier() -> Result<bool, Error> {
 struct Passes;
 
 impl Look for Passes {
-    fn look_from_outside(&self, _: usize, record: &Record) -> bool {
-        Sleeper::find(record.tid()).is_some()
+    fn look_from_outside(&self, _: usize, record: &Record) -> FromOutside {
+        FromOutside::or_stop(Sleeper::find(record.tid()).is_some())
     }
 
     fn look(&self, _: usize, _: &mut Interrupted<'_>, _: &Record) -> bool {
@@ -159,8 +159,8 @@ struct Outside<'a> {
 
 impl Look for Outside<'_> {
     /// It might wake up and begin another run, which the one that it has left would cover.
-    fn look_from_outside(&self, _: usize, _: &Record) -> bool {
-        false
+    fn look_from_outside(&self, _: usize, _: &Record) -> FromOutside {
+        FromOutside::Stop
     }
 
     fn look(&self, _: usize, thread: &mut Interrupted<'_>, record: &Record) -> bool {

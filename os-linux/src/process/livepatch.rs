@@ -15,16 +15,19 @@ use std::sync::OnceLock;
 pub struct Livepatch {
     pub(super) engine: OwnersEngine,
     pub(super) libraries: Mutex<Known>,
+    /// See [`Options`](super::Options).
+    pub(super) keep_removed: bool,
 }
 
 static LIVEPATCH: OnceLock<Livepatch> = OnceLock::new();
 
 impl Livepatch {
     /// Makes the engine on `process`, the only one.
-    pub(super) fn new(process: Process) -> &'static Self {
+    pub(super) fn new(process: Process, keep_removed: bool) -> &'static Self {
         LIVEPATCH.get_or_init(|| Self {
             engine: OwnersEngine(Engine::new(process)),
             libraries: Mutex::default(),
+            keep_removed,
         })
     }
 

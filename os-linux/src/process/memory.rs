@@ -224,7 +224,7 @@ impl Window {
 }
 
 /// What is mapped, sorted, with the room that stacks need to grow.
-fn mappings() -> Result<Vec<(u64, u64)>, Error> {
+pub(crate) fn mappings() -> Result<Vec<(u64, u64)>, Error> {
     each_mapping(mapping)
 }
 

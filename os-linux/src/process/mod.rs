@@ -65,12 +65,14 @@ mod pads;
 mod patches;
 mod peek;
 mod records;
+mod retired;
 mod scan;
 mod shadow;
 mod sites;
 mod slots;
 mod space;
 mod stop;
+mod sweep;
 mod symbols;
 mod sys;
 mod tasks;
@@ -106,6 +108,8 @@ use core::time::Duration;
 use klp_core::addr::CodeAddr;
 use klp_core::elf;
 use klp_core::engine::{PatchId, Poll, Preflight};
+use klp_core::event::Event;
+use klp_core::mem::Name;
 use klp_core::model::VMLINUX;
 use klp_core::port::{EntryTracer, Platform};
 use linker::Handle;
@@ -121,6 +125,10 @@ pub struct Options {
     pub events: Option<EventSink>,
     /// What is known of the process's coroutines.
     pub contexts: Contexts,
+    /// Whether the memory of patches that are [unloaded](Livepatch::unload) stays for ever: for
+    /// programs that switch stacks by hand and register nothing, or keep addresses of functions
+    /// where nobody looks for them, on the heap.
+    pub keep_removed: bool,
 }
 
 impl Default for Options {
@@ -129,6 +137,7 @@ impl Default for Options {
             stop_signal: libc::SIGRTMAX() - 2,
             events: None,
             contexts: Contexts::default(),
+            keep_removed: false,
         }
     }
 }
@@ -138,6 +147,7 @@ impl fmt::Debug for Options {
         f.debug_struct("Options")
             .field("stop_signal", &self.stop_signal)
             .field("contexts", &self.contexts)
+            .field("keep_removed", &self.keep_removed)
             .finish_non_exhaustive()
     }
 }
@@ -209,7 +219,7 @@ impl Livepatch {
         if let Some(sink) = options.events {
             events::send_to(sink);
         }
-        Ok(Self::new(process))
+        Ok(Self::new(process, options.keep_removed))
     }
 
     /// Loads the patch object in the file at `path`, and makes it known to the engine; nothing is
@@ -248,7 +258,7 @@ impl Livepatch {
         self.meet_unwinders(true).map_err(LoadError::Process)?;
         // SAFETY: the owner of the process decided on this code, as said above.
         let loaded = unsafe { elf::load(process, file, name) }?;
-        let code = loaded.image.image().text.start();
+        let page = retired::first_page(loaded.image.image());
         if let Err((image, error)) = self.space().add(loaded.image) {
             // SAFETY: nobody knows it.
             unsafe { image.unload(process.text()) };
@@ -256,10 +266,11 @@ impl Livepatch {
         }
         let added = self.engine.add(loaded.patch).map_err(|refused| {
             // SAFETY: the engine does not know the patch.
-            unsafe { self.unload_image(code) };
+            unsafe { self.unload_image(page) };
             LoadError::Engine(refused.error)
         })?;
-        self.space().patches.own(code, added);
+        self.space().patches.own(page, added);
+        self.free_removed();
         Ok(added)
     }
 
@@ -293,28 +304,73 @@ impl Livepatch {
         space.patches.meet(&found, next)
     }
 
-    /// Forgets a disabled patch and frees its memory.
+    /// Forgets a disabled patch. Its memory is freed as soon as no stack points into it: now, if
+    /// possible, or else by [`free_removed`](Self::free_removed), which later calls of this, of
+    /// [`load`](Self::load) and of [`wait`](Self::wait) try again. The log says so
+    /// ([`Event::MemoryKept`](klp_core::event::Event::MemoryKept)).
     ///
     /// # Errors
     ///
     /// Those of [`Engine::remove`](klp_core::Engine::remove); the patch stays then.
     pub fn unload(&self, patch: PatchId) -> Result<(), klp_core::Error> {
-        self.engine.remove(patch)?;
-        if let Some(code) = self.space().patches.code_of(patch) {
-            // SAFETY: it is the image of this patch, which the engine does not know any more; it
-            // promises that no task is inside of it.
-            unsafe { self.unload_image(code) };
+        let (name, page) = self.forget(patch)?;
+        self.free_removed();
+        let waits = page.is_some_and(|page| self.space().patches.is_retired(page));
+        if let (Some(name), true) = (name, waits) {
+            events::write(&Event::MemoryKept { patch: &name });
         }
         Ok(())
     }
 
-    /// Frees the patch object whose code begins at `code`.
+    /// Frees the memory of patches that were unloaded, as far as no stack points into it; says how
+    /// many patches keep theirs.
+    ///
+    /// For this, each thread is stopped for a moment, as for a transition, unless there is nothing
+    /// to free or a sleeping thread holds all of it. A stack holds what any word on it points into,
+    /// from its stack pointer on, or any register of it. What cannot be looked at (a thread that
+    /// blocks the stop signal, a context that nobody has entered yet) holds everything, and so does
+    /// [`Options::keep_removed`].
+    pub fn free_removed(&self) -> usize {
+        if !self.keep_removed && self.space().patches.count_retired() != 0 {
+            sweep::scrub();
+            self.sweep();
+        }
+        self.space().patches.count_retired()
+    }
+
+    /// Frees what no stack points into.
+    #[inline(never)]
+    fn sweep(&self) {
+        // Threads are stopped by one at a time.
+        let _at_rest = self.engine.freeze();
+        // Without memory, or where `/proc` cannot be read, all of it stays for now.
+        let mut free = self.space().patches.retired().unwrap_or_default();
+        sweep::scrub();
+        if sweep::keep_free(self.space(), &mut free).is_ok() {
+            for image in free {
+                // SAFETY: it is the image of a patch that the engine does not know any more; it
+                // promises that no task is inside of it, and no stack points into it.
+                unsafe { self.unload_image(image.page) };
+            }
+        }
+    }
+
+    /// Has the engine forget `patch`; its name, and the first page of its image, if it was loaded
+    /// from a file. A function of its own, so that nothing of the patch is on the stack afterwards.
+    #[inline(never)]
+    fn forget(&self, patch: PatchId) -> Result<(Option<Name>, Option<u64>), klp_core::Error> {
+        let removed = self.engine.remove(patch)?;
+        let page = self.space().patches.retire(patch);
+        Ok((removed.name().try_clone().ok(), page))
+    }
+
+    /// Frees the patch object that begins with page number `page`.
     ///
     /// # Safety
     ///
-    /// The engine does not know its patch, and no task is inside of it.
-    unsafe fn unload_image(&self, code: CodeAddr) {
-        if let Some(image) = self.space().remove(code) {
+    /// The engine does not know its patch, no task is inside of it, and none has an address in it.
+    unsafe fn unload_image(&self, page: u64) {
+        if let Some(image) = self.space().remove(page) {
             // SAFETY: the caller's promise.
             unsafe { image.unload(self.engine.host().text()) };
         }
@@ -389,6 +445,7 @@ impl Livepatch {
     }
 
     /// Polls until no transition is under way, or until `timeout` is over. Says whether none is.
+    /// Memory that waits to be freed is [tried](Self::free_removed) then.
     pub fn wait(&self, timeout: Duration) -> bool {
         const MAX_PAUSE: Duration = Duration::from_millis(2);
         let end = Instant::now() + timeout;
@@ -396,7 +453,10 @@ impl Livepatch {
         loop {
             let begin = Instant::now();
             match self.engine.poll() {
-                Poll::Idle | Poll::Complete { .. } => return true,
+                Poll::Idle | Poll::Complete { .. } => {
+                    self.free_removed();
+                    return true;
+                }
                 Poll::Waiting { .. } if begin >= end => return false,
                 Poll::Waiting { .. } => {}
             }

@@ -11,7 +11,7 @@ use super::error::{Error, Silence};
 use super::peek::stack_memory;
 use super::records::Record;
 use super::scan;
-use super::stop::{self, Look, Missed, Records, why_missed};
+use super::stop::{self, FromOutside, Look, Missed, Records, why_missed};
 use super::sys;
 use super::unwind::Stacks;
 use core::cell::Cell;
@@ -139,16 +139,16 @@ impl<'a> Pads<'a> {
 
 impl Look for Pads<'_> {
     /// Who sleeps in a system call stands in no pad, but may have been interrupted in one.
-    fn look_from_outside(&self, _: usize, record: &Record) -> bool {
+    fn look_from_outside(&self, _: usize, record: &Record) -> FromOutside {
         let Some(sleeper) = Sleeper::find(record.tid()) else {
-            return false;
+            return FromOutside::Stop;
         };
         let mut clear = true;
         let walked = self.stacks.walk(&sleeper.stopped(), &mut |frame| {
             clear &= self.body(frame.pc.get()).is_none();
             ControlFlow::Continue(())
         });
-        walked.is_ok() && clear && sleeper.still_sleeps()
+        FromOutside::or_stop(walked.is_ok() && clear && sleeper.still_sleeps())
     }
 
     fn look(&self, _: usize, thread: &mut Interrupted<'_>, _: &Record) -> bool {

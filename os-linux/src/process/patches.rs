@@ -6,6 +6,7 @@
 use super::elf_file::part_of;
 use super::error::Error;
 use super::lock::{self, FutexLock, Mutex};
+use super::retired::{Retired, first_page};
 use super::unwind;
 use super::unwinders::Unwinder;
 use alloc::sync::Arc;
@@ -32,9 +33,18 @@ struct Unwinders {
 
 struct Loaded {
     image: LoadedImage,
-    /// The patch that it is of, once the engine knows it.
-    patch: Option<PatchId>,
+    owner: Owner,
     table: Option<Arc<Table>>,
+}
+
+/// Which patch an image is of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// One that the engine does not know yet.
+    New,
+    Patch(PatchId),
+    /// One that the engine has forgotten.
+    Retired,
 }
 
 impl Patches {
@@ -62,7 +72,7 @@ impl Patches {
         unwinders.tell(&image);
         images.push(Loaded {
             image,
-            patch: None,
+            owner: Owner::New,
             table,
         });
         Ok(())
@@ -104,31 +114,66 @@ impl Patches {
         Ok(())
     }
 
-    /// Says which patch the one at `addr` is of.
-    pub(crate) fn own(&self, addr: CodeAddr, patch: PatchId) {
+    /// Says which patch the one is of that begins with page number `page`.
+    pub(crate) fn own(&self, page: u64, patch: PatchId) {
         let mut images = self.images.lock();
         if let Some(loaded) = images
             .iter_mut()
-            .find(|loaded| loaded.image.image().text.contains(addr))
+            .find(|loaded| first_page(loaded.image.image()) == page)
         {
-            loaded.patch = Some(patch);
+            loaded.owner = Owner::Patch(patch);
         }
     }
 
-    /// Where the code of `patch` is, if it was loaded from a file.
-    pub(crate) fn code_of(&self, patch: PatchId) -> Option<CodeAddr> {
-        let images = self.images.lock();
-        let loaded = images.iter().find(|loaded| loaded.patch == Some(patch))?;
-        Some(loaded.image.image().text.start())
+    /// The engine has forgotten `patch`. If it was loaded from a file, says which page its image
+    /// begins with.
+    pub(crate) fn retire(&self, patch: PatchId) -> Option<u64> {
+        let mut images = self.images.lock();
+        let loaded = images
+            .iter_mut()
+            .find(|loaded| loaded.owner == Owner::Patch(patch))?;
+        loaded.owner = Owner::Retired;
+        Some(first_page(loaded.image.image()))
     }
 
-    /// Takes the one whose code contains `addr`. Nobody unwinds through it any more.
-    pub(crate) fn take(&self, addr: CodeAddr) -> Option<LoadedImage> {
+    /// Images of patches that the engine has forgotten.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`].
+    pub(crate) fn retired(&self) -> Result<Vec<Retired>, Error> {
+        let images = self.images.lock();
+        let retired = images
+            .iter()
+            .filter(|loaded| loaded.owner == Owner::Retired);
+        let mut list = Vec::new();
+        list.try_reserve(retired.clone().count())
+            .map_err(|_| Error::OutOfMemory)?;
+        list.extend(retired.map(|loaded| Retired::new(loaded.image.image())));
+        Ok(list)
+    }
+
+    /// How many images of patches there are that the engine has forgotten.
+    pub(crate) fn count_retired(&self) -> usize {
+        let images = self.images.lock();
+        let retired = |loaded: &&Loaded| loaded.owner == Owner::Retired;
+        images.iter().filter(retired).count()
+    }
+
+    /// Whether the one that begins with page number `page` is among them.
+    pub(crate) fn is_retired(&self, page: u64) -> bool {
+        self.images.lock().iter().any(|loaded| {
+            loaded.owner == Owner::Retired && first_page(loaded.image.image()) == page
+        })
+    }
+
+    /// Takes the one that begins with page number `page`. Nobody unwinds through it any more.
+    pub(crate) fn take(&self, page: u64) -> Option<LoadedImage> {
         let unwinders = self.unwinders.lock();
         let mut images = self.images.lock();
         let index = images
             .iter()
-            .position(|loaded| loaded.image.image().text.contains(addr))?;
+            .position(|loaded| first_page(loaded.image.image()) == page)?;
         let image = images.swap_remove(index).image;
         unwinders.forget(&image);
         Some(image)

@@ -34,6 +34,8 @@ pub(crate) struct Record {
     runs: AtomicU64,
     /// The thread tries to switch itself in calls made with the stack pointer above this.
     try_above: AtomicU64,
+    /// Whether it is the engine's own thread, which waits on when a signal ends a system call.
+    ours: AtomicBool,
     /// The number of the stop whose signal is on its way to the thread; 0 if none is.
     pub(crate) signalled: AtomicU64,
     /// The number of the last stop that looked at the thread.
@@ -93,6 +95,7 @@ impl Record {
             tid: AtomicU32::new(0),
             runs: AtomicU64::new(0),
             try_above: AtomicU64::new(u64::MAX),
+            ours: AtomicBool::new(false),
             signalled: AtomicU64::new(0),
             visited: AtomicU64::new(0),
         }
@@ -241,6 +244,11 @@ impl Record {
         );
     }
 
+    /// Whether the thread may be woken at any time.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.ours.load(Ordering::Relaxed)
+    }
+
     /// Makes the record one of the thread `tid`, new to us.
     fn begin(&self, tid: u32, state: TaskState) {
         if let Some(context) = self.context() {
@@ -252,6 +260,7 @@ impl Record {
         self.owned.store(false, Ordering::Relaxed);
         self.runs.store(0, Ordering::Relaxed);
         self.try_above(u64::MAX);
+        self.ours.store(false, Ordering::Relaxed);
         self.signalled.store(0, Ordering::Relaxed);
         self.visited.store(0, Ordering::Relaxed);
         self.tid.store(tid, Ordering::Relaxed);

@@ -5,6 +5,7 @@ use super::error::Error;
 use super::lock::{self, FutexLock, Mutex};
 use super::objects::{Object, Objects};
 use super::patches::Patches;
+use super::retired::first_page;
 use super::unwind::{self, Stacks};
 use klp_core::elf::LoadedImage;
 
@@ -58,22 +59,22 @@ impl Space {
     )]
     pub(crate) fn add(&self, image: LoadedImage) -> Result<(), (LoadedImage, Error)> {
         let _update = self.update.lock();
-        let text = image.image().text;
+        let page = first_page(image.image());
         self.patches.add(image)?;
         match self.stacks.update(&self.objects, &self.patches.tables()) {
             Ok(()) => Ok(()),
-            Err(error) => match self.patches.take(text.start()) {
+            Err(error) => match self.patches.take(page) {
                 Some(image) => Err((image, error)),
                 None => Ok(()),
             },
         }
     }
 
-    /// Takes a patch object out, the one whose code contains `addr`; no walk goes through it any
-    /// more.
-    pub(crate) fn remove(&self, addr: klp_core::addr::CodeAddr) -> Option<LoadedImage> {
+    /// Takes a patch object out, the one that begins with page number `page`; no walk goes through
+    /// it any more.
+    pub(crate) fn remove(&self, page: u64) -> Option<LoadedImage> {
         let _update = self.update.lock();
-        let image = self.patches.take(addr)?;
+        let image = self.patches.take(page)?;
         // Without memory the old tables stay: they say nothing about memory that is not code any
         // more.
         let _ = self.stacks.update(&self.objects, &self.patches.tables());

@@ -21,11 +21,29 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// Without any answer for this long, threads that have not answered are checked for life.
 const SLICE: Duration = Duration::from_micros(200);
 
+/// What came of looking at a thread from outside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum FromOutside {
+    /// It was looked at.
+    Looked,
+    /// It does not sleep, or more of it must be known, or done with it, than can be from there: it
+    /// has to be stopped.
+    Stop,
+    /// The same; but it counts as not stopped rather than being woken.
+    Leave,
+}
+
+impl FromOutside {
+    /// Whoever was not looked at has to be stopped.
+    pub(crate) fn or_stop(looked: bool) -> Self {
+        if looked { Self::Looked } else { Self::Stop }
+    }
+}
+
 /// What is done with a thread.
 pub(crate) trait Look: Sync {
-    /// Looks at thread `index` from outside. `false`: it does not sleep, or more of it must be
-    /// known, or done with it, than can be from there.
-    fn look_from_outside(&self, index: usize, record: &Record) -> bool;
+    /// Looks at thread `index` from outside.
+    fn look_from_outside(&self, index: usize, record: &Record) -> FromOutside;
 
     /// The same on the thread itself, which is stopped: in a signal handler.
     ///
@@ -114,25 +132,25 @@ pub(crate) fn stop(
         answers: AtomicU32::new(0),
         expected: AtomicU32::new(u32::MAX),
     };
-    let mut awake = false;
+    let mut awake = Vec::new();
+    awake
+        .try_reserve(tasks.len())
+        .map_err(|_| Error::OutOfMemory)?;
     for (index, record) in records.iter().enumerate() {
         let Some(record) = record else { continue };
-        if look.look_from_outside(index, record) {
-            record.visited.store(number, Ordering::Release);
-        } else {
-            awake = true;
+        match look.look_from_outside(index, record) {
+            FromOutside::Looked => record.visited.store(number, Ordering::Release),
+            FromOutside::Stop => awake.push((tasks[index], *record)),
+            FromOutside::Leave => {}
         }
     }
-    if !awake || !is_in_place() {
+    if awake.is_empty() || !is_in_place() {
         return Ok(Round(number));
     }
     STOP.store(ptr::from_ref(&stop).cast_mut().cast(), Ordering::SeqCst);
     let mut sent = 0;
-    for (task, record) in tasks.iter().zip(records.iter()) {
-        let Some(record) = record.filter(|record| !Round(number).reached(record)) else {
-            continue;
-        };
-        sent += u32::from(signal_for(number, *task, record));
+    for (task, record) in awake {
+        sent += u32::from(signal_for(number, task, record));
     }
     stop.expected.store(sent, Ordering::SeqCst);
     wait_for_answers(&stop, sent, records);

@@ -23,7 +23,7 @@ use super::lock::Mutex;
 use super::records::{self, Record, registry};
 use super::scan;
 use super::space::Space;
-use super::stop::{self, Look, Missed, Records, why_missed};
+use super::stop::{self, FromOutside, Look, Missed, Records, why_missed};
 use super::sys::thread_exists;
 use super::ucontext;
 use super::unwind::Stopped;
@@ -128,8 +128,9 @@ struct Visit<'a> {
     ways: &'a WayCounts,
 }
 
-impl Look for Visit<'_> {
-    fn look_from_outside(&self, index: usize, record: &Record) -> bool {
+impl Visit<'_> {
+    /// Has the visitor look at a thread that sleeps; `false`: it has to be stopped.
+    fn look_at_sleeper(&self, index: usize, record: &Record) -> bool {
         // ORDER(probe): the thread sleeps after the probe has begun, and is looked at as long as it
         // does. Whatever it does when it wakes up, it asks for its state before it gets into an
         // affected function, and then either the probe is over or the state is set.
@@ -157,6 +158,12 @@ impl Look for Visit<'_> {
             self.ways.in_system_call.fetch_add(1, Ordering::Relaxed);
         }
         moved
+    }
+}
+
+impl Look for Visit<'_> {
+    fn look_from_outside(&self, index: usize, record: &Record) -> FromOutside {
+        FromOutside::or_stop(self.look_at_sleeper(index, record))
     }
 
     fn look(&self, index: usize, thread: &mut Interrupted<'_>, record: &Record) -> bool {

@@ -56,6 +56,11 @@ impl Stopped {
         }
     }
 
+    /// Its registers.
+    pub(crate) fn regs(&self) -> &Regs {
+        &self.regs
+    }
+
     /// Whether a walk has visited more than there is.
     pub(crate) fn was_guessed(&self) -> bool {
         self.guessed.get()
