@@ -227,17 +227,19 @@ fn two_libraries_of_one_name_are_not_mixed_up() {
     let patch = patch_of("alike", "libadopt_alike");
     enable(patch);
     let refused = open(&other).expect_err("it would not be patched");
-    assert_eq!(
-        refused.to_string(),
-        "another object is called 'libadopt_alike' already"
+    let two = format!(
+        "there are two libraries called 'libadopt_alike': {} and {}",
+        path.display(),
+        other.display()
     );
+    assert_eq!(refused.to_string(), two);
     assert_eq!(answer(&library), 2);
     disable(patch);
     let plain = Plain::open(&other);
     let refused = livepatch().enable(patch).expect_err("which one is meant?");
     assert_eq!(
         refused.to_string(),
-        "adopting libraries for patch 'alike' failed: another object is called 'libadopt_alike' already"
+        format!("adopting libraries for patch 'alike' failed: {two}")
     );
     plain.close();
     close(library);

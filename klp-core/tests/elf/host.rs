@@ -306,11 +306,10 @@ unsafe impl<const CALLS: bool> SymbolResolver for Host<CALLS> {
         Ok(())
     }
 
-    fn exported(&self, name: &str) -> Option<CodeAddr> {
-        self.exported
-            .iter()
-            .find(|(known, _)| *known == name)
-            .map(|(_, addr)| CodeAddr::new(*addr))
+    fn exported(&self, name: &str) -> Result<Option<CodeAddr>, ToyError> {
+        let mut known = self.exported.iter();
+        let found = known.find(|(known, _)| *known == name);
+        Ok(found.map(|(_, addr)| CodeAddr::new(*addr)))
     }
 
     fn function_at(&self, _: CodeAddr) -> Option<TextRange> {

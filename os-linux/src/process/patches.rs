@@ -1,8 +1,8 @@
 //! The patch objects in memory: what is needed to unwind through their functions and to name them.
 
-use super::elf_file::part_of;
 use super::error::Error;
 use super::lock::Mutex;
+use super::symbol_table::part_of;
 use super::unwind;
 use alloc::sync::Arc;
 use klp_arch_x86_64::unwind::{EhFrame, Table};
