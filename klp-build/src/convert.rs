@@ -94,14 +94,16 @@ pub fn convert(object: &[u8]) -> Result<Vec<u8>, ConvertError> {
 fn mark_symbols(elf: &mut Builder<'_>) -> Result<BTreeMap<usize, String>, ConvertError> {
     let mut objects = BTreeMap::new();
     for symbol in &mut elf.symbols {
+        let name = unquoted(symbol.name.as_slice());
         if symbol.section.is_some()
             || symbol.st_shndx != elf::SHN_UNDEF
-            || !symbol.name.starts_with(SYMBOL_PREFIX.as_bytes())
+            || !name.starts_with(SYMBOL_PREFIX.as_bytes())
         {
             continue;
         }
-        let mut name = String::from_utf8_lossy(symbol.name.as_slice()).into_owned();
-        if let (None, Some((front, position))) = (name.find(','), name.rsplit_once('$')) {
+        let mut name = String::from_utf8_lossy(name).into_owned();
+        let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        if let Some((front, position)) = name.rsplit_once('$').filter(|(_, it)| is_number(it)) {
             name = format!("{front},{position}");
         }
         let object = match SymbolName::parse(&name) {
@@ -113,6 +115,15 @@ fn mark_symbols(elf: &mut Builder<'_>) -> Result<BTreeMap<usize, String>, Conver
         objects.insert(symbol.id().index(), object);
     }
     Ok(objects)
+}
+
+/// Names are quoted for assemblers, which would calculate with those of some libraries
+/// (`libstdc++`). Clang, which is its own assembler, takes the quotes for a part of the name.
+fn unquoted(name: &[u8]) -> &[u8] {
+    let quoted = name.strip_prefix(b"\"");
+    quoted
+        .and_then(|name| name.strip_suffix(b"\""))
+        .unwrap_or(name)
 }
 
 /// Moves relocations against livepatch symbols into livepatch relocation sections.

@@ -82,6 +82,33 @@ fn machine(bytes: &[u8]) -> u16 {
 }
 
 #[test]
+fn libraries_may_be_called_what_assemblers_calculate_with() {
+    let source = r#"
+#include <klp/patch.h>
+extern int question(int) KLP_SYMBOL(libstdc++, question, 0);
+extern int counter KLP_SYMBOL(lib-a+b, counter, 1);
+int fixed(int n) { counter += n; return question(n); }
+"#;
+    for flags in [&["-fPIC"][..], &["-fno-pic"], &["-fPIC", "-fno-plt"]] {
+        for object in compile_by_each(source, flags) {
+            let patch = convert(&object).expect("converts");
+            let view = View::parse(&patch, machine(&patch), false).expect("a patch object");
+            let symbols = view.symbols().iter();
+            let mut names: Vec<_> = symbols
+                .filter(|symbol| symbol.home == Home::Livepatch)
+                .map(|symbol| symbol.name)
+                .collect();
+            names.sort_unstable();
+            let expected = [
+                ".klp.sym.lib-a+b.counter,1",
+                ".klp.sym.libstdc++.question,0",
+            ];
+            assert_eq!(names, expected);
+        }
+    }
+}
+
+#[test]
 fn symbols_get_their_names_and_index() {
     let ways = [
         &["-fPIC"][..],

@@ -135,6 +135,30 @@ pub enum Event<'a> {
         /// The patch.
         patch: &'a str,
     },
+    /// An enabled patch names an object that is not there: it is applied when that comes.
+    Waiting {
+        /// The patch.
+        patch: &'a str,
+        /// The object.
+        object: &'a str,
+    },
+    /// Objects that patches in force name are left as they are.
+    NotAdopted {
+        /// The host's words.
+        why: &'a str,
+    },
+    /// The compiler has made another function of one that is replaced, for some of its callers:
+    /// these do not come to the new version.
+    Cloned {
+        /// The patch.
+        patch: &'a str,
+        /// The object.
+        object: &'a str,
+        /// The function that is replaced.
+        func: &'a str,
+        /// The one that is not.
+        clone: &'a str,
+    },
     /// A symbol is missing.
     SymbolNotFound {
         /// The symbol.
@@ -245,6 +269,7 @@ impl Event<'_> {
             | Self::Applying { .. }
             | Self::Reverting { .. }
             | Self::MemoryKept { .. }
+            | Self::Waiting { .. }
             | Self::Signaling => Level::Notice,
             Self::FailedToPatch { .. }
             | Self::Vetoed { .. }
@@ -256,6 +281,8 @@ impl Event<'_> {
             | Self::NotTried { .. }
             | Self::Forcing
             | Self::NotSettled { .. }
+            | Self::NotAdopted { .. }
+            | Self::Cloned { .. }
             | Self::ShadowDuplicate { .. } => Level::Warning,
             Self::Incompatible { .. }
             | Self::SymbolNotFound { .. }
@@ -346,6 +373,21 @@ impl fmt::Display for Event<'_> {
                     "patch '{patch}' failed for module '{object}', refusing to load module '{object}'"
                 )
             }
+            Self::Waiting { patch, object } => write!(
+                f,
+                "'{patch}': waiting for object '{object}', which is not loaded"
+            ),
+            Self::NotAdopted { why } => write!(f, "libraries are left as they are: {why}"),
+            Self::Cloned {
+                patch,
+                object,
+                func,
+                clone,
+            } => write!(
+                f,
+                "'{patch}': callers of '{clone}' in object '{object}' do not call '{func}': the \
+                 compiler made it for them, and it is not patched"
+            ),
             Self::FailedToDisable { patch } => write!(f, "failed to disable patch '{patch}'"),
             Self::NotTried { patch } => {
                 write!(f, "'{patch}': tasks could not be listed, trying again")

@@ -70,8 +70,8 @@ unsafe impl SymbolResolver for KernelSymbols {
     }
 
     /// Nothing asks: the module loader binds exported symbols.
-    fn exported(&self, _name: &str) -> Option<CodeAddr> {
-        None
+    fn exported(&self, _name: &str) -> Result<Option<CodeAddr>, Self::Error> {
+        Ok(None)
     }
 
     fn function_at(&self, addr: CodeAddr) -> Option<TextRange> {

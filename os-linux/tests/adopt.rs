@@ -2,10 +2,13 @@
 //! do with, and when.
 
 use klp_core::engine::PatchId;
+use klp_core::model::{CallbackContext, Callbacks};
+use klp_core::{Object, Patch};
 use klp_os_linux::process::{Library, LoadError};
 use klp_os_linux_fixtures::libraries::*;
 use klp_os_linux_fixtures::*;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 fn open(path: impl AsRef<std::path::Path>) -> Result<Library, LoadError> {
@@ -211,6 +214,83 @@ fn a_veto_leaves_the_library_as_it_is() {
     forget(patch);
 }
 
+/// Says no, after a look at what calls of the library lead to.
+struct Suspicious {
+    answer: extern "C" fn() -> i32,
+    saw: Arc<AtomicI32>,
+}
+
+impl Callbacks for Suspicious {
+    fn pre_patch(&self, _: &CallbackContext<'_>) -> Result<(), i32> {
+        self.saw.store((self.answer)(), Ordering::Relaxed);
+        Err(-libc::ENODEV)
+    }
+}
+
+#[test]
+fn no_call_is_led_into_a_patch_before_all_have_agreed() {
+    let _alone = alone();
+    let name = "libadopt_agreed";
+    let first = patch_of("agrees", name);
+    enable(first);
+    let plain = Plain::open(&copy(name));
+    let saw = Arc::new(AtomicI32::new(0));
+    let object = Object::module(name).map(|object| {
+        object.with_callbacks(Box::new(Suspicious {
+            answer: plain.answer(),
+            saw: Arc::clone(&saw),
+        }))
+    });
+    let second = Patch::builder("does not agree").object(object);
+    let second = livepatch()
+        .engine()
+        .add(second.build().expect("well formed"))
+        .expect("the name is new");
+    // Not by `Livepatch::enable`, which would take the library in.
+    livepatch().engine().enable(second).expect("it waits");
+    settle(second);
+
+    // Threads are inside of the library meanwhile.
+    let stop = AtomicBool::new(false);
+    let (answer, stop_it) = (plain.answer(), &stop);
+    let others = std::thread::scope(|scope| {
+        let callers: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(move || {
+                    let (mut calls, mut others) = (0_u64, 0_u64);
+                    while !stop_it.load(Ordering::Relaxed) || calls == 0 {
+                        calls += 1;
+                        others += u64::from(answer() != 1);
+                    }
+                    others
+                })
+            })
+            .collect();
+        for _ in 0..50 {
+            let refused = livepatch().adopt().expect_err("the callback vetoes");
+            assert!(
+                matches!(&refused, LoadError::Engine(error) if error.errno() == -libc::ENODEV),
+                "{refused}"
+            );
+            assert_eq!(
+                saw.swap(0, Ordering::Relaxed),
+                1,
+                "the first is not in force"
+            );
+        }
+        stop.store(true, Ordering::Relaxed);
+        let callers = callers.into_iter();
+        callers
+            .map(|caller| caller.join().expect("no panic"))
+            .sum::<u64>()
+    });
+    assert_eq!(others, 0, "nobody was led there");
+    forget(second);
+    livepatch().adopt().expect("nobody is against it");
+    assert_eq!(plain.answer()(), 2);
+    forget(first);
+}
+
 #[test]
 fn two_libraries_of_one_name_are_not_mixed_up() {
     let _alone = alone();
@@ -227,17 +307,19 @@ fn two_libraries_of_one_name_are_not_mixed_up() {
     let patch = patch_of("alike", "libadopt_alike");
     enable(patch);
     let refused = open(&other).expect_err("it would not be patched");
-    assert_eq!(
-        refused.to_string(),
-        "another object is called 'libadopt_alike' already"
+    let two = format!(
+        "there are two libraries called 'libadopt_alike': {} and {}",
+        path.display(),
+        other.display()
     );
+    assert_eq!(refused.to_string(), two);
     assert_eq!(answer(&library), 2);
     disable(patch);
     let plain = Plain::open(&other);
     let refused = livepatch().enable(patch).expect_err("which one is meant?");
     assert_eq!(
         refused.to_string(),
-        "adopting libraries for patch 'alike' failed: another object is called 'libadopt_alike' already"
+        format!("adopting libraries for patch 'alike' failed: {two}")
     );
     plain.close();
     close(library);

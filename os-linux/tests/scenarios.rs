@@ -35,7 +35,8 @@ fn livepatch() -> &'static Livepatch {
     static ONCE: OnceLock<&'static Livepatch> = OnceLock::new();
     ONCE.get_or_init(|| {
         let events = |event: &Event<'_>| {
-            if !matches!(event, Event::NotSwitched { .. }) {
+            // Linux does not say what a patch waits for.
+            if !matches!(event, Event::NotSwitched { .. } | Event::Waiting { .. }) {
                 log().push(format!("livepatch: {event}"));
             }
         };

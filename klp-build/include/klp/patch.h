@@ -164,9 +164,11 @@ struct klp_object_ext {
 
 /*
  * Behind a declaration: what is declared is a symbol of the running system. klp-convert turns the
- * `$` into the comma of .klp.sym.OBJECT.NAME,POSITION, which assemblers do not take in a name.
+ * `$` into the comma of .klp.sym.OBJECT.NAME,POSITION, which assemblers do not take in a name. In
+ * quotes they take the `+` of KLP_SYMBOL(libstdc++, name, 0).
  */
-#define KLP_SYMBOL(object, name, position) __asm__(".klp.sym." #object "." #name "$" #position)
+#define KLP_SYMBOL(object, name, position) \
+	__asm__("\".klp.sym." #object "." #name "$" #position "\"")
 
 /* The base image, as the object of KLP_REPLACE. */
 #define KLP_VMLINUX ((const char *)0)

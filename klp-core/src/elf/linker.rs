@@ -328,8 +328,8 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
                 }
             },
             (_, Home::Livepatch) => self.resolve(symbol)?,
-            (_, Home::Undefined) => match self.platform.symbols().exported(symbol.name) {
-                _ if index == 0 => 0,
+            (_, Home::Undefined) if index == 0 => 0,
+            (_, Home::Undefined) => match self.exported(symbol)? {
                 Some(addr) => addr.get(),
                 None if symbol.weak => 0,
                 None => {
@@ -343,6 +343,13 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
         };
         self.values[index] = Some(value);
         Ok(value)
+    }
+
+    fn exported(&self, symbol: &Symbol<'_>) -> Result<Option<CodeAddr>, Error> {
+        let symbols = self.platform.symbols();
+        symbols
+            .exported(symbol.name)
+            .map_err(|error| Error::port("looking up symbols", self.patch, &error))
     }
 
     fn resolve(&self, symbol: &Symbol<'_>) -> Result<u64, Error> {

@@ -112,7 +112,7 @@ impl<P: Platform> Inner<P> {
                 if !host.symbols().is_loaded(&object) {
                     continue;
                 }
-                (0..batch.start).try_for_each(|older| self.apply(host, older, &object))?;
+                self.apply(host, batch.start, &object, |_| ())?;
                 let record = &mut self.patches[index];
                 let state = &mut record.objects[number];
                 state.bound = Some(Bound::new(

@@ -22,7 +22,7 @@ mod status;
 
 pub use inner::PatchId;
 pub use poll::Poll;
-pub use preflight::Preflight;
+pub use preflight::{FuncClone, Preflight};
 pub use status::PatchStatus;
 
 use crate::error::{ApiMisuse, Error};

@@ -120,6 +120,15 @@ impl<P: Platform> Bound<P> {
             let cold = finder.parts(old, Some((object.name(), func.old_name())))?;
             let parts = finder.parts(new, None)?;
             let site = finder.site(old)?;
+            finder.clones(&mut |clone| {
+                host.event(&Event::Cloned {
+                    patch: patch.name(),
+                    object: object.name(),
+                    func: func.old_name(),
+                    clone,
+                });
+                Ok(())
+            })?;
             #[allow(
                 clippy::cast_possible_truncation,
                 reason = "patches have fewer than 2^32 objects"
@@ -426,6 +435,25 @@ impl<P: Platform> Finder<'_, P> {
             .map_err(|error| self.symbols_failed(&error))?;
         full?;
         Ok(parts)
+    }
+
+    /// Shows `found` the clones of the function that the patch does not replace, too.
+    pub(super) fn clones(
+        &self,
+        found: &mut dyn FnMut(&str) -> Result<(), OutOfMemory>,
+    ) -> Result<(), Error> {
+        let mut full = Ok(());
+        let mut show = |clone: &str| {
+            let mut funcs = self.object.funcs().iter();
+            if full.is_ok() && !funcs.any(|func| &**func.old_name() == clone) {
+                full = found(clone);
+            }
+        };
+        self.host
+            .symbols()
+            .clones(self.object.name(), self.func.old_name(), &mut show)
+            .map_err(|error| self.symbols_failed(&error))?;
+        Ok(full?)
     }
 
     /// The entry site.

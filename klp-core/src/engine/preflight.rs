@@ -28,6 +28,35 @@ pub struct Preflight {
     pub waiting: Vec<Name>,
     /// Enabled patches that would be replaced.
     pub replaces: Vec<Name>,
+    /// Functions that the compiler made of ones that are replaced, and that are not.
+    pub clones: Vec<FuncClone>,
+}
+
+/// A function that the compiler made of one that a patch replaces, for some of its callers, and
+/// that the patch does not replace: these callers do not come to the new version.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FuncClone {
+    /// The object that has both.
+    pub object: Name,
+    /// The function that is replaced.
+    pub func: Name,
+    /// The other.
+    pub clone: Name,
+}
+
+impl fmt::Display for FuncClone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            object,
+            func,
+            clone,
+        } = self;
+        write!(
+            f,
+            "callers of '{clone}' in object '{object}' do not call '{func}': the compiler made it \
+             for them; replace it, too, or them"
+        )
+    }
 }
 
 impl Preflight {
@@ -49,6 +78,9 @@ impl fmt::Display for Preflight {
                 f,
                 "object '{object}' is not loaded; it is checked when it comes"
             )?;
+        }
+        for clone in &self.clones {
+            writeln!(f, "{clone}")?;
         }
         for patch in &self.replaces {
             writeln!(f, "the enabled patch '{patch}' will be replaced")?;
@@ -179,6 +211,18 @@ impl<P: Platform> Inner<P> {
             };
             for refused in refused.into_iter().chain(finder.replacement().err()) {
                 try_push(&mut report.findings, refused)?;
+            }
+            let note = &mut |clone: &str| {
+                let clone = FuncClone {
+                    object: object.name().try_clone()?,
+                    func: func.old_name().try_clone()?,
+                    clone: Name::new(clone)?,
+                };
+                try_push(&mut report.clones, clone)
+            };
+            // What else is wrong with the symbols is among the findings.
+            if let Err(Error::OutOfMemory) = finder.clones(note) {
+                return Err(OutOfMemory);
             }
         }
         Ok(())

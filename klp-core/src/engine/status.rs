@@ -95,6 +95,23 @@ impl<P: Platform> Engine<P> {
             .map(|(_, state)| state.bound.is_some()))
     }
 
+    /// The objects of the patch that are not patched: while it is enabled, those that it waits for.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiMisuse::UnknownPatch`]; [`Error::OutOfMemory`].
+    pub fn waiting(&self, id: PatchId) -> Result<Vec<Name>, Error> {
+        let inner = self.lock()?;
+        let record = &inner.patches[inner.index_of(id)?];
+        let mut waiting = Vec::new();
+        for (object, state) in record.patch.objects().iter().zip(&record.objects) {
+            if state.bound.is_none() {
+                try_push(&mut waiting, object.name().try_clone()?)?;
+            }
+        }
+        Ok(waiting)
+    }
+
     /// Which version `task` runs; `None` if it is gone (kernel: `/proc/PID/patch_state`). Outside
     /// of transitions every task is [`TaskState::Idle`].
     ///

@@ -67,8 +67,8 @@ pub struct Symbol {
 ///         }
 ///         Ok(())
 ///     }
-///     fn exported(&self, name: &str) -> Option<CodeAddr> {
-///         self.0.iter().find(|row| row.0 == name).map(|row| CodeAddr::new(row.1))
+///     fn exported(&self, name: &str) -> Result<Option<CodeAddr>, Never> {
+///         Ok(self.0.iter().find(|row| row.0 == name).map(|row| CodeAddr::new(row.1)))
 ///     }
 ///     fn function_at(&self, addr: CodeAddr) -> Option<TextRange> {
 ///         let range = |row: &(&str, u64, u64)| TextRange::new(CodeAddr::new(row.1), row.2);
@@ -77,7 +77,7 @@ pub struct Symbol {
 /// }
 /// # let table = Table(&[("work", 0x1000, 0x20)]);
 /// # assert!(table.function_at(CodeAddr::new(0x101f)).is_some());
-/// # assert!(table.exported("other").is_none());
+/// # assert!(matches!(table.exported("other"), Ok(None)));
 /// ```
 pub unsafe trait SymbolResolver: Sync {
     /// What can go wrong.
@@ -100,7 +100,11 @@ pub unsafe trait SymbolResolver: Sync {
 
     /// The address of an exported symbol, as the host's own linker would bind it for new code
     /// (kernel: `EXPORT_SYMBOL`; a process: the dynamic linker's global scope).
-    fn exported(&self, name: &str) -> Option<CodeAddr>;
+    ///
+    /// # Errors
+    ///
+    /// As for [`symbols`](Self::symbols).
+    fn exported(&self, name: &str) -> Result<Option<CodeAddr>, Self::Error>;
 
     /// The function that `addr` lies in (kernel: `kallsyms_lookup_size_offset`).
     fn function_at(&self, addr: CodeAddr) -> Option<TextRange>;
@@ -140,6 +144,23 @@ pub unsafe trait SymbolResolver: Sync {
                 found(part);
             }
         })
+    }
+
+    /// Reports the names of functions that the compiler made of functions called `name` in `object`
+    /// for some of their callers (`NAME.constprop.0`, `NAME.isra.0`, `NAME.part.0`): those do not
+    /// call `name`, so they do not come to what replaces it. The engine only tells people.
+    ///
+    /// # Errors
+    ///
+    /// As for [`symbols`](Self::symbols).
+    fn clones(
+        &self,
+        object: &str,
+        name: &str,
+        found: &mut dyn FnMut(&str),
+    ) -> Result<(), Self::Error> {
+        let _ = (object, name, found);
+        Ok(())
     }
 
     /// Writes `addr` for people: `function+0x12/0x40`, or the bare address if nothing is known.

@@ -360,18 +360,14 @@ unsafe impl SymbolResolver for SimSymbols {
         Ok(())
     }
 
-    fn exported(&self, name: &str) -> Option<CodeAddr> {
-        let _inside = self.0.enter("SymbolResolver::exported").ok()?;
+    fn exported(&self, name: &str) -> Result<Option<CodeAddr>, Self::Error> {
+        let _inside = self.0.enter("SymbolResolver::exported")?;
         let world = self.0.world();
         let exports = |module: &&Module| {
             module.is_loaded() && module.exports.iter().any(|export| export == name)
         };
-        world
-            .modules
-            .iter()
-            .find(exports)?
-            .symbols_called(name)
-            .next()
+        let module = world.modules.iter().find(exports);
+        Ok(module.and_then(|module| module.symbols_called(name).next()))
     }
 
     fn function_at(&self, addr: CodeAddr) -> Option<TextRange> {

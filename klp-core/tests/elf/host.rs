@@ -306,11 +306,10 @@ unsafe impl<const CALLS: bool> SymbolResolver for Host<CALLS> {
         Ok(())
     }
 
-    fn exported(&self, name: &str) -> Option<CodeAddr> {
-        self.exported
-            .iter()
-            .find(|(known, _)| *known == name)
-            .map(|(_, addr)| CodeAddr::new(*addr))
+    fn exported(&self, name: &str) -> Result<Option<CodeAddr>, ToyError> {
+        let mut known = self.exported.iter();
+        let found = known.find(|(known, _)| *known == name);
+        Ok(found.map(|(_, addr)| CodeAddr::new(*addr)))
     }
 
     fn function_at(&self, _: CodeAddr) -> Option<TextRange> {
@@ -402,7 +401,7 @@ unsafe impl Arch for ToyArch {
     const SLOT: u64 = 16;
     const REACH: u64 = 1 << 31;
 
-    fn entry(_: &[u8]) -> Option<Entry> {
+    fn entry(_: CodeAddr, _: &[u8]) -> Option<Entry> {
         None
     }
 

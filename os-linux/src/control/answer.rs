@@ -236,6 +236,7 @@ fn check(livepatch: &'static Livepatch, file: &Path) -> Result<Reply, Refusal> {
                 findings: report.findings.iter().map(ToString::to_string).collect(),
                 waiting: texts(&report.waiting),
                 replaces: texts(&report.replaces),
+                clones: report.clones.iter().map(ToString::to_string).collect(),
             })
         });
     livepatch.unload(id)?;
@@ -245,11 +246,13 @@ fn check(livepatch: &'static Livepatch, file: &Path) -> Result<Reply, Refusal> {
 fn write(livepatch: &'static Livepatch, path: &str, value: String) -> Result<Reply, Refusal> {
     let engine = livepatch.engine();
     // The attribute tree is the engine's own, which does not know what was loaded behind its back.
-    if let Some(patch) = control::enables(engine, path, &value)? {
+    let enables = control::enables(engine, path, &value)?;
+    if let Some(patch) = enables {
         livepatch.adopt_for(patch)?;
     }
     // SAFETY: as for `Request::Force`.
     unsafe { control::write(engine, path, &value) }?;
+    livepatch.tell_waiting(enables.as_slice());
     Ok(Reply::Value { value })
 }
 

@@ -135,6 +135,9 @@ pub enum Reply {
         waiting: Vec<String>,
         /// Enabled patches that it would replace.
         replaces: Vec<String>,
+        /// Functions that the compiler made of ones that are replaced, and that are not.
+        #[serde(default)]
+        clones: Vec<String>,
     },
     /// What is in a directory.
     Nodes {

@@ -20,14 +20,18 @@
 //! therefore; callbacks of patches must not call the dynamic linker.
 
 use super::error::{Error, LoadError};
+use super::events;
 use super::libraries::Known;
 use super::linker::Handle;
 use super::livepatch::Livepatch;
 use super::lock::give_way;
 use super::objects::Object;
-use super::sys::gettid;
+use super::sys::{self, gettid};
 use alloc::sync::Arc;
+use core::time::Duration;
+use klp_core::addr::CodeAddr;
 use klp_core::engine::PatchId;
+use klp_core::event::Event;
 use klp_core::mem::Name;
 
 /// A thread is inside of the dynamic linker for the engine. `fork` waits for its end.
@@ -92,10 +96,14 @@ impl Livepatch {
     /// # Errors
     ///
     /// [`LoadError::Engine`] if a patch does not fit a library or a callback vetoed;
-    /// [`Error::NameTaken`] if two libraries are called the same. That library is left alone then,
-    /// until the next call; the others are taken in. The first such error is returned.
+    /// [`Error::NameTaken`] and [`Error::Outside`] if there is another library of its name, which
+    /// is not patched; [`Error::NotHeld`]. That library is left alone then, until the next call;
+    /// the others are taken in. The first such error is returned.
     pub fn adopt(&'static self) -> Result<(), LoadError> {
-        self.adopt_if(|object| self.engine().patches_object(&object.name))
+        let in_force = |name: &str| self.engine().patches_object(name);
+        self.adopt_if(|object| in_force(&object.name))
+            .and_then(|()| self.check_alone(in_force).map_err(LoadError::Process))
+            .inspect_err(tell)
     }
 
     /// As [`adopt`](Self::adopt), if objects came or went since it was called with `seen` before,
@@ -107,14 +115,18 @@ impl Livepatch {
         if core::mem::replace(seen, now) == now {
             return Ok(());
         }
-        self.adopt_if(|object| !object.is_refused() && self.engine().patches_object(&object.name))
+        let in_force = |name: &str| self.engine().patches_object(name);
+        self.adopt_if(|object| !object.is_refused() && in_force(&object.name))
+            .and_then(|()| self.check_alone(in_force).map_err(LoadError::Process))
+            .inspect_err(tell)
     }
 
-    /// As [`adopt`](Self::adopt), for the libraries that `patch` names.
+    /// As [`adopt`](Self::adopt), for the libraries that `patch` names; all or none of them.
     ///
     /// # Errors
     ///
-    /// As there, as the engine says it.
+    /// As there, as the engine says it; and [`Error::BadFile`] if nobody knows what is in memory of
+    /// one.
     pub(crate) fn adopt_for(&'static self, patch: PatchId) -> Result<(), klp_core::Error> {
         let engine = self.engine();
         let names = |name: &str| {
@@ -123,7 +135,12 @@ impl Livepatch {
             });
             names.unwrap_or(false)
         };
-        self.adopt_if(|object| names(&object.name))
+        self.space()
+            .refresh()
+            .and_then(|()| self.check_alone(names))
+            .and_then(|()| self.check_intact(names))
+            .map_err(LoadError::Process)
+            .and_then(|()| self.adopt_if(|object| names(&object.name)))
             .or_else(|error| match error {
                 LoadError::Engine(error) => Err(error),
                 LoadError::Process(error) => engine.with_patch(patch, |patch| {
@@ -156,6 +173,7 @@ impl Livepatch {
         {
             let _visit = Visit::begin(self);
             let Some(handle) = Handle::hold(object) else {
+                result = result.and(self.check_gone(object).map_err(LoadError::Process));
                 continue;
             };
             let current = handle
@@ -176,6 +194,71 @@ impl Livepatch {
         result
     }
 
+    /// Refuses if one of the objects that `which` names is there twice: patches could not tell which
+    /// is meant, and one would stay as it is.
+    fn check_alone(&self, which: impl Fn(&str) -> bool) -> Result<(), Error> {
+        let settled = self.libraries.lock().settled();
+        let objects = self.space().objects.all();
+        let mut known: Vec<&Object> = Vec::new();
+        // One that is being opened is refused by its own opening.
+        for object in objects
+            .iter()
+            .filter(|object| object.arrival < settled && which(&object.name))
+        {
+            match known.iter().find(|other| other.name == object.name) {
+                Some(other) => return Err(name_taken(other, object)),
+                None => known.push(object),
+            }
+        }
+        self.check_outside(&which)
+    }
+
+    /// Refuses if there is a copy of one of the objects that `which` names which cannot be patched.
+    fn check_outside(&self, which: &impl Fn(&str) -> bool) -> Result<(), Error> {
+        let find = || -> Result<_, Error> {
+            let mut outsiders = self.space().objects.outsiders()?.into_iter();
+            Ok(outsiders.find(|outsider| which(&outsider.name)))
+        };
+        let mut found = None;
+        // What another thread is just loading or unloading by the dynamic linker is outside of its
+        // list for a moment.
+        for _ in 0..OUTSIDE_LOOKS {
+            found = find()?;
+            if found.is_none() {
+                return Ok(());
+            }
+            sys::nap(Duration::from_millis(1));
+            self.space().refresh()?;
+        }
+        found.map_or(Ok(()), |outsider| {
+            Err(Error::Outside {
+                object: Name::new(&outsider.name)?,
+                file: Name::display(&outsider.mapping.path().display())?,
+                at: CodeAddr::new(outsider.mapping.range.start),
+            })
+        })
+    }
+
+    /// Refuses if nobody knows what is in memory of one of the objects that `which` names.
+    fn check_intact(&self, which: impl Fn(&str) -> bool) -> Result<(), Error> {
+        let objects = self.space().objects.all();
+        let mut named = objects.iter().filter(|object| which(&object.name));
+        named.try_for_each(|object| object.check_intact())
+    }
+
+    /// Refuses if `object`, which cannot be held, is still there.
+    fn check_gone(&self, object: &Object) -> Result<(), Error> {
+        self.space().refresh()?;
+        let objects = self.space().objects.all();
+        if objects.iter().any(|other| core::ptr::eq(&**other, object)) {
+            object.set_refused(true);
+            return Err(Error::NotHeld {
+                object: Name::new(&object.name)?,
+            });
+        }
+        Ok(())
+    }
+
     /// Makes `object` alive, and applies the enabled patches to it. The caller holds it in memory.
     /// `false` if it was alive already.
     pub(super) fn let_in(&self, _: &mut Known, object: &Object) -> Result<bool, LoadError> {
@@ -183,10 +266,14 @@ impl Livepatch {
             return Ok(false);
         }
         object.set_refused(true);
-        if self.space().objects.named(&object.name).is_some() {
-            let object =
-                Name::new(&object.name).map_err(|_| LoadError::Process(Error::OutOfMemory))?;
-            return Err(LoadError::Process(Error::NameTaken { object }));
+        if let Some(other) = self.space().objects.named(&object.name) {
+            return Err(LoadError::Process(name_taken(&other, object)));
+        }
+        if self.engine().patches_object(&object.name) {
+            object
+                .check_intact()
+                .and_then(|()| self.check_outside(&|name: &str| name == object.name))
+                .map_err(LoadError::Process)?;
         }
         object.set_alive();
         // SAFETY: no thread is inside of what `open_library` has just loaded. Others may be inside
@@ -223,5 +310,28 @@ impl Livepatch {
     pub(super) fn may_stay_stranger(&self, object: &Object) -> bool {
         self.space().objects.named(&object.name).is_some()
             && !self.engine().patches_object(&object.name)
+    }
+}
+
+/// How often a copy that the dynamic linker does not show is looked at before it is one.
+const OUTSIDE_LOOKS: u32 = 20;
+
+/// The error for two objects of one name.
+fn name_taken(one: &Object, other: &Object) -> Error {
+    let build = || -> Result<Error, Error> {
+        Ok(Error::NameTaken {
+            object: Name::new(&one.name)?,
+            one: Name::display(&one.path().display())?,
+            other: Name::display(&other.path().display())?,
+        })
+    };
+    build().unwrap_or_else(|error| error)
+}
+
+/// Logs what the engine has not logged itself.
+fn tell(error: &LoadError) {
+    if let LoadError::Process(error) = error {
+        let why = error.to_string();
+        events::write(&Event::NotAdopted { why: &why });
     }
 }

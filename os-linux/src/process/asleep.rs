@@ -136,12 +136,12 @@ mod tests {
         let at = |text| place(text);
         let asleep =
             "0 0x3 0x7f65b5530000 0x20000 0x22 0xffffffff 0x0 0x7ffdf6c7ada8 0x7f65b56ac2ad\n";
-        let place = Place {
+        let expected = Place {
             sp: 0x7ffd_f6c7_ada8,
             pc: 0x7f65_b56a_c2ad,
             resumed: false,
         };
-        assert_eq!(at(asleep), Some(place));
+        assert_eq!(at(asleep), Some(expected));
         let futex = |timeout| {
             place(&format!(
                 "202 0x1000 0x80 0x2 {timeout} 0x0 0xffffffff 0x7ffdf6c7ada8 0x7f65b56ac2ad\n"
@@ -151,10 +151,10 @@ mod tests {
             futex("0x0"),
             Some(Place {
                 resumed: true,
-                ..place
+                ..expected
             })
         );
-        assert_eq!(futex("0x7ffdf6c7adb0"), Some(place));
+        assert_eq!(futex("0x7ffdf6c7adb0"), Some(expected));
         assert_eq!(at("running\n"), None);
         assert_eq!(at("-1 0x7ffdf6c7ada8 0x7f65b56ac2ad\n"), None);
         assert_eq!(

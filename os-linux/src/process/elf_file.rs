@@ -1,20 +1,17 @@
-//! The parts of an object's file that are not mapped: its symbol table and the addresses of its
-//! sections.
+//! What of an object's file is not mapped: its symbol table, the addresses of its sections; and what
+//! tells it from others.
 
-use core::hash::BuildHasher;
+use super::symbol_table::{Symbol, SymbolTable};
 use klp_core::addr::{CodeAddr, TextRange};
 use object::LittleEndian;
 use object::elf::{
-    FileHeader64, SHN_UNDEF, SHT_DYNSYM, SHT_NOTE, SHT_SYMTAB, STB_LOCAL, STT_FUNC, STT_NOTYPE,
-    STT_OBJECT, SectionType, Sym64,
+    DF_SYMBOLIC, DT_FLAGS, DT_SYMBOLIC, FileHeader64, PF_X, PT_LOAD, PT_NOTE, R_X86_64_COPY,
+    SHT_DYNSYM, SHT_SYMTAB,
 };
-use object::read::elf::{FileHeader, SectionHeader, SectionTable, Sym};
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable};
 use object::{ReadCache, ReadRef};
 use std::collections::HashMap;
 use std::fs::File;
-use std::hash::RandomState;
-use std::path::Path;
-use std::sync::OnceLock;
 
 const LE: LittleEndian = LittleEndian;
 
@@ -22,97 +19,62 @@ const LE: LittleEndian = LittleEndian;
 #[derive(Debug, Default)]
 pub(crate) struct ElfFile {
     pub(crate) build_id: Option<Vec<u8>>,
+    /// Address and length of each segment with code.
+    pub(crate) code: Vec<(u64, u64)>,
+    pub(crate) symbols: SymbolTable,
     sections: Vec<(String, u64, u64)>,
-    symbols: Vec<Symbol>,
-    names: Vec<u8>,
-    by_name: NameIndex,
-    functions: OnceLock<Vec<(u64, u64, usize)>>,
-    /// Symbols called `NAME.cold` or `NAME.cold.N`, each with the length of `NAME`, sorted by that.
-    parts: OnceLock<Vec<(usize, usize)>>,
-}
-
-/// A symbol that has an address.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Symbol {
-    name: u32,
-    pub(crate) addr: u64,
-    pub(crate) len: u64,
-    pub(crate) local: bool,
-    function: bool,
-}
-
-/// Symbols by the hash of their names; those with the same hash are chained in the table's order.
-#[derive(Debug, Default)]
-struct NameIndex {
-    hasher: RandomState,
-    first: HashMap<u64, usize>,
-    next: Vec<Option<usize>>,
+    /// References of the object to its own symbols stay inside of it (`-Bsymbolic`).
+    pub(crate) symbolic: bool,
+    /// Variables of shared libraries that the program holds (`R_X86_64_COPY`), by their names.
+    copies: HashMap<String, u64>,
 }
 
 impl ElfFile {
-    /// Reads the file at `path`.
+    /// Reads a file.
     ///
     /// # Errors
     ///
     /// What is wrong with it, as the end of a sentence about it.
-    pub(crate) fn read(path: &Path) -> Result<Self, &'static str> {
-        let file = File::open(path).map_err(|_| "cannot be opened")?;
+    pub(crate) fn read(file: File) -> Result<Self, &'static str> {
         let cache = ReadCache::new(file);
         Self::parse(&cache).map_err(|_| "is not an ELF file that can be read")
     }
 
     fn parse<'a, R: ReadRef<'a>>(data: R) -> object::Result<Self> {
         let header = FileHeader64::<LittleEndian>::parse(data)?;
-        let sections = header.sections(LE, data)?;
         let mut file = Self::default();
+        for segment in header.program_headers(LE, data)? {
+            match segment.p_type(LE) {
+                PT_LOAD if segment.p_flags(LE).contains(PF_X) => {
+                    file.code.push((segment.p_vaddr(LE), segment.p_memsz(LE)));
+                }
+                PT_NOTE if file.build_id.is_none() => {
+                    let notes = segment.data(LE, data).unwrap_or_default();
+                    file.build_id = build_id(notes).map(|(_, id)| id.to_vec());
+                }
+                _ => {}
+            }
+        }
+        let sections = header.sections(LE, data)?;
         for section in sections.iter() {
             let name = String::from_utf8_lossy(sections.section_name(LE, section)?).into_owned();
             file.sections
                 .push((name, section.sh_addr(LE), section.sh_size(LE)));
-            if section.sh_type(LE) == SHT_NOTE && file.build_id.is_none() {
-                file.build_id = build_id(section.data(LE, data)?).map(<[u8]>::to_vec);
+            if let Some((entries, _)) = section.dynamic(LE, data)? {
+                file.symbolic |= entries.iter().any(|entry| {
+                    let flags = entry.d_val.get(LE);
+                    match entry.d_tag.get(LE) {
+                        DT_SYMBOLIC => true,
+                        DT_FLAGS => flags & DF_SYMBOLIC.0 != 0,
+                        _ => false,
+                    }
+                });
             }
         }
-        for kind in [SHT_SYMTAB, SHT_DYNSYM] {
-            if file.read_symbols(&sections, kind, data)? {
-                break;
-            }
-        }
-        file.by_name = NameIndex::new(&file);
+        let dynamic = SymbolTable::read(&sections, SHT_DYNSYM, data)?.unwrap_or_default();
+        file.copies = copies(&sections, &dynamic, data)?;
+        file.symbols = SymbolTable::read(&sections, SHT_SYMTAB, data)?.unwrap_or(dynamic);
         Ok(file)
-    }
-
-    /// Reads the symbol table of type `kind`; says whether there is one.
-    fn read_symbols<'a, R: ReadRef<'a>>(
-        &mut self,
-        sections: &SectionTable<'a, FileHeader64<LittleEndian>, R>,
-        kind: SectionType,
-        data: R,
-    ) -> object::Result<bool> {
-        let Some((section, symbols)) = sections.iter().find_map(|section| {
-            let symbols: &[Sym64<LittleEndian>] = section.data_as_array(LE, data).ok()?;
-            (section.sh_type(LE) == kind).then_some((section, symbols))
-        }) else {
-            return Ok(false);
-        };
-        let names = sections.section(object::SectionIndex(section.sh_link(LE) as usize))?;
-        self.names = names.data(LE, data)?.to_vec();
-        let has_address = |symbol: &&Sym64<LittleEndian>| {
-            symbol.st_shndx(LE) != SHN_UNDEF
-                && matches!(symbol.st_type(), STT_FUNC | STT_OBJECT | STT_NOTYPE)
-        };
-        self.symbols = symbols
-            .iter()
-            .filter(has_address)
-            .map(|symbol| Symbol {
-                name: symbol.st_name(LE),
-                addr: symbol.st_value(LE),
-                len: symbol.st_size(LE),
-                local: symbol.st_bind() == STB_LOCAL,
-                function: symbol.st_type() == STT_FUNC,
-            })
-            .collect();
-        Ok(true)
     }
 
     /// The address and length of the section `name`.
@@ -121,158 +83,85 @@ impl ElfFile {
         TextRange::new(CodeAddr::new(*addr), *len)
     }
 
-    /// The symbols called `name`, in the order of the table.
-    pub(crate) fn named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Symbol> {
-        self.by_name
-            .find(name.as_bytes())
-            .filter_map(|index| self.symbols.get(index))
-            .filter(move |symbol| self.name_bytes(symbol) == name.as_bytes())
-    }
-
-    /// The function that `addr` lies in, and its symbol.
-    pub(crate) fn function_at(&self, addr: u64) -> Option<&Symbol> {
-        let functions = self.functions.get_or_init(|| self.sorted_functions());
-        let behind = functions.partition_point(|&(start, ..)| start <= addr);
-        let (_, end, index) = *functions.get(behind.checked_sub(1)?)?;
-        if addr < end {
-            self.symbols.get(index)
-        } else {
-            None
-        }
-    }
-
-    /// The parts that a compiler split off functions called `name`.
-    pub(crate) fn parts_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Symbol> {
-        let whole =
-            |&(index, len): &(usize, usize)| self.name_bytes(&self.symbols[index]).get(..len);
-        let parts = self.parts.get_or_init(|| {
-            let part = |(index, symbol)| part_of(self.name(symbol)).map(|name| (index, name.len()));
-            let mut parts: Vec<_> = self.symbols.iter().enumerate().filter_map(part).collect();
-            parts.sort_by(|one, other| whole(one).cmp(&whole(other)));
-            parts
-        });
-        let name = Some(name.as_bytes());
-        let from = parts.partition_point(|part| whole(part) < name);
-        let same = parts[from..]
-            .iter()
-            .take_while(move |part| whole(part) == name);
-        same.filter_map(|(index, _)| self.symbols.get(*index))
-    }
-
-    /// The symbol's name.
-    pub(crate) fn name(&self, symbol: &Symbol) -> &str {
-        core::str::from_utf8(self.name_bytes(symbol)).unwrap_or("?")
-    }
-
-    fn name_bytes(&self, symbol: &Symbol) -> &[u8] {
-        let rest = self.names.get(symbol.name as usize..).unwrap_or_default();
-        rest.split(|&byte| byte == 0).next().unwrap_or_default()
-    }
-
-    /// Functions by address; of several at one address, the one that comes first in the table.
-    fn sorted_functions(&self) -> Vec<(u64, u64, usize)> {
-        let mut functions: Vec<_> = self
-            .symbols
-            .iter()
-            .enumerate()
-            .filter(|(_, symbol)| symbol.function && symbol.len > 0)
-            .map(|(index, symbol)| (symbol.addr, symbol.addr.saturating_add(symbol.len), index))
-            .collect();
-        functions.sort_unstable_by_key(|&(start, _, index)| (start, index));
-        functions.dedup_by_key(|&mut (start, ..)| start);
-        functions
+    /// Where this program holds a shared library's variable called `name`, if it does.
+    pub(crate) fn copy_of(&self, name: &str) -> Option<u64> {
+        self.copies.get(name).copied()
     }
 }
 
-/// The function that a symbol called `symbol` is a part of: `NAME` of `NAME.cold` and
-/// `NAME.cold.N`.
-pub(crate) fn part_of(symbol: &str) -> Option<&str> {
-    let (name, number) = symbol.rsplit_once(".cold")?;
-    let digits = number
-        .strip_prefix('.')
-        .unwrap_or(if number.is_empty() { "0" } else { "" });
-    (!digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit())).then_some(name)
+/// The variables of shared libraries that a program holds, without versions: a program that holds
+/// two versions of one is none that linkers make.
+fn copies<'a, R: ReadRef<'a>>(
+    sections: &SectionTable<'a, FileHeader64<LittleEndian>, R>,
+    dynamic: &SymbolTable,
+    data: R,
+) -> object::Result<HashMap<String, u64>> {
+    let mut places = Vec::new();
+    for section in sections.iter() {
+        let relas = section.rela(LE, data)?.map_or(&[][..], |(relas, _)| relas);
+        let copied = relas
+            .iter()
+            .filter(|rela| rela.r_type(LE, false) == R_X86_64_COPY);
+        places.extend(copied.map(|rela| rela.r_offset.get(LE)));
+    }
+    // A variable may have several names; all of them lead to the copy.
+    let is_copy = |symbol: &&Symbol| places.contains(&symbol.addr);
+    let named = |symbol: &Symbol| {
+        let name = dynamic.name(symbol).split('@').next().unwrap_or_default();
+        (name.to_owned(), symbol.addr)
+    };
+    Ok(dynamic.iter().filter(is_copy).map(named).collect())
 }
 
-/// The build-id in a sequence of ELF notes.
-pub(crate) fn build_id(mut notes: &[u8]) -> Option<&[u8]> {
+/// The build-id in a sequence of ELF notes, and how far from their beginning it is.
+pub(crate) fn build_id(all: &[u8]) -> Option<(usize, &[u8])> {
     const NT_GNU_BUILD_ID: u32 = 3;
     let word =
         |bytes: &[u8], at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
     let align = |len: u32| usize::try_from(len).ok()?.checked_next_multiple_of(4);
+    let mut notes = all;
     loop {
         let (name_len, len, kind) = (word(notes, 0)?, word(notes, 4)?, word(notes, 8)?);
         let begin = 12 + align(name_len)?;
         if kind == NT_GNU_BUILD_ID && notes.get(12..16)? == b"GNU\0" {
-            return notes.get(begin..begin + usize::try_from(len).ok()?);
+            let id = notes.get(begin..begin + usize::try_from(len).ok()?)?;
+            return Some((all.len() - notes.len() + begin, id));
         }
         notes = notes.get(begin.checked_add(align(len)?)?..)?;
-    }
-}
-
-impl NameIndex {
-    fn new(file: &ElfFile) -> Self {
-        let mut index = Self {
-            next: vec![None; file.symbols.len()],
-            ..Self::default()
-        };
-        for (number, symbol) in file.symbols.iter().enumerate().rev() {
-            let hash = index.hasher.hash_one(file.name_bytes(symbol));
-            index.next[number] = index.first.insert(hash, number);
-        }
-        index
-    }
-
-    fn find(&self, name: &[u8]) -> impl Iterator<Item = usize> {
-        let first = self.first.get(&self.hasher.hash_one(name)).copied();
-        core::iter::successors(first, |&number| self.next.get(number).copied().flatten())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::symbol_table::Kind;
+
+    fn read(path: &str) -> Result<ElfFile, &'static str> {
+        ElfFile::read(File::open(path).expect("it is there"))
+    }
 
     #[test]
     fn this_program_knows_its_own_functions() {
-        let file = ElfFile::read(Path::new("/proc/self/exe")).expect("it is an ELF file");
-        let main = file.named("main").next().expect("a program has a main");
-        assert!(main.function && !main.local);
-        assert_eq!(
-            file.name(
-                file.function_at(main.addr + main.len - 1)
-                    .expect("it has a length")
-            ),
-            "main"
-        );
-        assert!(file.named("no such function").next().is_none());
+        let file = read("/proc/self/exe").expect("it is an ELF file");
+        let symbols = &file.symbols;
+        let main = symbols.named("main").next().expect("a program has a main");
+        assert!(main.kind == Kind::Function && !main.local);
+        let last = symbols.function_at(main.addr + main.len - 1);
+        assert_eq!(symbols.name(last.expect("it has a length")), "main");
+        assert!(symbols.named("no such function").next().is_none());
         assert!(
             file.section(".text")
                 .expect("a program has code")
                 .contains(CodeAddr::new(main.addr))
         );
-    }
-
-    #[test]
-    fn parts_have_the_name_of_their_function() {
-        assert_eq!(part_of("work.cold"), Some("work"));
-        assert_eq!(part_of("work.cold.12"), Some("work"));
-        assert_eq!(part_of("work.constprop.0.cold"), Some("work.constprop.0"));
-        for other in [
-            "work",
-            "work.cold.",
-            "work.cold.x",
-            "work.colder",
-            "work.part.0",
-        ] {
-            assert_eq!(part_of(other), None, "{other}");
-        }
+        let inside = |&(start, len): &(u64, u64)| (start..start + len).contains(&main.addr);
+        assert!(file.code.iter().any(inside));
     }
 
     #[test]
     fn what_is_no_elf_file_is_refused() {
-        assert!(ElfFile::read(Path::new("/proc/self/cmdline")).is_err());
-        assert!(ElfFile::read(Path::new("/no/such/file")).is_err());
+        assert!(read("/proc/self/cmdline").is_err());
+        assert!(read("/dev/null").is_err());
     }
 
     #[test]
@@ -289,7 +178,7 @@ mod tests {
             notes.extend_from_slice(name);
             notes.extend_from_slice(data);
         }
-        assert_eq!(build_id(&notes), Some(&b"id!!"[..]));
+        assert_eq!(build_id(&notes), Some((notes.len() - 4, &b"id!!"[..])));
         for len in 0..notes.len() {
             assert_eq!(build_id(&notes[..len]), None);
         }

@@ -4,6 +4,7 @@ use super::sys::Errno;
 use super::ucontext::Unregistered;
 use core::fmt;
 use klp_core::addr::{CodeAddr, TextRange};
+use klp_core::mem::Name;
 use klp_core::port::{PortError, PortErrorKind, TaskId, TaskName};
 
 /// An error of the process embedding.
@@ -63,17 +64,43 @@ pub enum Error {
     /// without an index of its unwind tables and has no section headers, or has no tables.
     NoUnwindTables {
         /// The object.
-        object: klp_core::mem::Name,
+        object: Name,
     },
-    /// Patches cannot tell two objects apart.
+    /// Patches cannot tell two libraries apart.
     NameTaken {
         /// How patches would call both.
-        object: klp_core::mem::Name,
+        object: Name,
+        /// The file of one of them, as the dynamic linker calls it.
+        one: Name,
+        /// The other's.
+        other: Name,
+    },
+    /// A copy of the library is in memory that cannot be patched: the dynamic linker does not show
+    /// it.
+    Outside {
+        /// How patches would call it.
+        object: Name,
+        /// Its file, as the kernel calls it.
+        file: Name,
+        /// Where its code is.
+        at: CodeAddr,
+    },
+    /// The dynamic linker does not let anybody hold the object in memory.
+    NotHeld {
+        /// The object.
+        object: Name,
+    },
+    /// The symbol is an indirect function: code that says which function is meant.
+    Indirect {
+        /// The object that has it.
+        object: Name,
+        /// Its name.
+        symbol: Name,
     },
     /// An object's file is not the one that was loaded, or is not an ELF file that can be read.
     BadFile {
         /// The object, as patches name it.
-        object: klp_core::mem::Name,
+        object: Name,
         /// What is wrong with it.
         why: &'static str,
     },
@@ -93,6 +120,14 @@ impl Error {
         Self::Os {
             call,
             errno: Errno(error.raw_os_error().unwrap_or(libc::EIO)),
+        }
+    }
+
+    /// [`Error::Indirect`], or `OutOfMemory`.
+    pub(crate) fn indirect(object: &str, symbol: &str) -> Self {
+        match (Name::new(object), Name::new(symbol)) {
+            (Ok(object), Ok(symbol)) => Self::Indirect { object, symbol },
+            _ => Self::OutOfMemory,
         }
     }
 
@@ -142,7 +177,24 @@ impl fmt::Display for Error {
                 "stacks cannot be followed: no unwind tables of object '{object}' are found \
                  (compile with -fasynchronous-unwind-tables, link with --eh-frame-hdr)"
             ),
-            Self::NameTaken { object } => write!(f, "another object is called '{object}' already"),
+            Self::NameTaken { object, one, other } => write!(
+                f,
+                "there are two libraries called '{object}': {one} and {other}"
+            ),
+            Self::Outside { object, file, at } => write!(
+                f,
+                "there is a copy of '{object}' that cannot be patched, {file} at {at}: it was loaded \
+                 by dlmopen, or without the dynamic linker"
+            ),
+            Self::NotHeld { object } => write!(
+                f,
+                "object '{object}' cannot be held in memory: dlopen does not find it"
+            ),
+            Self::Indirect { object, symbol } => write!(
+                f,
+                "'{symbol}' in object '{object}' is an indirect function (IFUNC), whose code only \
+                 chooses one; name the function that it chooses"
+            ),
             Self::BadFile { object, why } => write!(f, "the file of object '{object}' {why}"),
         }
     }
@@ -208,9 +260,10 @@ impl PortError for Error {
             Self::NoMemoryInReach { .. } => PortErrorKind::NoMemoryInReach,
             Self::Contexts(_) => PortErrorKind::Denied,
             Self::NotText { .. } => PortErrorKind::NotFound,
-            Self::TextChanged { .. } | Self::SignalTaken { .. } | Self::NameTaken { .. } => {
-                PortErrorKind::Held
-            }
+            Self::TextChanged { .. }
+            | Self::SignalTaken { .. }
+            | Self::NameTaken { .. }
+            | Self::Outside { .. } => PortErrorKind::Held,
             _ => PortErrorKind::Failed,
         }
     }

@@ -59,8 +59,11 @@ impl Handle {
 
     /// Holds `object`, and waits until it is completely loaded if another thread is at it. `None`
     /// if it was unloaded meanwhile, or is none that the dynamic linker lets one hold (the vdso).
+    ///
+    /// The dynamic linker compares names before it looks for files: so it finds what it called that
+    /// way itself, whatever is at that path by now.
     pub(crate) fn hold(object: &Object) -> Option<Self> {
-        let name = CString::new(object.path()?.as_os_str().as_bytes()).ok()?;
+        let name = object.linker_name();
         // SAFETY: nothing is loaded, so no constructor runs.
         let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD) };
         let handle = NonNull::new(handle).map(Self)?;

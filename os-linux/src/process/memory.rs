@@ -2,11 +2,10 @@
 
 use super::error::Error;
 use super::lock::Mutex;
+use super::maps::{self, Mapping};
 use super::sys::{self, Errno, PAGE};
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::port::{Image, ImageLayout};
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 
 /// The lowest address that is used, as the kernel's default for `vm.mmap_min_addr`.
 const LOWEST: u64 = 0x1_0000;
@@ -223,60 +222,19 @@ impl Window {
     }
 }
 
-/// What is mapped, sorted, with the room that stacks need to grow.
+/// What is mapped, with the room that the main stack needs to grow.
 pub(crate) fn mappings() -> Result<Vec<(u64, u64)>, Error> {
-    each_mapping(mapping)
+    Ok(maps::mappings()?.iter().map(with_room).collect())
 }
 
-/// A piece of memory.
-#[derive(Clone, Copy)]
-pub(crate) struct Mapping {
-    pub(crate) start: u64,
-    pub(crate) end: u64,
-    /// Whether it is code. The vDSO does not count: all of it is executable, also what is no code.
-    pub(crate) is_code: bool,
-}
-
-/// What is mapped, sorted.
-///
-/// # Errors
-///
-/// If `/proc/self/maps` cannot be read.
-pub(crate) fn maps() -> Result<Vec<Mapping>, Error> {
-    each_mapping(|line| {
-        let mut words = line.split_ascii_whitespace();
-        let (start, end) = words.next()?.split_once('-')?;
-        Some(Mapping {
-            start: u64::from_str_radix(start, 16).ok()?,
-            end: u64::from_str_radix(end, 16).ok()?,
-            is_code: words.next()?.contains('x') && !line.ends_with("[vdso]"),
-        })
-    })
-}
-
-fn each_mapping<T>(each: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, Error> {
-    let io = |error: std::io::Error| Error::io("read /proc/self/maps", &error);
-    let mut maps = Vec::new();
-    for line in BufReader::new(File::open("/proc/self/maps").map_err(io)?).lines() {
-        maps.extend(each(&line.map_err(io)?));
-    }
-    Ok(maps)
-}
-
-/// One line of `/proc/self/maps`.
-fn mapping(line: &str) -> Option<(u64, u64)> {
-    let (start, rest) = line.split_once('-')?;
-    let end = rest.split_once(' ')?.0;
-    let start = u64::from_str_radix(start, 16).ok()?;
-    let room = if line.ends_with("[stack]") {
+fn with_room(mapping: &Mapping) -> (u64, u64) {
+    let room = if mapping.name() == "[stack]" {
         STACK_ROOM
     } else {
         0
     };
-    Some((
-        start.saturating_sub(room),
-        u64::from_str_radix(end, 16).ok()?,
-    ))
+    let range = &mapping.range;
+    (range.start.saturating_sub(room), range.end)
 }
 
 #[cfg(test)]
@@ -317,14 +275,15 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_the_map_are_understood() {
-        assert_eq!(
-            mapping("00400000-00452000 r-xp 00000000 08:02 173521 /usr/bin/dbus"),
-            Some((0x40_0000, 0x45_2000))
+    fn the_main_stack_has_room_to_grow() {
+        let maps = maps::mappings().expect("there is a /proc");
+        let stack = maps.iter().find(|mapping| mapping.name() == "[stack]");
+        let stack = stack.expect("there is one");
+        assert!(
+            mappings()
+                .expect("as above")
+                .contains(&(stack.range.start - STACK_ROOM, stack.range.end))
         );
-        let stack = "7ffd0a000000-7ffd0a021000 rw-p 00000000 00:00 0 [stack]";
-        assert_eq!(mapping(stack), Some((0x7ffd_0900_0000, 0x7ffd_0a02_1000)));
-        assert_eq!(mapping("nonsense"), None);
     }
 
     #[test]

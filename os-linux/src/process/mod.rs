@@ -58,9 +58,11 @@ mod library;
 mod linker;
 mod livepatch;
 mod lock;
+mod maps;
 mod memory;
 mod notrace;
 mod objects;
+mod origin;
 mod pads;
 mod patches;
 mod peek;
@@ -73,6 +75,7 @@ mod slots;
 mod space;
 mod stop;
 mod sweep;
+mod symbol_table;
 mod symbols;
 mod sys;
 mod tasks;
@@ -403,7 +406,8 @@ impl Livepatch {
 
     /// Starts to enable a patch; see [`Engine::enable`](klp_core::Engine::enable), which knows
     /// nothing of libraries that were loaded behind the engine's back: this [adopts](Self::adopt)
-    /// those that the patch names first.
+    /// those that the patch names first. The log says which are not there; so does
+    /// [`Engine::waiting`](klp_core::Engine::waiting).
     ///
     /// # Errors
     ///
@@ -431,7 +435,27 @@ impl Livepatch {
         patches
             .iter()
             .try_for_each(|patch| self.adopt_for(*patch))?;
-        self.engine.enable_all(patches)
+        let poll = self.engine.enable_all(patches)?;
+        self.tell_waiting(patches);
+        Ok(poll)
+    }
+
+    /// Logs what enabled patches wait for.
+    pub(crate) fn tell_waiting(&self, patches: &[PatchId]) {
+        let tell = |patch: &PatchId| -> Result<(), klp_core::Error> {
+            let name = self
+                .engine
+                .with_patch(*patch, |patch| patch.name().try_clone())??;
+            for object in self.engine.waiting(*patch)? {
+                events::write(&Event::Waiting {
+                    patch: &name,
+                    object: &object,
+                });
+            }
+            Ok(())
+        };
+        // It has been enabled; without memory for names nothing is said.
+        let _ = patches.iter().try_for_each(tell);
     }
 
     /// Starts to disable several patches as one; see

@@ -1,17 +1,21 @@
 //! The objects of the process: the executable, shared libraries, the vdso.
 
-use super::elf_file::{ElfFile, build_id};
+use super::elf_file::{self, ElfFile};
 use super::error::Error;
 use super::lock::{self, FutexLock, Mutex};
+use super::maps::{self, FileId, Mapping};
+use super::origin::{self, Stamp};
+use super::peek::stack_memory;
 use alloc::sync::Arc;
 use core::ffi::CStr;
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use klp_arch_x86_64::unwind::Table;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::model::VMLINUX;
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::OnceLock;
 
 /// An object: an ELF file as the dynamic linker, or the kernel, mapped it.
@@ -19,8 +23,8 @@ use std::sync::OnceLock;
 pub(crate) struct Object {
     /// As patches name it.
     pub(crate) name: String,
-    /// The file; none for the vdso.
-    path: Option<PathBuf>,
+    /// As the dynamic linker calls it: a path, which may lead elsewhere by now.
+    linker_name: CString,
     /// What is added to the file's addresses.
     pub(crate) bias: u64,
     pub(crate) segments: Vec<Segment>,
@@ -28,7 +32,9 @@ pub(crate) struct Object {
     pub(crate) eh_frame_hdr: Option<TextRange>,
     /// What the dynamic linker has made read-only after it had relocated it.
     pub(crate) relro: Option<TextRange>,
-    build_id: Option<Vec<u8>>,
+    build_id: Option<BuildId>,
+    /// If it has no build-id, and its file was there when it was first seen.
+    stamp: Option<Stamp>,
     file: OnceLock<ElfFile>,
     /// Its unwind rules, once compiled.
     pub(crate) unwind: OnceLock<Option<Arc<Table>>>,
@@ -48,6 +54,13 @@ pub(crate) struct Segment {
     pub(crate) range: TextRange,
     pub(crate) readable: bool,
     pub(crate) executable: bool,
+}
+
+/// The build-id of an object, and where it is in memory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct BuildId {
+    at: u64,
+    bytes: Vec<u8>,
 }
 
 /// It is mapped: that is all.
@@ -98,9 +111,19 @@ impl Object {
         self.refused.store(refused, Ordering::Relaxed);
     }
 
-    /// The file that it was loaded from, as the dynamic linker calls it; none for the vdso.
-    pub(crate) fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
+    /// The file that it was loaded from, as the dynamic linker calls it; empty for the executable.
+    pub(crate) fn linker_name(&self) -> &CStr {
+        &self.linker_name
+    }
+
+    /// The same, for people.
+    pub(crate) fn path(&self) -> &Path {
+        Path::new(OsStr::from_bytes(self.linker_name.to_bytes()))
+    }
+
+    /// Where in memory what has the address `addr` in the file is.
+    pub(crate) fn in_memory(&self, addr: u64) -> CodeAddr {
+        CodeAddr::new(addr.wrapping_add(self.bias))
     }
 
     /// The code, from the first executable byte to the last.
@@ -146,26 +169,108 @@ impl Object {
     ///
     /// # Errors
     ///
-    /// [`Error::BadFile`], also if it is not the file that was mapped.
+    /// [`Error::BadFile`], also if no file is proven to be the one that was mapped.
     pub(crate) fn file(&self) -> Result<&ElfFile, Error> {
         if let Some(file) = self.file.get() {
             return Ok(file);
         }
-        let bad = |why| match klp_core::mem::Name::new(&self.name) {
-            Ok(object) => Error::BadFile { object, why },
-            Err(_) => Error::OutOfMemory,
-        };
-        let file = match &self.path {
-            Some(path) => ElfFile::read(path).map_err(bad)?,
-            None => ElfFile::default(),
-        };
-        if let (Some(loaded), Some(found)) = (&self.build_id, &file.build_id) {
-            if loaded != found {
-                return Err(bad("is not the one that was loaded: its build-id differs"));
+        if self.is_vdso() {
+            return Ok(self.file.get_or_init(ElfFile::default));
+        }
+        let mut refused = "cannot be opened: it was replaced or deleted, or must not be read";
+        for found in origin::candidates(self.path(), &self.places()) {
+            let read = ElfFile::read(found.file);
+            match read.and_then(|file| self.check(&file, found.is_mapped).map(|()| file)) {
+                Ok(file) => return Ok(self.file.get_or_init(|| file)),
+                Err(why) => refused = why,
             }
         }
-        Ok(self.file.get_or_init(|| file))
+        Err(self.bad_file(refused))
     }
+
+    /// Refuses a file that is not proven to be the one in memory; `is_mapped` says that its
+    /// mappings are this object's.
+    fn check(&self, file: &ElfFile, is_mapped: bool) -> Result<(), &'static str> {
+        let loaded = self.build_id.as_ref().map(|id| &id.bytes);
+        if loaded != file.build_id.as_ref() {
+            return Err("is not the one that was loaded: its build-id differs");
+        }
+        if loaded.is_none() && !is_mapped {
+            return Err(
+                "is not proven to be the one that was loaded: it has no build-id, and it is \
+                        not the one that is mapped",
+            );
+        }
+        if self.is_overwritten() {
+            return Err(OVERWRITTEN);
+        }
+        let code = self.segments.iter().filter(|segment| segment.executable);
+        let code = code.map(|segment| {
+            let start = segment.range.start().get();
+            (start.wrapping_sub(self.bias), segment.range.len())
+        });
+        if code.ne(file.code.iter().copied()) {
+            return Err("is not the one that was loaded: its segments lie elsewhere");
+        }
+        Ok(())
+    }
+
+    /// Refuses an object whose file was written to since it was loaded: pages that are mapped from
+    /// it have changed with it, so nobody knows what is in memory.
+    pub(crate) fn check_intact(&self) -> Result<(), Error> {
+        if self.is_overwritten() {
+            return Err(self.bad_file(OVERWRITTEN));
+        }
+        Ok(())
+    }
+
+    fn is_overwritten(&self) -> bool {
+        match &self.build_id {
+            Some(id) => {
+                let mut now = vec![0; id.bytes.len()];
+                // The file may be shorter by now: the kernel is asked whether there is a page.
+                let read = stack_memory().read_bytes(id.at, &mut now);
+                read.is_none() || now != id.bytes
+            }
+            None => self.stamp.as_ref().is_some_and(Stamp::is_overwritten),
+        }
+    }
+
+    fn bad_file(&self, why: &'static str) -> Error {
+        match klp_core::mem::Name::new(&self.name) {
+            Ok(object) => Error::BadFile { object, why },
+            Err(_) => Error::OutOfMemory,
+        }
+    }
+
+    /// The kernel's own (`vdso(7)`): it has no file.
+    fn is_vdso(&self) -> bool {
+        // SAFETY: no memory is involved.
+        let vdso = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) };
+        vdso != 0 && self.segment(CodeAddr::new(vdso)).is_some()
+    }
+
+    /// Where its segments are.
+    fn places(&self) -> Vec<Range<u64>> {
+        let range = |segment: &Segment| segment.range.start().get()..segment.range.end().get();
+        self.segments.iter().map(range).collect()
+    }
+
+    /// Whether a part of it is mapped by `mapping`.
+    fn has(&self, mapping: &Mapping) -> bool {
+        self.places().iter().any(|place| mapping.overlaps(place))
+    }
+}
+
+const OVERWRITTEN: &str = "was written to since it was loaded";
+
+/// A file that is mapped to be executed and is none of the [`Objects`]: the dynamic linker shows
+/// those of its own namespace only (`dlmopen(3)`), and not everybody asks it.
+#[derive(Debug)]
+pub(crate) struct Outsider {
+    /// As patches would call it.
+    pub(crate) name: String,
+    pub(crate) mapping: Mapping,
 }
 
 /// The objects that are mapped now.
@@ -194,7 +299,14 @@ impl Objects {
             return false;
         }
         let (mut objects, mut next) = (Vec::new(), now.next);
+        // Read at most once, when the first object asks.
+        let maps = OnceLock::new();
         dl_objects(&mut |mut fresh| {
+            // Nobody writes to a file that is executed.
+            if fresh.build_id.is_none() && fresh.name != VMLINUX {
+                let maps = maps.get_or_init(|| maps::mappings().unwrap_or_default());
+                fresh.stamp = Stamp::of_mapped(maps, &fresh.places());
+            }
             let known = now.objects.iter().find(|old| old.is_same(&fresh));
             objects.push(known.map(Arc::clone).unwrap_or_else(|| {
                 fresh.arrival = next;
@@ -217,7 +329,7 @@ impl Objects {
         let now = self.now.lock();
         now.objects
             .iter()
-            .filter(|object| object.path.is_some())
+            .filter(|object| !object.is_vdso())
             .count()
             > 1
     }
@@ -253,6 +365,35 @@ impl Objects {
             .cloned()
     }
 
+    /// The files that are mapped to be executed without being of an object.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`] if nobody says what is mapped.
+    pub(crate) fn outsiders(&self) -> Result<Vec<Outsider>, Error> {
+        let maps = maps::mappings()?;
+        let objects = self.all();
+        let is_outside = |mapping: &Mapping| {
+            let is_code = mapping.executable && mapping.file.is_some();
+            is_code && !objects.iter().any(|object| object.has(mapping))
+        };
+        let outside = maps.iter().filter(|mapping| is_outside(mapping));
+        // One that bears the file of an object is called like that, whatever its path is.
+        let alike = |file: FileId| {
+            let is_file = |mapping: &&Mapping| mapping.file == Some(file);
+            let mut of_file = maps.iter().filter(is_file);
+            of_file.find_map(|mapping| objects.iter().find(|object| object.has(mapping)))
+        };
+        let outsider = |mapping: &Mapping| {
+            let alike = mapping.file.and_then(alike);
+            let name =
+                alike.map_or_else(|| object_name(mapping.path()), |object| object.name.clone());
+            let mapping = mapping.clone();
+            Outsider { name, mapping }
+        };
+        Ok(outside.map(outsider).collect())
+    }
+
     /// The one that `addr` lies in.
     pub(crate) fn at(&self, addr: CodeAddr) -> Option<Arc<Object>> {
         self.now
@@ -275,11 +416,13 @@ impl Objects {
 }
 
 impl Object {
+    /// Whether `other` is this one, seen again. What is held has not been unloaded since, so it is
+    /// the same even if its file was written to.
     fn is_same(&self, other: &Self) -> bool {
         self.bias == other.bias
-            && self.path == other.path
+            && self.linker_name == other.linker_name
             && self.segments == other.segments
-            && self.build_id == other.build_id
+            && (self.is_alive() || self.build_id == other.build_id && self.stamp == other.stamp)
     }
 }
 
@@ -340,23 +483,17 @@ fn dl_objects(show: &mut dyn FnMut(Object)) {
                 core::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()),
             )
         };
-        let path = Path::new(OsStr::from_bytes(path.to_bytes()));
         show(dl_object(first, path, info.dlpi_addr, headers));
         first = false;
         true
     });
 }
 
-fn dl_object(first: bool, path: &Path, bias: u64, headers: &[libc::Elf64_Phdr]) -> Object {
-    let (name, path) = if first {
-        (VMLINUX.to_owned(), Some(PathBuf::from("/proc/self/exe")))
+fn dl_object(first: bool, linker_name: &CStr, bias: u64, headers: &[libc::Elf64_Phdr]) -> Object {
+    let name = if first {
+        VMLINUX.to_owned()
     } else {
-        (
-            object_name(path),
-            path.is_absolute()
-                .then(|| path.to_owned())
-                .or_else(|| path.exists().then(|| path.to_owned())),
-        )
+        object_name(Path::new(OsStr::from_bytes(linker_name.to_bytes())))
     };
     let range = |header: &libc::Elf64_Phdr| {
         TextRange::new(
@@ -383,17 +520,22 @@ fn dl_object(first: bool, path: &Path, bias: u64, headers: &[libc::Elf64_Phdr]) 
                 usize::try_from(note.len()).ok()?,
             )
         };
-        build_id(bytes).map(<[u8]>::to_vec)
+        let (offset, id) = elf_file::build_id(bytes)?;
+        Some(BuildId {
+            at: note.start().get() + offset as u64,
+            bytes: id.to_vec(),
+        })
     });
     let eh_frame_hdr = of_type(libc::PT_GNU_EH_FRAME).find_map(range);
     Object {
         name,
-        path,
+        linker_name: linker_name.to_owned(),
         bias,
         segments,
         eh_frame_hdr,
         relro: of_type(libc::PT_GNU_RELRO).find_map(range),
         build_id,
+        stamp: None,
         file: OnceLock::new(),
         unwind: OnceLock::new(),
         sites: OnceLock::new(),

@@ -3,10 +3,10 @@
 //! The engine walks stacks by a table of its own. The process's [unwinders](super::unwinders) are
 //! told of each patch object for as long as it is here.
 
-use super::elf_file::part_of;
 use super::error::Error;
 use super::lock::{self, FutexLock, Mutex};
 use super::retired::{Retired, first_page};
+use super::symbol_table::part_of;
 use super::unwind;
 use super::unwinders::Unwinder;
 use alloc::sync::Arc;

@@ -1,9 +1,10 @@
 //! Names to addresses: the port [`SymbolResolver`], on the symbol tables of the objects' files.
 
 use super::error::Error;
-use super::objects::Object;
+use super::maps;
 use super::shadow;
 use super::space::Space;
+use super::symbol_table::Kind;
 use alloc::sync::Arc;
 use core::fmt;
 use klp_core::addr::{CodeAddr, TextRange};
@@ -15,7 +16,11 @@ use std::ffi::CString;
 ///
 /// The executable is the object [`VMLINUX`]; a shared object is called by its file name up to
 /// `.so`, with `.` and `-` turned into `_`. Its symbols are those of `.symtab`, or of `.dynsym` if
-/// the file is stripped, in their order.
+/// the file is stripped, in their order. Of a name with several versions, the one without `@` means
+/// the version that new programs get.
+///
+/// A variable of a library that the executable holds a copy of is that copy: it is what the program
+/// and the library use.
 pub struct Symbols {
     space: Arc<Space>,
 }
@@ -26,8 +31,8 @@ impl Symbols {
     }
 }
 
-// SAFETY: the symbol tables of the files that the objects were mapped from (`Object::file` compares
-// build ids), and only of objects that are alive.
+// SAFETY: the symbol tables of the files that the objects were mapped from (`Object::file` proves
+// that), and only of objects that are alive.
 unsafe impl SymbolResolver for Symbols {
     type Error = Error;
 
@@ -44,30 +49,57 @@ unsafe impl SymbolResolver for Symbols {
         let Some(object) = self.space.objects.named(object) else {
             return Ok(());
         };
-        let in_memory = |symbol: &super::elf_file::Symbol| Symbol {
-            addr: CodeAddr::new(symbol.addr.wrapping_add(object.bias)),
-            len: symbol.len,
-        };
-        object.file()?.named(name).map(in_memory).for_each(found);
+        let file = object.file()?;
+        for symbol in file.symbols.named(name) {
+            let addr = match symbol.kind {
+                Kind::Indirect => return Err(Error::indirect(&object.name, name)),
+                Kind::Data if symbol.preemptible && !file.symbolic => self.copy_of(name)?,
+                Kind::Data | Kind::Function => None,
+            };
+            found(Symbol {
+                addr: addr.unwrap_or_else(|| object.in_memory(symbol.addr)),
+                len: symbol.len,
+            });
+        }
         Ok(())
     }
 
-    fn exported(&self, name: &str) -> Option<CodeAddr> {
+    fn clones(&self, object: &str, name: &str, found: &mut dyn FnMut(&str)) -> Result<(), Error> {
+        let Some(object) = self.space.objects.named(object) else {
+            return Ok(());
+        };
+        let symbols = &object.file()?.symbols;
+        let clones = symbols.clones_of(name);
+        clones.for_each(|clone| found(symbols.name(clone)));
+        Ok(())
+    }
+
+    fn exported(&self, name: &str) -> Result<Option<CodeAddr>, Error> {
         if let Some(function) = shadow::function(name) {
-            return Some(function);
+            return Ok(Some(function));
         }
-        let c_name = CString::new(name).ok()?;
+        let Ok(c_name) = CString::new(name) else {
+            return Ok(None);
+        };
         // SAFETY: the name ends with a zero byte.
         let addr = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c_name.as_ptr()) };
         let addr = CodeAddr::new(addr as u64);
         // Of a thread-local variable, `dlsym` finds the calling thread's, which lies in no object.
         if self.space.objects.segment(addr).is_some() {
-            return Some(addr);
+            return Ok(Some(addr));
         }
         // An executable exports little to the dynamic linker; the static linker would bind to any
         // of its globals.
-        let executable = self.space.objects.named(VMLINUX)?;
-        global(&executable, name)
+        let Some(executable) = self.space.objects.named(VMLINUX) else {
+            return Ok(None);
+        };
+        let mut symbols = executable.file()?.symbols.named(name);
+        match symbols.find(|symbol| !symbol.local) {
+            Some(symbol) if symbol.kind == Kind::Indirect => {
+                Err(Error::indirect(&executable.name, name))
+            }
+            symbol => Ok(symbol.map(|symbol| executable.in_memory(symbol.addr))),
+        }
     }
 
     fn function_at(&self, addr: CodeAddr) -> Option<TextRange> {
@@ -86,29 +118,37 @@ unsafe impl SymbolResolver for Symbols {
         let Some(object) = self.space.objects.at(func.start()) else {
             return Ok(());
         };
-        let file = object.file()?;
-        let mut report = |name: &str| {
-            for part in file.parts_of(name) {
-                if let Some(range) =
-                    TextRange::new(CodeAddr::new(part.addr.wrapping_add(object.bias)), part.len)
-                {
-                    found(range);
-                }
-            }
-        };
+        let symbols = &object.file()?.symbols;
+        let start = func.start().get().wrapping_sub(object.bias);
         // A function may have several names; a part bears one of them.
-        let first = file
-            .function_at(func.start().get().wrapping_sub(object.bias))
-            .map(|symbol| file.name(symbol));
-        let given = known_as
-            .map(|(_, name)| name)
-            .filter(|name| Some(*name) != first);
-        first.into_iter().chain(given).for_each(&mut report);
+        let names = symbols
+            .functions_from(start)
+            .map(|symbol| symbols.name(symbol));
+        let given = known_as.map(|(_, name)| name);
+        for part in names.chain(given).flat_map(|name| symbols.parts_of(name)) {
+            if let Some(range) = TextRange::new(object.in_memory(part.addr), part.len) {
+                found(range);
+            }
+        }
         Ok(())
     }
 
     fn describe(&self, addr: CodeAddr, out: &mut dyn fmt::Write) -> fmt::Result {
         describe(&self.space, addr, out)
+    }
+}
+
+impl Symbols {
+    /// Where the program holds the variable `name` of a shared library: the dynamic linker binds
+    /// all references to that, the library's own too (System V ABI for x86-64, "Relocation Types",
+    /// `R_X86_64_COPY`).
+    fn copy_of(&self, name: &str) -> Result<Option<CodeAddr>, Error> {
+        let Some(executable) = self.space.objects.named(VMLINUX) else {
+            return Ok(None);
+        };
+        let name = name.split('@').next().unwrap_or_default();
+        let copy = executable.file()?.copy_of(name);
+        Ok(copy.map(|addr| executable.in_memory(addr)))
     }
 }
 
@@ -124,14 +164,12 @@ pub(crate) fn function<R>(
     }
     let object = space.objects.at(addr)?;
     let file = object.file().ok()?;
-    let symbol = file.function_at(addr.get().wrapping_sub(object.bias))?;
-    let range = TextRange::new(
-        CodeAddr::new(symbol.addr.wrapping_add(object.bias)),
-        symbol.len,
-    )?;
+    let symbols = &file.symbols;
+    let symbol = symbols.function_at(addr.get().wrapping_sub(object.bias))?;
+    let range = TextRange::new(object.in_memory(symbol.addr), symbol.len)?;
     Some(found(
         range,
-        file.name(symbol),
+        symbols.name(symbol),
         (object.name != VMLINUX).then_some(&object.name),
     ))
 }
@@ -156,30 +194,11 @@ pub(crate) fn describe(space: &Space, addr: CodeAddr, out: &mut dyn fmt::Write) 
     if let Some(object) = space.objects.at(addr) {
         return write!(out, "{addr} [{}]", object.name);
     }
-    match mapping_at(addr) {
-        Some(name) => write!(out, "{addr} {name}"),
+    let mapping = maps::mapping_at(addr.get()).filter(|mapping| !mapping.name().is_empty());
+    match mapping {
+        Some(mapping) => write!(out, "{addr} {}", mapping.name().to_string_lossy()),
         None => write!(out, "unknown code at {addr}"),
     }
-}
-
-/// The name of the mapping that `addr` lies in, if it has one (`proc_pid_maps(5)`).
-fn mapping_at(addr: CodeAddr) -> Option<String> {
-    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-    maps.lines().find_map(|line| {
-        let mut fields = line.splitn(6, ' ');
-        let (start, end) = fields.next()?.split_once('-')?;
-        let number = |text| u64::from_str_radix(text, 16).ok();
-        let inside = (number(start)?..number(end)?).contains(&addr.get());
-        let name = fields.nth(4)?.trim_start();
-        (inside && !name.is_empty()).then(|| name.to_owned())
-    })
-}
-
-/// The global symbol `name` of `object`.
-fn global(object: &Object, name: &str) -> Option<CodeAddr> {
-    let file = object.file().ok()?;
-    let symbol = file.named(name).find(|symbol| !symbol.local)?;
-    Some(CodeAddr::new(symbol.addr.wrapping_add(object.bias)))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@
 use super::context::Interrupted;
 use super::error::Error;
 use super::lock::Mutex;
-use super::memory::{self, Mapping};
+use super::maps::{self, Mapping};
 use super::objects::{Object, Objects};
 use super::peek::{CodePages, Copied, Memory, stack_memory};
 use super::stop::wait_outside;
@@ -87,10 +87,10 @@ pub struct Stacks {
 type Maps = Arc<[Mapping]>;
 
 /// The piece of memory that `addr` lies in.
-fn mapping(maps: &Maps, addr: u64) -> Option<Mapping> {
-    let behind = maps.partition_point(|mapping| mapping.start <= addr);
-    let mapping = *maps.get(behind.checked_sub(1)?)?;
-    (addr < mapping.end).then_some(mapping)
+fn mapping(maps: &Maps, addr: u64) -> Option<&Mapping> {
+    let behind = maps.partition_point(|mapping| mapping.range.start <= addr);
+    let mapping = maps.get(behind.checked_sub(1)?)?;
+    (addr < mapping.range.end).then_some(mapping)
 }
 
 /// What walks look at. Both are sorted by address, and nothing in them overlaps.
@@ -219,7 +219,7 @@ impl Stacks {
     ) -> Option<()> {
         let maps = self.maps()?;
         let start = sp.next_multiple_of(8);
-        let end = mapping(&maps, start)?.end.min(start + MAX_GUESSED);
+        let end = mapping(&maps, start)?.range.end.min(start + MAX_GUESSED);
         for addr in (start..end).step_by(8) {
             let pc = CodeAddr::new(memory.read(addr)?);
             if self.is_dubious(pc, &maps) {
@@ -246,7 +246,7 @@ impl Stacks {
         if LAST_PAGE.contains(&pc.get()) {
             return true;
         }
-        if !mapping(maps, pc.get()).is_some_and(|mapping| mapping.is_code) {
+        if !mapping(maps, pc.get()).is_some_and(|mapping| mapping.is_code()) {
             return false;
         }
         let (memory, mut bytes) = (self.code.memory(), [0; RETURN.len()]);
@@ -264,7 +264,7 @@ impl Stacks {
     fn maps(&self) -> Option<Maps> {
         let mut known = self.maps.lock();
         if known.is_none() {
-            *known = Some(memory::maps().ok()?.into());
+            *known = Some(maps::mappings().ok()?.into());
         }
         known.clone()
     }

@@ -161,7 +161,12 @@ impl Function {
     /// files are stripped, or not there any more.
     fn place(&self, object: &Object) -> Option<CodeAddr> {
         let listed = || {
-            let symbol = object.file().ok()?.named(self.name.to_str().ok()?).next()?;
+            let symbol = object
+                .file()
+                .ok()?
+                .symbols
+                .named(self.name.to_str().ok()?)
+                .next()?;
             Some(symbol.addr.wrapping_add(object.bias))
         };
         let exported = || Some(libgcc()?.symbol(self.name)?.as_ptr() as u64);

@@ -76,11 +76,13 @@ impl Show {
                 findings,
                 waiting,
                 replaces,
+                clones,
             } => {
                 findings.iter().for_each(|finding| println!("{finding}"));
                 waiting.iter().for_each(|object| {
                     println!("object '{object}' is not loaded; checked when it comes")
                 });
+                clones.iter().for_each(|clone| println!("{clone}"));
                 replaces
                     .iter()
                     .for_each(|old| println!("the enabled patch '{old}' will be replaced"));
@@ -165,7 +167,21 @@ fn summary(patch: &PatchInfo) -> String {
     } else {
         ""
     };
-    format!("'{}': {state}{pinned}", patch.name)
+    format!("'{}': {state}{pinned}{}", patch.name, waits_for(patch))
+}
+
+/// What a patch in force is not applied to yet.
+fn waits_for(patch: &PatchInfo) -> String {
+    let objects = patch.objects.iter();
+    let missing: Vec<&str> = objects
+        .filter(|object| patch.enabled && !object.patched)
+        .map(|object| &*object.name)
+        .collect();
+    match &missing[..] {
+        [] => String::new(),
+        [one] => format!("; waits for {one}, which is not loaded"),
+        several => format!("; waits for {}, which are not loaded", several.join(", ")),
+    }
 }
 
 fn details(patch: &PatchInfo) {

@@ -1,0 +1,387 @@
+//! The symbol table of an object's file: by name, by address, and what belongs together.
+
+use core::hash::BuildHasher;
+use object::LittleEndian;
+use object::elf::{
+    FileHeader64, SHN_UNDEF, STB_LOCAL, STT_COMMON, STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE,
+    STT_OBJECT, STV_DEFAULT, SectionType, Sym64,
+};
+use object::read::elf::{SectionHeader, SectionTable, Sym, VersionTable};
+use object::{ReadRef, SymbolIndex};
+use std::collections::HashMap;
+use std::hash::RandomState;
+use std::sync::OnceLock;
+
+const LE: LittleEndian = LittleEndian;
+
+/// The symbols that have an address, in their order. Addresses are the file's own.
+#[derive(Debug, Default)]
+pub(crate) struct SymbolTable {
+    symbols: Vec<Symbol>,
+    names: Vec<u8>,
+    by_name: NameIndex,
+    /// Start and place of each function, sorted.
+    functions: OnceLock<Vec<(u64, usize)>>,
+    /// Symbols called `NAME.cold` or `NAME.cold.N`, each with the length of `NAME`, sorted by that.
+    parts: OnceLock<Vec<(usize, usize)>>,
+    /// The same for [clones](clone_of).
+    clones: OnceLock<Vec<(usize, usize)>>,
+}
+
+/// A symbol that has an address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Symbol {
+    name: u32,
+    pub(crate) addr: u64,
+    pub(crate) len: u64,
+    pub(crate) local: bool,
+    /// The dynamic linker may bind references to it, in its own object too, to another symbol of
+    /// its name.
+    pub(crate) preemptible: bool,
+    pub(crate) kind: Kind,
+}
+
+/// What a symbol names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    Function,
+    /// An indirect function (`STT_GNU_IFUNC`): what is at its address says which function is meant.
+    Indirect,
+    /// A variable, or something that the table does not tell more of.
+    Data,
+}
+
+/// Symbols by the hash of their names without a default version; those with the same hash are
+/// chained in the table's order.
+#[derive(Debug, Default)]
+struct NameIndex {
+    hasher: RandomState,
+    first: HashMap<u64, usize>,
+    next: Vec<Option<usize>>,
+}
+
+impl SymbolTable {
+    /// Reads the table of type `kind`; `None` if there is none.
+    pub(crate) fn read<'a, R: ReadRef<'a>>(
+        sections: &SectionTable<'a, FileHeader64<LittleEndian>, R>,
+        kind: SectionType,
+        data: R,
+    ) -> object::Result<Option<Self>> {
+        let Some((section, symbols)) = sections.iter().find_map(|section| {
+            let symbols: &[Sym64<LittleEndian>] = section.data_as_array(LE, data).ok()?;
+            (section.sh_type(LE) == kind).then_some((section, symbols))
+        }) else {
+            return Ok(None);
+        };
+        let names = sections.section(object::SectionIndex(section.sh_link(LE) as usize))?;
+        let mut table = Self {
+            names: names.data(LE, data)?.to_vec(),
+            ..Self::default()
+        };
+        // In a table for the static linker, versions are parts of names.
+        let versions = match kind {
+            object::elf::SHT_DYNSYM => sections.versions(LE, data)?,
+            _ => None,
+        };
+        for (index, symbol) in symbols.iter().enumerate() {
+            let kind = match symbol.st_type() {
+                STT_FUNC => Kind::Function,
+                STT_GNU_IFUNC => Kind::Indirect,
+                STT_OBJECT | STT_COMMON | STT_NOTYPE => Kind::Data,
+                _ => continue,
+            };
+            if symbol.st_shndx(LE) == SHN_UNDEF {
+                continue;
+            }
+            let mut symbol = Symbol {
+                name: symbol.st_name(LE),
+                addr: symbol.st_value(LE),
+                len: symbol.st_size(LE),
+                local: symbol.st_bind() == STB_LOCAL,
+                preemptible: symbol.st_bind() != STB_LOCAL && symbol.st_visibility() == STV_DEFAULT,
+                kind,
+            };
+            if let Some(versions) = &versions {
+                table.add_version(&mut symbol, SymbolIndex(index), versions)?;
+            }
+            table.symbols.push(symbol);
+        }
+        table.by_name = NameIndex::new(&table);
+        Ok(Some(table))
+    }
+
+    /// Gives `symbol` the name that the static linker's table would have: `NAME@@VERSION`, or
+    /// `NAME@VERSION` if that is not the one which new programs get.
+    fn add_version(
+        &mut self,
+        symbol: &mut Symbol,
+        index: SymbolIndex,
+        versions: &VersionTable<'_, FileHeader64<LittleEndian>>,
+    ) -> object::Result<()> {
+        let number = versions.version_index(LE, index);
+        let Some(version) = versions.version(number.index())? else {
+            return Ok(());
+        };
+        let name = self.full_name(symbol).to_vec();
+        let Ok(at) = u32::try_from(self.names.len()) else {
+            return Ok(());
+        };
+        symbol.name = at;
+        self.names.extend_from_slice(&name);
+        // A program's copy of a variable has the version of the original, which is none of its own.
+        let default = !number.is_hidden() && version.file().is_none();
+        self.names
+            .extend_from_slice(if default { b"@@" } else { b"@" });
+        self.names.extend_from_slice(version.name());
+        self.names.push(0);
+        Ok(())
+    }
+
+    /// The symbols called `name`, in the order of the table. A name without a version also means
+    /// the one that new programs get; `NAME@@VERSION` and `NAME@VERSION` are names, too.
+    pub(crate) fn named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Symbol> {
+        let (name, plain) = (name.as_bytes(), without_default_version(name.as_bytes()));
+        self.by_name
+            .find(plain)
+            .filter_map(|index| self.symbols.get(index))
+            .filter(move |symbol| {
+                let full = self.full_name(symbol);
+                full == name || plain.len() == name.len() && without_default_version(full) == name
+            })
+    }
+
+    /// All symbols.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Symbol> {
+        self.symbols.iter()
+    }
+
+    /// The function that `addr` lies in, and its symbol: of several at one address, the one that
+    /// comes first in the table.
+    pub(crate) fn function_at(&self, addr: u64) -> Option<&Symbol> {
+        let functions = self.functions();
+        let behind = functions.partition_point(|&(start, _)| start <= addr);
+        let (start, _) = *functions.get(behind.checked_sub(1)?)?;
+        let symbol = self.functions_from(start).next()?;
+        (addr < symbol.addr.saturating_add(symbol.len)).then_some(symbol)
+    }
+
+    /// The functions that begin at `start`: one, mostly, under several names.
+    pub(crate) fn functions_from(&self, start: u64) -> impl Iterator<Item = &Symbol> {
+        let functions = self.functions();
+        let first = functions.partition_point(|&(each, _)| each < start);
+        let same = functions[first..]
+            .iter()
+            .take_while(move |(each, _)| *each == start);
+        same.filter_map(|&(_, index)| self.symbols.get(index))
+    }
+
+    /// The parts that a compiler split off functions called `name`.
+    pub(crate) fn parts_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Symbol> {
+        let parts = self.parts.get_or_init(|| self.related(part_of));
+        self.relatives(parts, name)
+    }
+
+    /// The functions that a compiler made of functions called `name`, and has their callers call.
+    pub(crate) fn clones_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Symbol> {
+        let clones = self.clones.get_or_init(|| self.related(clone_of));
+        self.relatives(clones, name)
+            .filter(|symbol| symbol.kind == Kind::Function)
+    }
+
+    /// Symbols whose names `of` shortens, with the length of the rest, sorted by that rest.
+    fn related(&self, of: impl Fn(&str) -> Option<&str>) -> Vec<(usize, usize)> {
+        let related = |(index, symbol)| of(self.name(symbol)).map(|name| (index, name.len()));
+        let mut related: Vec<_> = self
+            .symbols
+            .iter()
+            .enumerate()
+            .filter_map(related)
+            .collect();
+        related.sort_by(|one, other| self.front(one).cmp(&self.front(other)));
+        related
+    }
+
+    fn front(&self, &(index, len): &(usize, usize)) -> Option<&[u8]> {
+        self.full_name(&self.symbols[index]).get(..len)
+    }
+
+    fn relatives<'a>(
+        &'a self,
+        related: &'a [(usize, usize)],
+        name: &'a str,
+    ) -> impl Iterator<Item = &'a Symbol> {
+        let name = Some(without_default_version(name.as_bytes()));
+        let from = related.partition_point(|each| self.front(each) < name);
+        let same = related[from..]
+            .iter()
+            .take_while(move |each| self.front(each) == name);
+        same.filter_map(|(index, _)| self.symbols.get(*index))
+    }
+
+    /// The symbol's name, without a version that new programs get.
+    pub(crate) fn name(&self, symbol: &Symbol) -> &str {
+        core::str::from_utf8(without_default_version(self.full_name(symbol))).unwrap_or("?")
+    }
+
+    fn full_name(&self, symbol: &Symbol) -> &[u8] {
+        let rest = self.names.get(symbol.name as usize..).unwrap_or_default();
+        rest.split(|&byte| byte == 0).next().unwrap_or_default()
+    }
+
+    fn functions(&self) -> &[(u64, usize)] {
+        self.functions.get_or_init(|| {
+            let has_code =
+                |(_, symbol): &(usize, &Symbol)| symbol.kind == Kind::Function && symbol.len > 0;
+            let all = self.symbols.iter().enumerate().filter(has_code);
+            let mut functions: Vec<_> = all.map(|(index, symbol)| (symbol.addr, index)).collect();
+            functions.sort_unstable();
+            functions
+        })
+    }
+}
+
+/// `NAME` of `NAME@@VERSION`; anything else as it is.
+fn without_default_version(name: &[u8]) -> &[u8] {
+    let end = name.windows(2).position(|at| at == b"@@");
+    &name[..end.unwrap_or(name.len())]
+}
+
+/// The function that a symbol called `symbol` is a part of: `NAME` of `NAME.cold` and
+/// `NAME.cold.N`.
+pub(crate) fn part_of(symbol: &str) -> Option<&str> {
+    let (name, number) = symbol.rsplit_once(".cold")?;
+    let digits = number
+        .strip_prefix('.')
+        .unwrap_or(if number.is_empty() { "0" } else { "" });
+    (!digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit())).then_some(name)
+}
+
+/// The function that a symbol called `symbol` is a clone of: `NAME` of `NAME.constprop.0`,
+/// `NAME.isra.0`, `NAME.part.0`, … Not parts, which have no callers of their own, nor functions
+/// that were renamed only, to keep local ones of several files apart.
+fn clone_of(symbol: &str) -> Option<&str> {
+    let (name, rest) = symbol.split_once('.')?;
+    let how = rest.split('.').next()?;
+    let renamed = ["llvm", "lto_priv", "localalias", "resolver"].contains(&how);
+    let is_clone = !name.is_empty() && !renamed && !how.bytes().all(|byte| byte.is_ascii_digit());
+    (is_clone && part_of(symbol).is_none()).then_some(name)
+}
+
+impl NameIndex {
+    fn new(table: &SymbolTable) -> Self {
+        let mut index = Self {
+            next: vec![None; table.symbols.len()],
+            ..Self::default()
+        };
+        for (number, symbol) in table.symbols.iter().enumerate().rev() {
+            let name = without_default_version(table.full_name(symbol));
+            let hash = index.hasher.hash_one(name);
+            index.next[number] = index.first.insert(hash, number);
+        }
+        index
+    }
+
+    fn find(&self, name: &[u8]) -> impl Iterator<Item = usize> {
+        let first = self.first.get(&self.hasher.hash_one(name)).copied();
+        core::iter::successors(first, |&number| self.next.get(number).copied().flatten())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_have_the_name_of_their_function() {
+        assert_eq!(part_of("work.cold"), Some("work"));
+        assert_eq!(part_of("work.cold.12"), Some("work"));
+        assert_eq!(part_of("work.constprop.0.cold"), Some("work.constprop.0"));
+        for other in [
+            "work",
+            "work.cold.",
+            "work.cold.x",
+            "work.colder",
+            "work.part.0",
+        ] {
+            assert_eq!(part_of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn clones_have_the_name_of_their_function() {
+        for clone in [
+            "work.constprop.0",
+            "work.isra.0",
+            "work.part.1.constprop.0",
+            "work.avx2",
+        ] {
+            assert_eq!(clone_of(clone), Some("work"), "{clone}");
+        }
+        for other in [
+            "work",
+            "work.cold",
+            "work.constprop.0.cold.1",
+            "work.llvm.123",
+            "work.lto_priv.0",
+            "count.0",
+            ".hidden",
+        ] {
+            assert_eq!(clone_of(other), None, "{other}");
+        }
+    }
+
+    /// A table of functions at addresses 0, 16, 32, … in the order given.
+    fn table(names: &[&str]) -> SymbolTable {
+        let mut table = SymbolTable::default();
+        for (number, name) in (0..).zip(names) {
+            let at = u32::try_from(table.names.len()).expect("it is short");
+            table.symbols.push(Symbol {
+                name: at,
+                addr: number * 16,
+                len: 16,
+                local: false,
+                preemptible: true,
+                kind: Kind::Function,
+            });
+            table.names.extend_from_slice(name.as_bytes());
+            table.names.push(0);
+        }
+        table.by_name = NameIndex::new(&table);
+        table
+    }
+
+    #[test]
+    fn a_name_without_a_version_means_the_default_one() {
+        let table = table(&["calc@VER_1", "calc@@VER_2", "other", "calc.cold"]);
+        let found = |name| -> Vec<u64> { table.named(name).map(|symbol| symbol.addr).collect() };
+        assert_eq!(found("calc"), [16]);
+        assert_eq!(found("calc@@VER_2"), [16]);
+        assert_eq!(found("calc@VER_1"), [0]);
+        assert!(found("calc@@VER_1").is_empty());
+        assert!(found("calc@VER_2").is_empty());
+        assert!(found("other@@VER_2").is_empty());
+        let default = table.named("calc").next().expect("found above");
+        assert_eq!(table.name(default), "calc");
+        let parts: Vec<u64> = table
+            .parts_of("calc@@VER_2")
+            .map(|part| part.addr)
+            .collect();
+        assert_eq!(parts, [48]);
+    }
+
+    #[test]
+    fn all_names_of_a_function_are_known() {
+        let mut table = table(&["first", "alias", "next"]);
+        table.symbols[1].addr = 0;
+        table.symbols[1].len = 4;
+        let at = |addr| table.function_at(addr).map(|symbol| table.name(symbol));
+        assert_eq!(at(8), Some("first"));
+        assert_eq!(at(20), None);
+        assert_eq!(at(32), Some("next"));
+        let names: Vec<&str> = table
+            .functions_from(0)
+            .map(|symbol| table.name(symbol))
+            .collect();
+        assert_eq!(names, ["first", "alias"]);
+    }
+}
