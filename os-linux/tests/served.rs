@@ -3,6 +3,7 @@
 #![cfg(feature = "control")]
 
 use klp_os_linux::control::{Reply, Request, ask};
+use klp_os_linux::process::Options;
 use klp_os_linux_fixtures::libraries::*;
 use klp_os_linux_fixtures::*;
 use std::sync::atomic::Ordering;
@@ -16,6 +17,7 @@ fn a_server_takes_notice_by_itself() {
     let socket = livepatch()
         .serve(Some(&path.with_extension("sock")))
         .expect("there is a socket");
+    signals_are_the_programs();
     let plain = Plain::open(&path);
     let end = Instant::now() + Duration::from_secs(10);
     while plain.answer()() == 1 && Instant::now() < end {
@@ -60,6 +62,50 @@ fn a_server_takes_notice_by_itself() {
     let in_parent = sockets();
     let in_child = in_child(|| sockets() < in_parent && livepatch().adopt().is_ok());
     assert_eq!(in_child, 0, "the child does not have its socket");
+}
+
+/// The server's threads block all signals that are not their own: what is sent to the process goes to
+/// a thread that the program meant to have it.
+fn signals_are_the_programs() {
+    let find = |name: &str| {
+        let tasks = std::fs::read_dir("/proc/self/task").expect("there is a /proc");
+        tasks.flatten().find_map(|task| {
+            let read = |file: &str| std::fs::read_to_string(task.path().join(file)).ok();
+            (read("comm")?.trim() == name).then(|| read("status"))?
+        })
+    };
+    // A thread gives itself its name.
+    let status_of = |name: &str| {
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            match find(name) {
+                Some(status) => return status,
+                None => assert!(Instant::now() < end, "no thread {name}"),
+            }
+        }
+    };
+    for name in ["klp-control", "klp-engine"] {
+        let status = status_of(name);
+        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
+        let blocked = blocked.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+        let blocks = |signal: i32| blocked.expect("a set") >> (signal - 1) & 1 == 1;
+        for signal in [
+            libc::SIGHUP,
+            libc::SIGTERM,
+            libc::SIGINT,
+            libc::SIGCHLD,
+            libc::SIGALRM,
+            libc::SIGPROF,
+            libc::SIGUSR1,
+            libc::SIGRTMAX(),
+        ] {
+            assert!(blocks(signal), "{name} takes signal {signal}");
+        }
+        let stop_signal = Options::default().stop_signal;
+        for signal in [stop_signal, libc::SIGSEGV, libc::SIGSYS] {
+            assert!(!blocks(signal), "{name} does not take signal {signal}");
+        }
+    }
 }
 
 /// How many sockets this process has.

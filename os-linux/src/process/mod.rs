@@ -77,6 +77,8 @@ mod unwind;
 
 #[cfg(feature = "control")]
 pub(crate) use fork::close_in_children;
+#[cfg(feature = "control")]
+pub(crate) use stop::signal as stop_signal;
 
 pub use contexts::{Context, Contexts};
 pub use error::{Error, LoadError, Silence};
