@@ -463,6 +463,9 @@ fn a_server_that_is_stopped() {
         assert_eq!(sent, 0);
     };
     signal(libc::SIGSTOP);
+    // SAFETY: it is a child; its status is of no interest.
+    let stopped = unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WUNTRACED) };
+    assert_eq!(stopped, pid);
     for args in [&["list"][..], &["enable", &server.patch]] {
         let (said, code) = server.plain(args);
         assert!(code == 1 && said.contains("it does not answer"), "{said}");

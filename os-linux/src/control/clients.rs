@@ -1,13 +1,12 @@
 //! Those who have connected to a server. None of them is waited for: a client that is slow, silent
 //! or gone delays nobody.
 
+use super::listener::Listener;
 use super::protocol::{Reply, Request};
 use super::sys;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
@@ -20,17 +19,15 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const MAX_REQUEST: usize = 64 * 1024;
 /// How often a client that waits for its answer is told that it is being worked on.
 const SIGN_OF_LIFE: Duration = Duration::from_millis(250);
-/// How often the time is looked at while somebody is connected.
-const TICK: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 50_000_000,
-};
+/// How often the listener is looked after, the time while somebody is connected, and the engine
+/// while it works for somebody.
+const IDLE: Duration = Duration::from_secs(1);
+const CONNECTED: Duration = Duration::from_millis(50);
+const AT_WORK: Duration = Duration::from_millis(2);
 
 /// All that are connected, in the order of their coming.
 pub(super) struct Clients {
-    listener: UnixListener,
-    /// Readable when there is a reply.
-    wake: Arc<OwnedFd>,
+    listener: Listener,
     ask: Sender<Request>,
     replies: Receiver<Reply>,
     clients: Vec<Client>,
@@ -57,15 +54,9 @@ enum Stage {
 }
 
 impl Clients {
-    pub(super) fn new(
-        listener: UnixListener,
-        wake: Arc<OwnedFd>,
-        ask: Sender<Request>,
-        replies: Receiver<Reply>,
-    ) -> Self {
+    pub(super) fn new(listener: Listener, ask: Sender<Request>, replies: Receiver<Reply>) -> Self {
         Self {
             listener,
-            wake,
             ask,
             replies,
             clients: Vec::new(),
@@ -78,14 +69,17 @@ impl Clients {
         // Whether the listener is to be left alone for a while: there is no room for a connection.
         let mut full = false;
         loop {
-            let ready = self.wait(full);
-            for (client, ready) in self.clients.iter_mut().zip(&ready[2..]) {
+            let time = match (served, full || !self.clients.is_empty()) {
+                (true, _) => AT_WORK,
+                (false, true) => CONNECTED,
+                (false, false) => IDLE,
+            };
+            let ready = self.wait(full, time);
+            for (client, ready) in self.clients.iter_mut().zip(&ready) {
                 client.go_on(*ready);
             }
-            full = !ready[1].is_empty() && self.accept();
-            if !ready[0].is_empty() {
-                let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
-            }
+            self.listener.renew();
+            full = self.accept();
             while let Ok(reply) = self.replies.try_recv() {
                 served = false;
                 // The client that asked may be gone.
@@ -102,19 +96,9 @@ impl Clients {
         }
     }
 
-    /// Waits until there is something to do. What there is: for the replies, for the listener, and
-    /// for each client.
-    fn wait(&self, full: bool) -> Vec<PollFlags> {
-        let listener = if full {
-            PollFlags::empty()
-        } else {
-            PollFlags::IN
-        };
-        let mut fds = vec![
-            PollFd::new(&*self.wake, PollFlags::IN),
-            PollFd::new(&self.listener, listener),
-        ];
-        fds.extend(self.clients.iter().map(|client| {
+    /// Waits until there is something to do, at most for `time`; what there is for each client.
+    fn wait(&self, full: bool, time: Duration) -> Vec<PollFlags> {
+        let clients = self.clients.iter().map(|client| {
             let wanted = match client.stage {
                 Stage::Asking(_) => PollFlags::IN,
                 Stage::Answered(..) => PollFlags::OUT,
@@ -122,9 +106,12 @@ impl Clients {
                 _ => PollFlags::empty(),
             };
             PollFd::new(&client.stream, wanted)
-        }));
-        let tick = (full || !self.clients.is_empty()).then_some(&TICK);
-        if rustix::event::poll(&mut fds, tick).is_err() {
+        });
+        let listener = self.listener.as_fd().filter(|_| !full);
+        let listener = listener.map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN));
+        let mut fds: Vec<PollFd<'_>> = clients.chain(listener).collect();
+        let time = Timespec::try_from(time).ok();
+        if rustix::event::poll(&mut fds, time.as_ref()).is_err() {
             return vec![PollFlags::empty(); fds.len()];
         }
         fds.iter().map(PollFd::revents).collect()
@@ -134,7 +121,7 @@ impl Clients {
     fn accept(&mut self) -> bool {
         loop {
             let stream = match self.listener.accept() {
-                Ok((stream, _)) => stream,
+                Ok(stream) => stream,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => {
                     return !matches!(

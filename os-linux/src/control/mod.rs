@@ -43,6 +43,7 @@
 mod answer;
 mod client;
 mod clients;
+mod listener;
 mod place;
 mod protocol;
 mod served;

@@ -1,6 +1,6 @@
 //! Where sockets are: `PID.sock` in a folder that only its user may enter.
 
-use super::server::is_abandoned;
+use super::listener::is_abandoned;
 use super::sys::{self, user};
 use std::fs::DirBuilder;
 use std::io::{Error, ErrorKind, Result};

@@ -3,18 +3,13 @@
 
 use super::answer::answer;
 use super::clients::Clients;
+use super::listener::Listener;
 use super::protocol::{Reply, Request};
 use super::{place, sys};
-use crate::process::{Livepatch, close_in_children};
+use crate::process::Livepatch;
 use klp_core::Poll;
-use rustix::event::EventfdFlags;
-use std::fs::Permissions;
-use std::io::{ErrorKind, Result};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
+use std::io::Result;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -36,7 +31,7 @@ impl Livepatch {
     ///
     /// # Errors
     ///
-    /// If the socket or a thread cannot be made; [`ErrorKind::AddrInUse`] if somebody serves at
+    /// If the socket or a thread cannot be made; [`ErrorKind::AddrInUse`](std::io::ErrorKind::AddrInUse) if somebody serves at
     /// `path` already.
     pub fn serve(&'static self, path: Option<&Path>) -> Result<PathBuf> {
         let path = match path {
@@ -45,49 +40,15 @@ impl Livepatch {
         };
         let (ask, requests) = channel();
         let (reply, replies) = channel();
-        let wake = Arc::new(rustix::event::eventfd(
-            0,
-            EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
-        )?);
-        let listener = bind(&path)?;
-        close_in_children(listener.as_raw_fd());
-        close_in_children(wake.as_raw_fd());
-        let clients = Clients::new(listener, Arc::clone(&wake), ask, replies);
-        sys::spawn("klp-engine", move || work(self, &requests, &reply, &wake))?;
+        let clients = Clients::new(Listener::bind(&path)?, ask, replies);
+        sys::spawn("klp-engine", move || work(self, &requests, &reply))?;
         sys::spawn("klp-control", move || clients.serve())?;
         Ok(path)
     }
 }
 
-fn bind(path: &Path) -> Result<UnixListener> {
-    let listener = match UnixListener::bind(path) {
-        Err(error) if error.kind() == ErrorKind::AddrInUse && is_abandoned(path) => {
-            std::fs::remove_file(path)?;
-            UnixListener::bind(path)?
-        }
-        bound => bound?,
-    };
-    // Who was faster than this is asked for its user id all the same.
-    std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}
-
-/// Whether it is a socket that nobody serves.
-pub(super) fn is_abandoned(path: &Path) -> bool {
-    let is_socket =
-        std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-    is_socket && sys::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
-}
-
-/// Brings transitions on, adopts libraries, and answers what comes meanwhile. `wake` tells that
-/// there is a reply.
-fn work(
-    livepatch: &'static Livepatch,
-    requests: &Receiver<Request>,
-    replies: &Sender<Reply>,
-    wake: &OwnedFd,
-) {
+/// Brings transitions on, adopts libraries, and answers what comes meanwhile.
+fn work(livepatch: &'static Livepatch, requests: &Receiver<Request>, replies: &Sender<Reply>) {
     let mut pause = FIRST_PAUSE;
     let mut counts = None;
     loop {
@@ -104,7 +65,6 @@ fn work(
                 if replies.send(answer(livepatch, request)).is_err() {
                     return;
                 }
-                let _ = rustix::io::write(wake, &1_u64.to_ne_bytes());
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,

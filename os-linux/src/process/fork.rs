@@ -36,19 +36,31 @@ struct Frozen {
     /// The engine, the shadow variables, and what is in memory.
     _at_rest: Box<dyn Any>,
     known: MutexGuard<'static, FutexLock, Known>,
-    sockets: MutexGuard<'static, FutexLock, Vec<RawFd>>,
+    sockets: MutexGuard<'static, FutexLock, Vec<(RawFd, u64)>>,
 }
 
 trait Any {}
 impl<T> Any for T {}
 
-/// Descriptors that only threads of the parent use.
-static PARENTS: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
+/// Sockets that only threads of the parent use: descriptors and inodes.
+static PARENTS: Mutex<Vec<(RawFd, u64)>> = Mutex::new(Vec::new());
 
-/// Has `socket` closed in children. The calling process never closes it.
+/// Has a socket closed in children, if the program has not done so itself.
 #[cfg(feature = "control")]
-pub(crate) fn close_in_children(socket: RawFd) {
-    PARENTS.lock().push(socket);
+pub(crate) fn close_in_children(socket: RawFd, inode: u64) {
+    let mut parents = PARENTS.lock();
+    parents.retain(|(other, _)| *other != socket);
+    parents.push((socket, inode));
+}
+
+/// Whether the descriptor is that of the socket with this inode: the program may have closed that,
+/// and opened something else.
+pub(crate) fn is_file(socket: RawFd, inode: u64) -> bool {
+    // SAFETY: all-zero is a valid value of this plain struct.
+    let mut found: libc::stat = unsafe { core::mem::zeroed() };
+    // SAFETY: there is room for the answer.
+    let done = unsafe { libc::fstat(socket, &raw mut found) };
+    done == 0 && found.st_mode & libc::S_IFMT == libc::S_IFSOCK && found.st_ino == inode
 }
 
 /// Has the functions below called at every `fork`. Once: they take locks.
@@ -114,9 +126,11 @@ extern "C" fn in_child() {
     }
     if let Some(mut frozen) = FROZEN.with(|slot| slot.borrow_mut().take()) {
         frozen.known.reset_in_child();
-        for socket in frozen.sockets.drain(..) {
-            // SAFETY: the thread that owns it is not in the child.
-            unsafe { libc::close(socket) };
+        for (socket, inode) in frozen.sockets.drain(..) {
+            if is_file(socket, inode) {
+                // SAFETY: the thread that owns it is not in the child.
+                unsafe { libc::close(socket) };
+            }
         }
     }
 }

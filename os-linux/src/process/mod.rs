@@ -76,7 +76,7 @@ mod ucontext;
 mod unwind;
 
 #[cfg(feature = "control")]
-pub(crate) use fork::close_in_children;
+pub(crate) use fork::{close_in_children, is_file};
 #[cfg(feature = "control")]
 pub(crate) use stop::signal as stop_signal;
 
