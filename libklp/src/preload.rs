@@ -22,12 +22,22 @@ use core::time::Duration;
 use klp_os_linux::process::{Livepatch, Options};
 use std::env::var_os;
 use std::panic::catch_unwind;
+use std::path::PathBuf;
+use std::sync::Mutex;
 
 /// Called by the dynamic linker when the library is loaded (gABI, "Initialization and Termination
 /// Functions").
 #[used]
 #[unsafe(link_section = ".init_array")]
 static BEGIN: extern "C" fn() = begin;
+
+/// Called when the process ends, or the library goes.
+#[used]
+#[unsafe(link_section = ".fini_array")]
+static END: extern "C" fn() = end;
+
+/// The socket, and the process that serves there.
+static SOCKET: Mutex<Option<(u32, PathBuf)>> = Mutex::new(None);
 
 /// A child of `fork` that lives this long is meant to stay: most call `execve` at once.
 const CHILDHOOD: Duration = Duration::from_millis(20);
@@ -84,6 +94,9 @@ fn serve() -> bool {
     match served {
         Ok(socket) => {
             say(format_args!("served at {}", socket.display()));
+            if let Ok(mut ours) = SOCKET.try_lock() {
+                *ours = Some((std::process::id(), socket));
+            }
             true
         }
         Err(error) => {
@@ -91,6 +104,16 @@ fn serve() -> bool {
             false
         }
     }
+}
+
+/// Leaves no socket behind, if the process comes by here.
+extern "C" fn end() {
+    let _ = catch_unwind(|| {
+        let ours = SOCKET.try_lock().ok().and_then(|mut socket| socket.take());
+        if let Some((_, path)) = ours.filter(|(process, _)| *process == std::process::id()) {
+            let _ = std::fs::remove_file(path);
+        }
+    });
 }
 
 fn say(what: impl Display) {
