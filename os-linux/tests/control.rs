@@ -4,12 +4,12 @@
 use klp_os_linux::control::{Reply, Request, ask};
 use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -431,27 +431,387 @@ fn clients_that_do_not_keep_to_the_protocol() {
         "{answer}"
     );
 
-    // One that says nothing, and one that has gone, hold others up for a second each at most.
-    let _silent = UnixStream::connect(&server.socket).expect("it serves");
-    drop(UnixStream::connect(&server.socket).expect("it serves"));
+    // Those who say nothing, have gone, or do not end are not waited for.
+    let connect = || UnixStream::connect(&server.socket).expect("it serves");
+    let _silent: Vec<UnixStream> = (0..100).map(|_| connect()).collect();
+    drop(connect());
+    let mut endless = connect();
+    while endless.write_all(&[b' '; 4096]).is_ok() {}
     let begin = Instant::now();
     let reply = ask(&server.socket, &Request::Status).expect("it answers");
     assert!(
         matches!(&reply, Reply::Status { pid, .. } if *pid == server.process.id()),
         "{reply:?}"
     );
+    let (said, code) = server.plain(&["enable", &server.patch]);
+    assert_eq!(code, 0, "transitions are brought on meanwhile: {said}");
     assert!(
-        begin.elapsed() < Duration::from_secs(5),
+        begin.elapsed() < Duration::from_secs(20),
         "{:?}",
         begin.elapsed()
     );
 }
 
+/// It is asked again only when it goes on, and what it was asked meanwhile is not done.
+#[test]
+fn a_server_that_is_stopped() {
+    let server = Server::start(10);
+    let pid = libc::pid_t::try_from(server.process.id()).expect("it is one");
+    let signal = |signal| {
+        // SAFETY: numbers only; it is a child of this process that was not waited for.
+        let sent = unsafe { libc::kill(pid, signal) };
+        assert_eq!(sent, 0);
+    };
+    signal(libc::SIGSTOP);
+    // SAFETY: it is a child; its status is of no interest.
+    let stopped = unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WUNTRACED) };
+    assert_eq!(stopped, pid);
+    for args in [&["list"][..], &["enable", &server.patch]] {
+        let (said, code) = server.plain(args);
+        assert!(code == 1 && said.contains("it does not answer"), "{said}");
+    }
+    // Not even if more have connected than the kernel keeps.
+    let full: Vec<UnixStream> = (0..5000)
+        .map_while(|_| {
+            let socket = socket_that_does_not_wait();
+            connect(&socket, &server.socket).then(|| socket.into())
+        })
+        .collect();
+    let (said, code) = server.plain(&["list"]);
+    assert!(code == 1 && said.contains("it does not answer"), "{said}");
+    drop(full);
+    signal(libc::SIGCONT);
+    let end = Instant::now() + Duration::from_secs(20);
+    while server.plain(&["list"]).1 != 0 && Instant::now() < end {}
+    assert_eq!(
+        server.plain(&["list"]),
+        ("no patch is loaded\n".into(), 0),
+        "who asked for one had gone"
+    );
+}
+
+fn socket_that_does_not_wait() -> OwnedFd {
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: numbers only.
+    let socket = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
+    assert!(socket >= 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: the descriptor is new.
+    unsafe { OwnedFd::from_raw_fd(socket) }
+}
+
+/// Whether there was room.
+fn connect(socket: &OwnedFd, path: &Path) -> bool {
+    let mut address = libc::sockaddr_un {
+        sun_family: libc::AF_UNIX as libc::sa_family_t,
+        sun_path: [0; 108],
+    };
+    let bytes = path.as_os_str().as_encoded_bytes();
+    for (to, from) in address.sun_path[..107].iter_mut().zip(bytes) {
+        *to = *from as libc::c_char;
+    }
+    let len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+    // SAFETY: the address is valid, of that length, and ends with a null.
+    unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) == 0 }
+}
+
+/// A copy of the example `server` under a name of its own, which others of the machine do not have,
+/// with its socket at the default place for the variables in its environment.
+struct Named {
+    process: Child,
+    patch: String,
+    _out: BufReader<ChildStdout>,
+}
+
+impl Named {
+    fn start(command: &mut Command) -> Self {
+        let mut process = command
+            .args(["--threads", "1", "--slowest", "10"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the example runs");
+        let mut out = BufReader::new(process.stdout.take().expect("it was asked for"));
+        let patch = out
+            .by_ref()
+            .lines()
+            .find_map(|line| Some(line.ok()?.strip_prefix("patch ")?.trim().to_owned()));
+        Self {
+            process,
+            patch: patch.expect("it serves"),
+            // The example would die of a closed pipe.
+            _out: out,
+        }
+    }
+
+    fn pid(&self) -> String {
+        self.process.id().to_string()
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Copies the example, for everybody to execute.
+fn copy_of_server(folder: &Folder, name: &str) -> PathBuf {
+    let copy = folder.0.join(format!("{name}-{}", std::process::id()));
+    let example = Path::new(KLP).with_file_name("examples").join("server");
+    std::fs::copy(example, &copy).expect("there is room");
+    for path in [&folder.0, &copy] {
+        std::fs::set_permissions(path, Permissions::from_mode(0o755)).expect("it is ours");
+    }
+    copy
+}
+
+/// A folder in the first one, of a user.
+fn folder_of(folder: &Folder, name: &str, user: u32) -> PathBuf {
+    let path = folder.0.join(name);
+    std::fs::create_dir(&path).expect("there is room");
+    std::fs::set_permissions(&path, Permissions::from_mode(0o700)).expect("it is ours");
+    std::os::unix::fs::chown(&path, Some(user), Some(user)).expect("it may be given away");
+    path
+}
+
+fn klp(args: &[&str]) -> (String, Option<i32>) {
+    let output = Command::new(KLP).args(args).output().expect("klp runs");
+    let said = [output.stdout, output.stderr].concat();
+    (
+        String::from_utf8_lossy(&said).into_owned(),
+        output.status.code(),
+    )
+}
+
+fn is_root() -> bool {
+    // SAFETY: no arguments, cannot fail.
+    let root = unsafe { libc::geteuid() } == 0;
+    if !root {
+        println!("skipped: only root can become another user");
+    }
+    root
+}
+
+/// Wherever the environment of each has put its socket.
+#[test]
+fn several_processes() {
+    let folder = Folder::new();
+    let own = folder_of(&folder, "run", user());
+    let server = copy_of_server(&folder, "many");
+    let glob = format!("many-{}*", std::process::id());
+    let many = |args: &[&str]| klp(&[&["--name", &glob], args].concat());
+    assert_eq!(
+        many(&["list"]),
+        (
+            "klp: no process that can be patched is as asked for\n".into(),
+            Some(1)
+        )
+    );
+    let one = Named::start(Command::new(&server).env("XDG_RUNTIME_DIR", &own));
+    let at_tmpdir = || {
+        let mut command = Command::new(&server);
+        command
+            .env_remove("XDG_RUNTIME_DIR")
+            .env("TMPDIR", &folder.0);
+        command
+    };
+    let two = Named::start(&mut at_tmpdir());
+    let name = server.file_name().expect("it has one").to_string_lossy();
+    let lines = |what: &str| {
+        let mut pids = [one.process.id(), two.process.id()];
+        pids.sort_unstable();
+        format!("{} {name}: {what}\n{} {name}: {what}\n", pids[0], pids[1])
+    };
+
+    let check = many(&["check", &one.patch]);
+    let fits = "'greeter_fix': 2 functions checked, it can be enabled";
+    assert_eq!(check, (lines(fits), Some(0)));
+    assert_eq!(
+        many(&["enable", &one.patch]),
+        (lines("'greeter_fix': enabled"), Some(0))
+    );
+    assert_eq!(
+        many(&["--library", "libc", "list"]),
+        (lines("'greeter_fix': enabled"), Some(0))
+    );
+    assert_eq!(many(&["--library", "libnothing*", "list"]).1, Some(1));
+    // One refuses, the other does it.
+    assert_eq!(
+        klp(&["--pid", &one.pid(), "disable", "greeter_fix"]).1,
+        Some(0)
+    );
+    let (said, code) = many(&["disable", "greeter_fix"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains(&format!("{} {name}: the patch is not enabled\n", one.pid()))
+            && said.contains(&format!("{} {name}: 'greeter_fix': disabled\n", two.pid())),
+        "{said}"
+    );
+    let (said, code) = many(&["--json", "list"]);
+    assert_eq!(code, Some(0), "{said}");
+    for line in said.lines() {
+        let json: serde_json::Value = serde_json::from_str(line).expect("an object");
+        assert_eq!(json["program"].as_str(), Some(&*name));
+        assert_eq!(json["patches"][0]["name"].as_str(), Some("greeter_fix"));
+    }
+
+    assert_eq!(
+        klp(&["--pid", &two.pid(), "enable", "greeter_fix"]).1,
+        Some(0)
+    );
+    let (said, code) = many(&["ps"]);
+    assert_eq!(code, Some(0), "{said}");
+    let row = |named: &Named| {
+        let is_of = |line: &&str| line.split_whitespace().next() == Some(&*named.pid());
+        said.lines().find(is_of).expect("it is listed").to_owned()
+    };
+    assert!(row(&one).ends_with(" -"), "{said}");
+    assert!(row(&two).ends_with(" 'greeter_fix': enabled"), "{said}");
+    let gone = two.pid();
+    drop(two);
+    let (said, code) = many(&["list"]);
+    assert_eq!(
+        (said, code),
+        (
+            format!("{} {name}: 'greeter_fix': disabled\n", one.pid()),
+            Some(0)
+        ),
+        "dead ones vanish"
+    );
+    assert!(
+        klp(&["--pid", &gone, "list"])
+            .0
+            .contains("there is no process")
+    );
+    assert_eq!(
+        many(&["--pid", &gone, "list"]).1,
+        Some(2),
+        "one or the other"
+    );
+
+    // Who comes next tidies up.
+    let of_two = folder
+        .0
+        .join(format!("klp-{}", user()))
+        .join(format!("{gone}.sock"));
+    assert!(of_two.exists());
+    let three = Named::start(&mut at_tmpdir());
+    assert!(!of_two.exists());
+    drop(three);
+}
+
+/// The caller's effective user.
+fn user() -> u32 {
+    // SAFETY: no arguments, cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+#[test]
+fn who_serves_is_who_should() {
+    let folder = Folder::new();
+    let server = copy_of_server(&folder, "who");
+    // One process in the name of another: of this one, which serves nobody.
+    let own = folder_of(&folder, "klp", user());
+    let socket = own.join(format!("{}.sock", std::process::id()));
+    let other = Named::start(Command::new(&server).arg("--socket").arg(&socket));
+    let (said, code) = klp(&["--pid", &std::process::id().to_string(), "list"]);
+    let who = format!("process {} of user {} serves there", other.pid(), user());
+    assert!(code == Some(1) && said.contains(&who), "{said}");
+    // A folder that others may enter.
+    let open = |mode| {
+        std::fs::set_permissions(&own, Permissions::from_mode(mode)).expect("it is ours");
+    };
+    open(0o711);
+    let (said, code) = klp(&["--pid", &std::process::id().to_string(), "list"]);
+    let why = "others than its owner may enter the folder";
+    assert!(code == Some(1) && said.contains(why), "{said}");
+}
+
+#[test]
+fn the_superuser_and_others() {
+    if !is_root() {
+        return;
+    }
+    let folder = Folder::new();
+    let server = copy_of_server(&folder, "other");
+    let theirs = folder_of(&folder, "theirs", NOBODY);
+    let mut command = Command::new(&server);
+    command
+        .env("XDG_RUNTIME_DIR", &theirs)
+        .uid(NOBODY)
+        .gid(NOBODY);
+    let right = Named::start(&mut command);
+    assert_eq!(
+        klp(&["--pid", &right.pid(), "list"]),
+        ("no patch is loaded\n".into(), Some(0)),
+        "root may ask"
+    );
+    let (said, _) = klp(&["ps"]);
+    let listed = |line: &str| line.contains(&right.pid()) && line.contains("nobody");
+    assert!(said.lines().any(listed), "{said}");
+
+    // A folder that another user has made in root's name.
+    let fake = folder_of(&folder, "klp-0", NOBODY);
+    let mut command = Command::new("sh");
+    command
+        .args([
+            "-c",
+            r#"s=$0; d=$1; shift; exec "$s" --socket "$d/$$.sock" "$@""#,
+        ])
+        .args([&server, &fake])
+        .uid(NOBODY)
+        .gid(NOBODY);
+    let wrong = Named::start(&mut command);
+    let (said, code) = klp(&["--pid", &wrong.pid(), "list"]);
+    let whose = format!("the folder belongs to user {NOBODY}");
+    assert!(code == Some(1) && said.contains(&whose), "{said}");
+    let (said, _) = klp(&["ps"]);
+    assert!(!said.contains(&wrong.pid()), "{said}");
+    // And root does not serve there.
+    let mut command = Command::new(&server);
+    command
+        .env_remove("XDG_RUNTIME_DIR")
+        .env("TMPDIR", &folder.0);
+    let output = command.output().expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains(&whose), "{said}");
+
+    // Root's are not for others, nor do they see them.
+    let klp = folder.0.join("klp");
+    std::fs::copy(KLP, &klp).expect("there is room");
+    let own = folder_of(&folder, "own", 0);
+    let roots = Named::start(Command::new(&server).env("XDG_RUNTIME_DIR", &own));
+    let as_other = |args: &[&str]| {
+        let mut command = Command::new(&klp);
+        let output = command
+            .args(args)
+            .current_dir("/")
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .output()
+            .expect("klp runs");
+        let said = [output.stdout, output.stderr].concat();
+        String::from_utf8_lossy(&said).into_owned()
+    };
+    assert!(as_other(&["--pid", &roots.pid(), "list"]).contains("Permission denied"));
+    assert!(!as_other(&["ps"]).contains(&roots.pid()));
+    assert!(as_other(&["ps"]).contains(&right.pid()), "its own it does");
+}
+
+#[test]
+fn completions_and_manual_pages_know_all_commands() {
+    let folder = Folder::new();
+    let (said, code) = klp(&["completions", "bash"]);
+    assert!(code == Some(0) && said.contains("--library"), "{said}");
+    assert_eq!(klp(&["man", &folder.0.to_string_lossy()]).1, Some(0));
+    for page in ["klp.1", "klp-ps.1", "klp-run.1", "klp-enable.1"] {
+        assert!(folder.0.join(page).exists(), "{page}");
+    }
+}
+
 #[test]
 fn another_user_gets_nothing() {
-    // SAFETY: no arguments, cannot fail.
-    if unsafe { libc::geteuid() } != 0 {
-        println!("skipped: only root can become another user");
+    if !is_root() {
         return;
     }
     let server = Server::start(10);
@@ -502,58 +862,40 @@ fn another_user_gets_nothing() {
     );
 }
 
+/// As a user who has nothing else.
 #[test]
-fn the_default_place_and_a_socket_left_behind() {
+fn the_only_process_there_is() {
+    if !is_root() {
+        return;
+    }
+    let alone = 1_000_000_000 + std::process::id();
     let folder = Folder::new();
-    let klp = |args: &[&str]| {
-        let output = Command::new(KLP)
-            .env("XDG_RUNTIME_DIR", &folder.0)
-            .args(args)
-            .output()
-            .expect("klp runs");
-        (
-            String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
-            output.status.code(),
-        )
+    let server = copy_of_server(&folder, "only");
+    let own = folder_of(&folder, "run", alone);
+    let klp = folder.0.join("klp");
+    std::fs::copy(KLP, &klp).expect("there is room");
+    let as_user = |program: &Path| {
+        let mut command = Command::new(program);
+        command.env("XDG_RUNTIME_DIR", &own).uid(alone).gid(alone);
+        command
     };
-    let start = || {
-        let example = Path::new(KLP).with_file_name("examples").join("server");
-        let mut command = Command::new(example);
-        let mut process = command
-            .args(["--threads", "1", "--slowest", "10"])
-            .env("XDG_RUNTIME_DIR", &folder.0)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the example runs");
-        let mut out = BufReader::new(process.stdout.take().expect("it was asked for"));
-        let ready = out
-            .by_ref()
-            .lines()
-            .any(|line| line.is_ok_and(|line| line.starts_with("socket ")));
-        assert!(ready);
-        // The example would die of a closed pipe.
-        (process, out)
+    let list = || {
+        let output = as_user(&klp).arg("list").output().expect("klp runs");
+        let said = [output.stdout, output.stderr].concat();
+        String::from_utf8_lossy(&said).into_owned()
     };
-    assert!(
-        klp(&["list"])
-            .0
-            .contains("no process of yours can be patched")
-    );
-    let (mut first, _out) = start();
-    assert_eq!(
-        klp(&["list"]),
-        ("no patch is loaded\n".into(), Some(0)),
-        "there is only one"
-    );
-    assert_eq!(klp(&["--pid", &first.id().to_string(), "list"]).1, Some(0));
-    first.kill().expect("it is ours");
-    first.wait().expect("it ends");
-    let socket = folder.0.join("klp").join(format!("{}.sock", first.id()));
+    assert!(list().contains("no process of yours can be patched"));
+    let first = Named::start(&mut as_user(&server));
+    assert_eq!(list(), "no patch is loaded\n");
+    let second = Named::start(&mut as_user(&server));
+    assert!(list().contains("several processes can be patched"));
+    drop(first);
+    assert_eq!(list(), "no patch is loaded\n");
+    let socket = own.join("klp").join(format!("{}.sock", second.pid()));
+    drop(second);
     assert!(socket.exists(), "nobody tidied up");
     assert!(
-        klp(&["list"])
-            .0
-            .contains("no process of yours can be patched"),
+        list().contains("no process of yours can be patched"),
         "but nobody serves"
     );
 }

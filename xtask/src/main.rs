@@ -1,5 +1,6 @@
 //! The developer's own commands: `cargo xtask VERB`.
 
+mod install;
 mod linux;
 mod msrv;
 mod run;
@@ -8,6 +9,7 @@ mod toolchain;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use run::{cargo, expect_failure, run};
+use std::path::PathBuf;
 
 /// The developer's own commands.
 #[derive(Parser)]
@@ -37,6 +39,13 @@ enum Verb {
     },
     /// Print the tables of all benches
     Bench,
+    /// Build commands, libraries and headers, and put them below a folder, with a file for
+    /// pkg-config, manual pages and completions
+    Install {
+        /// The folder, for instance /usr/local; without it, into target/install, to see that it
+        /// works
+        prefix: Option<PathBuf>,
+    },
     /// The Linux kernel with its own livepatch code or with klp-core in its place, in QEMU
     Linux {
         #[command(subcommand)]
@@ -54,6 +63,10 @@ fn main() -> Result<()> {
         Verb::Asan => asan(),
         Verb::Soak { seconds } => soak(seconds),
         Verb::Bench => bench(),
+        Verb::Install { prefix: None } => install::check(),
+        Verb::Install {
+            prefix: Some(prefix),
+        } => install::install(&prefix),
         Verb::Linux { verb } => linux::run(verb),
         Verb::Ci => {
             lint()?;
@@ -62,6 +75,7 @@ fn main() -> Result<()> {
             asan()?;
             soak(60)?;
             bench()?;
+            install::check()?;
             linux::landing()
         }
     }

@@ -13,6 +13,20 @@ use alloc::vec::Vec;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PatchId(pub(super) u64);
 
+impl PatchId {
+    /// The number of the patch, for where there are no types: never 0, and never used again.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        self.0
+    }
+
+    /// The patch with this number. The engine refuses what it does not know.
+    #[must_use]
+    pub fn from_number(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 /// What the engine's lock protects.
 #[derive(Debug)]
 pub(super) struct Inner<P: Platform> {

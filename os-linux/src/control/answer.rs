@@ -60,14 +60,9 @@ impl From<ControlError> for Refusal {
 
 impl From<LoadError> for Refusal {
     fn from(error: LoadError) -> Self {
-        let errno = match &error {
-            LoadError::Engine(error) => error.errno(),
-            LoadError::File { error, .. } => -error.raw_os_error().unwrap_or(libc::EIO),
-            _ => -libc::EIO,
-        };
         Self {
+            errno: error.errno(),
             error: error.to_string(),
-            errno,
         }
     }
 }

@@ -86,6 +86,9 @@ pub enum Source {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
+    /// It is still at it: the answer follows. Said again and again, so that a client can tell a
+    /// server that takes long from one that does nothing.
+    Working,
     /// It refused; nothing has changed.
     Refused {
         /// Why, in words.

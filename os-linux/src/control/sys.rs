@@ -1,18 +1,22 @@
 //! The few system calls that the standard library does not have.
 
+use crate::process::{call_ours, stop_signal};
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::io::{Error, Result};
-use std::os::fd::AsRawFd;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::time::Duration;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 /// The effective user id of this process.
 pub(super) fn user() -> u32 {
-    // SAFETY: no arguments, cannot fail.
-    unsafe { libc::geteuid() }
+    rustix::process::geteuid().as_raw()
 }
 
-/// The user id at the other end, as it was when the connection was made (`SO_PEERCRED`, unix(7)).
-pub(super) fn peer(stream: &UnixStream) -> Result<u32> {
+/// The user and the process at the other end (`SO_PEERCRED`, unix(7)): who connected, or who called
+/// `listen`. The process is 0 if it cannot be seen from here.
+pub(super) fn peer(stream: &UnixStream) -> Result<(u32, u32)> {
     let mut found = libc::ucred {
         pid: 0,
         uid: u32::MAX,
@@ -32,20 +36,60 @@ pub(super) fn peer(stream: &UnixStream) -> Result<u32> {
         )
     };
     if done == 0 {
-        Ok(found.uid)
+        Ok((found.uid, found.pid.unsigned_abs()))
     } else {
         Err(Error::last_os_error())
     }
 }
 
-/// Waits until somebody connects, at most `time`. Returns early at signals.
-pub(super) fn wait(listener: &UnixListener, time: Duration) {
-    let mut fd = libc::pollfd {
-        fd: listener.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    let millis = i32::try_from(time.as_millis()).unwrap_or(i32::MAX);
-    // SAFETY: one descriptor, which is open.
-    unsafe { libc::poll(&raw mut fd, 1, millis) };
+/// Connects to the socket at `path`. Does not wait: [`ErrorKind::WouldBlock`] if the server has more
+/// connections to accept than the kernel keeps.
+///
+/// [`ErrorKind::WouldBlock`]: std::io::ErrorKind::WouldBlock
+pub(super) fn connect(path: &Path) -> Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// Opens a folder, if it is one and no link to one, to look at it and into it.
+pub(super) fn open_folder(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// Starts a thread of the library's own, for ever. It blocks all signals, so that those of the
+/// process go to the program's threads, but for the engine's own and those that a thread causes by
+/// what it does (signal(7), "synchronously generated").
+pub(super) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+    let mut blocked = MaybeUninit::uninit();
+    let mut before = MaybeUninit::uninit();
+    // SAFETY: `sigfillset` makes a valid set, the numbers are those of signals, and both sets
+    // outlive the calls.
+    unsafe {
+        libc::sigfillset(blocked.as_mut_ptr());
+        for signal in [
+            stop_signal(),
+            libc::SIGTRAP,
+            libc::SIGSEGV,
+            libc::SIGBUS,
+            libc::SIGILL,
+            libc::SIGFPE,
+            libc::SIGSYS,
+        ] {
+            libc::sigdelset(blocked.as_mut_ptr(), signal);
+        }
+        // A thread begins with the mask of the one that makes it.
+        libc::pthread_sigmask(libc::SIG_SETMASK, blocked.as_ptr(), before.as_mut_ptr());
+    }
+    let made = std::thread::Builder::new().name(name.into()).spawn(|| {
+        call_ours();
+        body();
+    });
+    // SAFETY: `before` was written above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
+    made.map(drop)
 }

@@ -136,6 +136,37 @@ impl Error {
     }
 }
 
+impl Error {
+    /// The Linux error number that says the same, negative.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        -match self {
+            Self::Os { errno, .. } => errno.0,
+            Self::Twice => libc::EEXIST,
+            _ => match self.kind() {
+                PortErrorKind::OutOfMemory | PortErrorKind::NoMemoryInReach => libc::ENOMEM,
+                PortErrorKind::NotFound => libc::ENOENT,
+                PortErrorKind::Denied => libc::EPERM,
+                PortErrorKind::Held => libc::EBUSY,
+                _ => libc::EIO,
+            },
+        }
+    }
+}
+
+impl LoadError {
+    /// The Linux error number that says the same, negative.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::File { error, .. } => -error.raw_os_error().unwrap_or(libc::EIO),
+            Self::Library { .. } => -libc::ELIBACC,
+            Self::Engine(error) => error.errno(),
+            Self::Process(error) => error.errno(),
+        }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

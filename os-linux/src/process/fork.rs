@@ -31,8 +31,8 @@ use lock_api::RawMutex;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
-/// Descriptors that only threads of the parent use.
-static PARENTS: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
+/// Sockets that only threads of the parent use: descriptors and inodes.
+static PARENTS: Mutex<Vec<(RawFd, u64)>> = Mutex::new(Vec::new());
 
 /// How long a thread that holds locks itself waits for others.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -138,10 +138,22 @@ impl Fork {
     }
 }
 
-/// Has `socket` closed in children. The calling process never closes it.
+/// Has a socket closed in children, if the program has not done so itself.
 #[cfg(feature = "control")]
-pub(crate) fn close_in_children(socket: RawFd) {
-    PARENTS.lock().push(socket);
+pub(crate) fn close_in_children(socket: RawFd, inode: u64) {
+    let mut parents = PARENTS.lock();
+    parents.retain(|(other, _)| *other != socket);
+    parents.push((socket, inode));
+}
+
+/// Whether the descriptor is that of the socket with this inode: the program may have closed that,
+/// and opened something else.
+pub(crate) fn is_file(socket: RawFd, inode: u64) -> bool {
+    // SAFETY: all-zero is a valid value of this plain struct.
+    let mut found: libc::stat = unsafe { core::mem::zeroed() };
+    // SAFETY: there is room for the answer.
+    let done = unsafe { libc::fstat(socket, &raw mut found) };
+    done == 0 && found.st_mode & libc::S_IFMT == libc::S_IFSOCK && found.st_ino == inode
 }
 
 /// Has the functions below called at every `fork`. Once: they take locks.
@@ -238,9 +250,11 @@ extern "C" fn in_child() {
     }
     if fork.taken.has(Locks::PARENTS) {
         // SAFETY: as above.
-        for socket in unsafe { &mut *PARENTS.data_ptr() }.drain(..) {
-            // SAFETY: the thread that owns it is not in the child.
-            unsafe { libc::close(socket) };
+        for (socket, inode) in unsafe { &mut *PARENTS.data_ptr() }.drain(..) {
+            if is_file(socket, inode) {
+                // SAFETY: the thread that owns it is not in the child.
+                unsafe { libc::close(socket) };
+            }
         }
     }
     if let Some(fork) = fork.end() {

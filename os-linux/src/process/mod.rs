@@ -86,7 +86,11 @@ mod unwind;
 mod unwinders;
 
 #[cfg(feature = "control")]
-pub(crate) use fork::close_in_children;
+pub(crate) use fork::{close_in_children, is_file};
+#[cfg(feature = "control")]
+pub(crate) use records::call_ours;
+#[cfg(feature = "control")]
+pub(crate) use stop::signal as stop_signal;
 
 pub use contexts::{Context, Contexts};
 pub use error::{Error, LoadError, Silence};

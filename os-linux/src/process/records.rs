@@ -34,7 +34,7 @@ pub(crate) struct Record {
     runs: AtomicU64,
     /// The thread tries to switch itself in calls made with the stack pointer above this.
     try_above: AtomicU64,
-    /// Whether it is the engine's own thread, which waits on when a signal ends a system call.
+    /// See [`is_ours`](Self::is_ours).
     ours: AtomicBool,
     /// The number of the stop whose signal is on its way to the thread; 0 if none is.
     pub(crate) signalled: AtomicU64,
@@ -244,7 +244,7 @@ impl Record {
         );
     }
 
-    /// Whether the thread may be woken at any time.
+    /// Whether it is the engine's own thread, which may be woken at any time.
     pub(crate) fn is_ours(&self) -> bool {
         self.ours.load(Ordering::Relaxed)
     }
@@ -294,6 +294,12 @@ static REGISTRY: SignalLock<Registry> = SignalLock::new(Registry {
 pub(crate) fn known() -> Option<&'static Record> {
     // SAFETY: 0, or where a record is that `join` found; chunks are never unmapped.
     unsafe { (tls::get::<{ tls::RECORD }>() as *const Record).as_ref() }
+}
+
+/// Says that the calling thread is the engine's own: it may be woken at any time.
+#[cfg(feature = "control")]
+pub(crate) fn call_ours() {
+    current().ours.store(true, Ordering::Relaxed);
 }
 
 /// The calling thread's record, made now if there was none.

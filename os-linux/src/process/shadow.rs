@@ -16,28 +16,30 @@ pub fn shadows() -> &'static ShadowTable<ShadowLock> {
     &SHADOWS
 }
 
-/// The functions of `<klp/shadow.h>`, by which patch objects come to the variables. No linker knows
-/// them: a patch binds to them by name.
+/// The functions of `<klp/shadow.h>`, by which patch objects come to the variables: a patch binds to
+/// them by name, whether the program exports them or not.
 pub(crate) fn function(name: &str) -> Option<CodeAddr> {
     let function = match name {
-        "klp_shadow_get" => get as *const (),
-        "klp_shadow_alloc" => alloc as *const (),
-        "klp_shadow_get_or_alloc" => get_or_alloc as *const (),
-        "klp_shadow_free" => free as *const (),
-        "klp_shadow_free_all" => free_all as *const (),
+        "klp_shadow_get" => klp_shadow_get as *const (),
+        "klp_shadow_alloc" => klp_shadow_alloc as *const (),
+        "klp_shadow_get_or_alloc" => klp_shadow_get_or_alloc as *const (),
+        "klp_shadow_free" => klp_shadow_free as *const (),
+        "klp_shadow_free_all" => klp_shadow_free_all as *const (),
         _ => return None,
     };
     Some(CodeAddr::new(function as u64))
 }
 
-extern "C" fn get(obj: *mut c_void, id: c_ulong) -> *mut c_void {
+#[unsafe(no_mangle)]
+extern "C" fn klp_shadow_get(obj: *mut c_void, id: c_ulong) -> *mut c_void {
     c::get(&SHADOWS, obj, id)
 }
 
 /// # Safety
 ///
 /// As for [`c::alloc`].
-unsafe extern "C" fn alloc(
+#[unsafe(no_mangle)]
+unsafe extern "C" fn klp_shadow_alloc(
     obj: *mut c_void,
     id: c_ulong,
     size: usize,
@@ -63,7 +65,8 @@ unsafe extern "C" fn alloc(
 /// # Safety
 ///
 /// As for [`c::get_or_alloc`].
-unsafe extern "C" fn get_or_alloc(
+#[unsafe(no_mangle)]
+unsafe extern "C" fn klp_shadow_get_or_alloc(
     obj: *mut c_void,
     id: c_ulong,
     size: usize,
@@ -89,7 +92,8 @@ unsafe extern "C" fn get_or_alloc(
 /// # Safety
 ///
 /// As for [`c::free`].
-unsafe extern "C" fn free(obj: *mut c_void, id: c_ulong, dtor: Option<c::Dtor>) {
+#[unsafe(no_mangle)]
+unsafe extern "C" fn klp_shadow_free(obj: *mut c_void, id: c_ulong, dtor: Option<c::Dtor>) {
     // SAFETY: the caller's promise.
     unsafe { c::free(&SHADOWS, obj, id, dtor) };
 }
@@ -97,7 +101,8 @@ unsafe extern "C" fn free(obj: *mut c_void, id: c_ulong, dtor: Option<c::Dtor>) 
 /// # Safety
 ///
 /// As for [`c::free_all`].
-unsafe extern "C" fn free_all(id: c_ulong, dtor: Option<c::Dtor>) {
+#[unsafe(no_mangle)]
+unsafe extern "C" fn klp_shadow_free_all(id: c_ulong, dtor: Option<c::Dtor>) {
     // SAFETY: the caller's promise.
     unsafe { c::free_all(&SHADOWS, id, dtor) };
 }

@@ -1,6 +1,9 @@
 //! The command line, and the help that teaches it.
 
 use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use glob::Pattern;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -22,8 +25,18 @@ When a transition does not finish (exit code 3), it goes on by itself:
   klp force fix --vouch         end it regardless of what the threads are in the middle of
 
 Which process: --pid or --socket; if neither is given, the only one of yours that can be patched.
+Or several, with one line for each:
+  klp ps                        which processes can be patched
+  klp enable fix.ko --all       every one of yours; for root, everybody's
+  klp enable fix.ko --name 'web*' --library libssl.so
+                                those whose program is called so, and that use this library
 
-Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 the transition did not finish within --timeout.";
+A program that knows nothing of klp:
+  klp run ./program --its-args  start it so that it can be patched
+
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 the transition did not finish within
+--timeout. Of several processes: 1 if one of them refused or failed, else 3 if one did not finish.
+'klp run' has those of the program; 127 if it cannot be started.";
 
 /// Livepatches a running process: replaces functions while its threads run, so that no thread ever
 /// sees half a patch.
@@ -36,6 +49,16 @@ pub(crate) struct Args {
     /// The socket to talk to, if it is not at its default place
     #[arg(long, global = true, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
+    /// All processes that can be patched and are yours; for root, everybody's
+    #[arg(long, global = true)]
+    pub(crate) all: bool,
+    /// Those of them whose program is called so; `*`, `?` and `[...]` stand for parts of a name
+    #[arg(long, global = true, value_name = "GLOB", value_parser = Pattern::new)]
+    pub(crate) name: Option<Pattern>,
+    /// Those of them that have loaded this library: its file's name, with or without `.so` and what
+    /// follows; may have `*`, `?` and `[...]`, too
+    #[arg(long, global = true, value_name = "NAME", value_parser = Pattern::new)]
+    pub(crate) library: Option<Pattern>,
     /// Print JSON: one object in a line for each thing that is said
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -54,13 +77,19 @@ impl Args {
     pub(crate) fn get() -> Self {
         let args = Self::parse();
         // clap does not see conflicts of arguments on both sides of the command's name.
-        if args.pid.is_some() && args.socket.is_some() {
-            let why = "--pid and --socket cannot be used together";
+        let ways = [args.pid.is_some(), args.socket.is_some(), args.several()];
+        if ways.into_iter().filter(|used| *used).count() > 1 {
+            let why = "--pid, --socket, and --all, --name, --library cannot be used together";
             Self::command()
                 .error(clap::error::ErrorKind::ArgumentConflict, why)
                 .exit();
         }
         args
+    }
+
+    /// Whether it is for all processes that there are, or some of them.
+    pub(crate) fn several(&self) -> bool {
+        self.all || self.name.is_some() || self.library.is_some()
     }
 
     pub(crate) fn timeout(&self) -> Duration {
@@ -77,6 +106,8 @@ fn seconds(text: &str) -> Result<f64, String> {
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
+    /// List the processes that can be patched: their users, programs, and the patches in force
+    Ps,
     /// List the patches, those in force first
     List,
     /// Show the patches with their objects and functions
@@ -154,5 +185,27 @@ pub(crate) enum Command {
         path: String,
         /// The value
         value: String,
+    },
+    /// Start a program that knows nothing of klp so that it can be patched (with libklp.so as
+    /// `LD_PRELOAD`)
+    Run {
+        /// The library, if it is not beside klp or in ../lib
+        #[arg(long, value_name = "PATH")]
+        libklp: Option<PathBuf>,
+        /// The program
+        program: OsString,
+        /// What it is given
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Print what a shell needs to complete command lines of klp
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page, or write those of all commands to a folder
+    Man {
+        /// The folder
+        folder: Option<PathBuf>,
     },
 }

@@ -1,14 +1,20 @@
 //! `klp`: livepatches a running process that serves its engine (`Livepatch::serve`).
 
 mod args;
+mod process;
+mod ps;
+mod run;
+mod several;
 mod show;
 mod target;
 mod transition;
 
 use anyhow::{Context, Result};
 use args::{Args, Command};
+use clap::CommandFactory;
 use klp_os_linux::control::{Reply, Request, Source};
 use show::Show;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use target::Target;
@@ -18,11 +24,29 @@ use transition::Outcome;
 const FAILED: u8 = 1;
 /// The transition did not finish in time; it goes on. (2 says that the command line is wrong.)
 const UNFINISHED: u8 = 3;
+/// A program cannot be started; as shells say it.
+const NOT_STARTED: u8 = 127;
 
 fn main() -> ExitCode {
     let args = Args::get();
-    let show = Show { json: args.json };
-    match run(&args, &show) {
+    let show = Show::new(args.json);
+    let done = match &args.command {
+        Command::Ps => ps::list(&args),
+        Command::Run {
+            libklp,
+            program,
+            args,
+        } => {
+            let error = run::run(libklp.as_deref(), program, args);
+            show.error(&format!("{error:#}"), None);
+            return NOT_STARTED.into();
+        }
+        Command::Completions { shell } => completions(*shell),
+        Command::Man { folder } => manual(folder.as_deref()),
+        _ if args.several() => several::run(&args),
+        _ => Target::find(&args).and_then(|target| run_on(&target, &args, &show)),
+    };
+    match done {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Failed) => FAILED.into(),
         Ok(Outcome::Unfinished) => UNFINISHED.into(),
@@ -33,26 +57,44 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args, show: &Show) -> Result<Outcome> {
-    let target = Target::find(args.pid, args.socket.as_deref())?;
+fn completions(shell: clap_complete::Shell) -> Result<Outcome> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Args::command(), "klp", &mut text);
+    std::io::stdout().write_all(&text)?;
+    Ok(Outcome::Done)
+}
+
+fn manual(folder: Option<&Path>) -> Result<Outcome> {
+    match folder {
+        Some(folder) => clap_mangen::generate_to(Args::command(), folder)
+            .with_context(|| folder.display().to_string())?,
+        None => clap_mangen::Man::new(Args::command()).render(&mut std::io::stdout())?,
+    }
+    Ok(Outcome::Done)
+}
+
+/// Does what was asked for, on one process.
+fn run_on(target: &Target, args: &Args, show: &Show) -> Result<Outcome> {
     let request = match &args.command {
-        Command::List | Command::Status { patch: None } => Request::Status,
-        Command::Status { patch: Some(patch) } => return status_of(&target, show, patch),
+        Command::Ps
+        | Command::Run { .. }
+        | Command::Completions { .. }
+        | Command::Man { .. }
+        | Command::List
+        | Command::Status { patch: None } => Request::Status,
+        Command::Status { patch: Some(patch) } => return status_of(target, show, patch),
         Command::Watch { patch } => {
-            return transition::watch(&target, show, patch.as_deref(), args.timeout());
+            return transition::watch(target, show, patch.as_deref(), args.timeout());
         }
         Command::Enable { patches } => Request::Enable {
             patches: patches
                 .iter()
-                .map(|patch| source(patch))
+                .map(|patch| source(target, patch))
                 .collect::<Result<_>>()?,
         },
-        Command::Check { file } => {
-            let file = file
-                .canonicalize()
-                .with_context(|| file.display().to_string())?;
-            Request::Check { file }
-        }
+        Command::Check { file } => Request::Check {
+            file: target.path_for(file)?,
+        },
         Command::Disable { patches } => Request::Disable {
             patches: patches.clone(),
         },
@@ -66,7 +108,7 @@ fn run(args: &Args, show: &Show) -> Result<Outcome> {
             patch: patch.clone(),
         },
         Command::Blockers { patch } => Request::Blockers {
-            patch: in_transition(&target, patch.as_deref())?,
+            patch: in_transition(target, patch.as_deref())?,
         },
         Command::Remove { patch } => Request::Remove {
             patch: patch.clone(),
@@ -85,10 +127,10 @@ fn run(args: &Args, show: &Show) -> Result<Outcome> {
             Ok(Outcome::Failed)
         }
         (Reply::Patch { patch }, Command::Reverse { .. }) if !args.no_wait => {
-            transition::bring_on(&target, show, std::slice::from_ref(patch), args.timeout())
+            transition::bring_on(target, show, std::slice::from_ref(patch), args.timeout())
         }
         (Reply::Patches { patches }, _) if !args.no_wait => {
-            transition::bring_on(&target, show, patches, args.timeout())
+            transition::bring_on(target, show, patches, args.timeout())
         }
         (Reply::Preflight { ready: false, .. }, _) => {
             show.reply(&reply, &args.command);
@@ -102,14 +144,10 @@ fn run(args: &Args, show: &Show) -> Result<Outcome> {
 }
 
 /// What an argument of `enable` names.
-fn source(patch: &Path) -> Result<Source> {
+fn source(target: &Target, patch: &Path) -> Result<Source> {
     let is_path = patch.components().count() > 1 || patch.extension().is_some();
     if is_path || patch.is_file() {
-        return Ok(Source::File(
-            patch
-                .canonicalize()
-                .with_context(|| patch.display().to_string())?,
-        ));
+        return Ok(Source::File(target.path_for(patch)?));
     }
     Ok(Source::Loaded(patch.to_string_lossy().into_owned()))
 }

@@ -2,73 +2,124 @@
 
 use crate::args::Command;
 use klp_os_linux::control::{Blocking, Direction, Node, PatchInfo, Reply};
+use serde::Serialize;
 use serde_json::json;
+use std::borrow::Cow;
+use std::cell::RefCell;
 use std::time::Duration;
 
 /// Where everything that is said goes through.
 pub(crate) struct Show {
     /// JSON instead of words.
     pub(crate) json: bool,
+    /// What was said, where it is not printed at once.
+    kept: Option<RefCell<Vec<String>>>,
 }
 
 impl Show {
+    /// Prints.
+    pub(crate) fn new(json: bool) -> Self {
+        Self { json, kept: None }
+    }
+
+    /// Keeps what is said.
+    pub(crate) fn keeping(json: bool) -> Self {
+        Self {
+            json,
+            kept: Some(RefCell::default()),
+        }
+    }
+
+    /// Whether somebody may be looking at each step.
+    pub(crate) fn is_live(&self) -> bool {
+        self.kept.is_none()
+    }
+
+    /// What was kept.
+    pub(crate) fn into_lines(self) -> Vec<String> {
+        self.kept.map(RefCell::into_inner).unwrap_or_default()
+    }
+
+    /// A line, whatever it has in it.
+    fn out(&self, line: &str) {
+        match &self.kept {
+            Some(kept) => kept.borrow_mut().push(line.to_owned()),
+            None => print(line),
+        }
+    }
+
+    /// An object of JSON.
+    fn object(&self, object: &impl Serialize) {
+        match serde_json::to_string(object) {
+            Ok(text) => self.out(&text),
+            Err(error) => self.warn(&error.to_string()),
+        }
+    }
+
+    fn warn(&self, error: &str) {
+        match &self.kept {
+            Some(kept) => kept.borrow_mut().push(error.to_owned()),
+            None => eprintln!("klp: {}", harmless(error)),
+        }
+    }
+
     /// A line for people.
     pub(crate) fn line(&self, text: &str) {
         if self.json {
-            println!("{}", json!({ "message": text }));
+            self.object(&json!({ "message": text }));
         } else {
-            println!("{text}");
+            self.out(text);
         }
     }
 
     /// Something was refused or failed.
     pub(crate) fn error(&self, error: &str, errno: Option<i32>) {
         if self.json {
-            println!(
-                "{}",
-                json!({ "reply": "refused", "error": error, "errno": errno })
-            );
+            self.object(&json!({ "reply": "refused", "error": error, "errno": errno }));
         } else {
-            eprintln!("klp: {error}");
+            self.warn(error);
         }
     }
 
     /// What the process answered.
     pub(crate) fn reply(&self, reply: &Reply, to: &Command) {
         if self.json {
-            match serde_json::to_string(reply) {
-                Ok(text) => println!("{text}"),
-                Err(error) => eprintln!("klp: {error}"),
-            }
-            return;
+            return self.object(reply);
         }
         match reply {
+            Reply::Working => {}
             Reply::Refused { error, errno } => self.error(error, Some(*errno)),
-            Reply::Status { patches, .. } if patches.is_empty() => println!("no patch is loaded"),
+            Reply::Status { patches, .. } if patches.is_empty() => self.out("no patch is loaded"),
             Reply::Status { patches, .. } => {
                 for patch in patches {
-                    println!("{}", summary(patch));
+                    self.out(&summary(patch));
                     if !matches!(to, Command::List) {
-                        details(patch);
+                        self.details(patch);
                     }
                 }
             }
             Reply::Patch { patch } => {
-                println!("{}", summary(patch));
+                self.out(&summary(patch));
                 if matches!(to, Command::Status { .. }) {
-                    details(patch);
+                    self.details(patch);
                 }
             }
-            Reply::Patches { patches } => patches
-                .iter()
-                .for_each(|patch| println!("{}", summary(patch))),
-            Reply::Removed { patch } => println!("'{patch}': removed"),
-            Reply::Blockers { blockers } if blockers.is_empty() => {
-                println!("nobody holds it back any more")
+            Reply::Patches { patches } => {
+                patches.iter().for_each(|patch| self.out(&summary(patch)));
             }
-            Reply::Blockers { blockers } => blockers
-                .iter()
-                .for_each(|blocker| println!("{}", text(blocker))),
+            Reply::Removed { patch } => self.out(&format!("'{patch}': removed")),
+            Reply::Blockers { blockers } if blockers.is_empty() => {
+                self.out("nobody holds it back any more");
+            }
+            Reply::Blockers { blockers } => {
+                for blocker in blockers {
+                    self.out(&format!("    {}", blocker.why));
+                    blocker
+                        .stack
+                        .iter()
+                        .for_each(|frame| self.out(&format!("        {frame}")));
+                }
+            }
             Reply::Preflight {
                 patch,
                 ready,
@@ -78,80 +129,138 @@ impl Show {
                 replaces,
                 clones,
             } => {
-                findings.iter().for_each(|finding| println!("{finding}"));
+                findings.iter().for_each(|finding| self.out(finding));
                 waiting.iter().for_each(|object| {
-                    println!("object '{object}' is not loaded; checked when it comes")
+                    self.out(&format!(
+                        "object '{object}' is not loaded; checked when it comes"
+                    ));
                 });
-                clones.iter().for_each(|clone| println!("{clone}"));
-                replaces
-                    .iter()
-                    .for_each(|old| println!("the enabled patch '{old}' will be replaced"));
+                replaces.iter().for_each(|old| {
+                    self.out(&format!("the enabled patch '{old}' will be replaced"));
+                });
+                clones.iter().for_each(|clone| self.out(clone));
                 let verdict = if *ready {
                     "it can be enabled"
                 } else {
                     "it would be refused"
                 };
-                println!(
+                self.out(&format!(
                     "'{patch}': {} checked, {verdict}",
                     count(*functions, "function")
-                );
+                ));
             }
-            Reply::Nodes { entries } => entries
+            Reply::Nodes { entries } => {
+                entries
+                    .iter()
+                    .for_each(|entry| self.out(&entry_line(entry)));
+            }
+            Reply::Value { value } => value.lines().for_each(|line| self.out(line)),
+        }
+    }
+
+    fn details(&self, patch: &PatchInfo) {
+        if patch.stack_order != 0 {
+            let replaces = if patch.replace {
+                ", replaces others"
+            } else {
+                ""
+            };
+            self.out(&format!(
+                "    number {} in force{replaces}",
+                patch.stack_order
+            ));
+        }
+        for object in &patch.objects {
+            let state = if object.patched {
+                "patched"
+            } else {
+                "not patched"
+            };
+            self.out(&format!("    {}: {state}", object.name));
+            object
+                .functions
                 .iter()
-                .for_each(|entry| println!("{}", entry_line(entry))),
-            Reply::Value { value } => {
-                print!("{}{}", value, if value.ends_with('\n') { "" } else { "\n" })
-            }
+                .for_each(|function| self.out(&format!("        {function}")));
         }
     }
 
     /// A step of a transition, where there is no terminal.
     pub(crate) fn progress(&self, patch: &PatchInfo, doing: &str) {
+        if !self.is_live() {
+            return;
+        }
         if self.json {
-            println!(
-                "{}",
-                json!({ "progress": doing, "patch": patch.name, "pending": patch.pending })
+            self.object(
+                &json!({ "progress": doing, "patch": patch.name, "pending": patch.pending }),
             );
         } else {
-            println!(
+            self.out(&format!(
                 "{doing} '{}': {} to go",
                 patch.name,
                 count(patch.pending, "thread")
-            );
+            ));
         }
     }
 
     /// A transition is over.
     pub(crate) fn finished(&self, patch: &PatchInfo) {
         if self.json {
-            println!("{}", json!({ "reply": "patch", "patch": patch }));
+            self.object(&json!({ "reply": "patch", "patch": patch }));
         } else {
-            println!("{}", summary(patch));
+            self.out(&summary(patch));
         }
     }
 
     /// A transition takes too long.
     pub(crate) fn unfinished(&self, patch: &PatchInfo, timeout: Duration, blockers: &[Blocking]) {
         if self.json {
-            println!(
-                "{}",
-                json!({ "reply": "unfinished", "patch": patch, "blockers": blockers })
-            );
-            return;
+            return self
+                .object(&json!({ "reply": "unfinished", "patch": patch, "blockers": blockers }));
         }
         let name = &patch.name;
-        println!("'{name}': not finished after {timeout:?}; it goes on. It waits for:");
+        self.out(&format!(
+            "'{name}': not finished after {timeout:?}; it goes on. It waits for:"
+        ));
         blockers
             .iter()
-            .for_each(|blocker| println!("    {}", blocker.why));
-        println!(
-            "'klp blockers' shows their stacks, 'klp watch' follows it, 'klp reverse {name}' turns it round"
-        );
+            .for_each(|blocker| self.out(&format!("    {}", blocker.why)));
+        if self.is_live() {
+            self.out(&format!(
+                "'klp blockers' shows their stacks, 'klp watch' follows it, 'klp reverse {name}' turns it round"
+            ));
+        }
     }
 }
 
+/// A line on standard output, whatever it has in it.
+pub(crate) fn print(line: &str) {
+    println!("{}", harmless(line));
+}
+
+/// The text with what a terminal would obey, or show in a misleading order, written out: other
+/// processes choose names. In JSON such characters stand in strings only, where it is the same to
+/// write them out so.
+pub(crate) fn harmless(text: &str) -> Cow<'_, str> {
+    let is_harmful = |character: char| {
+        character.is_control()
+            || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(is_harmful) {
+        return Cow::Borrowed(text);
+    }
+    let mut safe = String::with_capacity(text.len());
+    for character in text.chars() {
+        if is_harmful(character) {
+            safe += &format!("\\u{:04x}", u32::from(character));
+        } else {
+            safe.push(character);
+        }
+    }
+    Cow::Owned(safe)
+}
+
 /// A patch in a line.
-fn summary(patch: &PatchInfo) -> String {
+pub(crate) fn summary(patch: &PatchInfo) -> String {
     let state = match (patch.transition, patch.enabled) {
         (Some(Direction::Patching), _) => {
             format!("being enabled, {} to go", count(patch.pending, "thread"))
@@ -184,44 +293,6 @@ fn waits_for(patch: &PatchInfo) -> String {
     }
 }
 
-fn details(patch: &PatchInfo) {
-    if patch.stack_order != 0 {
-        println!(
-            "    number {} in force{}",
-            patch.stack_order,
-            if patch.replace {
-                ", replaces others"
-            } else {
-                ""
-            }
-        );
-    }
-    for object in &patch.objects {
-        println!(
-            "    {}: {}",
-            object.name,
-            if object.patched {
-                "patched"
-            } else {
-                "not patched"
-            }
-        );
-        object
-            .functions
-            .iter()
-            .for_each(|function| println!("        {function}"));
-    }
-}
-
-fn text(blocker: &Blocking) -> String {
-    let stack: String = blocker
-        .stack
-        .iter()
-        .map(|frame| format!("\n        {frame}"))
-        .collect();
-    format!("    {}{stack}", blocker.why)
-}
-
 fn entry_line(entry: &Node) -> String {
     let letter = |bit: u16, letter| if entry.mode & bit != 0 { letter } else { '-' };
     let mode: String = (0..9)
@@ -239,4 +310,18 @@ fn entry_line(entry: &Node) -> String {
 /// `1 thread`, `2 threads`.
 fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn terminals_obey_nobody() {
+        assert_eq!(harmless("fix 1 é"), "fix 1 é");
+        assert_eq!(
+            harmless("\u{1b}[31m\n\u{9b}\u{202e}"),
+            "\\u001b[31m\\u000a\\u009b\\u202e"
+        );
+    }
 }

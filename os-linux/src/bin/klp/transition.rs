@@ -1,7 +1,7 @@
 //! Waiting for the end of a transition, with a progress bar on a terminal and plain lines
 //! otherwise.
 
-use crate::show::Show;
+use crate::show::{Show, harmless};
 use crate::target::Target;
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -15,6 +15,17 @@ pub(crate) enum Outcome {
     Done,
     Failed,
     Unfinished,
+}
+
+impl Outcome {
+    /// How both together ended.
+    pub(crate) fn worse(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Failed, _) | (_, Self::Failed) => Self::Failed,
+            (Self::Unfinished, _) | (_, Self::Unfinished) => Self::Unfinished,
+            _ => Self::Done,
+        }
+    }
 }
 
 /// How often the process is asked at first, and how often at least.
@@ -127,7 +138,7 @@ struct Display {
 
 impl Display {
     fn new(show: &Show) -> Self {
-        let bar = (!show.json && std::io::stderr().is_terminal()).then(|| {
+        let bar = (show.is_live() && !show.json && std::io::stderr().is_terminal()).then(|| {
             let template = "{spinner} {msg} [{bar:30}] {pos}/{len} threads switched, {elapsed}";
             let style = ProgressStyle::with_template(template)
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -162,7 +173,7 @@ impl Display {
         match &self.bar {
             None => show.progress(patch, doing),
             Some(bar) => {
-                bar.set_message(format!("{doing} '{}'", patch.name));
+                bar.set_message(format!("{doing} '{}'", harmless(&patch.name)));
                 bar.set_length(self.most as u64);
                 bar.set_position((self.most - patch.pending) as u64);
                 bar.tick();

@@ -1,0 +1,115 @@
+//! Programs in C that embed the engine by `<klp.h>`.
+
+mod common;
+
+use common::{Workshop, said, source};
+use std::path::Path;
+use std::process::Command;
+
+fn run(program: &Path, arg: &Path) -> (String, Option<i32>) {
+    let output = Command::new(program)
+        .arg(arg)
+        .output()
+        .expect("it can be run");
+    (said(&output), output.status.code())
+}
+
+#[test]
+fn a_program_that_patches_itself() {
+    let workshop = Workshop::new();
+    let greeter = workshop.patchable("examples/greeter.c");
+    let fix = workshop.patch("examples/greeter_fix.c");
+    for program in [
+        workshop.shared("examples/embed.c", &greeter),
+        workshop.fixed("examples/embed.c", &greeter),
+    ] {
+        assert_eq!(
+            run(&program, &fix),
+            ("helo\nhello\nhelo\n".into(), Some(0)),
+            "{}",
+            program.display()
+        );
+        let (said, code) = run(&program, Path::new("/nowhere.ko"));
+        assert!(
+            code == Some(1) && said.contains("/nowhere.ko: No such file"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn every_mistake_has_an_answer() {
+    let workshop = Workshop::new();
+    let greeter = workshop.patchable("examples/greeter.c");
+    let fix = workshop.patch("examples/greeter_fix.c");
+    let program = workshop.shared("tests/c/misuse.c", &greeter);
+    assert_eq!(
+        run(&program, &fix),
+        ("all is as it should be\n".into(), Some(0))
+    );
+}
+
+#[test]
+fn a_transition_that_is_held_back() {
+    let workshop = Workshop::new();
+    let hold = workshop.patchable("tests/c/hold.c");
+    let fix = workshop.patch("tests/c/hold_fix.c");
+    let program = workshop.shared("tests/c/held.c", &hold);
+    let (said, code) = run(&program, &fix);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.contains("holder") && said.contains("depth 1"),
+        "{said}"
+    );
+}
+
+/// What the header says is what the library has, and its layouts are right (`every_mistake…` looks
+/// at them); it is a header for old C, and for C++.
+#[test]
+fn the_header() {
+    let workshop = Workshop::new();
+    workshop.compile(
+        "c++",
+        "tests/c/header.cc",
+        "header.o",
+        ["-c", "-pedantic", "-std=c++11"],
+    );
+    let args = ["-c", "-pedantic", "-std=c99"];
+    workshop.compile("cc", "tests/c/misuse.c", "misuse.o", args);
+
+    let nm = Command::new("nm")
+        .args(["-D", "--defined-only"])
+        .arg(workshop.libklp())
+        .output()
+        .expect("binutils are there");
+    let symbols = said(&nm);
+    let exported: Vec<&str> = symbols
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(2))
+        .filter(|name| name.starts_with("klp_"))
+        .collect();
+    let headers = [
+        source("include/klp.h"),
+        source("../os-linux/include/klp/context.h"),
+        klp_build::include_dir().join("klp/shadow.h"),
+    ];
+    let text: String = headers
+        .iter()
+        .map(|path| std::fs::read_to_string(path).expect("it is there"))
+        .collect();
+    for name in &exported {
+        assert!(text.contains(&format!("{name}(")), "{name} is in no header");
+    }
+    for declared in text
+        .lines()
+        .filter(|line| !line.starts_with(['\t', ' ', '/']) && line.contains('('))
+        .filter_map(|line| line.split('(').next()?.split([' ', '*']).next_back())
+        .filter(|name| name.starts_with("klp_") && *name != "klp_context_leave")
+    {
+        assert!(
+            exported.contains(&declared),
+            "{declared} is not in the library"
+        );
+    }
+    assert!(exported.len() > 30, "{exported:?}");
+}
