@@ -2,6 +2,7 @@
 
 use core::arch::asm;
 use core::hint::black_box;
+use core::sync::atomic::{AtomicU32, Ordering};
 use klp_core::engine::PatchId;
 use klp_os_linux::process::{Contexts, Livepatch};
 use klp_os_linux_fixtures::coroutines::{Coroutine, suspend};
@@ -28,32 +29,37 @@ fn is_there() -> bool {
     })
 }
 
-/// A thread that is in the midst of `hold`, with a descriptor to wait at.
-struct Holder {
-    thread: JoinHandle<()>,
-    writer: i32,
-}
+/// A thread that is in the midst of `hold`, which waits at the gate.
+struct Holder(JoinHandle<()>);
 
 impl Holder {
-    fn new(hold: fn(i32)) -> Self {
-        let (reader, writer) = pipe();
+    fn new(hold: impl FnOnce() + Send + 'static) -> Self {
+        GATE.store(0, Ordering::SeqCst);
         let (send, receive) = channel();
         let thread = std::thread::spawn(move || {
             send.send(tid()).expect("the test listens");
-            hold(reader);
+            hold();
         });
         wait_asleep(receive.recv().expect("the thread says its id"));
-        Self { thread, writer }
+        Self(thread)
     }
 
     fn let_go(self) {
-        write_byte(self.writer);
-        self.thread.join().expect("the thread only waits");
+        GATE.store(1, Ordering::SeqCst);
+        // SAFETY: no memory is involved but the word.
+        unsafe { libc::syscall(libc::SYS_futex, GATE.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+        self.0.join().expect("the thread only waits");
     }
 }
 
-fn wait(fd: i32) {
-    fx_read(fd);
+/// Where threads wait, in a call that goes on after a signal; 0: closed.
+static GATE: AtomicU32 = AtomicU32::new(0);
+
+fn wait() {
+    while GATE.load(Ordering::SeqCst) == 0 {
+        // SAFETY: no memory is involved but the word.
+        unsafe { libc::syscall(libc::SYS_futex, GATE.as_ptr(), libc::FUTEX_WAIT, 0, 0_usize) };
+    }
 }
 
 /// Loads a patch, runs `use_it` while it is enabled, and unloads it; what `use_it` gave.
@@ -82,17 +88,22 @@ fn goes() {
     panic!("it does not go");
 }
 
-/// One after the other, without threads of other tests: these may have addresses in holes of their
-/// frames, which hold the memory, too.
+/// One after the other, without other threads: these may have addresses in holes of their frames,
+/// which hold the memory, too, and the test runner's main thread must not be woken.
 #[test]
 fn memory_stays_while_a_stack_may_point_into_it() {
-    nobody_holds_it();
-    a_word_on_the_stack_of_a_sleeping_thread_holds_it();
-    a_register_of_a_sleeping_thread_holds_it();
-    the_caller_holds_it_too();
-    a_suspended_context_holds_it();
-    a_context_that_nobody_has_entered_yet_holds_it();
-    a_thread_on_an_alternate_stack_holds_it();
+    let status = in_child(|| {
+        nobody_holds_it();
+        a_word_on_the_stack_of_a_sleeping_thread_holds_it();
+        a_register_of_a_sleeping_thread_holds_it();
+        a_thread_that_would_notice_is_not_woken();
+        the_caller_holds_it_too();
+        a_suspended_context_holds_it();
+        a_context_that_nobody_has_entered_yet_holds_it();
+        a_thread_on_an_alternate_stack_holds_it();
+        true
+    });
+    assert_eq!(status, 0);
 }
 
 fn nobody_holds_it() {
@@ -102,12 +113,32 @@ fn nobody_holds_it() {
     goes();
 }
 
+fn a_thread_that_would_notice_is_not_woken() {
+    // `poll` fails if a signal comes.
+    let (fd, writer) = pipe();
+    let holder = Holder::new(move || {
+        let mut one = libc::pollfd {
+            fd,
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: there is one.
+        assert_eq!(unsafe { libc::poll(&raw mut one, 1, -1) }, 1);
+    });
+    come_and_go(|| ());
+    assert_eq!(livepatch().free_removed(), 1);
+    assert!(is_there());
+    write_byte(writer);
+    holder.let_go();
+    goes();
+}
+
 fn a_word_on_the_stack_of_a_sleeping_thread_holds_it() {
     let holder = come_and_go(|| {
-        Holder::new(|fd| {
+        Holder::new(|| {
             let word = black_box([code_of_patch()]);
             black_box(&word);
-            wait(fd);
+            wait();
             black_box(&word);
         })
     });
@@ -125,14 +156,13 @@ fn a_word_on_the_stack_of_a_sleeping_thread_holds_it() {
 }
 
 fn a_register_of_a_sleeping_thread_holds_it() {
-    /// Reads a byte, with the address in a register only.
-    fn read(fd: i32) {
-        let mut byte = 0_u8;
+    /// Waits at the gate, with the address in a register only.
+    fn wait_at_gate() {
         extern "C" fn get() -> u64 {
             code_of_patch()
         }
-        // SAFETY: the system call writes to `byte`; the call before it follows the C ABI, which
-        // keeps r12 to r15.
+        // SAFETY: the system call reads the gate; the call before it follows the C ABI, which keeps
+        // r12 to r15.
         unsafe {
             asm!(
                 "mov r13, rsp",
@@ -142,22 +172,24 @@ fn a_register_of_a_sleeping_thread_holds_it() {
                 "call {get}",
                 "mov rsp, r13",
                 "mov r12, rax",
-                "xor eax, eax",
-                "mov edi, r14d",
-                "mov rsi, r15",
-                "mov edx, 1",
+                "mov eax, {futex}",
+                "mov rdi, r15",
+                "mov esi, {wait}",
+                "xor edx, edx",
+                "xor r10d, r10d",
                 "syscall",
                 "xor r12d, r12d",
                 get = sym get,
-                in("r14") fd,
-                in("r15") &raw mut byte,
+                futex = const libc::SYS_futex,
+                wait = const libc::FUTEX_WAIT,
+                in("r15") GATE.as_ptr(),
                 out("r12") _,
                 out("r13") _,
                 clobber_abi("C"),
             );
         }
     }
-    let holder = come_and_go(|| Holder::new(read));
+    let holder = come_and_go(|| Holder::new(wait_at_gate));
     assert_eq!(livepatch().free_removed(), 1);
     assert!(is_there());
     holder.let_go();
@@ -210,11 +242,8 @@ fn a_context_that_nobody_has_entered_yet_holds_it() {
 
 fn a_thread_on_an_alternate_stack_holds_it() {
     extern "C" fn sleep(_: i32) {
-        let (reader, writer) = pipe();
-        WAKE.store(writer, std::sync::atomic::Ordering::SeqCst);
-        wait(reader);
+        wait();
     }
-    static WAKE: std::sync::atomic::AtomicI32 = std::sync::atomic::AtomicI32::new(0);
     let mut action: libc::sigaction = zeroed();
     action.sa_sigaction = sleep as extern "C" fn(i32) as usize;
     action.sa_flags = libc::SA_ONSTACK;
@@ -222,7 +251,7 @@ fn a_thread_on_an_alternate_stack_holds_it() {
     let done = unsafe { libc::sigaction(libc::SIGUSR2, &raw const action, core::ptr::null_mut()) };
     assert_eq!(done, 0);
     let holder = come_and_go(|| {
-        Holder::new(|fd| {
+        Holder::new(|| {
             let mut memory = vec![0_u8; 1 << 16];
             let mut stack: libc::stack_t = zeroed();
             stack.ss_sp = memory.as_mut_ptr().cast();
@@ -234,7 +263,6 @@ fn a_thread_on_an_alternate_stack_holds_it() {
             black_box(&word);
             send(tid(), libc::SIGUSR2);
             black_box(&word);
-            wait(fd);
             stack.ss_flags = libc::SS_DISABLE;
             // SAFETY: the thread does not run on it.
             unsafe { libc::sigaltstack(&raw const stack, core::ptr::null_mut()) };
@@ -242,7 +270,6 @@ fn a_thread_on_an_alternate_stack_holds_it() {
     });
     assert_eq!(livepatch().free_removed(), 1);
     assert!(is_there());
-    write_byte(WAKE.load(std::sync::atomic::Ordering::SeqCst));
     holder.let_go();
     goes();
 }

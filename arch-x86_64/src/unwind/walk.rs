@@ -174,7 +174,7 @@ fn caller(
     // Below this, memory is not the frame's: what was saved there may be overwritten.
     let live = match kind {
         FrameKind::Interrupted => regs.rsp.saturating_sub(RED_ZONE),
-        FrameKind::Call => regs.rsp,
+        FrameKind::Call | FrameKind::PerhapsCall => regs.rsp,
     };
     let read_live = |addr: Option<u64>| {
         let addr = addr

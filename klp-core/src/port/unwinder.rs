@@ -12,6 +12,10 @@ pub enum FrameKind {
     /// A call made here has not returned: `pc` is the return address, and the call instruction ends
     /// just before it.
     Call,
+    /// The same, if it is a return address: where frames cannot be told apart, a walk may visit
+    /// every word that could be one. Such words keep a task where it is, and are not shown as its
+    /// stack.
+    PerhapsCall,
 }
 
 /// One function that the task is in.
@@ -30,7 +34,7 @@ impl Frame {
     pub const fn lookup(self) -> CodeAddr {
         match self.kind {
             FrameKind::Interrupted => self.pc,
-            FrameKind::Call => self.pc.wrapping_sub(1),
+            FrameKind::Call | FrameKind::PerhapsCall => self.pc.wrapping_sub(1),
         }
     }
 }

@@ -5,7 +5,9 @@ use super::switch::{Outcome, Slot, check};
 use crate::addr::CodeAddr;
 use crate::config::MAX_STACK_ENTRIES;
 use crate::mem::{Name, OutOfMemory, try_vec};
-use crate::port::{Doubt, Reason, TaskId, TaskName, TaskState, Unreliable, Unwinder, Visitor};
+use crate::port::{
+    Doubt, FrameKind, Reason, TaskId, TaskName, TaskState, Unreliable, Unwinder, Visitor,
+};
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::ControlFlow;
@@ -112,6 +114,7 @@ impl<U: Unwinder> Visitor<U::Context> for Looker<'_, U> {
         let walked = self
             .unwinder
             .walk(context, &mut |frame| match look.frames.get(len) {
+                Some(_) if frame.kind == FrameKind::PerhapsCall => ControlFlow::Continue(()),
                 Some(slot) => {
                     slot.store(frame.lookup().get(), Ordering::Relaxed);
                     len += 1;

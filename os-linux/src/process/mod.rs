@@ -281,7 +281,7 @@ impl Livepatch {
         Ok(added)
     }
 
-    /// Looks for objects that came, and tells the unwinders in them of the patches in memory; loads
+    /// Looks for objects that came, and tells the unwinders in them of patches in memory, if any; loads
     /// the C library's one before, if asked to.
     ///
     /// # Errors
@@ -290,6 +290,9 @@ impl Livepatch {
     fn meet_unwinders(&'static self, load: bool) -> Result<(), Error> {
         let space = self.space();
         space.refresh()?;
+        if !load && space.patches.is_empty() {
+            return Ok(());
+        }
         let _visit = Visit::begin(self);
         if load && space.objects.are_linked_dynamically() {
             unwinders::load();

@@ -78,6 +78,10 @@ impl Patches {
         Ok(())
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.images.lock().is_empty()
+    }
+
     /// The number of the first object that was not looked at for unwinders.
     pub(crate) fn next_object(&self) -> u64 {
         self.unwinders.lock().next

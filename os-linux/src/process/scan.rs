@@ -22,10 +22,11 @@ const ENTRY: usize = 32;
 ///
 /// [`Error::Churn`] if no listing was complete; the last one is there then.
 pub(crate) fn threads(into: &mut Vec<TaskId>) -> Result<(), Error> {
-    let directory =
-        File::open("/proc/self/task").map_err(|error| Error::io("open /proc/self/task", &error))?;
     let mut buffer = Vec::new();
     for _ in 0..TRIES {
+        // Anew each time: a signal handler may fork, and go on here in the child.
+        let directory = File::open("/proc/self/task")
+            .map_err(|error| Error::io("open /proc/self/task", &error))?;
         if list(&directory, &mut buffer, into)? {
             into.sort_unstable();
             return Ok(());

@@ -33,7 +33,7 @@ pub struct Stopped {
     /// Whether the thread sleeps, and may wake up at any moment. Memory of its stack is copied then,
     /// and some of `regs` are unknown.
     sleeps: bool,
-    /// Whether a walk took every word for a return address.
+    /// Whether the last walk took every word for a return address.
     guessed: Cell<bool>,
 }
 
@@ -61,7 +61,7 @@ impl Stopped {
         &self.regs
     }
 
-    /// Whether a walk has visited more than there is.
+    /// Whether the last walk may have visited more than there is.
     pub(crate) fn was_guessed(&self) -> bool {
         self.guessed.get()
     }
@@ -227,7 +227,7 @@ impl Stacks {
             }
             let frame = Frame {
                 pc,
-                kind: FrameKind::Call,
+                kind: FrameKind::PerhapsCall,
             };
             if visit(frame).is_break() {
                 return Some(());
@@ -321,6 +321,7 @@ unsafe impl Unwinder for Stacks {
         if !stopped.sleeps {
             return self.walk_seeing(&stopped.regs, |_, _| (), visit);
         }
+        stopped.guessed.set(false);
         let memory = Copied::new();
         let read = |addr| memory.read(addr);
         let walked =
@@ -339,7 +340,7 @@ unsafe impl Unwinder for Stacks {
     /// function is the one that this leads to now: until it has been called once, that may be the
     /// dynamic linker's resolver.
     fn called(&self, _: &Stopped, _: usize, frame: Frame) -> Option<CodeAddr> {
-        if frame.kind != FrameKind::Call {
+        if frame.kind == FrameKind::Interrupted {
             return None;
         }
         self.with_tables(|set| called(set?, &self.code, frame.pc))
