@@ -262,7 +262,8 @@ impl Object {
     }
 }
 
-const OVERWRITTEN: &str = "was written to since it was loaded";
+const OVERWRITTEN: &str =
+    "was written to since it was loaded, or what is mapped of it cannot be read";
 
 /// A file that is mapped to be executed and is none of the [`Objects`]: the dynamic linker shows
 /// those of its own namespace only (`dlmopen(3)`), and not everybody asks it.
