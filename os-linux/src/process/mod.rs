@@ -18,9 +18,9 @@
 //! * Functions that must not be patched are marked with [`notrace!`](crate::notrace).
 //! * One real-time signal is the engine's, the stop signal ([`Options::stop_signal`]). Nobody else
 //!   sets what it does, takes it by `sigwait` or `signalfd`, or blocks it for long. It goes to
-//!   threads that run, and to those that sleep where a look from outside is not enough. Their system
-//!   calls are restarted; those that `signal(7)` lists (`nanosleep`, `poll`, `epoll_wait`, …) fail
-//!   with `EINTR`. All other signals are the program's own.
+//!   threads that run, and to those that sleep where a look from outside is not enough. The system
+//!   calls of these are restarted; those that `signal(7)` lists (`nanosleep`, `poll`, `epoll_wait`,
+//!   …) fail with `EINTR`. All other signals are the program's own.
 //! * No thread replaces the program (`exec`) while a transition is under way.
 //! * A thread has stack left wherever it is: at a redirected call, for the entry stub
 //!   ([`SLOW_STACK_MAX`](klp_arch_x86_64::stub::SLOW_STACK_MAX)) and what the handler calls;
