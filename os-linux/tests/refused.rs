@@ -185,6 +185,26 @@ fn a_thread_that_sleeps_and_blocks_every_signal_keeps_nobody() {
 }
 
 #[test]
+fn the_caller_may_block_every_signal() {
+    let _alone = alone();
+    let (_, thread) = masked("caller", || {
+        let patch = add("masked", &[("fx_value", 0, addr_of_fn!(fx_value_new))]);
+        enable(patch);
+        assert_eq!(fx_value(), 2);
+        disable(patch);
+        livepatch().unload(patch).expect("it is disabled");
+        // SAFETY: all-zero is a valid mask, and only this thread's is read.
+        let blocks = unsafe {
+            let mut mask = core::mem::zeroed();
+            libc::pthread_sigmask(libc::SIG_BLOCK, core::ptr::null(), &raw mut mask);
+            libc::sigismember(&raw const mask, libc::SIGRTMAX() - 2)
+        };
+        assert_eq!(blocks, 1, "its mask is as it was");
+    });
+    thread.join().expect("it is right");
+}
+
+#[test]
 fn the_stop_signal_in_other_hands() {
     for disposition in [libc::SIG_DFL, libc::SIG_IGN] {
         let status = in_child(|| {

@@ -121,6 +121,9 @@ impl<P: Platform> Inner<P> {
             return Poll::Idle;
         };
         let attempt = running.try_complete(host, &mut self.sites.writer, &mut |task, straggler| {
+            if !host.is_heard() {
+                return;
+            }
             let obstacle = match straggler {
                 Straggler::Other(obstacle) => obstacle,
                 Straggler::InFunction(at) => Obstacle::InFunction(names(&self.patches, at).1),

@@ -96,4 +96,10 @@ pub unsafe trait Platform: Sync + Sized + 'static {
     fn event(&self, event: &Event<'_>) {
         let _ = event;
     }
+
+    /// Whether somebody reads the log. If not, events that cost something to put together (the names
+    /// of all tasks that a transition waits for, at every poll) are left out.
+    fn is_heard(&self) -> bool {
+        true
+    }
 }

@@ -29,7 +29,7 @@ mod c;
 use super::error::Error;
 use super::records::{self, Record, registry};
 use super::slots::{FIRST_ID, Slot, phase, slots};
-use super::sys::{KeepErrno, SignalsBlocked, gettid, nap, thread_exists};
+use super::sys::{KeepErrno, SignalMask, gettid, nap, thread_exists};
 use super::ucontext;
 use super::unwind::Stopped;
 use core::cell::OnceCell;
@@ -373,7 +373,7 @@ pub(crate) fn visit(tasks: &[TaskId], visitor: &dyn Visitor<Stopped>) -> u64 {
             continue;
         };
         // A signal handler of this thread must not wait for the visit to end.
-        let _signals = SignalsBlocked::new();
+        let _signals = SignalMask::all();
         match slot.turn(phase::SUSPENDED, phase::VISITED) {
             // Another context has this slot now.
             Ok(()) if tasks[index] != slot.id() => {}

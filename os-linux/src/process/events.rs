@@ -13,6 +13,11 @@ pub(crate) fn send_to(sink: EventSink) {
     let _ = SINK.set(sink);
 }
 
+/// Whether somebody takes it.
+pub(crate) fn are_heard() -> bool {
+    SINK.get().is_some()
+}
+
 /// Writes one line, if somebody takes it.
 pub(crate) fn write(event: &Event<'_>) {
     if let Some(sink) = SINK.get() {

@@ -98,7 +98,16 @@ unsafe impl EntryHost for EntryPoints {
         // ORDER(runs): a run that the barrier above did not make visible has not read anything yet.
         // A record that is free by the time it is looked at is not running.
         let known = registry().records();
+        let mut running = Vec::new();
         for (record, run) in known.filter_map(|record| Some((record, record.running()?))) {
+            // First all are asked: while one is waited for, others begin runs that need no waiting.
+            // Without memory, these are waited for, too.
+            match running.try_reserve(1) {
+                Ok(()) => running.push((record, run)),
+                Err(_) => wait_for_run(record, run, &self.space),
+            }
+        }
+        for (record, run) in running {
             wait_for_run(record, run, &self.space);
         }
     }

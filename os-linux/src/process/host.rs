@@ -70,4 +70,8 @@ unsafe impl Platform for Process {
         }
         events::write(event);
     }
+
+    fn is_heard(&self) -> bool {
+        events::are_heard()
+    }
 }

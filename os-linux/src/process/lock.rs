@@ -3,7 +3,7 @@
 //! A lock that keeps a table of waiting threads somewhere else would not do: another thread may be
 //! at work on that table while the process forks.
 
-use super::sys::{SignalsBlocked, futex_wait, futex_wake, gettid, nap};
+use super::sys::{SignalMask, futex_wait, futex_wake, gettid, nap};
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
@@ -184,7 +184,7 @@ impl<T> SignalLock<T> {
     }
 
     pub(crate) fn lock(&self) -> Guard<'_, T> {
-        let signals = SignalsBlocked::new();
+        let signals = SignalMask::all();
         Guard {
             value: self.0.lock(),
             _signals: signals,
@@ -206,7 +206,7 @@ impl<T> SignalLock<T> {
 /// The right to use what a [`SignalLock`] holds. Its signals are unblocked after it has let go.
 pub(crate) struct Guard<'a, T> {
     value: lock_api::MutexGuard<'a, FutexLock, T>,
-    _signals: SignalsBlocked,
+    _signals: SignalMask,
 }
 
 impl<T> Deref for Guard<'_, T> {

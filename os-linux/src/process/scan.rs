@@ -275,7 +275,7 @@ mod tests {
                     .expect("the thread is there")
                     .blocks(libc::SIGUSR1)
             );
-            let blocked = crate::process::sys::SignalsBlocked::new();
+            let blocked = crate::process::sys::SignalMask::all();
             assert!(
                 known(own)
                     .expect("the thread is there")

@@ -8,7 +8,7 @@ use super::context::Interrupted;
 use super::error::Error;
 use super::records::{self, Record};
 use super::scan;
-use super::sys::{self, KeepErrno, futex_wait, futex_wake};
+use super::sys::{self, KeepErrno, SignalMask, futex_wait, futex_wake};
 use core::ptr;
 use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
@@ -147,6 +147,8 @@ pub(crate) fn stop(
     if awake.is_empty() || !is_in_place() {
         return Ok(Round(number));
     }
+    // The caller may be one of them, and block the signal.
+    let _open = SignalMask::without(signal());
     STOP.store(ptr::from_ref(&stop).cast_mut().cast(), Ordering::SeqCst);
     let mut sent = 0;
     for (task, record) in awake {

@@ -223,34 +223,49 @@ pub(crate) fn copy(from: u64, into: &[Cell<u64>]) -> bool {
     usize::try_from(copied) == Ok(len)
 }
 
-/// Blocks every signal of the calling thread for as long as it lives, those that libc keeps for
-/// itself too.
-pub(crate) struct SignalsBlocked {
-    before: u64,
+/// What signals the calling thread blocks, changed for as long as this lives.
+pub(crate) struct SignalMask {
+    /// `None`: it could not be changed.
+    before: Option<u64>,
 }
 
-impl SignalsBlocked {
-    pub(crate) fn new() -> Self {
-        let (all, mut before) = (u64::MAX, 0_u64);
+impl SignalMask {
+    /// Blocks every one, those that libc keeps for itself too.
+    pub(crate) fn all() -> Self {
+        Self::change(libc::SIG_SETMASK, u64::MAX)
+    }
+
+    /// Lets `signal` through.
+    pub(crate) fn without(signal: i32) -> Self {
+        Self::change(libc::SIG_UNBLOCK, 1 << (signal - 1))
+    }
+
+    fn change(how: i32, signals: u64) -> Self {
+        let mut before = 0_u64;
         // SAFETY: both masks are of the kernel's size and outlive the call.
-        unsafe {
+        let done = unsafe {
             libc::syscall(
                 libc::SYS_rt_sigprocmask,
-                libc::SIG_SETMASK,
-                &raw const all,
+                how,
+                &raw const signals,
                 &raw mut before,
                 SIGSET_LEN,
             )
         };
-        Self { before }
+        Self {
+            before: (done == 0).then_some(before),
+        }
     }
 }
 
-impl Drop for SignalsBlocked {
+impl Drop for SignalMask {
     fn drop(&mut self) {
-        let before = &raw const self.before;
+        let Some(before) = &self.before else {
+            return;
+        };
+        let before = ptr::from_ref(before);
         let no = ptr::null_mut::<u64>();
-        // SAFETY: as in `new`.
+        // SAFETY: as in `change`.
         unsafe {
             libc::syscall(
                 libc::SYS_rt_sigprocmask,
