@@ -5,18 +5,32 @@
 //!
 //! You supply a program whose functions have entry pads (GCC `-fpatchable-function-entry=16`, or
 //! `-pg -mfentry -mnop-mcount -mrecord-mcount -fno-pic`) and patch objects; [`process::Livepatch`]
-//! does the rest.
+//! does the rest:
 //!
-//! Reading order, from bottom to top: `process/sys.rs` (system calls) → `lock.rs` → `slots.rs`,
-//! `records.rs` (what is known of each context and thread) → `scan.rs` → `stop.rs` (stopping
-//! threads) → `contexts.rs`, `ucontext.rs` (stacks that no thread runs on) → `elf_file.rs`,
-//! `objects.rs`, `peek.rs`, `unwind.rs`, `unwinders.rs`, `retired.rs`, `patches.rs`, `space.rs` (what
-//! is in memory) → `entry.rs`, `asleep.rs`, `tasks.rs` (the port `TaskSet`) → `pads.rs`,
-//! `memory.rs`, `text.rs` (the port `Text`) → `sweep.rs` (memory of removed patches) → `events.rs`,
-//! `shadow.rs`, `symbols.rs`, `sites.rs`, `notrace.rs` → `handler.rs` (the way of a
-//! redirected call) → `host.rs` (all ports together) → `libraries.rs`, `livepatch.rs` (the engine)
-//! → `linker.rs`, `adopt.rs`, `library.rs` (shared libraries) → `fork.rs` → `mod.rs` (it all
-//! together).
+//! ```no_run
+//! # #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use klp_os_linux::process::{Livepatch, Options};
+//! use std::time::Duration;
+//!
+//! let livepatch = Livepatch::init(Options::default())?;
+//! let fix = livepatch.load_file("fix.ko")?;
+//! livepatch.enable(fix)?;
+//! if !livepatch.wait(Duration::from_secs(5)) {
+//!     // It goes on: these are the threads that it waits for, and where they are.
+//!     for blocker in livepatch.engine().blockers(fix)? {
+//!         eprintln!("{blocker}");
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! # #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+//! # fn main() {}
+//! ```
+//!
+//! With [`Livepatch::serve`](process::Livepatch::serve) the command `klp` does the same from
+//! outside. What all this does to the process (signals, system calls, memory, threads) is in
+//! `docs/in-a-process.md`.
 //!
 //! # Entry pads that linkers drop
 //!

@@ -16,31 +16,56 @@
 //! * A function can be patched if it was compiled with an entry pad that is recorded (see
 //!   [`EntryPoints`]).
 //! * Functions that must not be patched are marked with [`notrace!`](crate::notrace).
-//! * SIGTRAP and one real-time signal are the engine's. SIGTRAPs that it did not cause go to the
-//!   handler that was there before; who installs one later must do the same. A thread must not
-//!   block either signal for long: one that blocks SIGTRAP keeps any code from being changed, one
-//!   that blocks the other holds transitions back.
-//! * The stop signal interrupts system calls; `signal(7)` lists the few that are not restarted, but
-//!   fail with `EINTR` (`nanosleep`, `poll`, `epoll_wait`, …). Programs that handle signals at all
-//!   are prepared for that.
+//! * One real-time signal is the engine's, the stop signal ([`Options::stop_signal`]). Nobody else
+//!   sets what it does, takes it by `sigwait` or `signalfd`, or blocks it for long. It goes to
+//!   threads that run, and to those that sleep where a look from outside is not enough. The system
+//!   calls of these are restarted; those that `signal(7)` lists (`nanosleep`, `poll`, `epoll_wait`,
+//!   …) fail with `EINTR`. All other signals are the program's own.
+//! * No thread replaces the program (`exec`) while a transition is under way.
 //! * A thread has stack left wherever it is: at a redirected call, for the entry stub
 //!   ([`SLOW_STACK_MAX`](klp_arch_x86_64::stub::SLOW_STACK_MAX)) and what the handler calls;
 //!   anywhere, for the kernel's signal frame (`getauxval(AT_MINSIGSTKSZ)` tells how large it is)
-//!   and the stop signal's handler. Some 4 KiB and a signal frame are enough.
+//!   and the stop signal's handler, which does not go to an alternate stack.
 //! * A library that is loaded by a plain `dlopen` is patched once [`Livepatch::enable`],
 //!   [`Livepatch::adopt`] or the control socket's server takes notice of it, and stays in memory
 //!   from then on. [`Livepatch::open_library`] patches it before anybody can call it.
 //! * Callbacks of patches must not call the dynamic linker, and constructors of libraries must not
 //!   wait for a thread that calls `adopt` or `enable`, unless `open_library` loads them.
-//! * In a library that comes by `dlopen`, the engine wants eight bytes of the room that glibc keeps
-//!   for variables which every thread has from its beginning (`ld.so(8)`,
-//!   `glibc.rtld.optional_static_tls`). The library stays in memory once the engine was made.
+//! * A library with the engine in it that comes by `dlopen` wants the room that glibc keeps for
+//!   variables which every thread has from its beginning (`ld.so(8)`,
+//!   `glibc.rtld.optional_static_tls`), for all of its thread-local variables; 16 bytes of them are
+//!   the engine's. It stays in memory once the engine was made.
 //! * Whoever switches between stacks (coroutines, fibers) registers them, as [`Context`]s: a
 //!   suspended one may be in the midst of a function that changes. Where it is noticed that
 //!   somebody makes stacks and says nothing of it, nothing is patched; see [`Contexts`] and
 //!   `docs/coroutines.md`. What switches by hand and registers nothing cannot be noticed.
 //! * The engine's event sink must not fork, nor must callbacks, nor constructors and destructors of
-//!   shadow variables.
+//!   shadow variables. A child that was made by the bare system call `clone` must not call patched
+//!   functions.
+//!
+//! `docs/in-a-process.md` says what the engine does to the process, with all system calls, and what
+//! happens where one is denied.
+
+// Reading order, from bottom to top; each file uses only what stands before it.
+//
+// * System calls and words: `sys.rs`, `tls.rs`, `lock.rs`, `events.rs`, `ucontext.rs` (who makes
+//   stacks), `error.rs`.
+// * What is mapped, and from which file: `maps.rs`, `origin.rs`, `symbol_table.rs`, `elf_file.rs`,
+//   `peek.rs` (memory that may not be there), `objects.rs`, `libraries.rs`, `linker.rs`, `sites.rs`
+//   (entry pads).
+// * What is known of each thread and context, and stopping threads: `scan.rs`, `slots.rs`,
+//   `records.rs`, `context.rs`, `stop.rs`.
+// * Stacks: `unwind.rs`, `asleep.rs` (of who sleeps), `contexts.rs` (those that no thread runs on).
+// * Patch objects in memory: `memory.rs`, `unwinders.rs`, `retired.rs`, `patches.rs`; with the
+//   objects: `space.rs`.
+// * Names: `shadow.rs`, `symbols.rs` (the port `SymbolResolver`), `notrace.rs`.
+// * The way of a redirected call: `entry.rs` (threads that switch themselves), `handler.rs` (the
+//   port `EntryHost`).
+// * Threads as tasks: `tasks.rs` (the ports `TaskSet`, `Stopper` and `SelfSwitch`), `sweep.rs`
+//   (when memory of removed patches goes).
+// * Code: `pads.rs`, `text.rs` (the port `Text`).
+// * All ports together, and the engine on them: `host.rs`, `livepatch.rs`.
+// * Libraries that come and go: `adopt.rs`, `library.rs`. `fork.rs`. This file: all of it together.
 
 mod adopt;
 mod asleep;
@@ -195,8 +220,8 @@ impl Livepatch {
     ///
     /// # Errors
     ///
-    /// [`Error::Twice`], [`Error::SignalTaken`], [`Error::NoUnwindTables`], or what the kernel does not offer (`membarrier`
-    /// with `SYNC_CORE` came with Linux 4.16).
+    /// [`Error::Twice`], [`Error::SignalTaken`], [`Error::NoUnwindTables`], or what the kernel does
+    /// not offer (`membarrier` with `SYNC_CORE` came with Linux 4.16).
     pub fn init(options: Options) -> Result<&'static Self, Error> {
         static ONCE: lock::Mutex<()> = lock::Mutex::new(());
         let _once = ONCE.lock();
@@ -281,8 +306,8 @@ impl Livepatch {
         Ok(added)
     }
 
-    /// Looks for objects that came, and tells the unwinders in them of patches in memory, if any; loads
-    /// the C library's one before, if asked to.
+    /// Looks for objects that came, and tells the unwinders in them of patches in memory, if any;
+    /// loads the C library's one before, if asked to.
     ///
     /// # Errors
     ///
@@ -335,11 +360,12 @@ impl Livepatch {
     /// Frees the memory of patches that were unloaded, as far as no stack points into it; says how
     /// many patches keep theirs.
     ///
-    /// For this, each thread is stopped for a moment, as for a transition, unless there is nothing
-    /// to free or a sleeping thread holds all of it. A stack holds what any word on it points into,
-    /// from its stack pointer on, or any register of it. What cannot be looked at (a thread that
-    /// blocks the stop signal, a context that nobody has entered yet) holds everything, and so does
-    /// [`Options::keep_removed`].
+    /// A stack holds what any word on it points into, from its stack pointer on, or any register of
+    /// its thread. To know these, each thread is stopped for a moment, as for a transition; but
+    /// nobody is if a thread sleeps in a system call that a signal would end, or if the stack of a
+    /// sleeping one holds all there is: then it stays as it is. What cannot be looked at (a thread
+    /// that blocks the stop signal, a context that nobody has entered yet) holds everything, and so
+    /// does [`Options::keep_removed`].
     pub fn free_removed(&self) -> usize {
         if !self.keep_removed && self.space().patches.count_retired() != 0 {
             sweep::scrub();
