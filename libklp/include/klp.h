@@ -54,6 +54,7 @@ struct klp_options {
 	/* Takes the engine's log, a line at a time. Any thread may call it; it must not fork. */
 	void (*event)(const char *line, void *data);
 	void *data;
+	int keep_removed; /* not 0: the memory of patches that are unloaded stays for ever */
 };
 
 /*
@@ -87,8 +88,14 @@ int klp_load_file(const char *path, klp_patch_t *patch);
 /* The same, from memory. `name` is the patch's name if the object does not give one. */
 int klp_load(const void *object, size_t size, const char *name, klp_patch_t *patch);
 
-/* Forgets a disabled patch and frees its memory. */
+/*
+ * Forgets a disabled patch. Its memory is freed as soon as no stack points into it; klp_free_removed
+ * tries that again, as do klp_unload, klp_load and klp_wait.
+ */
 int klp_unload(klp_patch_t patch);
+
+/* Says how many patches that were unloaded keep their memory, after it was tried to free it. */
+int klp_free_removed(void);
 
 /* The loaded patch called so. -ENOENT if there is none. */
 int klp_find(const char *name, klp_patch_t *patch);

@@ -14,6 +14,7 @@ struct COptions {
     contexts: c_int,
     event: Option<extern "C" fn(*const c_char, *mut c_void)>,
     data: *mut c_void,
+    keep_removed: c_int,
 }
 
 /// The room for a socket's path (`sun_path`, unix(7)).
@@ -75,6 +76,7 @@ unsafe fn read_options(given: *const COptions) -> Result<Options, Failure> {
             )));
         }
     };
+    options.keep_removed = given.keep_removed != 0;
     options.events = given.event.map(|event| sink(event, given.data));
     Ok(options)
 }

@@ -72,6 +72,15 @@ extern "C" fn klp_unload(patch: u64) -> c_int {
     with(patch, |engine, id| engine.unload(id))
 }
 
+/// `klp_free_removed` of `<klp.h>`.
+#[unsafe(no_mangle)]
+extern "C" fn klp_free_removed() -> c_int {
+    answer(|| {
+        let kept = engine()?.free_removed();
+        Ok(c_int::try_from(kept).unwrap_or(c_int::MAX))
+    })
+}
+
 /// `klp_find` of `<klp.h>`.
 ///
 /// # Safety

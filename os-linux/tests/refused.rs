@@ -206,6 +206,7 @@ fn the_caller_may_block_every_signal() {
 
 #[test]
 fn the_stop_signal_in_other_hands() {
+    let _alone = alone();
     for disposition in [libc::SIG_DFL, libc::SIG_IGN] {
         let status = in_child(|| {
             livepatch();

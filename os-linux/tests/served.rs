@@ -83,24 +83,29 @@ fn signals_are_the_programs() {
         let tasks = std::fs::read_dir("/proc/self/task").expect("there is a /proc");
         tasks.flatten().find_map(|task| {
             let read = |file: &str| std::fs::read_to_string(task.path().join(file)).ok();
-            (read("comm")?.trim() == name).then(|| read("status"))?
+            let status = (read("comm")?.trim() == name).then(|| read("status"))??;
+            let blocked = status
+                .lines()
+                .find_map(|line| line.strip_prefix("SigBlk:"))?;
+            let blocked = u64::from_str_radix(blocked.trim(), 16).expect("a set");
+            // While it has a certain lock, it blocks every signal.
+            (blocked != u64::MAX & !(1 << (libc::SIGKILL - 1)) & !(1 << (libc::SIGSTOP - 1)))
+                .then_some(blocked)
         })
     };
     // A thread gives itself its name.
-    let status_of = |name: &str| {
+    let mask_of = |name: &str| {
         let end = Instant::now() + Duration::from_secs(10);
         loop {
             match find(name) {
-                Some(status) => return status,
+                Some(mask) => return mask,
                 None => assert!(Instant::now() < end, "no thread {name}"),
             }
         }
     };
     for name in ["klp-control", "klp-engine"] {
-        let status = status_of(name);
-        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
-        let blocked = blocked.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
-        let blocks = |signal: i32| blocked.expect("a set") >> (signal - 1) & 1 == 1;
+        let blocked = mask_of(name);
+        let blocks = |signal: i32| blocked >> (signal - 1) & 1 == 1;
         for signal in [
             libc::SIGHUP,
             libc::SIGTERM,

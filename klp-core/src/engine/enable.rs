@@ -74,6 +74,7 @@ impl<P: Platform> Inner<P> {
         for index in batch.clone() {
             self.check_companions(batch.start, index)?;
             self.check_states(host, batch.start, index)?;
+            self.patches[index].used = true;
         }
         match self
             .bind(host, batch.clone())

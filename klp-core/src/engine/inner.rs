@@ -81,6 +81,8 @@ pub(super) struct Record<P: Platform> {
     pub(super) moves: bool,
     /// A forced transition left tasks inside it (kernel: `patch->forced`).
     pub(super) forced: bool,
+    /// It was bound to its objects once: tasks may have been in its code.
+    pub(super) used: bool,
 }
 
 impl<P: Platform> Record<P> {

@@ -125,6 +125,7 @@ impl<P: Platform> Engine<P> {
             enabled: false,
             moves: false,
             forced: false,
+            used: false,
         });
         Ok(id)
     }

@@ -43,7 +43,7 @@ impl<P: Platform> Engine<P> {
     }
 
     /// Makes the stragglers of `id`'s transition leave interruptible sleeps. [`poll`](Engine::poll)
-    /// does it by itself every [`KICK_INTERVAL`](crate::config::KICK_INTERVAL) attempts.
+    /// does it by itself when [`TaskSet::kick_is_due`](crate::port::TaskSet::kick_is_due) says so.
     ///
     /// # Errors
     ///
@@ -143,7 +143,7 @@ impl<P: Platform> Inner<P> {
                 (running, pending)
             }
         };
-        let kick = running.kick_is_due();
+        let kick = running.kick_is_due(host);
         self.transition = Some(Transition {
             leader,
             running,

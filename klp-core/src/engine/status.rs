@@ -95,6 +95,17 @@ impl<P: Platform> Engine<P> {
             .map(|(_, state)| state.bound.is_some()))
     }
 
+    /// Whether somebody has tried to enable the patch since it was added. If not, nobody has ever
+    /// been in its code.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiMisuse::UnknownPatch`].
+    pub fn was_used(&self, id: PatchId) -> Result<bool, Error> {
+        let inner = self.lock()?;
+        Ok(inner.patches[inner.index_of(id)?].used)
+    }
+
     /// The objects of the patch that are not patched: while it is enabled, those that it waits for.
     ///
     /// # Errors

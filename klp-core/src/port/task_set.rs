@@ -2,6 +2,7 @@
 
 use super::error::PortError;
 use super::stages::{InTurn, Moves};
+use crate::config::KICK_INTERVAL;
 use crate::config::TASK_NAME_LEN;
 
 /// Which version a task runs during a transition (kernel: `task->patch_state`).
@@ -208,6 +209,14 @@ pub unsafe trait TaskSet: Sync {
     /// Makes `task` leave an interruptible sleep if it is in one, as a signal that has no other
     /// effect would.
     fn kick(&self, task: TaskId);
+
+    /// Whether the engine is to kick the stragglers now, by itself, after so many attempts to
+    /// complete the transition. As it stands, as often as Linux does: every [`KICK_INTERVAL`]
+    /// attempts after the first, of which it makes one a second. A host that polls at another pace
+    /// asks its clock.
+    fn kick_is_due(&self, attempts: u32) -> bool {
+        attempts > KICK_INTERVAL && attempts % KICK_INTERVAL == 1
+    }
 
     /// Puts every task into [`TaskState::Idle`]. No handler reads states any more.
     fn finish(&self, turn: InTurn);

@@ -7,7 +7,6 @@ use super::straggler::{Blocker, Look, Looker, hindrance};
 use super::switch::{Outcome, Slot, Switcher};
 #[cfg(feature = "sim")]
 use crate::addr::TextRange;
-use crate::config::KICK_INTERVAL;
 use crate::error::Error;
 use crate::event::Obstacle;
 use crate::mem::{Name, OutOfMemory, try_push, try_vec};
@@ -260,11 +259,10 @@ impl Running {
         }
     }
 
-    /// Whether the stragglers are to be kicked now: every [`KICK_INTERVAL`] attempts after the
-    /// first.
+    /// Whether the stragglers are to be kicked now.
     #[must_use]
-    pub(crate) fn kick_is_due(&self) -> bool {
-        self.course.attempts > KICK_INTERVAL && self.course.attempts % KICK_INTERVAL == 1
+    pub(crate) fn kick_is_due<P: Platform>(&self, host: &P) -> bool {
+        host.tasks().kick_is_due(self.course.attempts)
     }
 
     /// Makes stragglers leave interruptible sleeps (kernel: `klp_send_signals`). Says whether it

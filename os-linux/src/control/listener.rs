@@ -66,7 +66,11 @@ impl Listener {
     /// Takes in the next one who has connected.
     pub(super) fn accept(&self) -> Result<UnixStream> {
         match &self.socket {
-            Some(socket) => socket.accept().map(|(stream, _)| stream),
+            Some(socket) => {
+                let (stream, _) = socket.accept()?;
+                close_in_children(stream.as_raw_fd(), rustix::fs::fstat(&stream)?.st_ino);
+                Ok(stream)
+            }
             None => Err(ErrorKind::WouldBlock.into()),
         }
     }

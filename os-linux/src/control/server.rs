@@ -11,7 +11,7 @@ use klp_core::Poll;
 use std::io::Result;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often a transition is looked after at first, and how often at least while it lasts.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
@@ -19,6 +19,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 /// How often a look is taken whether the program itself has started a transition, or loaded a
 /// library.
 const IDLE_PAUSE: Duration = Duration::from_millis(200);
+/// How often it is tried to free the memory of patches that were removed.
+const FREE_PAUSE: Duration = Duration::from_secs(10);
 
 impl Livepatch {
     /// Serves this engine on a Unix socket, from threads of its own, which also poll transitions
@@ -51,6 +53,7 @@ impl Livepatch {
 fn work(livepatch: &'static Livepatch, requests: &Receiver<Request>, replies: &Sender<Reply>) {
     let mut pause = FIRST_PAUSE;
     let mut counts = None;
+    let mut freed = Instant::now();
     loop {
         // The engine has logged what patches refused.
         let _ = livepatch.adopt_new(&mut counts);
@@ -60,6 +63,10 @@ fn work(livepatch: &'static Livepatch, requests: &Receiver<Request>, replies: &S
         } else {
             FIRST_PAUSE
         };
+        if freed.elapsed() >= FREE_PAUSE {
+            livepatch.free_removed();
+            freed = Instant::now();
+        }
         match requests.recv_timeout(if waiting { pause } else { IDLE_PAUSE }) {
             Ok(request) => {
                 if replies.send(answer(livepatch, request)).is_err() {

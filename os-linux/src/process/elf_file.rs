@@ -12,6 +12,8 @@ use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable};
 use object::{ReadCache, ReadRef};
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 
 const LE: LittleEndian = LittleEndian;
 
@@ -36,7 +38,7 @@ impl ElfFile {
     ///
     /// What is wrong with it, as the end of a sentence about it.
     pub(crate) fn read(file: File) -> Result<Self, &'static str> {
-        let cache = ReadCache::new(file);
+        let cache = ReadCache::new(At { file, pos: 0 });
         Self::parse(&cache).map_err(|_| "is not an ELF file that can be read")
     }
 
@@ -86,6 +88,35 @@ impl ElfFile {
     /// Where this program holds a shared library's variable called `name`, if it does.
     pub(crate) fn copy_of(&self, name: &str) -> Option<u64> {
         self.copies.get(name).copied()
+    }
+}
+
+/// A file that is read at positions of our own: a signal handler may fork, and the child share the
+/// file's.
+struct At {
+    file: File,
+    pos: u64,
+}
+
+impl Read for At {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        let len = self.file.read_at(into, self.pos)?;
+        self.pos += len as u64;
+        Ok(len)
+    }
+}
+
+impl Seek for At {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        let (from, by) = match to {
+            SeekFrom::Start(pos) => (pos, 0),
+            SeekFrom::Current(by) => (self.pos, by),
+            SeekFrom::End(by) => (self.file.metadata()?.len(), by),
+        };
+        self.pos = from
+            .checked_add_signed(by)
+            .ok_or(std::io::ErrorKind::InvalidInput)?;
+        Ok(self.pos)
     }
 }
 

@@ -3,7 +3,9 @@
 use super::error::Error;
 use core::ops::Range;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// One mapping.
@@ -31,10 +33,26 @@ pub(crate) struct FileId {
 ///
 /// If `/proc/self/maps` cannot be read.
 pub(crate) fn mappings() -> Result<Vec<Mapping>, Error> {
-    let maps = std::fs::read("/proc/self/maps")
-        .map_err(|error| Error::io("read /proc/self/maps", &error))?;
+    let maps = read().map_err(|error| Error::io("read /proc/self/maps", &error))?;
     let lines = maps.split(|&byte| byte == b'\n');
     Ok(lines.filter_map(Mapping::parse).collect())
+}
+
+/// Reads at offsets of its own: a signal handler may fork, and the child share the file's.
+fn read() -> std::io::Result<Vec<u8>> {
+    let file = File::open("/proc/self/maps")?;
+    let (mut text, mut len) = (vec![0; 16 * 1024], 0);
+    loop {
+        match file.read_at(&mut text[len..], len as u64)? {
+            0 => break,
+            more => len += more,
+        }
+        if len == text.len() {
+            text.resize(2 * len, 0);
+        }
+    }
+    text.truncate(len);
+    Ok(text)
 }
 
 /// The mapping that `addr` lies in.

@@ -395,8 +395,13 @@ impl Livepatch {
     /// from a file. A function of its own, so that nothing of the patch is on the stack afterwards.
     #[inline(never)]
     fn forget(&self, patch: PatchId) -> Result<(Option<Name>, Option<u64>), klp_core::Error> {
+        let used = self.engine.was_used(patch)?;
         let removed = self.engine.remove(patch)?;
         let page = self.space().patches.retire(patch);
+        if let (Some(page), false) = (page, used) {
+            // SAFETY: the engine has forgotten it, and nobody has ever been in it.
+            unsafe { self.unload_image(page) };
+        }
         Ok((removed.name().try_clone().ok(), page))
     }
 

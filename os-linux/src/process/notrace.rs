@@ -11,7 +11,7 @@ use klp_core::addr::TextRange;
 /// loaded, so its values in memory are relocated.
 const TABLE: &str = "__klp_notrace";
 
-/// The engine's crates. Redirected calls, breakpoints and stop signals run their code: a patch
+/// The engine's crates. Redirected calls and stop signals run their code: a patch
 /// there would call itself.
 const ENGINE: [&str; 3] = ["klp_core::", "klp_arch_x86_64::", "klp_os_linux::"];
 

@@ -36,6 +36,8 @@ pub(crate) struct Record {
     try_above: AtomicU64,
     /// See [`is_ours`](Self::is_ours).
     ours: AtomicBool,
+    /// See [`stay_at`](Self::stay_at).
+    stays_at: AtomicU64,
     /// The number of the stop whose signal is on its way to the thread; 0 if none is.
     pub(crate) signalled: AtomicU64,
     /// The number of the last stop that looked at the thread.
@@ -96,6 +98,7 @@ impl Record {
             runs: AtomicU64::new(0),
             try_above: AtomicU64::new(u64::MAX),
             ours: AtomicBool::new(false),
+            stays_at: AtomicU64::new(0),
             signalled: AtomicU64::new(0),
             visited: AtomicU64::new(0),
         }
@@ -244,6 +247,17 @@ impl Record {
         );
     }
 
+    /// Takes note that the thread was stopped in a system call made with the stack pointer at `sp`,
+    /// and stays in its state. As long as it sleeps there, it is not stopped again for this. 0: it
+    /// is.
+    pub(crate) fn stay_at(&self, sp: u64) {
+        self.stays_at.store(sp, Ordering::Relaxed);
+    }
+
+    pub(crate) fn stays_at(&self) -> u64 {
+        self.stays_at.load(Ordering::Relaxed)
+    }
+
     /// Whether it is the engine's own thread, which may be woken at any time.
     pub(crate) fn is_ours(&self) -> bool {
         self.ours.load(Ordering::Relaxed)
@@ -261,6 +275,7 @@ impl Record {
         self.runs.store(0, Ordering::Relaxed);
         self.try_above(u64::MAX);
         self.ours.store(false, Ordering::Relaxed);
+        self.stay_at(0);
         self.signalled.store(0, Ordering::Relaxed);
         self.visited.store(0, Ordering::Relaxed);
         self.tid.store(tid, Ordering::Relaxed);

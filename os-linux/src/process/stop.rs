@@ -248,6 +248,9 @@ pub(crate) fn why_missed(task: TaskId, record: Option<&'static Record>) -> Misse
 
 /// Interrupts the sleep of `task`, if it is in one.
 pub(crate) fn interrupt(task: TaskId) {
+    if !is_in_place() {
+        return;
+    }
     if let Ok(tid) = u32::try_from(task.0) {
         let _ = sys::tgkill(tid, signal());
     }

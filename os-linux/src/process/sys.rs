@@ -72,7 +72,21 @@ pub(crate) fn tgkill(tid: u32, signal: i32) -> Result<(), Errno> {
 
 /// Whether this process has a thread `tid`. One that has ended but was not yet reaped counts.
 pub(crate) fn thread_exists(tid: u32) -> bool {
-    tgkill(tid, 0) != Err(Errno(libc::ESRCH))
+    match tgkill(tid, 0) {
+        Ok(()) => true,
+        Err(Errno(libc::ESRCH)) => false,
+        // The call is forbidden: the list says it, if there is one.
+        Err(_) => is_listed(tid) || !is_listed(gettid()),
+    }
+}
+
+/// Whether `/proc/self/task` lists the thread `tid`.
+fn is_listed(tid: u32) -> bool {
+    use core::fmt::Write;
+    let mut path = heapless::String::<64>::new();
+    // SAFETY: the path ends with a zero byte.
+    write!(path, "/proc/self/task/{tid}\0").is_ok()
+        && unsafe { libc::access(path.as_ptr().cast(), libc::F_OK) } == 0
 }
 
 /// Sleeps until `word` is woken, if it holds `expected`, at most for `timeout`. May return early.

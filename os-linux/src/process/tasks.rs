@@ -29,10 +29,16 @@ use super::ucontext;
 use super::unwind::Stopped;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+use klp_core::config::KICK_INTERVAL;
 use klp_core::port::{
     EntryCheck, InTurn, Moment, Moves, Progress, Reason, SelfSwitch, Stopper, TaskId, TaskName,
     TaskSet, TaskState, Visitor,
 };
+use std::time::Instant;
+
+/// How long stragglers are left in peace, as Linux does: its 15 attempts come once a second.
+const KICK_PAUSE: Duration = Duration::from_secs(KICK_INTERVAL as u64);
 
 /// The threads of this process.
 pub struct Tasks {
@@ -49,6 +55,8 @@ struct Inner {
     target: Option<TaskState>,
     listing: Vec<TaskId>,
     records: Records,
+    /// When the stragglers are kicked next.
+    next_kick: Option<Instant>,
     /// What threads look at that switch themselves; kept until nobody can look any more.
     loan: Option<Box<[Loan; 1]>>,
 }
@@ -149,8 +157,9 @@ impl Visit<'_> {
             return false;
         }
         let Some(state) = state else {
-            // What was taken for a return address may be none.
-            return !stopped.was_guessed();
+            // What was taken for a return address may be none, and what could not be read from here
+            // may be readable there.
+            return !stopped.was_inexact() || record.stays_at() == sleeper.sp();
         };
         let moved = probe.commit(state);
         if moved {
@@ -179,6 +188,8 @@ impl Look for Visit<'_> {
                 &self.ways.running
             };
             way.fetch_add(1, Ordering::Relaxed);
+        } else if thread.in_system_call() {
+            record.stay_at(thread.regs().rsp);
         }
         true
     }
@@ -219,6 +230,8 @@ unsafe impl TaskSet for Tasks {
     fn start(&self, target: TaskState, _: InTurn) -> Result<(), Error> {
         let mut inner = self.inner.lock();
         let before = inner.target.replace(target);
+        inner.next_kick = Instant::now().checked_add(KICK_PAUSE);
+        registry().records().for_each(|record| record.stay_at(0));
         match Self::catch_up(&mut inner) {
             // `pending` tries again.
             Ok(()) | Err(Error::Churn) => Ok(()),
@@ -279,6 +292,18 @@ unsafe impl TaskSet for Tasks {
 
     fn kick(&self, task: TaskId) {
         stop::interrupt(task);
+    }
+
+    /// By the clock: a process is polled much more often than once a second.
+    fn kick_is_due(&self, _: u32) -> bool {
+        let mut inner = self.inner.lock();
+        let now = Instant::now();
+        let is_due = inner.next_kick.is_some_and(|due| now >= due);
+        if is_due {
+            inner.next_kick = now.checked_add(KICK_PAUSE);
+            registry().records().for_each(|record| record.stay_at(0));
+        }
+        is_due
     }
 
     fn finish(&self, _: InTurn) {

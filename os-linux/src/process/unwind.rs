@@ -33,8 +33,8 @@ pub struct Stopped {
     /// Whether the thread sleeps, and may wake up at any moment. Memory of its stack is copied then,
     /// and some of `regs` are unknown.
     sleeps: bool,
-    /// Whether the last walk took every word for a return address.
-    guessed: Cell<bool>,
+    /// Whether the last walk may have visited something else than what there is.
+    inexact: Cell<bool>,
 }
 
 impl From<Regs> for Stopped {
@@ -42,7 +42,7 @@ impl From<Regs> for Stopped {
         Self {
             regs,
             sleeps: false,
-            guessed: Cell::new(false),
+            inexact: Cell::new(false),
         }
     }
 }
@@ -61,9 +61,10 @@ impl Stopped {
         &self.regs
     }
 
-    /// Whether the last walk may have visited more than there is.
-    pub(crate) fn was_guessed(&self) -> bool {
-        self.guessed.get()
+    /// Of a thread that sleeps, whether the last walk may have visited something else than what
+    /// there is.
+    pub(crate) fn was_inexact(&self) -> bool {
+        self.inexact.get()
     }
 }
 
@@ -209,31 +210,33 @@ impl Stacks {
         })
     }
 
-    /// Visits every word of the stack above `sp`, as a return address. `None`: it cannot be said
-    /// from these what is on the stack.
+    /// Visits every word of the stack above `sp`, as a return address. `None`: they cannot be read.
     fn guess(
         &self,
         sp: u64,
         memory: &Copied,
         visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
-    ) -> Option<()> {
+    ) -> Option<Result<(), Unreliable>> {
         let maps = self.maps()?;
         let start = sp.next_multiple_of(8);
         let end = mapping(&maps, start)?.range.end.min(start + MAX_GUESSED);
         for addr in (start..end).step_by(8) {
             let pc = CodeAddr::new(memory.read(addr)?);
             if self.is_dubious(pc, &maps) {
-                return None;
+                return Some(Err(Unreliable {
+                    at: pc,
+                    why: Doubt::NoTable,
+                }));
             }
             let frame = Frame {
                 pc,
                 kind: FrameKind::PerhapsCall,
             };
             if visit(frame).is_break() {
-                return Some(());
+                return Some(Ok(()));
             }
         }
-        (end < start + MAX_GUESSED).then_some(())
+        (end < start + MAX_GUESSED).then_some(Ok(()))
     }
 
     /// Whether `pc` is code that no table knows, or what signal handlers return to.
@@ -321,17 +324,16 @@ unsafe impl Unwinder for Stacks {
         if !stopped.sleeps {
             return self.walk_seeing(&stopped.regs, |_, _| (), visit);
         }
-        stopped.guessed.set(false);
         let memory = Copied::new();
         let read = |addr| memory.read(addr);
         let walked =
             self.during_walk(|rule| unwind::walk(stopped.regs, MAX_FRAMES, rule, read, visit));
+        stopped.inexact.set(walked.is_err());
         match walked {
             // As it would be for want of a register.
-            Err(doubt) if doubt.why == Doubt::Corrupt => {
-                stopped.guessed.set(true);
-                self.guess(stopped.regs.rsp, &memory, visit).ok_or(doubt)
-            }
+            Err(doubt) if doubt.why == Doubt::Corrupt => self
+                .guess(stopped.regs.rsp, &memory, visit)
+                .unwrap_or(Err(doubt)),
             walked => walked,
         }
     }

@@ -15,7 +15,7 @@ Examples:
   klp disable fix               back to the original functions
   klp enable fix                and forth again: a disabled patch stays loaded
   klp enable a.ko b.ko          two as one: no thread ever has one without the other
-  klp remove fix                forget it and free its memory
+  klp remove fix                forget it; its memory goes when no stack points into it
 
 When a transition does not finish (exit code 3), it goes on by itself:
   klp blockers                  which threads it waits for, and in which function each of them is
@@ -163,7 +163,7 @@ pub(crate) enum Command {
         #[arg(long, required = true)]
         vouch: bool,
     },
-    /// Forget a disabled patch and free its memory
+    /// Forget a disabled patch; its memory is freed when no stack points into it
     Remove {
         /// The patch's name
         patch: String,
