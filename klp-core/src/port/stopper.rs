@@ -32,6 +32,12 @@ pub trait Visitor<C: ?Sized>: Sync {
 
     /// `tasks[index]` could not be stopped.
     fn missed(&self, index: usize, reason: Reason);
+
+    /// Whether the whole stack is wanted, for somebody to read. A host that can look at sleeping
+    /// tasks without waking them may see less that way.
+    fn wants_all(&self) -> bool {
+        false
+    }
 }
 
 /// Stops tasks while their stacks are looked at.

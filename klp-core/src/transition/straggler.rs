@@ -140,10 +140,17 @@ impl<U: Unwinder> Visitor<U::Context> for Looker<'_, U> {
         None
     }
 
+    /// Somebody wants to know the whole stack.
+    fn wants_all(&self) -> bool {
+        true
+    }
+
     fn missed(&self, index: usize, reason: Reason) {
+        // What was seen of one that would not be stopped afterwards is better than nothing.
         if let Some(look) = self.looks.get(index) {
-            look.len.store(0, Ordering::Relaxed);
-            look.outcome.set(Outcome::Missed(reason));
+            if matches!(look.outcome.get(), Outcome::NotSeen) {
+                look.outcome.set(Outcome::Missed(reason));
+            }
         }
     }
 }

@@ -159,7 +159,11 @@ impl Visit<'_> {
         let Some(state) = state else {
             // What was taken for a return address may be none, and what could not be read from here
             // may be readable there.
-            return !stopped.was_inexact() || record.stays_at() == sleeper.sp();
+            return if self.visitor.wants_all() {
+                !stopped.was_incomplete()
+            } else {
+                !stopped.was_inexact() || record.stays_at() == sleeper.sp()
+            };
         };
         let moved = probe.commit(state);
         if moved {

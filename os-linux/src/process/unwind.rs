@@ -35,6 +35,8 @@ pub struct Stopped {
     sleeps: bool,
     /// Whether the last walk may have visited something else than what there is.
     inexact: Cell<bool>,
+    /// The same of any walk.
+    incomplete: Cell<bool>,
 }
 
 impl From<Regs> for Stopped {
@@ -43,6 +45,7 @@ impl From<Regs> for Stopped {
             regs,
             sleeps: false,
             inexact: Cell::new(false),
+            incomplete: Cell::new(false),
         }
     }
 }
@@ -65,6 +68,11 @@ impl Stopped {
     /// there is.
     pub(crate) fn was_inexact(&self) -> bool {
         self.inexact.get()
+    }
+
+    /// The same of any walk.
+    pub(crate) fn was_incomplete(&self) -> bool {
+        self.incomplete.get()
     }
 }
 
@@ -329,6 +337,9 @@ unsafe impl Unwinder for Stacks {
         let walked =
             self.during_walk(|rule| unwind::walk(stopped.regs, MAX_FRAMES, rule, read, visit));
         stopped.inexact.set(walked.is_err());
+        stopped
+            .incomplete
+            .set(stopped.incomplete.get() || walked.is_err());
         match walked {
             // As it would be for want of a register.
             Err(doubt) if doubt.why == Doubt::Corrupt => self
