@@ -43,7 +43,7 @@ impl<P: Platform> Engine<P> {
     }
 
     /// Makes the stragglers of `id`'s transition leave interruptible sleeps. [`poll`](Engine::poll)
-    /// does it by itself when [`TaskSet::kick_is_due`](crate::port::TaskSet::kick_is_due) says so.
+    /// does it by itself when [`TaskSet::kick_is_due`] says so.
     ///
     /// # Errors
     ///
