@@ -229,6 +229,82 @@ fn the_stop_signal_in_other_hands() {
     }
 }
 
+/// Has the kernel answer the system call `number` with `EPERM` from here on, in the whole process
+/// (`seccomp(2)`).
+fn forbid(number: libc::c_long) {
+    let filter = |code: u32, jump_if_not, value: u32| libc::sock_filter {
+        code: code.try_into().expect("sixteen bits"),
+        jt: 0,
+        jf: jump_if_not,
+        k: value,
+    };
+    let number = u32::try_from(number).expect("a number");
+    let mut filters = [
+        // The call's number is the first word of `struct seccomp_data`.
+        filter(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+        filter(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, number),
+        filter(
+            libc::BPF_RET | libc::BPF_K,
+            0,
+            libc::SECCOMP_RET_ERRNO | libc::EPERM.unsigned_abs(),
+        ),
+        filter(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog {
+        len: 4,
+        filter: filters.as_mut_ptr(),
+    };
+    // SAFETY: the kernel copies the program, which is as long as it says.
+    let done = unsafe {
+        libc::prctl(
+            libc::PR_SET_NO_NEW_PRIVS,
+            1_usize,
+            0_usize,
+            0_usize,
+            0_usize,
+        );
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER as usize,
+            libc::SECCOMP_FILTER_FLAG_TSYNC,
+            &raw const program,
+        )
+    };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// A program may give up system calls after the engine was made: what needs them is refused, by
+/// their names, and nothing has changed.
+#[test]
+fn system_calls_that_are_forbidden_later() {
+    let _alone = alone();
+    livepatch();
+    let before = text();
+    for (number, name) in [
+        (libc::SYS_membarrier, "membarrier"),
+        (libc::SYS_mprotect, "mprotect"),
+        (libc::SYS_rt_sigaction, "signal"),
+    ] {
+        let status = in_child(|| {
+            let patch = add("strict", &[("fx_value", 0, addr_of_fn!(fx_value_new))]);
+            forbid(number);
+            let error = livepatch().enable(patch).expect_err("it cannot be done");
+            assert!(error.to_string().contains(name), "{error}");
+            fx_value() == 1 && text() == before
+        });
+        assert_eq!(status, 0, "{name}");
+        let status = in_child(|| {
+            let patch = add("strict", &[("fx_value", 0, addr_of_fn!(fx_value_new))]);
+            enable(patch);
+            forbid(number);
+            let error = livepatch().disable(patch).expect_err("it cannot be done");
+            assert!(error.to_string().contains(name), "{error}");
+            fx_value() == 2
+        });
+        assert_eq!(status, 0, "{name}, while a patch is in force");
+    }
+}
+
 #[test]
 fn patches_that_say_nothing() {
     let _alone = alone();
