@@ -14,9 +14,15 @@
 //! they must not come on top of it, since they know an older version of the same state. Patch
 //! objects take each other's place, too, and are unloaded as soon as they are replaced, while
 //! threads sleep in what is none of their new functions.
+//!
+//! With `--hostile`, the process is no easy place either: threads block every signal for moments,
+//! use up all descriptors, fork, and throw through patched functions, and a profiler's timer
+//! interrupts a thousand times a second with a handler that calls the pair. The engine may refuse
+//! there, and is asked again.
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
+use core::cell::Cell;
 use indicatif::{ProgressBar, ProgressStyle};
 use klp_core::error::{Error, PatchReason};
 use klp_core::event::{Event, Level};
@@ -53,6 +59,9 @@ struct Args {
     /// Break something on purpose, to see that the soak notices
     #[arg(long = "break")]
     broken: Option<Break>,
+    /// Have threads block signals, use up descriptors, fork, throw, and be profiled
+    #[arg(long)]
+    hostile: bool,
 }
 
 /// A transition that takes longer does not finish.
@@ -79,6 +88,11 @@ struct Counts {
     /// Times that the shared library came and went.
     libraries: AtomicU64,
     library_failed: AtomicBool,
+    /// Only with `--hostile`.
+    ticks: AtomicU64,
+    thrown: AtomicU64,
+    forks: AtomicU64,
+    exhausted: AtomicU64,
 }
 
 static COUNTS: std::sync::LazyLock<Counts> = std::sync::LazyLock::new(Counts::default);
@@ -88,8 +102,10 @@ fn main() -> Result<ExitCode> {
     if !install_handler() {
         bail!("SIGUSR1 cannot be handled");
     }
-    let events = Box::new(|event: &Event<'_>| {
-        if event.level() == Level::Warning && *event != Event::Forcing {
+    let hostile = args.hostile;
+    let events = Box::new(move |event: &Event<'_>| {
+        // In a hostile place it is expected to warn.
+        if event.level() == Level::Warning && *event != Event::Forcing && !hostile {
             eprintln!("livepatch: {event}");
         }
     });
@@ -103,12 +119,17 @@ fn main() -> Result<ExitCode> {
     REGISTERS.store(args.broken != Some(Break::Contexts), Relaxed);
     // SAFETY: no thread is there yet that calls it.
     unsafe { set_yield(suspend) };
-    let mut workers = (0..args.threads).map(worker).collect::<Result<Vec<_>>>()?;
+    let mut workers = (0..args.threads)
+        .map(|index| worker(index, hostile))
+        .collect::<Result<Vec<_>>>()?;
+    if hostile {
+        profile()?;
+    }
     COUNTS.born.fetch_add(1, Relaxed);
     workers.push(
         std::thread::Builder::new()
             .name("library".into())
-            .spawn(|| come_and_go(livepatch))?,
+            .spawn(move || come_and_go(livepatch, hostile))?,
     );
 
     std::thread::sleep(Duration::from_secs(2));
@@ -117,6 +138,16 @@ fn main() -> Result<ExitCode> {
     let outcome = soak.run(Duration::from_secs(args.seconds));
     let pause = Duration::from_nanos(COUNTS.pause.load(Relaxed));
     let lost = stop(workers);
+    if hostile {
+        println!("ticks of the profiler      {}", COUNTS.ticks.load(Relaxed));
+        println!("exceptions thrown          {}", COUNTS.thrown.load(Relaxed));
+        println!("forks                      {}", COUNTS.forks.load(Relaxed));
+        println!(
+            "descriptors were used up   {} times",
+            COUNTS.exhausted.load(Relaxed)
+        );
+        println!("refused and asked again    {}", soak.asked_again);
+    }
     outcome?;
 
     let mixes = COUNTS.mixes.load(Relaxed);
@@ -165,6 +196,9 @@ struct Soak {
     loaded: Option<(PatchId, usize)>,
     rng: fastrand::Rng,
     broken: Option<Break>,
+    hostile: bool,
+    /// What the engine could not do where it was, and was asked for again.
+    asked_again: u64,
     completed: u64,
     reversed: u64,
     replaced: u64,
@@ -219,6 +253,8 @@ impl Soak {
             loaded: None,
             rng: fastrand::Rng::with_seed(args.seed),
             broken: args.broken,
+            hostile: args.hostile,
+            asked_again: 0,
             completed: 0,
             reversed: 0,
             replaced: 0,
@@ -293,7 +329,13 @@ impl Soak {
     /// Loads a patch object that takes the place of the one before, and unloads that.
     fn reload(&mut self) -> Result<()> {
         let next = self.loaded.map_or(0, |(_, number)| 1 - number);
-        let patch = self.livepatch.load_file(LOADED[next])?;
+        let patch = match self.livepatch.load_file(LOADED[next]) {
+            Err(error) if self.hostile => {
+                self.is_refused(&error.to_string());
+                return Ok(());
+            }
+            loaded => loaded?,
+        };
         let poll = self.bring_on(&[patch], true)?;
         let gone = match poll {
             Poll::Complete { enabled: true, .. } => {
@@ -312,10 +354,17 @@ impl Soak {
     fn bring_on(&mut self, patches: &[PatchId], enable: bool) -> Result<Poll> {
         let (livepatch, engine) = (self.livepatch, self.livepatch.engine());
         let begin = Instant::now();
-        let mut poll = if enable {
-            livepatch.enable_all(patches)?
+        let begun = if enable {
+            livepatch.enable_all(patches)
         } else {
-            livepatch.disable_all(patches)?
+            livepatch.disable_all(patches)
+        };
+        let mut poll = match begun {
+            Err(error @ Error::Port(_)) if self.hostile => {
+                self.is_refused(&error.to_string());
+                return Ok(Poll::Idle);
+            }
+            begun => begun?,
         };
         // Any of them stands for all.
         let patch = *self.rng.choice(patches).context("no patch")?;
@@ -323,6 +372,10 @@ impl Soak {
         while let Poll::Waiting { .. } = poll {
             if begin.elapsed() > PATIENCE {
                 let blockers = engine.blockers(patch)?;
+                if self.hostile && blockers.is_empty() {
+                    poll = engine.poll();
+                    continue;
+                }
                 let lines: Vec<_> = blockers.iter().map(ToString::to_string).collect();
                 bail!("a transition does not finish:\n{}", lines.join("\n"));
             }
@@ -354,6 +407,15 @@ impl Soak {
 }
 
 impl Soak {
+    /// The engine has refused something, as it may in such a place.
+    fn is_refused(&mut self, why: &str) {
+        if self.asked_again == 0 {
+            eprintln!("refused for now: {why}");
+        }
+        self.asked_again += 1;
+        std::thread::sleep(Duration::from_millis(1));
+    }
+
     /// The patches with the older version of a state may not come on top of the one with the newer.
     fn refuse_older(&mut self) -> Result<()> {
         match self.livepatch.enable_all(&self.first) {
@@ -363,16 +425,24 @@ impl Soak {
                 self.refused += 1;
                 Ok(())
             }
+            Err(error @ Error::Port(_)) if self.hostile => {
+                self.is_refused(&error.to_string());
+                Ok(())
+            }
             other => bail!("an older patch was not refused: {other:?}"),
         }
     }
 }
 
 /// Loads the shared library, calls it for a while, unloads it.
-fn come_and_go(livepatch: &'static Livepatch) {
+fn come_and_go(livepatch: &'static Livepatch, hostile: bool) {
     let mut rng = fastrand::Rng::with_seed(0);
     while !COUNTS.stop.load(Relaxed) {
         let result = visit(livepatch, rng.bool());
+        if hostile && result.is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        }
         if let Err(error) = &result {
             eprintln!("the shared library: {error:#}");
             COUNTS.library_failed.store(true, Relaxed);
@@ -415,9 +485,14 @@ fn visit(livepatch: &'static Livepatch, twice: bool) -> Result<()> {
 }
 
 /// Starts worker number `index`.
-fn worker(index: u32) -> Result<JoinHandle<()>> {
+fn worker(index: u32, hostile: bool) -> Result<JoinHandle<()>> {
     COUNTS.born.fetch_add(1, Relaxed);
-    let (name, work): (&str, fn()) = match index % 12 {
+    let kinds = if hostile { 16 } else { 12 };
+    let (name, work): (&str, fn()) = match index % kinds {
+        12 => ("mask", mask),
+        13 => ("throw", throw),
+        14 if index < kinds => ("fork", fork),
+        15 if index < kinds => ("descriptors", use_up_descriptors),
         0 => ("spin", spin),
         1 | 2 => ("sleep", || repeat(outer_sleep, 1000)),
         3 | 4 => ("syscall", || repeat(outer_syscall, 2000)),
@@ -480,8 +555,124 @@ fn spin() {
 /// Whether coroutines are registered with the engine.
 static REGISTERS: AtomicBool = AtomicBool::new(true);
 
-extern "C" fn suspend() {
+thread_local! {
+    /// Whether the thread throws where a coroutine would be suspended.
+    static THROWS: Cell<bool> = const { Cell::new(false) };
+}
+
+extern "C-unwind" fn suspend() {
+    if THROWS.get() {
+        std::panic::resume_unwind(Box::new(()));
+    }
     coroutines::suspend();
+}
+
+/// Throws through the outer function, in the midst of the pair.
+fn throw() {
+    THROWS.set(true);
+    while !COUNTS.stop.load(Relaxed) {
+        // SAFETY: the function takes any number; it has nothing to clean up.
+        let thrown = std::panic::catch_unwind(|| unsafe { outer_yield(1) });
+        COUNTS.thrown.fetch_add(u64::from(thrown.is_err()), Relaxed);
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// Blocks every signal for moments, and calls the outer function meanwhile.
+fn mask() {
+    let mut rng = fastrand::Rng::new();
+    while !COUNTS.stop.load(Relaxed) {
+        // SAFETY: the sets are valid ones, and outlive the calls.
+        unsafe {
+            let (mut all, mut before) = (core::mem::zeroed(), core::mem::zeroed());
+            libc::sigfillset(&raw mut all);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+            for _ in 0..rng.u32(1..20) {
+                call(outer_spin, 100);
+            }
+            if rng.u32(..10) == 0 {
+                call(outer_sleep, 1000);
+            }
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, core::ptr::null_mut());
+        }
+        call(outer_sleep, rng.u32(1..500));
+    }
+}
+
+/// Forks; the child calls outer functions, too, and says by its end whether it saw a mix.
+fn fork() {
+    while !COUNTS.stop.load(Relaxed) {
+        // SAFETY: the child calls functions that allocate nothing and take no lock, and ends.
+        let child = unsafe {
+            match libc::fork() {
+                0 => {
+                    let is_mixed = (0..20).any(|_| !outer_spin(10).is_power_of_two());
+                    libc::_exit(i32::from(is_mixed))
+                }
+                child => child,
+            }
+        };
+        let mut status = 0;
+        // SAFETY: there is room for the answer.
+        if child > 0 && unsafe { libc::waitpid(child, &raw mut status, 0) } == child {
+            COUNTS.forks.fetch_add(1, Relaxed);
+            COUNTS.mixes.fetch_add(u64::from(status != 0), Relaxed);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Opens files until there are no descriptors left, for moments.
+fn use_up_descriptors() {
+    let limit = libc::rlimit {
+        rlim_cur: 256,
+        rlim_max: 256,
+    };
+    // SAFETY: the limit is read.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    while !COUNTS.stop.load(Relaxed) {
+        let mut files = Vec::new();
+        while let Ok(file) = std::fs::File::open("/dev/null") {
+            files.push(file);
+        }
+        COUNTS.exhausted.fetch_add(1, Relaxed);
+        std::thread::sleep(Duration::from_millis(3));
+        drop(files);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Has a timer interrupt whoever computes, a thousand times a second.
+fn profile() -> Result<()> {
+    extern "C" fn tick(_: libc::c_int) {
+        // SAFETY: the function takes any number, and may be called anywhere.
+        let seen = unsafe { outer_spin(10) };
+        COUNTS.ticks.fetch_add(1, Relaxed);
+        COUNTS
+            .mixes
+            .fetch_add(u64::from(!seen.is_power_of_two()), Relaxed);
+    }
+    let every = libc::timeval {
+        tv_sec: 0,
+        tv_usec: 1000,
+    };
+    let timer = libc::itimerval {
+        it_interval: every,
+        it_value: every,
+    };
+    // SAFETY: the structures are valid, and outlive the calls; the handler is one that may be
+    // called anywhere.
+    let done = unsafe {
+        let mut action: libc::sigaction = core::mem::zeroed();
+        action.sa_sigaction = tick as extern "C" fn(i32) as usize;
+        action.sa_flags = libc::SA_RESTART;
+        libc::sigaction(libc::SIGPROF, &raw const action, core::ptr::null_mut())
+            | libc::setitimer(libc::ITIMER_PROF, &raw const timer, core::ptr::null_mut())
+    };
+    if done != 0 {
+        bail!("there is no profiler's timer");
+    }
+    Ok(())
 }
 
 /// Runs coroutines by turns, which are suspended in the midst of `outer_yield` nearly all the time.

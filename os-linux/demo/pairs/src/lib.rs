@@ -4,7 +4,7 @@ use core::ffi::{c_int, c_uint};
 
 /// A function that returns which versions it saw: bit 0 the original one, bits 1 and 2 the
 /// replacements.
-pub type Outer = unsafe extern "C" fn(c_uint) -> c_uint;
+pub type Outer = unsafe extern "C-unwind" fn(c_uint) -> c_uint;
 
 /// The shared library that comes and goes, and how patches call it.
 pub const MODULE: (&str, &str) = (env!("KLP_PAIRS_MODULE"), "libpairs_module");
@@ -14,7 +14,7 @@ pub const LOADED: [&str; 2] = [env!("KLP_PAIRS_LOADED_1"), env!("KLP_PAIRS_LOADE
 
 macro_rules! outers {
     ($($(#[$doc:meta])* $vis:vis fn $name:ident;)*) => {
-        unsafe extern "C" {
+        unsafe extern "C-unwind" {
             $($(#[$doc])* $vis fn $name(work: c_uint) -> c_uint;)*
         }
     };
@@ -33,7 +33,7 @@ outers! {
     pub fn outer_signal;
     /// Sleeps between the calls of another pair, which version 2 does not have.
     pub fn outer_extra;
-    /// Is suspended between them; see [`set_yield`].
+    /// Is suspended between them, or left by an exception; see [`set_yield`].
     pub fn outer_yield;
     fn new1_outer_yield;
     fn new2_outer_yield;
@@ -75,7 +75,7 @@ outers! {
 unsafe extern "C" {
     static mut module_first: Option<Outer>;
     static mut module_second: Option<Outer>;
-    static mut pairs_yield: Option<extern "C" fn()>;
+    static mut pairs_yield: Option<extern "C-unwind" fn()>;
     fn pairs_install_handler() -> c_int;
 }
 
@@ -140,7 +140,7 @@ pub fn install_handler() -> bool {
 /// # Safety
 ///
 /// Nobody calls [`outer_yield`] yet.
-pub unsafe fn set_yield(how: extern "C" fn()) {
+pub unsafe fn set_yield(how: extern "C-unwind" fn()) {
     // SAFETY: the caller's promise: nobody reads it now.
     unsafe { pairs_yield = Some(how) };
 }
