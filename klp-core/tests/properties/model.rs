@@ -416,6 +416,11 @@ impl Model {
             TaskOp::End(end, index) => {
                 host.begin_end(task, end, func(index));
             }
+            TaskOp::Jump(end, index) => {
+                if host.begin_end(task, end, func(index)) {
+                    host.run(task);
+                }
+            }
             TaskOp::Suspend => host.suspend(task),
             TaskOp::Resume(by) => host.resume(task, tasks[by % tasks.len()]),
             TaskOp::Child if tasks.len() < MAX_TASKS => {
