@@ -68,6 +68,13 @@ impl Layer {
     fn target(&self, original: CodeAddr) -> CodeAddr {
         if self.nop { original } else { self.new.start() }
     }
+
+    /// What runs instead, with its parts.
+    fn code(&self, host: &SimOs) -> Vec<TextRange> {
+        let mut code = host.parts_of(self.new);
+        code.push(self.new);
+        code
+    }
 }
 
 /// What a patch has on the stacks of functions.
@@ -90,6 +97,12 @@ impl Active {
                 set @ Replace::Set(_) => old.replace == set,
             }
     }
+}
+
+/// Whether patch number `at` gives way to one of those in transition.
+fn gives_way(active: &[Active], at: usize) -> bool {
+    let mut newer = active[at + 1..].iter().filter(|new| new.moves);
+    newer.any(|new| new.takes_the_place_of(&active[at]))
 }
 
 /// Code of the two sides of the transition.
@@ -128,17 +141,6 @@ impl Audit<'_> {
         let stacked: Vec<&Layer> = active.iter().flat_map(|patch| &patch.layers).collect();
         let transition = status.iter().any(|patch| patch.transition.is_some());
         let mut sides = Sides::default();
-        for (at, patch) in active.iter().enumerate() {
-            if patch.moves {
-                sides.patched.extend(self.host.code_of(&patch.name));
-            }
-            if active[at + 1..]
-                .iter()
-                .any(|new| new.moves && new.takes_the_place_of(patch))
-            {
-                sides.unpatched.extend(self.host.code_of(&patch.name));
-            }
-        }
         let mut settled = true;
         for site in self.host.site_views() {
             let on_site: Vec<&Layer> = stacked
@@ -164,6 +166,21 @@ impl Audit<'_> {
             if affected.iter().any(overlaps) {
                 self.find(format!("tasks wait for code at {gone:?}, which is gone"));
             }
+        }
+        let replaced = (0..active.len())
+            .filter(|at| gives_way(&active, *at))
+            .map(|at| &active[at]);
+        // Their versions count even where newer ones hide them.
+        for layer in replaced.clone().flat_map(|patch| &patch.layers) {
+            sides.unpatched.extend(layer.code(self.host));
+        }
+        self.coverage(&sides, &affected);
+        // Code that belongs to no function comes and goes with its patch.
+        for patch in replaced {
+            sides.unpatched.extend(self.host.code_of(&patch.name));
+        }
+        for patch in active.iter().filter(|patch| patch.moves) {
+            sides.patched.extend(self.host.code_of(&patch.name));
         }
         for task in self.host.task_views() {
             self.task(&task, transition, &sides);
@@ -239,13 +256,7 @@ impl Audit<'_> {
     /// Adds to the newest patch in transition what goes back to the original or to something older:
     /// functions whose newest version belongs to a patch that gives way.
     fn add_nops(&mut self, active: &mut [Active]) {
-        let gives_way = |at: usize| {
-            let newer = active[at + 1..].iter().filter(|new| new.moves);
-            newer
-                .into_iter()
-                .any(|new| new.takes_the_place_of(&active[at]))
-        };
-        let goes: Vec<bool> = (0..active.len()).map(gives_way).collect();
+        let goes: Vec<bool> = (0..active.len()).map(|at| gives_way(active, at)).collect();
         let mut nops: Vec<Layer> = Vec::new();
         for layer in (0..active.len())
             .filter(|at| goes[*at])
@@ -339,6 +350,26 @@ impl Audit<'_> {
         true
     }
 
+    /// All code of `sides` keeps tasks from moving, whether one is there or not: it is `affected`,
+    /// unless that waits to be worked out.
+    fn coverage(&mut self, sides: &Sides, affected: &[TextRange]) {
+        if affected.is_empty() {
+            return;
+        }
+        for range in sides.unpatched.iter().chain(&sides.patched) {
+            let mut at = range.start();
+            while range.contains(at) {
+                match affected.iter().find(|kept| kept.contains(at)) {
+                    Some(kept) => at = kept.end(),
+                    None => {
+                        self.find(format!("code of {range:?} keeps no task at {at}"));
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
     fn task(&mut self, task: &TaskView, transition: bool, sides: &Sides) {
         if (task.state != TaskState::Idle) != transition {
             self.find(format!(
@@ -371,11 +402,7 @@ impl Sides {
     /// both sides: other functions of it go there, too.
     fn add(&mut self, host: &SimOs, site: &SiteView, on_site: &[&Layer]) {
         let code = |layer: Option<&&Layer>| match layer {
-            Some(layer) if !layer.nop => {
-                let mut code = host.parts_of(layer.new);
-                code.push(layer.new);
-                code
-            }
+            Some(layer) if !layer.nop => layer.code(host),
             _ => core::iter::once(site.range)
                 .chain(site.cold.iter().copied())
                 .collect(),

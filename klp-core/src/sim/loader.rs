@@ -142,14 +142,10 @@ impl World {
         self.modules[index].state = state;
     }
 
-    /// Whether a task is in one of its functions, or will return to one.
+    /// Whether a task is in one of its functions, in what replaces one, or will return there.
     pub(super) fn is_in_use(&self, name: &str) -> bool {
         let within = |func: SimFunc| self.modules[self.functions[func.0].object].name == name;
-        let code = |place| {
-            self.code_at(place)
-                .filter(|code| code.patch.is_none())
-                .and_then(|code| code.func)
-        };
+        let code = |place| self.code_at(place).and_then(|code| code.func);
         self.tasks.values().any(|task| {
             task.frames.iter().any(|(_, func)| within(*func))
                 || task.calling.is_some_and(within)

@@ -78,6 +78,10 @@ impl Versions {
     /// below that it is given back to, `None`: to the original.
     fn judges(&self, func: SimFunc) -> (Vec<String>, Vec<(String, Option<String>)>) {
         let have = self.replaced_by.get(&func).cloned().unwrap_or_default();
+        // Patches that are enabled as one give back as one; what gave way before is in the order no
+        // longer.
+        let newer = self.order.iter();
+        let leaving: Vec<&str> = newer.flat_map(|patch| self.give_way(patch)).collect();
         let mut nops = Vec::new();
         for (place, patch) in self
             .order
@@ -97,7 +101,9 @@ impl Versions {
             {
                 nops.push((
                     patch.clone(),
-                    below.find(|other| !goes.contains(&other.as_str())).cloned(),
+                    below
+                        .find(|other| !leaving.contains(&other.as_str()))
+                        .cloned(),
                 ));
             }
         }

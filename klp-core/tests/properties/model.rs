@@ -416,6 +416,11 @@ impl Model {
             TaskOp::End(end, index) => {
                 host.begin_end(task, end, func(index));
             }
+            TaskOp::Jump(end, index) => {
+                if host.begin_end(task, end, func(index)) {
+                    host.run(task);
+                }
+            }
             TaskOp::Suspend => host.suspend(task),
             TaskOp::Resume(by) => host.resume(task, tasks[by % tasks.len()]),
             TaskOp::Child if tasks.len() < MAX_TASKS => {
@@ -532,6 +537,8 @@ impl Model {
         }
         self.apply(&Op::Rmmod);
         assert!(!self.loaded, "nobody is in the module");
+        // Sites that were left unsettled before the last transition wait for a poll outside of one.
+        self.apply(&Op::Poll);
         let now = self.host().snapshot().without_images().without_tasks();
         assert_eq!(now, self.built, "the text is what it was built as");
     }

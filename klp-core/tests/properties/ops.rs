@@ -47,6 +47,8 @@ pub(crate) enum TaskOp {
     /// It comes to the jump in which the function ends, number so and so; if that goes anywhere, to
     /// that function.
     End(usize, usize),
+    /// It takes such a jump, until it is in a body.
+    Jump(usize, usize),
     /// Its stack becomes one that no task runs.
     Suspend,
     /// It goes on, by that task.
@@ -68,6 +70,7 @@ fn task_op() -> impl Strategy<Value = TaskOp> {
         4 => Just(TaskOp::Cold),
         8 => Just(TaskOp::Helper),
         4 => any::<(usize, usize)>().prop_map(|(end, func)| TaskOp::End(end, func)),
+        6 => any::<(usize, usize)>().prop_map(|(end, func)| TaskOp::Jump(end, func)),
         1 => Just(TaskOp::Suspend),
         1 => any::<usize>().prop_map(TaskOp::Resume),
         1 => Just(TaskOp::Child),

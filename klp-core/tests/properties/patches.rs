@@ -249,10 +249,12 @@ pub(crate) fn build(
     ledger: &Ledger,
 ) -> (Vec<(&'static str, SimFunc)>, [Option<Patch>; PATCHES]) {
     let g = host.function(VMLINUX, "g");
-    let bystander = host.function(VMLINUX, "bystander");
-    // `f` ends in a jump to `g`, `r` in one to a function that nobody patches; `p` goes anywhere.
+    let h = host.function_with(VMLINUX, "h", Pad::Split);
+    let bystander = host.function_ending(VMLINUX, "bystander", Pad::Whole, &[End::In(h)]);
+    // `f` ends in a jump to `g`, `f` and `r` in one to a function that nobody patches, which ends
+    // in one to `h`; `p` goes anywhere.
     let ends = |name| match name {
-        "f" => vec![End::In(g)],
+        "f" => vec![End::In(g), End::In(bystander)],
         "r" => vec![End::In(bystander)],
         "p" => vec![End::Anywhere],
         _ => vec![],
@@ -260,7 +262,7 @@ pub(crate) fn build(
     let base = |name| host.function_ending(VMLINUX, name, Pad::Whole, &ends(name));
     let whole = ["f", "p", "r"].map(|name| (name, base(name)));
     let others = [("g", g), ("bystander", bystander)];
-    let split = [("h", host.function_with(VMLINUX, "h", Pad::Split))];
+    let split = [("h", h)];
     let module = ["m", "n", "o", "q"].map(|name| (name, host.function_with(MOD, name, Pad::Split)));
     let module_bystander = [("module_bystander", host.function(MOD, "module_bystander"))];
     host.by_pointer(module[0].1);
