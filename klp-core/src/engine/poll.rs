@@ -216,7 +216,9 @@ impl<P: Platform> Inner<P> {
             .for_each(|func| func.ops.forbid_switch());
         let nops = self.patches.iter_mut().flat_map(|record| &mut record.nops);
         nops.for_each(|bound| bound.remove(&mut self.sites.writer));
-        // Every function of a patch that gives way is among theirs or among the nops.
+        // What earlier transitions left. Then their own: every function of a patch that gives way is
+        // among theirs or among the nops.
+        self.sites.settle(host.tracer());
         self.settle_moving(host);
         // No handler may still believe that the func is in transition when tasks become idle, nor
         // see a removed node when its memory goes.

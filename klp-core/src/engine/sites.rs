@@ -231,8 +231,8 @@ impl<P: Platform> Sites<P> {
         self.unsettled = true;
     }
 
-    /// Tries again to settle what [`leave_unsettled`](Sites::leave_unsettled) left. No transition
-    /// is under way.
+    /// Tries again to settle what [`leave_unsettled`](Sites::leave_unsettled) left. No function
+    /// is in transition.
     pub(super) fn settle(&mut self, tracer: &P::Tracer) {
         if self.unsettled {
             let sites: Result<Vec<_>, OutOfMemory> =

@@ -537,8 +537,6 @@ impl Model {
         }
         self.apply(&Op::Rmmod);
         assert!(!self.loaded, "nobody is in the module");
-        // Sites that were left unsettled before the last transition wait for a poll outside of one.
-        self.apply(&Op::Poll);
         let now = self.host().snapshot().without_images().without_tasks();
         assert_eq!(now, self.built, "the text is what it was built as");
     }
