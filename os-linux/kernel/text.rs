@@ -47,7 +47,7 @@ unsafe impl Arch for NoArch {
     const SLOT: u64 = 16;
     const REACH: u64 = 0;
 
-    fn entry(_bytes: &[u8]) -> Option<Entry> {
+    fn entry(_at: CodeAddr, _bytes: &[u8]) -> Option<Entry> {
         None
     }
 
