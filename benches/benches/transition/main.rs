@@ -3,6 +3,10 @@
 //!
 //! Each figure is the median of several cycles, after one that is not counted. All of it comes from
 //! one run; the last lines put figures of the same run in relation.
+//!
+//! Then: how long threads pause that have nothing to do with it.
+
+mod bystanders;
 
 use core::ffi::c_int;
 use klp_core::addr::CodeAddr;
@@ -70,7 +74,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "1,000 functions x 200 threads, enable + disable: {:.2} ms",
         sum(1_000, 200)
     );
-    Ok(())
+    bystanders::table(engine)
 }
 
 fn millis(time: Duration) -> f64 {
@@ -106,18 +110,10 @@ fn check_redirection(count: usize) {
 }
 
 fn median_cycle(engine: &Engine<Process>, id: PatchId) -> Result<(Duration, Duration), Error> {
-    let complete = |start: &dyn Fn() -> Result<Poll, Error>| -> Result<Duration, Error> {
-        let begin = Instant::now();
-        let mut poll = start()?;
-        while let Poll::Waiting { .. } = poll {
-            poll = engine.poll();
-        }
-        Ok(begin.elapsed())
-    };
     let (mut enables, mut disables) = (Vec::new(), Vec::new());
     for cycle in 0..=CYCLES {
-        let enable = complete(&|| engine.enable(id))?;
-        let disable = complete(&|| engine.disable(id))?;
+        let enable = complete(engine, || engine.enable(id))?;
+        let disable = complete(engine, || engine.disable(id))?;
         if cycle > 0 {
             enables.push(enable);
             disables.push(disable);
@@ -126,6 +122,19 @@ fn median_cycle(engine: &Engine<Process>, id: PatchId) -> Result<(Duration, Dura
     enables.sort_unstable();
     disables.sort_unstable();
     Ok((enables[CYCLES / 2], disables[CYCLES / 2]))
+}
+
+/// How long a transition takes that `start` begins.
+fn complete(
+    engine: &Engine<Process>,
+    start: impl FnOnce() -> Result<Poll, Error>,
+) -> Result<Duration, Error> {
+    let begin = Instant::now();
+    let mut poll = start()?;
+    while let Poll::Waiting { .. } = poll {
+        poll = engine.poll();
+    }
+    Ok(begin.elapsed())
 }
 
 /// Threads that sleep until they are woken.
