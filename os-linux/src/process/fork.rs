@@ -236,6 +236,7 @@ fn unlock(locks: &Locks, taken: Set) {
 }
 
 extern "C" fn in_child() {
+    lock::forget_id();
     stop::reset_in_child();
     let Some(livepatch) = Livepatch::get() else {
         return;

@@ -4,6 +4,7 @@
 //! at work on that table while the process forks.
 
 use super::sys::{SignalMask, futex_wait, futex_wake, gettid, nap};
+use super::tls;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
@@ -16,6 +17,23 @@ const FREE: u32 = 0;
 /// Set in addition if somebody waits. Thread ids are below (kernel: `PID_MAX_LIMIT`; `futex(2)` has
 /// the same bit for this).
 const WANTED: u32 = 1 << 31;
+
+/// The calling thread's id. The kernel is asked once.
+fn own_id() -> u32 {
+    match tls::get::<{ tls::TID }>() {
+        0 => {
+            let id = gettid();
+            tls::set::<{ tls::TID }>(id as usize);
+            id
+        }
+        id => id as u32,
+    }
+}
+
+/// In the child of a `fork`: the calling thread has another id.
+pub(crate) fn forget_id() {
+    tls::set::<{ tls::TID }>(0);
+}
 
 /// The sleeping lock of a process.
 pub struct FutexLock(AtomicU32);
@@ -52,17 +70,18 @@ impl FutexLock {
 
     /// Takes the lock if it is free by `end`. Says whether it was.
     pub(crate) fn take_until(&self, end: Instant) -> bool {
-        self.take(gettid(), Some(end))
+        self.take(own_id(), Some(end))
     }
 
     /// Whether the calling thread holds it.
     pub(crate) fn is_mine(&self) -> bool {
-        self.0.load(Ordering::Relaxed) & !WANTED == gettid()
+        self.0.load(Ordering::Relaxed) & !WANTED == own_id()
     }
 
-    /// In the child of a `fork`: the calling thread, which holds the lock, has a new id.
+    /// In the child of a `fork`: the calling thread, which holds the lock, has a new id
+    /// ([`forget_id`] was called).
     pub(crate) fn keep_in_child(&self) {
-        self.0.store(gettid(), Ordering::Relaxed);
+        self.0.store(own_id(), Ordering::Relaxed);
     }
 }
 
@@ -76,12 +95,12 @@ unsafe impl RawMutex for FutexLock {
     type GuardMarker = lock_api::GuardNoSend;
 
     fn lock(&self) {
-        self.take(gettid(), None);
+        self.take(own_id(), None);
     }
 
     fn try_lock(&self) -> bool {
         self.0
-            .compare_exchange(FREE, gettid(), Ordering::Acquire, Ordering::Relaxed)
+            .compare_exchange(FREE, own_id(), Ordering::Acquire, Ordering::Relaxed)
             .is_ok()
     }
 

@@ -13,6 +13,7 @@ use super::records::Record;
 use super::scan;
 use super::stop::{self, FromOutside, Look, Missed, Records, why_missed};
 use super::sys;
+use super::tls;
 use super::unwind::Stacks;
 use core::cell::Cell;
 use core::ops::ControlFlow;
@@ -20,7 +21,7 @@ use core::ptr;
 use core::time::Duration;
 use klp_arch_x86_64::unwind::Regs;
 use klp_core::addr::CodeAddr;
-use klp_core::port::{FrameKind, Poke, Unwinder};
+use klp_core::port::{FrameKind, Poke};
 use std::time::Instant;
 
 /// How long nobody may show where it is while somebody has not.
@@ -105,10 +106,15 @@ impl<'a> Pads<'a> {
         let hull = first.at.get()..last.at.get() + last.old.len() as u64;
         let memory = stack_memory();
         let start = regs.rsp.next_multiple_of(8);
+        // If it is above, the stack ends there at the latest.
+        let end = start + MAX_SEARCHED;
+        let end = Some(tls::thread_pointer())
+            .filter(|top| (start..end).contains(top))
+            .unwrap_or(end);
         let pages =
             core::iter::successors(Some(start), |addr| Some((addr / sys::PAGE + 1) * sys::PAGE));
         pages
-            .take_while(|addr| addr - start < MAX_SEARCHED)
+            .take_while(|addr| *addr < end)
             .map_while(|addr| memory.page_from(addr))
             .all(|mut words| words.all(|word| !hull.contains(&word) || self.body(word).is_none()))
     }
@@ -143,12 +149,9 @@ impl Look for Pads<'_> {
         let Some(sleeper) = Sleeper::find(record.tid()) else {
             return FromOutside::Stop;
         };
-        let mut clear = true;
-        let walked = self.stacks.walk(&sleeper.stopped(), &mut |frame| {
-            clear &= self.body(frame.pc.get()).is_none();
-            ControlFlow::Continue(())
-        });
-        FromOutside::or_stop(walked.is_ok() && clear && sleeper.still_sleeps())
+        let is_pad = |word| self.body(word).is_some();
+        let none = self.stacks.words(sleeper.sp(), &mut |word| !is_pad(word));
+        FromOutside::or_stop(none == Some(true) && sleeper.still_sleeps())
     }
 
     fn look(&self, _: usize, thread: &mut Interrupted<'_>, _: &Record) -> bool {

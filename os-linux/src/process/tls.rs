@@ -17,10 +17,10 @@ global_asm!(
     ".globl klp_os_linux_words",
     ".hidden klp_os_linux_words",
     ".type klp_os_linux_words,@object",
-    ".size klp_os_linux_words,16",
+    ".size klp_os_linux_words,24",
     ".p2align 4",
     "klp_os_linux_words:",
-    ".zero 16",
+    ".zero 24",
     ".popsection",
 );
 
@@ -30,10 +30,13 @@ pub(crate) const RECORD: usize = 0;
 /// The thread's fork under way; see `fork.rs`.
 pub(crate) const FORK: usize = 8;
 
+/// The thread's id, once it was asked for; see `lock.rs`.
+pub(crate) const TID: usize = 16;
+
 /// The calling thread's word at `OFFSET`, one of those above; 0 at first.
 #[inline]
 pub(crate) fn get<const OFFSET: usize>() -> usize {
-    const { assert!(OFFSET == RECORD || OFFSET == FORK) };
+    const { assert!(OFFSET == RECORD || OFFSET == FORK || OFFSET == TID) };
     let word;
     // SAFETY: reads the thread's own word, which lives as long as the thread.
     unsafe {
@@ -50,7 +53,7 @@ pub(crate) fn get<const OFFSET: usize>() -> usize {
 
 /// From here on, it is `word`.
 pub(crate) fn set<const OFFSET: usize>(word: usize) {
-    const { assert!(OFFSET == RECORD || OFFSET == FORK) };
+    const { assert!(OFFSET == RECORD || OFFSET == FORK || OFFSET == TID) };
     // SAFETY: writes the thread's own word.
     unsafe {
         asm!(
@@ -62,4 +65,21 @@ pub(crate) fn set<const OFFSET: usize>(word: usize) {
             options(nostack, preserves_flags),
         );
     }
+}
+
+/// The thread's own pointer: where the C library keeps what it knows of the thread, at the very top
+/// of the stack that it has made for it ("ELF Handling For Thread-Local Storage", 3.4.6: the word
+/// there is its own address).
+#[inline]
+pub(crate) fn thread_pointer() -> u64 {
+    let pointer;
+    // SAFETY: reads the word that every thread has there.
+    unsafe {
+        asm!(
+            "mov {pointer}, qword ptr fs:[0]",
+            pointer = out(reg) pointer,
+            options(nostack, preserves_flags, readonly),
+        );
+    }
+    pointer
 }

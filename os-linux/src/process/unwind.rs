@@ -18,7 +18,7 @@ use super::stop::wait_outside;
 use super::ucontext;
 use alloc::sync::Arc;
 use core::cell::Cell;
-use core::ops::ControlFlow;
+use core::ops::{ControlFlow, Range};
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use klp_arch_x86_64::calls;
@@ -89,14 +89,38 @@ pub struct Stacks {
     foot: AtomicU64,
     code: CodePages,
     /// What is mapped, in a round of looks in which somebody asked for it.
-    maps: Mutex<Option<Maps>>,
+    maps: Mutex<Option<Arc<Maps>>>,
 }
 
-/// What is mapped, sorted.
-type Maps = Arc<[Mapping]>;
+/// What is mapped.
+struct Maps {
+    /// Sorted.
+    all: Vec<Mapping>,
+    /// Where there is code, sorted.
+    code: Vec<Range<u64>>,
+}
+
+impl Maps {
+    fn new(all: Vec<Mapping>) -> Self {
+        // Where the kernel puts the code of probes (`xol_add_vma` in `kernel/events/uprobes.c`), at
+        // any moment: at the very end, so that nothing else is there.
+        const LAST_PAGE: Range<u64> = 0x7fff_ffff_e000..0x7fff_ffff_f000;
+        let code = all.iter().filter(|mapping| mapping.is_code());
+        let code = code.map(|mapping| mapping.range.clone());
+        let mut code: Vec<_> = code.chain([LAST_PAGE]).collect();
+        code.sort_unstable_by_key(|range| range.start);
+        Self { all, code }
+    }
+
+    /// Whether there may be code at `addr`.
+    fn is_code(&self, addr: u64) -> bool {
+        let behind = self.code.partition_point(|range| range.start <= addr);
+        behind > 0 && addr < self.code[behind - 1].end
+    }
+}
 
 /// The piece of memory that `addr` lies in.
-fn mapping(maps: &Maps, addr: u64) -> Option<&Mapping> {
+fn mapping(maps: &[Mapping], addr: u64) -> Option<&Mapping> {
     let behind = maps.partition_point(|mapping| mapping.range.start <= addr);
     let mapping = maps.get(behind.checked_sub(1)?)?;
     (addr < mapping.range.end).then_some(mapping)
@@ -218,48 +242,54 @@ impl Stacks {
         })
     }
 
-    /// Visits every word of the stack above `sp`, as a return address. `None`: they cannot be read.
+    /// Visits the words of a sleeping thread's stack above `sp`, up to the first of which `visit`
+    /// says `false`; says whether that was all of them. `None`: they cannot be read.
+    pub(crate) fn words(&self, sp: u64, visit: &mut dyn FnMut(u64) -> bool) -> Option<bool> {
+        let (maps, memory) = (self.maps()?, Copied::new());
+        let start = sp.next_multiple_of(8);
+        let end = mapping(&maps.all, start)?.range.end;
+        if end - start > MAX_GUESSED {
+            return None;
+        }
+        for addr in (start..end).step_by(8) {
+            if !visit(memory.read(addr)?) {
+                return Some(false);
+            }
+        }
+        Some(true)
+    }
+
+    /// Visits every word of the stack above `sp` that is the address of code, as a return address.
+    /// `None`: they cannot be read.
     fn guess(
         &self,
         sp: u64,
-        memory: &Copied,
         visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
     ) -> Option<Result<(), Unreliable>> {
         let maps = self.maps()?;
-        let start = sp.next_multiple_of(8);
-        let end = mapping(&maps, start)?.range.end.min(start + MAX_GUESSED);
-        for addr in (start..end).step_by(8) {
-            let pc = CodeAddr::new(memory.read(addr)?);
-            if self.is_dubious(pc, &maps) {
-                return Some(Err(Unreliable {
+        let mut doubt = None;
+        self.words(sp, &mut |word| {
+            let pc = CodeAddr::new(word);
+            if !maps.is_code(word) {
+                return true;
+            }
+            if self.is_dubious(pc) {
+                doubt = Some(Unreliable {
                     at: pc,
                     why: Doubt::NoTable,
-                }));
+                });
+                return false;
             }
-            let frame = Frame {
-                pc,
-                kind: FrameKind::PerhapsCall,
-            };
-            if visit(frame).is_break() {
-                return Some(Ok(()));
-            }
-        }
-        (end < start + MAX_GUESSED).then_some(Ok(()))
+            let kind = FrameKind::PerhapsCall;
+            visit(Frame { pc, kind }).is_continue()
+        })?;
+        Some(doubt.map_or(Ok(()), Err))
     }
 
-    /// Whether `pc` is code that no table knows, or what signal handlers return to.
-    fn is_dubious(&self, pc: CodeAddr, maps: &Maps) -> bool {
-        // Where the kernel puts the code of probes (`xol_add_vma` in `kernel/events/uprobes.c`): at
-        // the very end, so that nothing else is there.
-        const LAST_PAGE: core::ops::Range<u64> = 0x7fff_ffff_e000..0x7fff_ffff_f000;
+    /// Whether the code at `pc` is none that a table knows, or what signal handlers return to.
+    fn is_dubious(&self, pc: CodeAddr) -> bool {
         // A call of `rt_sigreturn` in the one form that it has, by which unwinders know it.
         const RETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
-        if LAST_PAGE.contains(&pc.get()) {
-            return true;
-        }
-        if !mapping(maps, pc.get()).is_some_and(|mapping| mapping.is_code()) {
-            return false;
-        }
         let (memory, mut bytes) = (self.code.memory(), [0; RETURN.len()]);
         let read = memory.read_bytes(pc.get(), &mut bytes);
         // A return address may lie behind its function, a function's own address at its start.
@@ -272,10 +302,10 @@ impl Stacks {
     }
 
     /// What is mapped, as of this round of looks. `None`: that cannot be said.
-    fn maps(&self) -> Option<Maps> {
+    fn maps(&self) -> Option<Arc<Maps>> {
         let mut known = self.maps.lock();
         if known.is_none() {
-            *known = Some(maps::mappings().ok()?.into());
+            *known = Some(Arc::new(Maps::new(maps::mappings().ok()?)));
         }
         known.clone()
     }
@@ -342,9 +372,9 @@ unsafe impl Unwinder for Stacks {
             .set(stopped.incomplete.get() || walked.is_err());
         match walked {
             // As it would be for want of a register.
-            Err(doubt) if doubt.why == Doubt::Corrupt => self
-                .guess(stopped.regs.rsp, &memory, visit)
-                .unwrap_or(Err(doubt)),
+            Err(doubt) if doubt.why == Doubt::Corrupt => {
+                self.guess(stopped.regs.rsp, visit).unwrap_or(Err(doubt))
+            }
             walked => walked,
         }
     }
