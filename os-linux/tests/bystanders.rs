@@ -108,15 +108,17 @@ fn usr1() -> libc::sigset_t {
 }
 
 /// Ways to sleep; most of them end if a signal is handled (`signal(7)`).
-// SAFETY, for all of them: what a call writes to, or reads, is the function's own and outlives it.
 const SLEEPS: [(&str, fn()); 17] = [
+    // SAFETY: what the calls read and write is the closure's own.
     ("epoll_wait", || unsafe {
         let (epoll, mut event) = (libc::epoll_create1(0), zeroed());
         libc::epoll_wait(epoll, &raw mut event, 1, -1);
     }),
+    // SAFETY: no memory is involved.
     ("poll", || unsafe {
         libc::poll(core::ptr::null_mut(), 0, 3_600_000);
     }),
+    // SAFETY: what the calls read and write is the closure's own.
     ("select", || unsafe {
         let (mut time, none) = (
             libc::timeval {
@@ -127,21 +129,26 @@ const SLEEPS: [(&str, fn()); 17] = [
         );
         libc::select(0, none, none, none, &raw mut time);
     }),
+    // SAFETY: what the calls read and write is the closure's own.
     ("nanosleep", || unsafe {
         let time = hour();
         libc::nanosleep(&raw const time, core::ptr::null_mut());
     }),
+    // SAFETY: what the calls read and write is the closure's own.
     ("clock_nanosleep", || unsafe {
         let (clock, flags) = (libc::CLOCK_MONOTONIC, libc::TIMER_ABSTIME);
         let until = in_an_hour(clock);
         libc::clock_nanosleep(clock, flags, &raw const until, core::ptr::null_mut());
     }),
+    // SAFETY: no memory is involved.
     ("usleep", || unsafe {
         libc::usleep(999_999_999);
     }),
+    // SAFETY: no memory is involved.
     ("sleep", || unsafe {
         libc::sleep(3600);
     }),
+    // SAFETY: what the calls read and write is the closure's own.
     ("sem_timedwait", || unsafe {
         let (mut semaphore, until) = (zeroed(), in_an_hour(libc::CLOCK_REALTIME));
         libc::sem_init(&raw mut semaphore, 0, 0);
@@ -152,10 +159,12 @@ const SLEEPS: [(&str, fn()); 17] = [
         let guard = mutex.lock().expect("nobody panicked");
         let _ = condition.wait_timeout(guard, Duration::from_secs(3600));
     }),
+    // SAFETY: what the calls read and write is the closure's own.
     ("recv with SO_RCVTIMEO", || unsafe {
         let mut byte = 0_u8;
         libc::recv(sockets()[0], (&raw mut byte).cast(), 1, 0);
     }),
+    // SAFETY: what the calls read and write is the closure's own.
     ("accept", || unsafe {
         let socket = libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0);
         let mut address: libc::sockaddr_un = zeroed();
@@ -167,25 +176,30 @@ const SLEEPS: [(&str, fn()); 17] = [
     ("read", || {
         fx_read(pipe().0);
     }),
+    // SAFETY: what the calls read and write is the closure's own.
     ("msgrcv", || unsafe {
         let queue = libc::msgget(libc::IPC_PRIVATE, 0o600);
         let mut message = [0_u64; 2];
         // Nobody finds it any more, and it goes with the process: it has no name.
         libc::msgrcv(queue, message.as_mut_ptr().cast(), 8, 0, 0);
     }),
+    // SAFETY: what the calls read and write is the closure's own.
     ("sigtimedwait", || unsafe {
         let (set, time) = (usr1(), hour());
         libc::sigtimedwait(&raw const set, core::ptr::null_mut(), &raw const time);
     }),
+    // SAFETY: what the calls read and write is the closure's own.
     ("sigwaitinfo of every signal", || unsafe {
         let mut all = zeroed();
         libc::sigfillset(&raw mut all);
         libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, core::ptr::null_mut());
         libc::sigwaitinfo(&raw const all, core::ptr::null_mut());
     }),
+    // SAFETY: no memory is involved.
     ("pause", || unsafe {
         libc::pause();
     }),
+    // SAFETY: what the calls read and write is the closure's own.
     ("a futex without a timeout", || unsafe {
         let word = AtomicI32::new(0);
         let (call, wait) = (libc::SYS_futex, libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG);
