@@ -242,15 +242,27 @@ impl Livepatch {
     /// Refuses if nobody knows what is in memory of one of the objects that `which` names.
     fn check_intact(&self, which: impl Fn(&str) -> bool) -> Result<(), Error> {
         let objects = self.space().objects.all();
-        let mut named = objects.iter().filter(|object| which(&object.name));
-        named.try_for_each(|object| object.check_intact())
+        for object in objects.iter().filter(|object| which(&object.name)) {
+            // Nothing is known of one that another thread is just unloading.
+            if let Err(error) = object.check_intact() {
+                if self.is_there(object)? {
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether `object` is still there.
+    fn is_there(&self, object: &Object) -> Result<bool, Error> {
+        self.space().refresh()?;
+        let objects = self.space().objects.all();
+        Ok(objects.iter().any(|other| core::ptr::eq(&**other, object)))
     }
 
     /// Refuses if `object`, which cannot be held, is still there.
     fn check_gone(&self, object: &Object) -> Result<(), Error> {
-        self.space().refresh()?;
-        let objects = self.space().objects.all();
-        if objects.iter().any(|other| core::ptr::eq(&**other, object)) {
+        if self.is_there(object)? {
             object.set_refused(true);
             return Err(Error::NotHeld {
                 object: Name::new(&object.name)?,

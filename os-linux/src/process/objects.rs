@@ -5,7 +5,7 @@ use super::error::Error;
 use super::lock::{self, FutexLock, Mutex};
 use super::maps::{self, FileId, Mapping};
 use super::origin::{self, Stamp};
-use super::peek::stack_memory;
+use super::peek::Copied;
 use alloc::sync::Arc;
 use core::ffi::CStr;
 use core::ops::Range;
@@ -227,10 +227,8 @@ impl Object {
     fn is_overwritten(&self) -> bool {
         match &self.build_id {
             Some(id) => {
-                let mut now = vec![0; id.bytes.len()];
-                // The file may be shorter by now: the kernel is asked whether there is a page.
-                let read = stack_memory().read_bytes(id.at, &mut now);
-                read.is_none() || now != id.bytes
+                // The file may be shorter by now, and the object just being unloaded.
+                Copied::new().bytes(id.at, id.bytes.len()).as_ref() != Some(&id.bytes)
             }
             None => self.stamp.as_ref().is_some_and(Stamp::is_overwritten),
         }

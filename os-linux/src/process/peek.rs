@@ -101,6 +101,12 @@ impl Copied {
         let word = self.words.get((addr % sys::PAGE / 8) as usize)?;
         Some(word.get())
     }
+
+    /// The `len` bytes at `addr`.
+    pub(crate) fn bytes(&self, addr: u64, len: usize) -> Option<Vec<u8>> {
+        let byte = |addr: u64| Some(self.read(addr & !7)?.to_le_bytes()[(addr & 7) as usize]);
+        (addr..addr.checked_add(len as u64)?).map(byte).collect()
+    }
 }
 
 /// Pages of code that were found readable in this round of looks at threads: most threads have
