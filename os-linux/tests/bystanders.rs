@@ -5,7 +5,7 @@ use klp_os_linux_fixtures::*;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often the thread `tid` was given a processor (`proc(5)`, `schedstat`).
 fn runs(tid: i32) -> u64 {
@@ -283,14 +283,19 @@ fn threads_of_the_kernels_are_no_tasks() {
         eprintln!("not tested: the kernel makes no ring here: {why}");
         return;
     }
-    let tasks = std::fs::read_dir("/proc/self/task").expect("there is a /proc");
-    let names = tasks
-        .flatten()
-        .map(|task| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default());
-    assert!(
-        names.into_iter().any(|name| name.starts_with("iou-sqp")),
-        "the kernel has made a thread"
-    );
+    // It gives itself its name.
+    let is_there = || {
+        let tasks = std::fs::read_dir("/proc/self/task").expect("there is a /proc");
+        tasks.flatten().any(|task| {
+            let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+            name.starts_with("iou-sqp")
+        })
+    };
+    let end = Instant::now() + Duration::from_secs(10);
+    while !is_there() {
+        assert!(Instant::now() < end, "the kernel has made no thread");
+        std::thread::yield_now();
+    }
     let patch = add("ring", &[("fx_value", 0, addr_of_fn!(fx_value_new))]);
     enable(patch);
     assert_eq!(fx_value(), 2);
