@@ -123,7 +123,7 @@ fn main() -> Result<ExitCode> {
         .map(|index| worker(index, hostile))
         .collect::<Result<Vec<_>>>()?;
     if hostile {
-        profile()?;
+        profile();
     }
     COUNTS.born.fetch_add(1, Relaxed);
     workers.push(
@@ -643,7 +643,7 @@ fn use_up_descriptors() {
 }
 
 /// Has a timer interrupt whoever computes, a thousand times a second.
-fn profile() -> Result<()> {
+fn profile() {
     extern "C" fn tick(_: libc::c_int) {
         // SAFETY: the function takes any number, and may be called anywhere.
         let seen = unsafe { outer_spin(10) };
@@ -652,27 +652,7 @@ fn profile() -> Result<()> {
             .mixes
             .fetch_add(u64::from(!seen.is_power_of_two()), Relaxed);
     }
-    let every = libc::timeval {
-        tv_sec: 0,
-        tv_usec: 1000,
-    };
-    let timer = libc::itimerval {
-        it_interval: every,
-        it_value: every,
-    };
-    // SAFETY: the structures are valid, and outlive the calls; the handler is one that may be
-    // called anywhere.
-    let done = unsafe {
-        let mut action: libc::sigaction = core::mem::zeroed();
-        action.sa_sigaction = tick as extern "C" fn(i32) as usize;
-        action.sa_flags = libc::SA_RESTART;
-        libc::sigaction(libc::SIGPROF, &raw const action, core::ptr::null_mut())
-            | libc::setitimer(libc::ITIMER_PROF, &raw const timer, core::ptr::null_mut())
-    };
-    if done != 0 {
-        bail!("there is no profiler's timer");
-    }
-    Ok(())
+    klp_os_linux_fixtures::profile(tick);
 }
 
 /// Runs coroutines by turns, which are suspended in the midst of `outer_yield` nearly all the time.

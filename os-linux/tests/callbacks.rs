@@ -147,19 +147,6 @@ fn a_patch_that_is_given_up_halfway_only_cleans_up() {
     livepatch().unload(patch).expect("it is disabled");
 }
 
-/// Whether any memory is mapped at `addr`.
-fn is_mapped(addr: u64) -> bool {
-    let maps = std::fs::read_to_string("/proc/self/maps").expect("there is a /proc");
-    maps.lines().any(|line| {
-        let (start, end) = line
-            .split_once(' ')
-            .and_then(|(range, _)| range.split_once('-'))
-            .expect("a range");
-        let number = |text| u64::from_str_radix(text, 16).expect("a number");
-        (number(start)..number(end)).contains(&addr)
-    })
-}
-
 #[test]
 fn a_patch_of_callbacks_only_lives_and_goes_as_others_do() {
     let _alone = alone();
@@ -168,10 +155,10 @@ fn a_patch_of_callbacks_only_lives_and_goes_as_others_do() {
         .expect("a patch object");
     enable(patch);
     assert_eq!(diary(), ["post_patch: (base) sees 0"]);
-    assert!(is_mapped(code_of_patch()));
+    assert!(is_memory(code_of_patch()));
     disable(patch);
     assert_eq!(diary(), ["post_unpatch: (base) sees 0"]);
-    assert!(is_mapped(code_of_patch()), "disabled is not unloaded");
+    assert!(is_memory(code_of_patch()), "disabled is not unloaded");
     livepatch().unload(patch).expect("it is disabled");
     // What becomes of its memory: removed.rs.
 }

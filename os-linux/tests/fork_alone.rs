@@ -37,17 +37,7 @@ fn main() {
     // A deadlock ends here.
     // SAFETY: no handler: it ends the process.
     unsafe { libc::alarm(60) };
-    on_signal(libc::SIGPROF, fork);
-    let often = libc::timeval {
-        tv_sec: 0,
-        tv_usec: 1000,
-    };
-    let timer = libc::itimerval {
-        it_interval: often,
-        it_value: often,
-    };
-    // SAFETY: the structure outlives the call.
-    unsafe { libc::setitimer(libc::ITIMER_PROF, &raw const timer, core::ptr::null_mut()) };
+    profile(fork);
     let patch = add_pair("interrupted");
     while FORKS.load(Ordering::Relaxed) < 200 {
         enable(patch);

@@ -8,6 +8,46 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+/// All mappings of this process, as they were at one moment, to be asked often.
+pub(crate) struct Maps {
+    /// Sorted.
+    all: Vec<Mapping>,
+    /// Where there is code, sorted.
+    code: Vec<Range<u64>>,
+}
+
+impl Maps {
+    /// # Errors
+    ///
+    /// Those of [`mappings`].
+    pub(crate) fn now() -> Result<Self, Error> {
+        // Where the kernel puts the code of probes (`xol_add_vma` in `kernel/events/uprobes.c`), at
+        // any moment: at the very end, so that nothing else is there.
+        const LAST_PAGE: Range<u64> = 0x7fff_ffff_e000..0x7fff_ffff_f000;
+        let all = mappings()?;
+        let code = all.iter().filter(|mapping| mapping.is_code());
+        let code = code.map(|mapping| mapping.range.clone());
+        let mut code: Vec<_> = code.chain([LAST_PAGE]).collect();
+        code.sort_unstable_by_key(|range| range.start);
+        Ok(Self { all, code })
+    }
+
+    /// The mapping that `addr` lies in.
+    pub(crate) fn at(&self, addr: u64) -> Option<&Mapping> {
+        let behind = self
+            .all
+            .partition_point(|mapping| mapping.range.start <= addr);
+        let mapping = self.all.get(behind.checked_sub(1)?)?;
+        (addr < mapping.range.end).then_some(mapping)
+    }
+
+    /// Whether there may be code at `addr`.
+    pub(crate) fn is_code(&self, addr: u64) -> bool {
+        let behind = self.code.partition_point(|range| range.start <= addr);
+        behind > 0 && addr < self.code[behind - 1].end
+    }
+}
+
 /// One mapping.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Mapping {

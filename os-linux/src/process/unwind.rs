@@ -11,14 +11,14 @@
 use super::context::Interrupted;
 use super::error::Error;
 use super::lock::Mutex;
-use super::maps::{self, Mapping};
+use super::maps::Maps;
 use super::objects::{Object, Objects};
 use super::peek::{CodePages, Copied, Memory, stack_memory};
 use super::stop::wait_outside;
 use super::ucontext;
 use alloc::sync::Arc;
 use core::cell::Cell;
-use core::ops::{ControlFlow, Range};
+use core::ops::ControlFlow;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use klp_arch_x86_64::calls;
@@ -90,40 +90,6 @@ pub struct Stacks {
     code: CodePages,
     /// What is mapped, in a round of looks in which somebody asked for it.
     maps: Mutex<Option<Arc<Maps>>>,
-}
-
-/// What is mapped.
-struct Maps {
-    /// Sorted.
-    all: Vec<Mapping>,
-    /// Where there is code, sorted.
-    code: Vec<Range<u64>>,
-}
-
-impl Maps {
-    fn new(all: Vec<Mapping>) -> Self {
-        // Where the kernel puts the code of probes (`xol_add_vma` in `kernel/events/uprobes.c`), at
-        // any moment: at the very end, so that nothing else is there.
-        const LAST_PAGE: Range<u64> = 0x7fff_ffff_e000..0x7fff_ffff_f000;
-        let code = all.iter().filter(|mapping| mapping.is_code());
-        let code = code.map(|mapping| mapping.range.clone());
-        let mut code: Vec<_> = code.chain([LAST_PAGE]).collect();
-        code.sort_unstable_by_key(|range| range.start);
-        Self { all, code }
-    }
-
-    /// Whether there may be code at `addr`.
-    fn is_code(&self, addr: u64) -> bool {
-        let behind = self.code.partition_point(|range| range.start <= addr);
-        behind > 0 && addr < self.code[behind - 1].end
-    }
-}
-
-/// The piece of memory that `addr` lies in.
-fn mapping(maps: &[Mapping], addr: u64) -> Option<&Mapping> {
-    let behind = maps.partition_point(|mapping| mapping.range.start <= addr);
-    let mapping = maps.get(behind.checked_sub(1)?)?;
-    (addr < mapping.range.end).then_some(mapping)
 }
 
 /// What walks look at. Both are sorted by address, and nothing in them overlaps.
@@ -247,7 +213,7 @@ impl Stacks {
     pub(crate) fn words(&self, sp: u64, visit: &mut dyn FnMut(u64) -> bool) -> Option<bool> {
         let (maps, memory) = (self.maps()?, Copied::new());
         let start = sp.next_multiple_of(8);
-        let end = mapping(&maps.all, start)?.range.end;
+        let end = maps.at(start)?.range.end;
         if end - start > MAX_GUESSED {
             return None;
         }
@@ -305,7 +271,7 @@ impl Stacks {
     fn maps(&self) -> Option<Arc<Maps>> {
         let mut known = self.maps.lock();
         if known.is_none() {
-            *known = Some(Arc::new(Maps::new(maps::mappings().ok()?)));
+            *known = Some(Arc::new(Maps::now().ok()?));
         }
         known.clone()
     }
