@@ -66,7 +66,7 @@ fn a_library_that_comes_or_goes_is_left_alone() {
             disable(patch);
         }
         assert!(
-            begin.elapsed() < Duration::from_secs(5),
+            begin.elapsed() < Duration::from_secs(30),
             "{gate}: nobody waits for the dynamic linker"
         );
         let status = in_child(|| {
@@ -93,7 +93,7 @@ fn a_library_that_comes_or_goes_is_left_alone() {
         .expect("it is known");
     assert_eq!(patched, Some(false), "in a destructor");
     assert!(
-        begin.elapsed() < Duration::from_secs(5),
+        begin.elapsed() < Duration::from_secs(30),
         "in a destructor: nobody waits for the dynamic linker"
     );
     write_byte(let_go);

@@ -159,6 +159,21 @@ fn in_terminal(mut command: Command) -> (String, i32) {
     )
 }
 
+/// What `run` shows when it shows `text`. All guests may go at once before anybody looks, and then
+/// there is nothing to watch: so it is tried again, after `back`.
+fn until_there_is(text: &str, run: impl Fn() -> String, back: impl Fn()) -> String {
+    let mut screen = run();
+    for _ in 0..20 {
+        if screen.contains(text) {
+            break;
+        }
+        back();
+        screen = run();
+    }
+    assert!(screen.contains(text), "no {text}: {screen}");
+    screen
+}
+
 /// As in the README: check, enable, watch it finish, status, disable.
 #[test]
 fn a_new_user_in_a_terminal() {
@@ -176,11 +191,17 @@ fn a_new_user_in_a_terminal() {
         "checking leaves nothing behind"
     );
 
-    let (screen, code) = server.terminal(&["enable", &patch]);
-    assert_eq!(code, 0, "{screen}");
-    assert!(
-        screen.contains("enabling 'greeter_fix' ["),
-        "a progress bar: {screen}"
+    let screen = until_there_is(
+        "enabling 'greeter_fix' [",
+        || {
+            let (screen, code) = server.terminal(&["enable", &patch]);
+            assert_eq!(code, 0, "{screen}");
+            screen
+        },
+        || {
+            assert_eq!(server.plain(&["disable", "greeter_fix"]).1, 0);
+            assert_eq!(server.plain(&["remove", "greeter_fix"]).1, 0);
+        },
     );
     assert!(screen.contains("threads switched"), "{screen}");
     assert!(
@@ -206,12 +227,18 @@ fn a_new_user_in_a_terminal() {
         ("no patch is in transition\r\n".into(), 0)
     );
 
-    let (screen, code) = server.terminal(&["disable", "greeter_fix", "--no-wait"]);
-    assert_eq!(code, 0, "{screen}");
-    assert!(screen.contains("being disabled"), "{screen}");
-    let (screen, code) = server.terminal(&["watch"]);
-    assert_eq!(code, 0, "{screen}");
-    assert!(screen.contains("disabling 'greeter_fix' ["), "{screen}");
+    let screen = until_there_is(
+        "disabling 'greeter_fix' [",
+        || {
+            let (screen, code) = server.terminal(&["disable", "greeter_fix", "--no-wait"]);
+            assert_eq!(code, 0, "{screen}");
+            assert!(screen.contains("'greeter_fix': "), "{screen}");
+            let (screen, code) = server.terminal(&["watch"]);
+            assert_eq!(code, 0, "{screen}");
+            screen
+        },
+        || assert_eq!(server.plain(&["enable", "greeter_fix"]).1, 0),
+    );
     assert!(
         screen.trim_end().ends_with("'greeter_fix': disabled"),
         "{screen}"
@@ -292,7 +319,9 @@ fn a_transition_that_is_held_back() {
 /// The same patch under another name, on top of the first.
 #[test]
 fn two_patches_as_one() {
-    let server = Server::start(600);
+    let (held, server) = (Server::start(600_000), Server::start(600));
+    // Let the threads get into the function.
+    std::thread::sleep(Duration::from_millis(200));
     let mut file = std::fs::read(&server.patch).expect("it was built");
     let (name, other) = (b"greeter_fix", b"greeter_two");
     while let Some(at) = file.windows(name.len()).position(|bytes| bytes == name) {
@@ -314,20 +343,20 @@ fn two_patches_as_one() {
         "the first is unloaded again"
     );
 
-    let (said, code) = server.plain(&["enable", both[0], both[1], "--no-wait"]);
+    let (said, code) = held.plain(&["enable", both[0], both[1], "--no-wait"]);
     assert_eq!(code, 0, "{said}");
     let moving = |name: &str, said: &str| said.contains(&format!("'{name}': being enabled, "));
     assert!(
         moving("greeter_fix", &said) && moving("greeter_two", &said),
         "{said}"
     );
-    let (said, code) = server.plain(&["reverse", "greeter_two"]);
+    let (said, code) = held.plain(&["reverse", "greeter_two"]);
     assert_eq!(
         (code, said.contains("'greeter_two': disabled")),
         (0, true),
         "{said}"
     );
-    let (said, code) = server.plain(&["enable", "greeter_fix", "greeter_two"]);
+    let (said, code) = server.plain(&["enable", both[0], both[1]]);
     assert!(
         code == 0 && said.ends_with("'greeter_fix': enabled\n'greeter_two': enabled\n"),
         "{said}"

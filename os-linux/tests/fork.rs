@@ -68,7 +68,7 @@ fn forks_of_busy_threads_do_no_harm() {
                 let status = in_child(|| {
                     let seen = pair(|| ());
                     // A transition may have been under way.
-                    livepatch().wait(Duration::from_secs(5)) && (seen == 111 || seen == 222)
+                    livepatch().wait(Duration::from_secs(30)) && (seen == 111 || seen == 222)
                 });
                 assert_eq!(status, 0);
             }
@@ -133,7 +133,7 @@ fn forks_beside_libraries_that_come_and_go() {
                     let opened = unsafe { livepatch().open_library(&path) };
                     opened.is_ok()
                         && is_mapped("libfork_module")
-                        && livepatch().wait(Duration::from_secs(5))
+                        && livepatch().wait(Duration::from_secs(30))
                 });
                 assert_eq!(status, 0);
             }
