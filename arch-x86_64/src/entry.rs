@@ -19,6 +19,7 @@ use klp_core::port::{Arch, Code, Entry, Intruder, OutOfReach};
 /// * one NOP of 5 to 15 bytes (`0f 1f 44 00 XX` and longer): GCC `-mnop-mcount`; LLVM and rustc for
 ///   patchable entries
 /// * five or more `90`: GCC `-fpatchable-function-entry=N`
+/// * such a pad in which five `90` have become one NOP, as the engine leaves it
 ///
 /// The jump takes the first five bytes of the NOP. Of the `90`s it takes, if there are enough, five
 /// that lie in one aligned word of eight bytes: such a word is stored and fetched at once (AMD64
@@ -33,6 +34,8 @@ const JMP_LEN: usize = 5;
 const WORD: u64 = 8;
 /// Bytes of a line of the cache.
 const LINE: u64 = 64;
+/// A NOP as long as a jump.
+const NOP_QUAD: [u8; JMP_LEN] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
 /// No instruction is longer.
 const MAX_INSN_LEN: usize = 15;
 
@@ -60,6 +63,9 @@ unsafe impl Arch for X86_64 {
         let singles = pad.iter().take_while(|&&byte| byte == NOP).count();
         let (first, end, split) = match long_nop(pad) {
             Some(len) if len >= JMP_LEN => (0, len, false),
+            None if singles > 0 && pad[singles..].starts_with(&NOP_QUAD) => {
+                (singles, singles + JMP_LEN, false)
+            }
             None if singles >= JMP_LEN => {
                 let fits = |first: &usize, unit: u64| {
                     let offset = at.wrapping_add((skip + first) as u64).get() % unit;
@@ -120,6 +126,10 @@ unsafe impl Arch for X86_64 {
                 Some(Intruder::Jump { at, to })
             }
         }
+    }
+
+    fn nop(len: u8) -> Option<Code> {
+        (usize::from(len) == JMP_LEN).then(|| Code::from_iter(NOP_QUAD))
     }
 
     /// `len` is one that [`entry`](Arch::entry) gave; no jump is shorter than 5 bytes, and a
@@ -210,12 +220,13 @@ mod tests {
 
     #[test]
     fn conforms() {
-        let pads: [&[u8]; 6] = [
+        let pads: [&[u8]; 7] = [
             &NOPL,
             &[0x0f, 0x1f, 0x44, 0x00, 0x08],
             &[NOP; 5],
             &[NOP; 16],
             &[0xf3, 0x0f, 0x1e, 0xfa, NOP, NOP, NOP, NOP, NOP],
+            &[NOP, NOP, 0x0f, 0x1f, 0x44, 0, 0],
             &[
                 0x66, 0x66, 0x66, 0x66, 0x66, 0x2e, 0x66, 0x0f, 0x1f, 0x84, 0x00, 0x00, 0x02, 0x00,
                 0x00,
@@ -267,6 +278,21 @@ mod tests {
             entry(&[&ENDBR64, &NOPL, &BODY]),
             Some(Entry {
                 skip: 4,
+                ..one(5).expect("an entry")
+            })
+        );
+        // As the engine leaves pads of single bytes.
+        assert_eq!(
+            entry(&[&ENDBR64, &[NOP; 4], &NOPL, &[NOP; 7], &BODY]),
+            Some(Entry {
+                skip: 8,
+                ..one(5).expect("an entry")
+            })
+        );
+        assert_eq!(
+            entry(&[&[NOP; 8], &NOPL, &BODY]),
+            Some(Entry {
+                skip: 8,
                 ..one(5).expect("an entry")
             })
         );

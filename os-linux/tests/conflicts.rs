@@ -33,23 +33,20 @@ fn place(name: &str, addr: u64, offset: usize) -> String {
     format!("{name}+{offset:#x}/{:#x}", function(addr).len())
 }
 
-/// With `bytes` at `offset` of `fx_value`, a patch of it is refused: `who` stands at that place.
-/// Nothing is changed.
+/// With `bytes` at `offset` of `func` (its name, address and new version), a patch of it is refused:
+/// `who` stands at that place. Nothing is changed.
 #[track_caller]
-fn refused(name: &str, offset: usize, bytes: &[u8], who: &str) {
-    let value = addr_of_fn!(fx_value);
-    let built = overwrite(value + offset as u64, bytes);
+fn refused(func: (&str, u64, u64), offset: usize, bytes: &[u8], who: &str) {
+    let (name, at, new) = func;
+    let built = overwrite(at + offset as u64, bytes);
     let before = text();
     let patch = add(
-        name,
-        &[
-            ("fx_first", 0, addr_of_fn!(fx_first_new)),
-            ("fx_value", 0, addr_of_fn!(fx_value_new)),
-        ],
+        "refused",
+        &[("fx_first", 0, addr_of_fn!(fx_first_new)), (name, 0, new)],
     );
     let message = format!(
-        "patch '{name}', object 'vmlinux', function 'fx_value': its entry is taken: {who} stands at {}",
-        place("fx_value", value, offset)
+        "patch 'refused', object 'vmlinux', function '{name}': its entry is taken: {who} stands at {}",
+        place(name, at, offset)
     );
     assert_eq!(findings(patch), [&*message]);
     let error = livepatch()
@@ -61,13 +58,9 @@ fn refused(name: &str, offset: usize, bytes: &[u8], who: &str) {
         livepatch().wait(Duration::ZERO),
         "no transition is under way"
     );
-    overwrite(value + offset as u64, &built);
-    // The same patch fits when they have let go.
-    enable(patch);
-    assert_eq!((fx_first(), fx_value()), (2, 2));
-    disable(patch);
-    livepatch().unload(patch).expect("it is disabled");
-    assert_eq!((fx_first(), fx_value()), (1, 1));
+    overwrite(at + offset as u64, &built);
+    assert!(findings(patch).is_empty(), "they have let go");
+    livepatch().unload(patch).expect("it is not enabled");
 }
 
 /// A jump to `to` for offset 0 of `fx_value`.
@@ -80,49 +73,54 @@ fn jump_to(to: u64) -> Vec<u8> {
 fn a_breakpoint_in_any_byte_that_would_be_overwritten() {
     let _alone = alone();
     livepatch();
+    // As it was built: no other test patches it.
+    let func = addr_of_fn!(fx_second);
     for offset in 0..5 {
         refused(
-            "breakpoint",
+            ("fx_second", func, addr_of_fn!(fx_second_new)),
             offset,
             &[INT3],
             "a breakpoint (of a debugger or probe)",
         );
     }
+    let patch = add("free", &[("fx_second", 0, addr_of_fn!(fx_second_new))]);
+    enable(patch);
+    assert_eq!(fx_second(), 2, "it fits when nobody is there");
+    disable(patch);
+    livepatch().unload(patch).expect("it is disabled");
+    assert_eq!(fx_second(), 1);
 }
 
 #[test]
 fn a_jump_or_call_is_named_with_where_it_leads() {
     let _alone = alone();
     livepatch();
+    let value = addr_of_fn!(fx_value);
+    let func = ("fx_value", value, addr_of_fn!(fx_value_new));
     let second = addr_of_fn!(fx_second);
     let to_second = place("fx_second", second, 0);
-    refused(
-        "jump",
-        0,
-        &jump_to(second),
-        &format!("a jump to {to_second}"),
-    );
+    refused(func, 0, &jump_to(second), &format!("a jump to {to_second}"));
     let far = X86_64::veneer(CodeAddr::new(0), CodeAddr::new(second));
-    refused("far", 0, &far, &format!("a jump to {to_second}"));
+    refused(func, 0, &far, &format!("a jump to {to_second}"));
     let mut call = jump_to(second + 1);
     call[0] = 0xe8;
     refused(
-        "call",
+        func,
         0,
         &call,
         &format!("a call of {}", place("fx_second", second, 1)),
     );
     refused(
-        "libc",
+        func,
         0,
         &X86_64::veneer(CodeAddr::new(0), CodeAddr::new(libc_at())),
         &format!("a jump to {}", libc()),
     );
     refused(
-        "code",
+        func,
         0,
-        &[0x55, 0x48, 0x89, 0xe5],
-        "foreign code 55 48 89 e5 90 90 90 90",
+        &[0x55, 0x48, 0x89, 0xe5, 0xcc, 0xcc, 0xcc, 0xcc],
+        "foreign code 55 48 89 e5 cc cc cc cc",
     );
 }
 

@@ -4,7 +4,7 @@ use core::ffi::c_void;
 use core::ptr;
 use klp_os_linux::process::Options;
 use klp_os_linux_fixtures::*;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Where in the pad the thread stands: at the last byte that is rewritten. A jump backwards has
@@ -14,6 +14,9 @@ const IN_PAD: u64 = 4;
 static GO_ON: AtomicBool = AtomicBool::new(false);
 static IN_HANDLER: AtomicBool = AtomicBool::new(false);
 static NEXT_SIGNAL: AtomicI32 = AtomicI32::new(0);
+/// The function whose pad it is. Each test has its own: a pad has several instructions only until it
+/// is rewritten for the first time.
+static FUNC: AtomicU64 = AtomicU64::new(0);
 
 type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut c_void);
 
@@ -41,11 +44,16 @@ fn install(signal: i32, handler: Handler, block: bool) {
     }
 }
 
-/// Makes the interrupted thread go on in the midst of `fx_value`'s pad.
+/// Where in the pad the thread stands.
+fn in_pad() -> u64 {
+    FUNC.load(Ordering::SeqCst) + IN_PAD
+}
+
+/// Makes the interrupted thread go on in the midst of the pad.
 fn go_into_pad(ucontext: *mut c_void) {
     // SAFETY: it is a signal handler's argument.
     let ucontext = unsafe { &mut *ucontext.cast::<libc::ucontext_t>() };
-    ucontext.uc_mcontext.gregs[libc::REG_RIP as usize] = (addr_of_fn!(fx_value) + IN_PAD) as i64;
+    ucontext.uc_mcontext.gregs[libc::REG_RIP as usize] = in_pad() as i64;
 }
 
 fn wait_for(flag: &AtomicBool) {
@@ -67,7 +75,7 @@ extern "C" fn wait_in_pad(_: i32, _: *mut libc::siginfo_t, ucontext: *mut c_void
         unsafe { (*ucontext.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] };
     assert_eq!(
         pc as u64,
-        addr_of_fn!(fx_value) + IN_PAD,
+        in_pad(),
         "the thread was to be interrupted in the pad"
     );
     IN_HANDLER.store(true, Ordering::SeqCst);
@@ -101,13 +109,20 @@ extern "C" fn into_pad_late(_: i32, _: *mut libc::siginfo_t, ucontext: *mut c_vo
 
 fn first_byte() -> u8 {
     // SAFETY: code can be read.
-    unsafe { ptr::read_volatile(addr_of_fn!(fx_value) as *const u8) }
+    unsafe { ptr::read_volatile(FUNC.load(Ordering::SeqCst) as *const u8) }
+}
+
+/// All of a function's pad that is rewritten.
+fn pad(func: u64) -> [u8; 5] {
+    // SAFETY: code can be read.
+    unsafe { ptr::read_volatile(func as *const [u8; 5]) }
 }
 
 #[test]
 fn a_thread_interrupted_in_a_pad_goes_on_behind_it() {
     let _alone = alone();
     let patch = add("nested", &[("fx_value", 0, addr_of_fn!(fx_value_new))]);
+    FUNC.store(addr_of_fn!(fx_value), Ordering::SeqCst);
     IN_HANDLER.store(false, Ordering::SeqCst);
     NEXT_SIGNAL.store(libc::SIGUSR2, Ordering::SeqCst);
     GO_ON.store(false, Ordering::SeqCst);
@@ -140,7 +155,8 @@ fn a_thread_interrupted_in_a_pad_goes_on_behind_it() {
 #[test]
 fn a_thread_that_stands_in_a_pad_goes_on_behind_it() {
     let _alone = alone();
-    let patch = add("direct", &[("fx_value", 0, addr_of_fn!(fx_value_new))]);
+    let patch = add("direct", &[("fx_first", 0, addr_of_fn!(fx_first_new))]);
+    FUNC.store(addr_of_fn!(fx_first), Ordering::SeqCst);
     IN_HANDLER.store(false, Ordering::SeqCst);
     GO_ON.store(false, Ordering::SeqCst);
     install(libc::SIGUSR1, into_pad_late, true);
@@ -161,7 +177,22 @@ fn a_thread_that_stands_in_a_pad_goes_on_behind_it() {
         "the old body has run"
     );
     settle(patch);
-    assert_eq!(fx_value(), 2);
+    assert_eq!(fx_first(), 2);
     disable(patch);
+    livepatch().unload(patch).expect("it is disabled");
+}
+
+#[test]
+fn a_pad_that_was_rewritten_once_is_a_single_instruction_from_then_on() {
+    let _alone = alone();
+    let func = addr_of_fn!(fx_second);
+    assert_eq!(pad(func), [0x90; 5], "as it was built");
+    let patch = add("once", &[("fx_second", 0, addr_of_fn!(fx_second_new))]);
+    for _ in 0..3 {
+        enable(patch);
+        assert_eq!(fx_second(), 2);
+        disable(patch);
+        assert_eq!((pad(func), fx_second()), ([0x0f, 0x1f, 0x44, 0, 0], 1));
+    }
     livepatch().unload(patch).expect("it is disabled");
 }

@@ -144,6 +144,15 @@ pub unsafe trait Arch: 'static {
     /// entry. For people to read, so a doubt is `None`.
     fn intruder(at: CodeAddr, bytes: &[u8]) -> Option<Intruder>;
 
+    /// An instruction of `len` bytes that does nothing. An [entry](Entry) that is
+    /// [split](Entry::split) is left with it once nothing is patched any more, so that the next
+    /// change finds a single instruction there; [`entry`](Arch::entry) recognises what comes of it.
+    /// `None`: such an entry is put back as it was built.
+    fn nop(len: u8) -> Option<Code> {
+        let _ = len;
+        None
+    }
+
     /// A jump of exactly `len` bytes at `at` to `to`, as a single instruction (padding behind it
     /// may follow: it is never reached).
     ///

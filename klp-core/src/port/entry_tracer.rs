@@ -109,8 +109,10 @@ impl State {
 struct Site {
     at: CodeAddr,
     entry: Entry,
-    /// The entry as it was built.
+    /// The entry as it was found.
     built: Code,
+    /// The entry as it is left when nothing is patched any more.
+    rest: Code,
     /// The entry as it is now.
     now: Code,
     /// Slots that lead on from here, one for each place that this site ever led to.
@@ -120,6 +122,11 @@ struct Site {
 impl Site {
     fn body(&self) -> CodeAddr {
         self.at.wrapping_add(self.entry.resume.into())
+    }
+
+    /// Whether the original function runs.
+    fn is_original(&self) -> bool {
+        self.now == self.built || self.now == self.rest
     }
 
     /// Whether the entry is a jump to `slot` now.
@@ -288,12 +295,17 @@ impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
         let mut plan = Plan {
             site: routing.site,
             at: site.at,
-            bytes: site.built.clone(),
+            bytes: site.rest.clone(),
             resume: site.body(),
             fill: None,
         };
         let onward = match routing.to {
-            Route::Original => return Ok(plan),
+            Route::Original => {
+                if site.is_original() {
+                    plan.bytes = site.now.clone();
+                }
+                return Ok(plan);
+            }
             Route::Handler(arg) => Onward::Stub(arg.get()),
             Route::Direct(to) => Onward::Func(to),
         };
@@ -324,7 +336,7 @@ impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
                 old: &site.now,
                 new: &plan.bytes,
                 resume: plan.resume,
-                split: site.entry.split && site.now == site.built,
+                split: site.entry.split && site.now == site.built && site.now != site.rest,
                 body: site.body(),
             }
         }));
@@ -468,9 +480,11 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
             .by_addr
             .try_reserve(1)
             .map_err(|_| TracerError::OutOfMemory)?;
+        let rest = if entry.split { A::nop(entry.len) } else { None };
         let site = Site {
             at: recorded.wrapping_add(entry.skip.into()),
             entry,
+            rest: rest.unwrap_or_else(|| built.clone()),
             now: built.clone(),
             built,
             slots: Vec::new(),
@@ -534,7 +548,7 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
         let known = &mut sites[site.0 as usize];
         // A site that could not be routed back leads somewhere, and keeps what it leads through. So
         // it does without memory for the list.
-        if known.now != known.built || vacant.try_reserve(1).is_err() {
+        if !known.is_original() || vacant.try_reserve(1).is_err() {
             return;
         }
         for slot in core::mem::take(&mut known.slots) {

@@ -76,16 +76,12 @@ pub(crate) fn layers(arg: u64) -> Vec<CodeAddr> {
 impl World {
     pub(super) fn lead(&self, function: &Function) -> Lead {
         let site = function.range.start();
-        let built = match function.pad {
-            Pad::Split => Insn::ShortNop,
-            Pad::Whole | Pad::None => Insn::Nop,
-        };
-        let word = self.memory.word(site);
-        if function.pad == Pad::None || word == built.encode() {
-            return Lead::Original;
-        }
-        let Some(Insn::Jump(to)) = Insn::decode(word) else {
-            return Lead::Broken;
+        let insn = Insn::decode(self.memory.word(site));
+        let to = match (function.pad, insn) {
+            (Pad::None, _) | (_, Some(Insn::Nop)) => return Lead::Original,
+            (Pad::Split, Some(Insn::ShortNop)) => return Lead::Original,
+            (_, Some(Insn::Jump(to))) => to,
+            _ => return Lead::Broken,
         };
         if self.code_at(to).is_some() {
             return Lead::Direct(to);

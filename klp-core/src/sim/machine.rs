@@ -109,6 +109,10 @@ unsafe impl Arch for SimArch {
         }
     }
 
+    fn nop(_len: u8) -> Option<Code> {
+        Some(Self::code(&[Insn::Nop]))
+    }
+
     fn jump(at: CodeAddr, to: CodeAddr, _len: u8) -> Result<Code, OutOfReach> {
         if at.distance_to(to).unsigned_abs() > Self::REACH {
             return Err(OutOfReach { from: at, to });

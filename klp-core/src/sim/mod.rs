@@ -53,7 +53,7 @@ use alloc::vec::Vec;
 use chance::Noise;
 use core::any::TypeId;
 use inspect::Lead;
-use machine::SimArch;
+use machine::{Insn, SimArch};
 use object::REST;
 use relocator::SimRelocator;
 use shared::Shared;
@@ -495,7 +495,7 @@ impl SimOs {
     pub fn map_foreign(&self, name: &str, place: TextRange) {
         let mut world = self.shared.world();
         let bytes = (0..place.len() / machine::INSN)
-            .flat_map(|_| machine::Insn::Body.encode())
+            .flat_map(|_| Insn::Body.encode())
             .collect();
         world.memory.map(place.start(), bytes);
         world.define(name, place, None, None, None);
@@ -631,8 +631,15 @@ impl SimOs {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let world = self.shared.world();
+        let mut memory = world.memory.clone();
+        for function in &world.functions {
+            let site = function.range.start();
+            if function.pad == Pad::Split && memory.word(site) == Insn::Nop.encode() {
+                memory.write(site, &Insn::ShortNop.encode());
+            }
+        }
         Snapshot {
-            memory: world.memory.clone(),
+            memory,
             tasks: world
                 .tasks
                 .iter()
@@ -642,7 +649,8 @@ impl SimOs {
     }
 }
 
-/// Text byte for byte, memory that was handed out, tasks with states and stacks.
+/// Text byte for byte, memory that was handed out, tasks with states and stacks. Pads of several
+/// instructions are as they were built, also where the tracer has left one that does the same.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Snapshot {
     memory: memory::Memory,

@@ -10,9 +10,11 @@
 //!                     arithmetic flags mean nothing there). Then every core was serialised, and
 //!                     every thread was seen outside of the four bytes behind the first one
 //!   e9 xx xx xx xx    one store of eight bytes
+//!   0f 1f 44 00 00    the same, when nothing is patched any more: one instruction, so that the next
+//!                     change is one store again, and nobody need be seen outside of it
 //! ```
 //!
-//! All other changes, from a single instruction to anything, are that last store alone. The five
+//! All other changes, from a single instruction to anything, are one store of eight bytes. The five
 //! bytes lie in one aligned word if [`Arch::entry`](klp_core::port::Arch::entry) found such a place,
 //! else at least in one line of the cache; where they do not, the change is refused. The processor
 //! makes one access of a locked store within a line (Intel SDM volume 3, 9.1; it fetches lines as a
