@@ -14,6 +14,18 @@ pub(crate) struct Maps {
     all: Vec<Mapping>,
     /// Where there is code, sorted.
     code: Vec<Range<u64>>,
+    /// A bit for each block of addresses in which there may be code, several blocks to a bit: most
+    /// words are told from addresses of code by it.
+    blocks: [u64; BLOCKS / 64],
+}
+
+/// Bits of [`Maps::blocks`].
+const BLOCKS: usize = 4096;
+
+/// Which bit stands for the 2 MiB that `addr` is in: its place in the array, and its value.
+fn block(addr: u64) -> (usize, u64) {
+    let number = (addr >> 21).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52;
+    (number as usize / 64 % (BLOCKS / 64), 1 << (number % 64))
 }
 
 impl Maps {
@@ -29,7 +41,14 @@ impl Maps {
         let code = code.map(|mapping| mapping.range.clone());
         let mut code: Vec<_> = code.chain([LAST_PAGE]).collect();
         code.sort_unstable_by_key(|range| range.start);
-        Ok(Self { all, code })
+        let mut blocks = [0; BLOCKS / 64];
+        for range in &code {
+            for addr in (range.start >> 21 << 21..range.end).step_by(1 << 21) {
+                let (place, bit) = block(addr);
+                blocks[place] |= bit;
+            }
+        }
+        Ok(Self { all, code, blocks })
     }
 
     /// The mapping that `addr` lies in.
@@ -43,6 +62,10 @@ impl Maps {
 
     /// Whether there may be code at `addr`.
     pub(crate) fn is_code(&self, addr: u64) -> bool {
+        let (place, bit) = block(addr);
+        if self.blocks[place] & bit == 0 {
+            return false;
+        }
         let behind = self.code.partition_point(|range| range.start <= addr);
         behind > 0 && addr < self.code[behind - 1].end
     }

@@ -56,6 +56,10 @@ fn is_marked(space: &Space, func: TextRange) -> bool {
 
 /// Whether the symbol `name` is of a function of the engine's crates.
 fn is_engine(name: &str) -> bool {
+    // All of them are mangled.
+    if !name.starts_with('_') {
+        return false;
+    }
     let mut start = Start::default();
     // It fails when it has seen enough.
     let _ = write!(start, "{:#}", rustc_demangle::demangle(name));

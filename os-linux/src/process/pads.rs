@@ -150,7 +150,7 @@ impl Look for Pads<'_> {
             return FromOutside::Stop;
         };
         let is_pad = |word| self.body(word).is_some();
-        let none = self.stacks.words(sleeper.sp(), &mut |word| !is_pad(word));
+        let none = self.stacks.words(sleeper.sp(), |word| !is_pad(word));
         FromOutside::or_stop(none == Some(true) && sleeper.still_sleeps())
     }
 

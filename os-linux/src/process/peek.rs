@@ -69,9 +69,10 @@ impl<R: Fn(u64) -> bool> Memory<R> {
 /// Memory that others may unmap while it is read, as the stack of a thread that may wake up at any
 /// moment: the kernel copies it.
 pub(crate) struct Copied {
-    /// The page that was copied last, by its number.
-    page: Cell<Option<u64>>,
-    words: [Cell<u64>; WORDS],
+    /// The address of the first word that was copied last, and how many could be.
+    from: Cell<u64>,
+    len: Cell<usize>,
+    words: [Cell<u64>; 2 * WORDS],
 }
 
 /// Words of a page.
@@ -80,26 +81,52 @@ const WORDS: usize = (sys::PAGE / 8) as usize;
 impl Copied {
     pub(crate) fn new() -> Self {
         Self {
-            page: Cell::new(None),
-            words: [const { Cell::new(0) }; WORDS],
+            from: Cell::new(0),
+            len: Cell::new(0),
+            words: [const { Cell::new(0) }; 2 * WORDS],
         }
     }
 
+    /// Begins with what lies above `sp` and below `end`: often enough that is all that is ever asked
+    /// for.
+    pub(crate) fn stack(sp: u64, end: u64) -> Self {
+        let (new, from) = (Self::new(), sp / 8 * 8);
+        new.copy(
+            from,
+            usize::try_from((end - from) / 8).unwrap_or(usize::MAX),
+        );
+        new
+    }
+
+    /// Copies at most `len` words.
+    fn copy(&self, from: u64, len: usize) {
+        let room = self.words.get(..len).unwrap_or(&self.words);
+        self.len.set(sys::copy(from, room) / 8);
+        self.from.set(from);
+    }
+
     /// The eight bytes at `addr`, which must be a multiple of eight.
+    #[inline]
     pub(crate) fn read(&self, addr: u64) -> Option<u64> {
-        let page = addr / sys::PAGE;
-        if addr % 8 != 0 {
-            return None;
-        }
-        if self.page.get() != Some(page) {
-            self.page.set(None);
-            if !sys::copy(page * sys::PAGE, &self.words) {
-                return None;
-            }
-            self.page.set(Some(page));
-        }
-        let word = self.words.get((addr % sys::PAGE / 8) as usize)?;
-        Some(word.get())
+        self.known(addr).or_else(|| {
+            self.copy(addr / sys::PAGE * sys::PAGE, usize::MAX);
+            self.known(addr)
+        })
+    }
+
+    /// Some words from `addr` on, one at least, which must be a multiple of eight; `None` if it
+    /// cannot be read.
+    pub(crate) fn words(&self, addr: u64) -> Option<impl Iterator<Item = u64>> {
+        self.read(addr)?;
+        let from = usize::try_from((addr - self.from.get()) / 8).ok()?;
+        Some(self.words.get(from..self.len.get())?.iter().map(Cell::get))
+    }
+
+    fn known(&self, addr: u64) -> Option<u64> {
+        let offset = addr.wrapping_sub(self.from.get());
+        let index = usize::try_from(offset / 8).ok()?;
+        let known = self.words.get(..self.len.get())?;
+        known.get(index).filter(|_| offset % 8 == 0).map(Cell::get)
     }
 
     /// The `len` bytes at `addr`.
@@ -109,58 +136,75 @@ impl Copied {
     }
 }
 
-/// Pages of code that were found readable in this round of looks at threads: most threads have
-/// called the same code.
+/// What was found in this round of looks at threads: most threads have called the same code. No
+/// address 0 is ever found.
 ///
-/// Between rounds it is closed, and every page is asked for.
-pub(crate) struct CodePages {
+/// Between rounds it is closed, and nothing is known.
+pub(crate) struct Known<const SLOTS: usize> {
     open: AtomicBool,
-    /// Each at its number modulo the length. No code is in page 0.
-    pages: [AtomicU64; 64],
+    /// Each at its place, or at one of the next few.
+    found: [AtomicU64; SLOTS],
 }
 
-impl Default for CodePages {
+impl<const SLOTS: usize> Default for Known<SLOTS> {
     fn default() -> Self {
         Self {
             open: AtomicBool::new(false),
-            pages: [const { AtomicU64::new(0) }; 64],
+            found: [const { AtomicU64::new(0) }; SLOTS],
         }
     }
 }
 
-impl CodePages {
-    fn slot(&self, page: u64) -> &AtomicU64 {
-        &self.pages[page as usize % self.pages.len()]
+impl<const SLOTS: usize> Known<SLOTS> {
+    /// Whether it was found before, or is found by `look` now.
+    pub(crate) fn or_look(&self, what: u64, look: impl FnOnce() -> bool) -> bool {
+        let open = self.open.load(Ordering::Relaxed);
+        if open
+            && what != 0
+            && self
+                .slots(what)
+                .any(|slot| slot.load(Ordering::Relaxed) == what)
+        {
+            return true;
+        }
+        let found = look();
+        if found && open {
+            let free = self
+                .slots(what)
+                .find(|slot| slot.load(Ordering::Relaxed) == 0);
+            let slot = free.or_else(|| self.slots(what).next());
+            slot.inspect(|slot| slot.store(what, Ordering::Relaxed));
+        }
+        found
     }
 
-    fn is_readable(&self, page: u64) -> bool {
-        if self.open.load(Ordering::Relaxed) && self.slot(page).load(Ordering::Relaxed) == page {
-            return page != 0;
-        }
-        let readable = sys::readable(page * sys::PAGE);
-        if readable {
-            self.slot(page).store(page, Ordering::Relaxed);
-        }
-        readable
-    }
-
-    /// The memory of code.
-    pub(crate) fn memory(&self) -> Memory<impl Fn(u64) -> bool> {
-        Memory::new(|page| self.is_readable(page))
+    /// Where `what` may be.
+    fn slots(&self, what: u64) -> impl Iterator<Item = &AtomicU64> {
+        let place = what.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        (place..place + 4).map(|at| &self.found[at as usize % SLOTS])
     }
 
     /// Begins a round, which ends when the answer is dropped.
     pub(crate) fn round(&self) -> impl Drop + '_ {
-        struct Round<'a>(&'a CodePages);
+        struct Round<'a>(&'a AtomicBool);
         impl Drop for Round<'_> {
             fn drop(&mut self) {
-                self.0.open.store(false, Ordering::Relaxed);
+                self.0.store(false, Ordering::Relaxed);
             }
         }
-        self.pages
-            .iter()
-            .for_each(|page| page.store(0, Ordering::Relaxed));
+        let found = self.found.iter();
+        found.for_each(|slot| slot.store(0, Ordering::Relaxed));
         self.open.store(true, Ordering::Relaxed);
-        Round(self)
+        Round(&self.open)
+    }
+}
+
+/// Pages of code that can be read.
+pub(crate) type CodePages = Known<64>;
+
+impl CodePages {
+    /// The memory of code.
+    pub(crate) fn memory(&self) -> Memory<impl Fn(u64) -> bool> {
+        Memory::new(|page| self.or_look(page, || sys::readable(page * sys::PAGE)))
     }
 }

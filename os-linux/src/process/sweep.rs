@@ -142,8 +142,8 @@ impl Scan<'_> {
 
     /// Looks at the stack from `sp` on, as far as it can be read.
     fn hold_from(&self, sp: u64) {
-        let memory = Copied::new();
-        let end = self.end_of_mapping(sp).unwrap_or(0);
+        let end = self.end_of_mapping(sp).unwrap_or(sp);
+        let memory = Copied::stack(sp, end);
         let words = (sp.next_multiple_of(8)..end).step_by(8);
         hold(self.retired, words.map_while(|at| memory.read(at)));
     }

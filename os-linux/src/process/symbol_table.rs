@@ -160,8 +160,10 @@ impl SymbolTable {
     pub(crate) fn function_at(&self, addr: u64) -> Option<&Symbol> {
         let functions = self.functions();
         let behind = functions.partition_point(|&(start, _)| start <= addr);
-        let (start, _) = *functions.get(behind.checked_sub(1)?)?;
-        let symbol = self.functions_from(start).next()?;
+        let before = functions.get(..behind)?;
+        let start = before.last()?.0;
+        let same = before.iter().rev().take_while(|(each, _)| *each == start);
+        let symbol = self.symbols.get(same.last()?.1)?;
         (addr < symbol.addr.saturating_add(symbol.len)).then_some(symbol)
     }
 
@@ -202,7 +204,8 @@ impl SymbolTable {
     }
 
     fn front(&self, &(index, len): &(usize, usize)) -> Option<&[u8]> {
-        self.full_name(&self.symbols[index]).get(..len)
+        let start = self.symbols.get(index)?.name as usize;
+        self.names.get(start..start.checked_add(len)?)
     }
 
     fn relatives<'a>(

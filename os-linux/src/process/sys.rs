@@ -218,23 +218,37 @@ pub(crate) fn readable(addr: u64) -> bool {
     result == 0 || errno() == libc::EINVAL
 }
 
-/// Copies the memory of this process at `from`, all of it or nothing. Says whether that was
-/// possible.
-pub(crate) fn copy(from: u64, into: &[Cell<u64>]) -> bool {
+/// Copies the memory of this process at `from`, up to the first page that cannot be read; says how
+/// many bytes that were.
+pub(crate) fn copy(from: u64, into: &[Cell<u64>]) -> usize {
+    let vector = |base: *mut libc::c_void, len| libc::iovec {
+        iov_base: base,
+        iov_len: len,
+    };
     let len = size_of_val(into);
-    let local = libc::iovec {
-        iov_base: into.as_ptr().cast_mut().cast(),
-        iov_len: len,
-    };
-    let remote = libc::iovec {
-        iov_base: from as *mut libc::c_void,
-        iov_len: len,
-    };
+    let local = vector(into.as_ptr().cast_mut().cast(), len);
+    // The kernel splits no element, so each ends with its page.
+    let first = len.min((PAGE - from % PAGE) as usize);
+    let second = (len - first).min(PAGE as usize);
+    let third = len - first - second;
+    let at = |offset: usize| from.wrapping_add(offset as u64) as *mut libc::c_void;
+    let remote = [
+        vector(at(0), first),
+        vector(at(first), second),
+        vector(at(first + second), third),
+    ];
     // SAFETY: the kernel checks what it reads, and writes to cells, which are as long as said.
     let copied = unsafe {
-        libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0)
+        libc::process_vm_readv(
+            libc::getpid(),
+            &raw const local,
+            1,
+            remote.as_ptr(),
+            remote.len() as libc::c_ulong,
+            0,
+        )
     };
-    usize::try_from(copied) == Ok(len)
+    usize::try_from(copied).unwrap_or(0)
 }
 
 /// What signals the calling thread blocks, changed for as long as this lives.

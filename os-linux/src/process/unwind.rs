@@ -13,12 +13,12 @@ use super::error::Error;
 use super::lock::Mutex;
 use super::maps::Maps;
 use super::objects::{Object, Objects};
-use super::peek::{CodePages, Copied, Memory, stack_memory};
+use super::peek::{CodePages, Copied, Known, Memory, stack_memory};
 use super::stop::wait_outside;
 use super::ucontext;
 use alloc::sync::Arc;
 use core::cell::Cell;
-use core::ops::ControlFlow;
+use core::ops::{ControlFlow, Range};
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use klp_arch_x86_64::calls;
@@ -88,6 +88,8 @@ pub struct Stacks {
     /// See [`foot`]; 0: not known.
     foot: AtomicU64,
     code: CodePages,
+    /// Return addresses that are not [dubious](Stacks::is_dubious).
+    plain: Known<256>,
     /// What is mapped, in a round of looks in which somebody asked for it.
     maps: Mutex<Option<Arc<Maps>>>,
 }
@@ -175,11 +177,11 @@ impl Stacks {
         self.walks.store(0, Ordering::SeqCst);
     }
 
-    /// Begins a round of looks at threads, which ends when the answer is dropped: in it, code that
-    /// was found readable once is taken to stay so.
-    pub(crate) fn round(&self) -> impl Drop + '_ {
+    /// Begins a round of looks at threads, which ends when the answer is dropped: in it, what was
+    /// found once is taken to stay so: code that is readable, return addresses that are plain.
+    pub(crate) fn round(&self) -> (impl Drop + '_, impl Drop + '_) {
         *self.maps.lock() = None;
-        self.code.round()
+        (self.code.round(), self.plain.round())
     }
 
     /// Walks from `regs`; `seen` is told of every word of the stack that is read, with its address.
@@ -210,36 +212,32 @@ impl Stacks {
 
     /// Visits the words of a sleeping thread's stack above `sp`, up to the first of which `visit`
     /// says `false`; says whether that was all of them. `None`: they cannot be read.
-    pub(crate) fn words(&self, sp: u64, visit: &mut dyn FnMut(u64) -> bool) -> Option<bool> {
-        let (maps, memory) = (self.maps()?, Copied::new());
-        let start = sp.next_multiple_of(8);
-        let end = maps.at(start)?.range.end;
-        if end - start > MAX_GUESSED {
-            return None;
-        }
-        for addr in (start..end).step_by(8) {
-            if !visit(memory.read(addr)?) {
-                return Some(false);
-            }
-        }
-        Some(true)
+    pub(crate) fn words(&self, sp: u64, visit: impl FnMut(u64) -> bool) -> Option<bool> {
+        let end = self.end(sp)?;
+        words(&Copied::stack(sp, end), sp..end, visit)
     }
 
-    /// Visits every word of the stack above `sp` that is the address of code, as a return address.
+    /// Where the mapping ends that `sp` is in.
+    fn end(&self, sp: u64) -> Option<u64> {
+        Some(self.maps()?.at(sp)?.range.end)
+    }
+
+    /// Visits every word of the `stack` that is the address of code, as a return address.
     /// `None`: they cannot be read.
     fn guess(
         &self,
-        sp: u64,
+        memory: &Copied,
+        stack: Range<u64>,
         visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
     ) -> Option<Result<(), Unreliable>> {
         let maps = self.maps()?;
         let mut doubt = None;
-        self.words(sp, &mut |word| {
+        words(memory, stack, |word| {
             let pc = CodeAddr::new(word);
             if !maps.is_code(word) {
                 return true;
             }
-            if self.is_dubious(pc) {
+            if !self.plain.or_look(word, || !self.is_dubious(pc)) {
                 doubt = Some(Unreliable {
                     at: pc,
                     why: Doubt::NoTable,
@@ -328,7 +326,16 @@ unsafe impl Unwinder for Stacks {
         if !stopped.sleeps {
             return self.walk_seeing(&stopped.regs, |_, _| (), visit);
         }
-        let memory = Copied::new();
+        let sp = stopped.regs.rsp;
+        let Some(end) = self.end(sp) else {
+            stopped.inexact.set(true);
+            stopped.incomplete.set(true);
+            return Err(Unreliable {
+                at: CodeAddr::new(stopped.regs.rip),
+                why: Doubt::Corrupt,
+            });
+        };
+        let memory = Copied::stack(sp, end);
         let read = |addr| memory.read(addr);
         let walked =
             self.during_walk(|rule| unwind::walk(stopped.regs, MAX_FRAMES, rule, read, visit));
@@ -339,7 +346,8 @@ unsafe impl Unwinder for Stacks {
         match walked {
             // As it would be for want of a register.
             Err(doubt) if doubt.why == Doubt::Corrupt => {
-                self.guess(stopped.regs.rsp, visit).unwrap_or(Err(doubt))
+                let guessed = self.guess(&memory, sp..end, visit);
+                guessed.unwrap_or(Err(doubt))
             }
             walked => walked,
         }
@@ -354,6 +362,26 @@ unsafe impl Unwinder for Stacks {
         }
         self.with_tables(|set| called(set?, &self.code, frame.pc))
     }
+}
+
+/// Visits words of a stack, as [`Stacks::words`] does, that are read from `memory`.
+fn words(memory: &Copied, stack: Range<u64>, mut visit: impl FnMut(u64) -> bool) -> Option<bool> {
+    let mut addr = stack.start.next_multiple_of(8);
+    if stack.end - addr > MAX_GUESSED {
+        return None;
+    }
+    while addr < stack.end {
+        for word in memory.words(addr)? {
+            if !visit(word) {
+                return Some(false);
+            }
+            addr += 8;
+            if addr >= stack.end {
+                break;
+            }
+        }
+    }
+    Some(true)
 }
 
 /// What was called by the call that ends at `return_address`, if its bytes tell.
