@@ -151,7 +151,17 @@ impl Look for Pads<'_> {
         };
         let is_pad = |word| self.body(word).is_some();
         let none = self.stacks.words(sleeper.sp(), |word| !is_pad(word));
-        FromOutside::or_stop(none == Some(true) && sleeper.still_sleeps())
+        // Memory around the stack may hold anything.
+        let none = none == Some(true) || {
+            let mut none = true;
+            let regs = *sleeper.stopped().regs();
+            let walked = self.stacks.walk_asleep(&regs, &mut |frame| {
+                none &= !(frame.kind == FrameKind::Interrupted && is_pad(frame.pc.get()));
+                ControlFlow::Continue(())
+            });
+            walked.is_ok() && none
+        };
+        FromOutside::or_stop(none && sleeper.still_sleeps())
     }
 
     fn look(&self, _: usize, thread: &mut Interrupted<'_>, _: &Record) -> bool {

@@ -2,12 +2,13 @@
 //!
 //! A record is made at the thread's first handled call (or first stop signal) by the thread itself,
 //! or before that by a scan on its behalf; there is never more than one per thread id. Records live
-//! in chunks that are never unmapped. All but the fields of a record change under one
+//! in chunks that are never unmapped. Whoever runs with another thread's variables, as a child of
+//! `vfork`, counts as that thread. All but the fields of a record change under one
 //! [`SignalLock`], so that a signal or entry handler may join at any time.
 
 use super::lock::{Guard, SignalLock};
 use super::slots::{Pool, Slot};
-use super::sys::{Errno, KeepErrno, gettid, map_zeroed, nap, thread_exists};
+use super::sys::{Errno, KeepErrno, gettid, map_zeroed, nap, thread_exists, tid_of_variables};
 use super::tls;
 use core::ptr;
 use core::sync::atomic::{
@@ -333,7 +334,7 @@ fn join() -> &'static Record {
     let record = {
         let mut registry = registry();
         registry.joined += 1;
-        let record = registry.enter(gettid());
+        let record = registry.enter(tid_of_variables());
         if record.owned.swap(true, Ordering::Relaxed) {
             // The owner was another thread with this id, which has ended: only its state is
             // inherited.

@@ -341,6 +341,11 @@ extern "C" fn on_signal(_signal: i32, _info: *mut libc::siginfo_t, ucontext: *mu
     let _errno = KeepErrno::new();
     INSIDE.fetch_add(1, Ordering::SeqCst);
     let record = records::current();
+    // Who runs with another thread's variables is not that thread.
+    if record.tid() != sys::gettid() {
+        INSIDE.fetch_sub(1, Ordering::SeqCst);
+        return;
+    }
     let sent = record.signalled.swap(0, Ordering::SeqCst);
     // SAFETY: a round that is published lives until this handler has counted itself out.
     if let Some(stop) = unsafe { STOP.load(Ordering::SeqCst).as_ref() } {

@@ -251,6 +251,21 @@ pub(crate) fn copy(from: u64, into: &[Cell<u64>]) -> usize {
     usize::try_from(copied).unwrap_or(0)
 }
 
+/// The id of the thread whose thread-local variables the calling one has. It is its own, but for
+/// whoever runs on another one's behalf: a child of `vfork`, or of a `clone` that shares memory and
+/// gives it no thread pointer of its own.
+pub(crate) fn tid_of_variables() -> u32 {
+    // The C library's word, as the kernel encodes it (`include/linux/posix-timers.h`).
+    const KIND: libc::clockid_t = 6;
+    let mut clock = 0;
+    // SAFETY: the thread is there, and the number is written.
+    let told = unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &raw mut clock) };
+    match u32::try_from(!(clock >> 3)) {
+        Ok(tid) if told == 0 && clock & 7 == KIND && tid != 0 => tid,
+        _ => gettid(),
+    }
+}
+
 /// What signals the calling thread blocks, changed for as long as this lives.
 pub(crate) struct SignalMask {
     /// `None`: it could not be changed.

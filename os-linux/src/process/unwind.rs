@@ -217,6 +217,25 @@ impl Stacks {
         words(&Copied::stack(sp, end), sp..end, visit)
     }
 
+    /// Walks the stack of a thread that sleeps, by its tables alone.
+    pub(crate) fn walk_asleep(
+        &self,
+        regs: &Regs,
+        visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
+    ) -> Result<(), Unreliable> {
+        self.walk_copied(regs, &Copied::new(), visit)
+    }
+
+    fn walk_copied(
+        &self,
+        regs: &Regs,
+        memory: &Copied,
+        visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
+    ) -> Result<(), Unreliable> {
+        let read = |addr| memory.read(addr);
+        self.during_walk(|rule| unwind::walk(*regs, MAX_FRAMES, rule, read, visit))
+    }
+
     /// Where the mapping ends that `sp` is in.
     fn end(&self, sp: u64) -> Option<u64> {
         Some(self.maps()?.at(sp)?.range.end)
@@ -327,18 +346,9 @@ unsafe impl Unwinder for Stacks {
             return self.walk_seeing(&stopped.regs, |_, _| (), visit);
         }
         let sp = stopped.regs.rsp;
-        let Some(end) = self.end(sp) else {
-            stopped.inexact.set(true);
-            stopped.incomplete.set(true);
-            return Err(Unreliable {
-                at: CodeAddr::new(stopped.regs.rip),
-                why: Doubt::Corrupt,
-            });
-        };
+        let end = self.end(sp).unwrap_or(sp);
         let memory = Copied::stack(sp, end);
-        let read = |addr| memory.read(addr);
-        let walked =
-            self.during_walk(|rule| unwind::walk(stopped.regs, MAX_FRAMES, rule, read, visit));
+        let walked = self.walk_copied(&stopped.regs, &memory, visit);
         stopped.inexact.set(walked.is_err());
         stopped
             .incomplete
