@@ -1,29 +1,167 @@
-//! Stacks that can be trusted.
-//!
-//! [`walk`] follows a stack from registers to its end by a [`Table`] of rules per object.
-//! [`compile`] (feature `eh-frame`) makes such a table out of the `.eh_frame` section that
-//! compilers emit; another format needs another compiler to the same [`TableBuilder`]. Answers to
-//! the kernel's `arch/x86/kernel/unwind_orc.c`.
-//!
-//! What makes it reliable (the kernel's document "Reliable Stacktrace" lists the dangers):
-//!
-//! * No table, no trust: code that no rule covers, and rules that are not understood, end the walk
-//!   with an error.
-//! * A stack ends only where unwind information says so (an undefined return address), never at a
-//!   null pointer.
-//! * Interrupted frames are looked up at their exact instruction, so prologues and epilogues are
-//!   right too.
-//! * Each frame lies strictly above the one it called; only a signal frame may lead to another
-//!   stack.
+//! Stacks that can be trusted: what [`klp_unwind`] must know of x86-64.
+#![forbid(unsafe_code)]
 
-mod table;
-mod walk;
+use crate::X86_64;
+use klp_unwind::{Link, Machine};
+
+pub use klp_unwind::{Place, TableError, walk, walk_call};
 
 #[cfg(feature = "eh-frame")]
-mod compile;
+pub use klp_unwind::{EhFrame, compile};
 
-pub use table::{FrameRule, Place, Reg, Rule, Slot, Table, TableBuilder, TableError};
-pub use walk::{Regs, walk, walk_call};
+/// The rules of one object.
+pub type Table = klp_unwind::Table<X86_64>;
+/// Makes a [`Table`] from rules in the order of their addresses.
+pub type TableBuilder = klp_unwind::TableBuilder<X86_64>;
+/// What is known about the stack at an instruction.
+pub type Rule = klp_unwind::Rule<X86_64>;
+/// Where the caller's value of a register is.
+pub type Slot = klp_unwind::Slot<i8>;
+/// How to get from an ordinary frame to its caller's.
+pub type FrameRule = klp_unwind::FrameRule<X86_64>;
 
-#[cfg(feature = "eh-frame")]
-pub use compile::{EhFrame, compile};
+static_assertions::const_assert_eq!(Table::ROW, 16);
+
+/// A register that a frame's address can be computed from, or that a function preserves for its
+/// caller (psABI 3.2.3, figure 3.4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Reg {
+    /// `rbp`
+    Rbp = 0,
+    /// `rbx`
+    Rbx = 1,
+    /// `r12`
+    R12 = 2,
+    /// `r13`
+    R13 = 3,
+    /// `r14`
+    R14 = 4,
+    /// `r15`
+    R15 = 5,
+    /// `rsp`
+    Rsp = 6,
+}
+
+/// The registers that a stack is walked with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[expect(missing_docs, reason = "the registers' names say it all")]
+pub struct Regs {
+    pub rip: u64,
+    pub rsp: u64,
+    pub rbp: u64,
+    pub rbx: u64,
+    pub r12: u64,
+    pub r13: u64,
+    pub r14: u64,
+    pub r15: u64,
+}
+
+impl Regs {
+    /// What stands for a register whose value is not known. A walk that needs it is unreliable: it
+    /// is no multiple of 8, and no address (not canonical: Intel SDM volume 1, 3.3.7.1).
+    pub const UNKNOWN: u64 = 0x8000_0000_0000_0001;
+
+    /// Reads the registers out of a Linux `struct ucontext` at address `ucontext`: the third
+    /// argument of a signal handler, and what `rsp` points to when the handler returns. `None` if
+    /// `read` cannot.
+    pub fn from_ucontext(ucontext: u64, read: impl Fn(u64) -> Option<u64>) -> Option<Self> {
+        // `uc_mcontext.gregs` begins at byte 40; its order is that of `sigcontext_64` in the
+        // kernel's <asm/sigcontext.h>.
+        let greg = |index: u64| read(ucontext.checked_add(40 + 8 * index)?);
+        Some(Self {
+            r12: greg(4)?,
+            r13: greg(5)?,
+            r14: greg(6)?,
+            r15: greg(7)?,
+            rbp: greg(10)?,
+            rbx: greg(11)?,
+            rsp: greg(15)?,
+            rip: greg(16)?,
+        })
+    }
+
+    fn get(&self, reg: Reg) -> u64 {
+        match reg {
+            Reg::Rbp => self.rbp,
+            Reg::Rbx => self.rbx,
+            Reg::R12 => self.r12,
+            Reg::R13 => self.r13,
+            Reg::R14 => self.r14,
+            Reg::R15 => self.r15,
+            Reg::Rsp => self.rsp,
+        }
+    }
+
+    fn set(&mut self, reg: Reg, value: u64) {
+        *match reg {
+            Reg::Rbp => &mut self.rbp,
+            Reg::Rbx => &mut self.rbx,
+            Reg::R12 => &mut self.r12,
+            Reg::R13 => &mut self.r13,
+            Reg::R14 => &mut self.r14,
+            Reg::R15 => &mut self.r15,
+            Reg::Rsp => &mut self.rsp,
+        } = value;
+    }
+}
+
+impl Machine for X86_64 {
+    type Reg = Reg;
+    type Regs = Regs;
+    type Slots = [Slot; 6];
+
+    const STACK_POINTER: Reg = Reg::Rsp;
+
+    const SAVED: &'static [Reg] = &[Reg::Rbp, Reg::Rbx, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
+
+    const LINK: Link = Link::BelowCfa(8);
+
+    /// psABI 3.7, figure 3.38; so are the registers' numbers.
+    const RETURN_ADDRESS: u16 = 16;
+
+    /// psABI 3.2.2, "The Stack Frame".
+    const RED_ZONE: u64 = 128;
+
+    fn dwarf(reg: Reg) -> u16 {
+        match reg {
+            Reg::Rbx => 3,
+            Reg::Rbp => 6,
+            Reg::Rsp => 7,
+            Reg::R12 => 12,
+            Reg::R13 => 13,
+            Reg::R14 => 14,
+            Reg::R15 => 15,
+        }
+    }
+
+    fn get(regs: &Regs, reg: Reg) -> u64 {
+        regs.get(reg)
+    }
+
+    fn set(regs: &mut Regs, reg: Reg, value: u64) {
+        regs.set(reg, value);
+    }
+
+    fn pc(regs: &Regs) -> u64 {
+        regs.rip
+    }
+
+    fn set_pc(regs: &mut Regs, pc: u64) {
+        regs.rip = pc;
+    }
+
+    /// The kernel leaves a `struct ucontext` where `rsp` points to when the handler has returned.
+    fn interrupted(regs: &Regs, read: &dyn Fn(u64) -> Option<u64>) -> Option<Regs> {
+        Regs::from_ucontext(regs.rsp, read)
+    }
+
+    /// As `__restore_rt` of C libraries says it.
+    fn is_signal_frame(cfa: &[u8], return_address: &[u8]) -> bool {
+        /// `DW_OP_breg7 (rsp) + 160; DW_OP_deref`: `uc_mcontext.gregs[REG_RSP]`.
+        const RSP: [u8; 4] = [0x77, 0xa0, 0x01, 0x06];
+        /// `DW_OP_breg7 (rsp) + 168`: the address of `uc_mcontext.gregs[REG_RIP]`.
+        const RIP: [u8; 3] = [0x77, 0xa8, 0x01];
+        cfa == RSP && return_address == RIP
+    }
+}

@@ -1,6 +1,9 @@
 //! Unwind information as bytes: hand-made, mutilated, random.
 
-use klp_arch_x86_64::unwind::{EhFrame, FrameRule, Reg, Rule, Slot, Table, TableError, compile};
+use klp_arch_x86_64::X86_64;
+use klp_arch_x86_64::unwind::{
+    EhFrame, FrameRule, Place, Reg, Rule, Slot, Table, TableError, compile,
+};
 use klp_core::addr::{CodeAddr, TextRange};
 use proptest::prelude::*;
 
@@ -96,9 +99,9 @@ fn rule(table: &Table, offset: u64) -> Rule {
 }
 
 fn frame(cfa_base: Reg, cfa_offset: i32, saved: &[(Reg, i64)]) -> Rule {
-    let mut slots = [Slot::SAME; 6];
+    let mut slots = [Slot::default(); 6];
     for &(reg, below) in saved {
-        slots[reg as usize] = Slot::below_cfa(below).expect("a slot");
+        slots[reg as usize] = Slot::new(Place::BelowTop(below.unsigned_abs())).expect("a slot");
     }
     Rule::Frame(FrameRule {
         cfa_base,
@@ -228,14 +231,14 @@ fn a_realigned_frame() {
         cfa_base: Reg::Rbp,
         cfa_in_memory: true,
         cfa_offset: -16,
-        saved: [Slot::SAME; 6],
+        saved: [Slot::default(); 6],
     };
-    realigned.saved[Reg::Rbp as usize] = Slot::below_base(0).expect("a slot");
-    realigned.saved[Reg::R12 as usize] = Slot::below_base(8).expect("a slot");
+    realigned.saved[Reg::Rbp as usize] = Slot::new(Place::BelowBase(0)).expect("a slot");
+    realigned.saved[Reg::R12 as usize] = Slot::new(Place::BelowBase(8)).expect("a slot");
     let whole = {
         let mut whole = realigned;
-        whole.saved[Reg::Rbx as usize] = Slot::below_base(904).expect("a slot");
-        whole.saved[Reg::R13 as usize] = Slot::below_cfa(16).expect("a slot");
+        whole.saved[Reg::Rbx as usize] = Slot::new(Place::BelowBase(904)).expect("a slot");
+        whole.saved[Reg::R13 as usize] = Slot::new(Place::BelowTop(16)).expect("a slot");
         whole
     };
     let expected = [
@@ -273,7 +276,7 @@ fn other_expressions_are_unknown() {
         cfa_base: Reg::Rbx,
         cfa_in_memory: true,
         cfa_offset: -128,
-        saved: [Slot::SAME; 6],
+        saved: [Slot::default(); 6],
     };
     assert_eq!(
         cfa(&[BREG | RBX, 0x80, 0x7f, DEREF], &[]),
@@ -440,7 +443,10 @@ fn text_of_more_than_4_gib_is_refused() {
         bytes: &[],
         addr: CodeAddr::new(SECTION),
     };
-    assert_eq!(compile(nothing, text).err(), Some(TableError::TooLarge));
+    assert_eq!(
+        compile::<X86_64>(nothing, text).err(),
+        Some(TableError::TooLarge)
+    );
 }
 
 proptest! {
@@ -449,7 +455,7 @@ proptest! {
     #[test]
     fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), text in any::<u64>(), addr in any::<u64>()) {
         if let Some(text) = TextRange::new(CodeAddr::new(text), 1 << 20) {
-            let table = compile(EhFrame { bytes: &bytes, addr: CodeAddr::new(addr) }, text).expect("memory");
+            let table = compile::<X86_64>(EhFrame { bytes: &bytes, addr: CodeAddr::new(addr) }, text).expect("memory");
             let _ = table.find(text.start());
         }
     }

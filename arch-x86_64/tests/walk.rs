@@ -1,7 +1,7 @@
 //! Walks of stacks that are only numbers, on any machine.
 
 use core::ops::ControlFlow;
-use klp_arch_x86_64::unwind::{FrameRule, Reg, Regs, Rule, Slot, Table, TableBuilder, walk};
+use klp_arch_x86_64::unwind::{FrameRule, Place, Reg, Regs, Rule, Slot, Table, TableBuilder, walk};
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::conformance::unwinder::{Case, check};
 use klp_core::port::Doubt::{BadMemory, Corrupt, NoEnd, NoTable, UnknownRule};
@@ -28,9 +28,9 @@ const REALIGNED: u64 = TEXT + 0xa0;
 const NOTHING: u64 = TEXT + 0xb0;
 
 fn frame(cfa_base: Reg, cfa_offset: i32, saved: &[(Reg, i64)]) -> Rule {
-    let mut slots = [Slot::SAME; 6];
+    let mut slots = [Slot::default(); 6];
     for &(reg, below) in saved {
-        slots[reg as usize] = Slot::below_cfa(below).expect("a slot");
+        slots[reg as usize] = Slot::new(Place::BelowTop(below.unsigned_abs())).expect("a slot");
     }
     Rule::Frame(FrameRule {
         cfa_base,
@@ -41,10 +41,10 @@ fn frame(cfa_base: Reg, cfa_offset: i32, saved: &[(Reg, i64)]) -> Rule {
 }
 
 fn realigned() -> Rule {
-    let mut saved = [Slot::SAME; 6];
-    saved[Reg::Rbp as usize] = Slot::below_base(0).expect("a slot");
-    saved[Reg::R12 as usize] = Slot::below_base(8).expect("a slot");
-    saved[Reg::R13 as usize] = Slot::below_cfa(16).expect("a slot");
+    let mut saved = [Slot::default(); 6];
+    saved[Reg::Rbp as usize] = Slot::new(Place::BelowBase(0)).expect("a slot");
+    saved[Reg::R12 as usize] = Slot::new(Place::BelowBase(8)).expect("a slot");
+    saved[Reg::R13 as usize] = Slot::new(Place::BelowTop(16)).expect("a slot");
     Rule::Frame(FrameRule {
         cfa_base: Reg::Rbp,
         cfa_in_memory: true,

@@ -28,7 +28,7 @@ enum Verb {
     Msrv,
     /// Model-check the handler's orderings with loom, and show that weakened ones are found
     Loom,
-    /// Run the tests of klp-core and klp-arch-x86_64 under AddressSanitizer
+    /// Run the tests of klp-core, klp-unwind and klp-arch-x86_64 under AddressSanitizer
     Asan,
     /// Run the main job and the consistency soak, and show that the soak notices a broken stack
     /// check
@@ -135,6 +135,8 @@ fn asan() -> Result<()> {
         "test",
         "--package",
         "klp-core",
+        "--package",
+        "klp-unwind",
         "--package",
         "klp-arch-x86_64",
         "--lib",

@@ -13,7 +13,12 @@ const TABLE: &str = "__klp_notrace";
 
 /// The engine's crates. Redirected calls and stop signals run their code: a patch
 /// there would call itself.
-const ENGINE: [&str; 3] = ["klp_core::", "klp_arch_x86_64::", "klp_os_linux::"];
+const ENGINE: [&str; 4] = [
+    "klp_core::",
+    "klp_unwind::",
+    "klp_arch_x86_64::",
+    "klp_os_linux::",
+];
 
 /// Marks functions as ones that must not be patched, by their paths; a patch for one of them is
 /// refused. Stands beside functions. (For C, there is `KLP_NOTRACE` in the header `klp/notrace.h`
@@ -94,6 +99,7 @@ mod tests {
             "_ZN8klp_core3ops7handler7handler28_$u7b$$u7b$closure$u7d$$u7d$17h0123456789abcdefE",
             "_ZN4core3ptr58drop_in_place$LT$klp_os_linux..process..sys..KeepErrno$GT$17h0123456789abcdefE",
             "_RNvNtCsabcdefghijk_15klp_arch_x86_646unwind4walk",
+            "_RNvNtCsabcdefghijk_10klp_unwind4walk4walk",
         ];
         let others = [
             "main",

@@ -1,138 +1,128 @@
 //! Unwind rules of one object, sorted by address.
-#![forbid(unsafe_code)]
 
+use crate::machine::Machine;
 use alloc::vec::Vec;
 use core::fmt;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::mem::{OutOfMemory, try_push};
 
-/// A register that a frame's address can be computed from, or that a function preserves for its
-/// caller (psABI 3.2.3, figure 3.4).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum Reg {
-    /// `rbp`
-    Rbp = 0,
-    /// `rbx`
-    Rbx = 1,
-    /// `r12`
-    R12 = 2,
-    /// `r13`
-    R13 = 3,
-    /// `r14`
-    R14 = 4,
-    /// `r15`
-    R15 = 5,
-    /// `rsp`, whose value in the caller is the CFA itself.
-    Rsp = 6,
-}
-
-impl Reg {
-    /// The registers that a rule says where to find, in the order of [`FrameRule::saved`].
-    pub const SAVED: [Self; 6] = [
-        Self::Rbp,
-        Self::Rbx,
-        Self::R12,
-        Self::R13,
-        Self::R14,
-        Self::R15,
-    ];
-}
-
-/// Where the caller's value of a register is: in the register still, or in memory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Slot(i8);
-
-/// Where a [`Slot`] is, in bytes.
+/// Where the caller's value of a register is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Place {
     /// In the register: it was not changed.
     Same,
-    /// So far below the CFA.
-    BelowCfa(u64),
-    /// So far below where [`FrameRule::cfa_base`] points to.
+    /// So many bytes below the topmost place that there is ([`Machine::ABOVE_CFA`]).
+    BelowTop(u64),
+    /// So many bytes below where [`FrameRule::cfa_base`] points to.
     BelowBase(u64),
 }
 
-impl Slot {
-    /// The register was not changed.
-    pub const SAME: Self = Self(0);
+/// A [`Place`] in as many bits as an architecture's compilers need.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Slot<T>(T);
 
-    /// Saved `below` bytes below the CFA; `None` if that is not one of 8, 16, … 1016.
-    #[must_use]
-    pub const fn below_cfa(below: i64) -> Option<Self> {
-        if below > 0 && below <= 8 * i8::MAX as i64 && below % 8 == 0 {
-            Some(Self((below / 8) as i8))
-        } else {
-            None
-        }
-    }
+/// What a [`Slot`] is held in: `i8` or `i16`.
+pub trait SlotNumber: Copy + Eq + fmt::Debug + Default + TryFrom<i64> + Into<i64> {}
 
-    /// Saved `below` bytes below where the base register points to; `None` if that is not one of 0,
-    /// 8, … 1016.
+impl SlotNumber for i8 {}
+impl SlotNumber for i16 {}
+
+impl<T: SlotNumber> Slot<T> {
+    /// `None` if the place is not a multiple of 8 bytes away, or too far, or the topmost one.
     #[must_use]
-    pub const fn below_base(below: i64) -> Option<Self> {
-        if below >= 0 && below <= 8 * i8::MAX as i64 && below % 8 == 0 {
-            Some(Self(!((below / 8) as i8)))
-        } else {
-            None
-        }
+    pub fn new(place: Place) -> Option<Self> {
+        let (Place::BelowTop(below) | Place::BelowBase(below)) = place else {
+            return Some(Self(T::default()));
+        };
+        let words = i64::try_from(below / 8).ok().filter(|_| below % 8 == 0)?;
+        let number = match place {
+            Place::BelowBase(_) => !words,
+            _ if words == 0 => return None,
+            _ => words,
+        };
+        T::try_from(number).ok().map(Self)
     }
 
     /// Where it is.
     #[must_use]
-    pub const fn place(self) -> Place {
-        match self.0 {
+    pub fn place(self) -> Place {
+        match self.0.into() {
             0 => Place::Same,
-            below @ 1.. => Place::BelowCfa(8 * below as u64),
-            below => Place::BelowBase(8 * !below as u64),
+            below @ 1.. => Place::BelowTop(8 * below.unsigned_abs()),
+            below => Place::BelowBase(8 * (!below).unsigned_abs()),
+        }
+    }
+}
+
+/// Slots for all of [`Machine::SAVED`], in that order: an array of [`Slot`]s.
+pub trait Slots: Copy + Eq + fmt::Debug + Default {
+    /// All of them.
+    fn places(self) -> impl Iterator<Item = Place>;
+
+    /// Sets the one with that index; `false` if it does not fit.
+    #[must_use]
+    fn set(&mut self, index: usize, place: Place) -> bool;
+}
+
+impl<T: SlotNumber, const N: usize> Slots for [Slot<T>; N]
+where
+    Self: Default,
+{
+    fn places(self) -> impl Iterator<Item = Place> {
+        self.into_iter().map(Slot::place)
+    }
+
+    fn set(&mut self, index: usize, place: Place) -> bool {
+        match (self.get_mut(index), Slot::new(place)) {
+            (Some(slot), Some(new)) => {
+                *slot = new;
+                true
+            }
+            _ => false,
         }
     }
 }
 
 /// How to get from an ordinary frame to its caller's.
 ///
-/// The canonical frame address (CFA) is the value of `rsp` in the caller, before the call. The
-/// return address is in the eight bytes below.
+/// The canonical frame address (CFA) is the value of the stack pointer in the caller, before the
+/// call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FrameRule {
+pub struct FrameRule<M: Machine> {
     /// The CFA is this register plus `cfa_offset`, or in memory there.
-    pub cfa_base: Reg,
+    pub cfa_base: M::Reg,
     /// Whether the CFA is what the eight bytes at `cfa_base` plus `cfa_offset` hold: so does a
     /// function find its caller's frame that aligns its own one more strictly (GCC's "dynamic
     /// realign argument pointer").
     pub cfa_in_memory: bool,
     /// In bytes.
     pub cfa_offset: i32,
-    /// Where the caller's values of [`Reg::SAVED`] are.
-    pub saved: [Slot; 6],
+    /// Where the caller's values of [`Machine::SAVED`] are.
+    pub saved: M::Slots,
 }
 
 /// What is known about the stack at an instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Rule {
+pub enum Rule<M: Machine> {
     /// Nothing.
     Gap,
     /// There is information, but it cannot be expressed here.
     Unknown,
     /// The outermost frame: it has no return address.
     End,
-    /// The kernel's frame of a signal handler: `rsp` points to the `ucontext` of what was
-    /// interrupted.
+    /// The kernel's frame of a signal handler: [`Machine::interrupted`] knows what was interrupted.
     Signal,
     /// An ordinary frame.
-    Frame(FrameRule),
+    Frame(FrameRule<M>),
 }
 
 /// `rule` holds from `start` to the start of the next row.
 #[derive(Clone, Copy, Debug)]
-struct Row {
+struct Row<M: Machine> {
     /// In bytes from the start of the object's text.
     start: u32,
-    rule: Rule,
+    rule: Rule<M>,
 }
-
-static_assertions::assert_eq_size!(Row, [u8; 16]);
 
 /// The rules of one object.
 ///
@@ -140,12 +130,15 @@ static_assertions::assert_eq_size!(Row, [u8; 16]);
 ///
 /// Rows are strictly sorted by `start`, and lie inside `text`.
 #[derive(Debug)]
-pub struct Table {
+pub struct Table<M: Machine> {
     text: TextRange,
-    rows: Vec<Row>,
+    rows: Vec<Row<M>>,
 }
 
-impl Table {
+impl<M: Machine> Table<M> {
+    /// Bytes that a row takes.
+    pub const ROW: usize = size_of::<Row<M>>();
+
     /// The code it was made for.
     #[must_use]
     pub fn text(&self) -> TextRange {
@@ -157,7 +150,7 @@ impl Table {
     /// Of a frame that is in the midst of a call, look up
     /// [`Frame::lookup`](klp_core::port::Frame::lookup), not the return address.
     #[must_use]
-    pub fn find(&self, pc: CodeAddr) -> Rule {
+    pub fn find(&self, pc: CodeAddr) -> Rule<M> {
         if !self.text.contains(pc) {
             return Rule::Gap;
         }
@@ -171,7 +164,7 @@ impl Table {
         }
     }
 
-    /// How many rows there are; each takes 16 bytes.
+    /// How many rows there are; each takes [`ROW`](Self::ROW) bytes.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.rows.len()
@@ -209,11 +202,11 @@ impl core::error::Error for TableError {}
 
 /// Makes a [`Table`] from rules in the order of their addresses.
 #[derive(Debug)]
-pub struct TableBuilder {
-    table: Table,
+pub struct TableBuilder<M: Machine> {
+    table: Table<M>,
 }
 
-impl TableBuilder {
+impl<M: Machine> TableBuilder<M> {
     /// A table for `text` that knows nothing.
     ///
     /// # Errors
@@ -236,7 +229,7 @@ impl TableBuilder {
     /// # Errors
     ///
     /// [`TableError::Misplaced`] or [`TableError::OutOfMemory`]; the table is as before.
-    pub fn push(&mut self, start: CodeAddr, rule: Rule) -> Result<(), TableError> {
+    pub fn push(&mut self, start: CodeAddr, rule: Rule<M>) -> Result<(), TableError> {
         let Table { text, rows } = &mut self.table;
         if !text.contains(start) {
             return Err(TableError::Misplaced);
@@ -258,7 +251,7 @@ impl TableBuilder {
     /// # Errors
     ///
     /// As [`push`](Self::push), except that rules from `start` on are gone.
-    pub fn replace_from(&mut self, start: CodeAddr, rule: Rule) -> Result<(), TableError> {
+    pub fn replace_from(&mut self, start: CodeAddr, rule: Rule<M>) -> Result<(), TableError> {
         let offset = start.get().wrapping_sub(self.table.text.start().get());
         let keep = self
             .table
@@ -270,7 +263,7 @@ impl TableBuilder {
 
     /// The table.
     #[must_use]
-    pub fn build(self) -> Table {
+    pub fn build(self) -> Table<M> {
         self.table
     }
 }
@@ -278,6 +271,7 @@ impl TableBuilder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::toy::{Reg, Toy};
 
     const TEXT: u64 = 0x1000;
 
@@ -285,16 +279,16 @@ mod tests {
         CodeAddr::new(TEXT + offset)
     }
 
-    fn builder() -> TableBuilder {
+    fn builder() -> TableBuilder<Toy> {
         TableBuilder::new(TextRange::new(at(0), 0x100).expect("fits")).expect("small")
     }
 
-    fn frame(cfa_offset: i32) -> Rule {
+    fn frame(cfa_offset: i32) -> Rule<Toy> {
         Rule::Frame(FrameRule {
-            cfa_base: Reg::Rsp,
+            cfa_base: Reg::Sp,
             cfa_in_memory: false,
             cfa_offset,
-            saved: [Slot::SAME; 6],
+            saved: [Slot::default(); 2],
         })
     }
 
@@ -374,31 +368,33 @@ mod tests {
         );
         assert_eq!(builder.build().rows(), 1);
         let whole = TextRange::new(CodeAddr::new(0), (1 << 32) + 1).expect("fits");
-        assert_eq!(TableBuilder::new(whole).err(), Some(TableError::TooLarge));
+        assert_eq!(
+            TableBuilder::<Toy>::new(whole).err(),
+            Some(TableError::TooLarge)
+        );
     }
 
     #[test]
     fn slots_hold_what_fits() {
-        assert_eq!(Slot::SAME.place(), Place::Same);
+        fn holds<T: SlotNumber>(place: Place) -> bool {
+            let slot = Slot::<T>::new(place);
+            slot.is_some_and(|slot| slot.place() == place)
+        }
+        assert!(holds::<i8>(Place::Same));
         for below in [8, 16, 1016] {
-            assert_eq!(
-                Slot::below_cfa(below).map(Slot::place),
-                Some(Place::BelowCfa(below.unsigned_abs()))
-            );
+            assert!(holds::<i8>(Place::BelowTop(below)));
         }
         for below in [0, 8, 16, 1016] {
-            assert_eq!(
-                Slot::below_base(below).map(Slot::place),
-                Some(Place::BelowBase(below.unsigned_abs()))
-            );
+            assert!(holds::<i8>(Place::BelowBase(below)));
         }
-        for below in [-8, 4, 12, 1024, i64::MIN, i64::MAX] {
-            assert_eq!(
-                (Slot::below_cfa(below), Slot::below_base(below)),
-                (None, None),
-                "{below}"
-            );
+        for below in [4, 12, 1024, u64::MAX] {
+            let places = [Place::BelowTop(below), Place::BelowBase(below)];
+            assert!(!places.into_iter().any(holds::<i8>), "{below}");
         }
-        assert_eq!(Slot::below_cfa(0), None);
+        assert!(!holds::<i8>(Place::BelowTop(0)), "that is none");
+        assert!(holds::<i16>(Place::BelowTop(1 << 17)));
+        let mut slots = [Slot::<i16>::default(); 2];
+        assert!(slots.set(1, Place::BelowBase(0)) && !slots.set(2, Place::Same));
+        assert!(slots.places().eq([Place::Same, Place::BelowBase(0)]));
     }
 }

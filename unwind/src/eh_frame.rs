@@ -2,10 +2,10 @@
 //!
 //! The format is the DWARF standard's (section 6.4, "Call Frame Information") with the changes of
 //! the Linux Standard Base ("Exception Frames"); parsing is `gimli`'s, this is what the rules mean
-//! on x86-64 (psABI 3.7, figure 3.38 numbers the registers).
-#![forbid(unsafe_code)]
+//! on a [`Machine`].
 
-use super::table::{FrameRule, Reg, Rule, Slot, Table, TableBuilder, TableError};
+use crate::machine::{Link, Machine};
+use crate::table::{FrameRule, Place, Rule, Slots, Table, TableBuilder, TableError};
 use alloc::vec::Vec;
 use gimli::{
     BaseAddresses, CallFrameInstruction, CfaRule, CieOrFde, EhFrameOffset, EndianSlice,
@@ -32,7 +32,7 @@ pub struct EhFrame<'a> {
 /// # Errors
 ///
 /// [`TableError::OutOfMemory`], or [`TableError::TooLarge`] if `text` is.
-pub fn compile(section: EhFrame<'_>, text: TextRange) -> Result<Table, TableError> {
+pub fn compile<M: Machine>(section: EhFrame<'_>, text: TextRange) -> Result<Table<M>, TableError> {
     let source = Source::new(section, text);
     let functions = source.functions(text)?;
     let mut builder = TableBuilder::new(text)?;
@@ -125,21 +125,21 @@ impl<'a> Source<'a> {
     }
 
     /// Pushes the rules of one function; `false` if they are not understood.
-    fn compile_function(
+    fn compile_function<M: Machine>(
         &self,
         function: &Function,
         context: &mut UnwindContext<usize, OnStack>,
-        builder: &mut TableBuilder,
+        builder: &mut TableBuilder<M>,
     ) -> Result<bool, TableError> {
         let Some(fde) = self.fde(function.entry) else {
             return Ok(false);
         };
-        if fde.cie().return_address_register() != gimli::X86_64::RA {
+        if fde.cie().return_address_register().0 != M::RETURN_ADDRESS {
             // The rules of that column, which need not even be a register's, say where the function
             // returns to.
             return Ok(false);
         }
-        let Some(undefined) = self.undefined(&fde) else {
+        let Some(undefined) = self.undefined::<M>(&fde) else {
             return Ok(false);
         };
         let Ok(mut rows) = fde.rows(&self.section, &self.bases, context) else {
@@ -172,7 +172,7 @@ impl<'a> Source<'a> {
 
     /// Which registers the function says to be undefined. `gimli` does not tell them from those
     /// that it says nothing about.
-    fn undefined(&self, fde: &Fde<'a>) -> Option<Undefined> {
+    fn undefined<M: Machine>(&self, fde: &Fde<'a>) -> Option<Undefined> {
         let mut undefined = Undefined::Nothing;
         let both = [
             fde.cie().instructions(&self.section, &self.bases),
@@ -181,10 +181,12 @@ impl<'a> Source<'a> {
         for mut instructions in both {
             while let Some(instruction) = instructions.next().ok()? {
                 match instruction {
-                    CallFrameInstruction::Undefined {
-                        register: gimli::X86_64::RA,
-                    } => undefined = Undefined::ReturnAddress,
-                    CallFrameInstruction::Undefined { register } if is_preserved(register) => {
+                    CallFrameInstruction::Undefined { register }
+                        if register.0 == M::RETURN_ADDRESS =>
+                    {
+                        undefined = Undefined::ReturnAddress;
+                    }
+                    CallFrameInstruction::Undefined { register } if is_known::<M>(register) => {
                         return None;
                     }
                     _ => {}
@@ -195,64 +197,67 @@ impl<'a> Source<'a> {
     }
 
     /// A function with augmentation `S` is understood if it finds the caller's registers where the
-    /// kernel puts them for a handler's return: in the `ucontext` that `rsp` points to
-    /// (`__restore_rt` of C libraries).
-    fn signal_rule(&self, row: &Row) -> Option<Rule> {
-        /// `DW_OP_breg7 (rsp) + 160; DW_OP_deref`: `uc_mcontext.gregs[REG_RSP]`.
-        const RSP: [u8; 4] = [0x77, 0xa0, 0x01, 0x06];
-        /// `DW_OP_breg7 (rsp) + 168`: the address of `uc_mcontext.gregs[REG_RIP]`.
-        const RIP: [u8; 3] = [0x77, 0xa8, 0x01];
+    /// kernel puts them for a handler's return.
+    fn signal_rule<M: Machine>(&self, row: &Row) -> Option<Rule<M>> {
         let CfaRule::Expression(cfa) = row.cfa() else {
             return None;
         };
-        let RegisterRule::Expression(ra) = row.register(gimli::X86_64::RA) else {
+        let column = gimli::Register(M::RETURN_ADDRESS);
+        let RegisterRule::Expression(return_address) = row.register(column) else {
             return None;
         };
-        (self.expression(cfa)? == RSP && self.expression(&ra)? == RIP).then_some(Rule::Signal)
+        let (cfa, place) = (self.expression(cfa)?, self.expression(&return_address)?);
+        M::is_signal_frame(cfa, place).then_some(Rule::Signal)
     }
 
-    fn frame_rule(&self, row: &Row, undefined: Undefined) -> Option<Rule> {
-        match row.register(gimli::X86_64::RA) {
-            RegisterRule::Offset(-8) => {}
-            RegisterRule::Undefined if undefined == Undefined::ReturnAddress => {
-                return Some(Rule::End);
+    fn frame_rule<M: Machine>(&self, row: &Row, undefined: Undefined) -> Option<Rule<M>> {
+        let return_address = row.register(gimli::Register(M::RETURN_ADDRESS));
+        if return_address == RegisterRule::Undefined && undefined == Undefined::ReturnAddress {
+            return Some(Rule::End);
+        }
+        if let Link::BelowCfa(below) = M::LINK {
+            match return_address {
+                RegisterRule::Offset(offset)
+                    if offset.checked_neg()? == i64::try_from(below).ok()? => {}
+                _ => return None,
             }
-            _ => return None,
         }
         if !matches!(
-            row.register(gimli::X86_64::RSP),
+            row.register(gimli::Register(M::dwarf(M::STACK_POINTER))),
             RegisterRule::Undefined | RegisterRule::ValOffset(0)
         ) {
             return None;
         }
         let (cfa_base, cfa_in_memory, cfa_offset) = match *row.cfa() {
             CfaRule::RegisterAndOffset { register, offset } => {
-                let reg = [Reg::Rsp]
-                    .into_iter()
-                    .chain(Reg::SAVED)
-                    .find(|&reg| dwarf(reg) == register)?;
+                let reg = known::<M>().find(|&reg| M::dwarf(reg) == register.0)?;
                 (reg, false, offset)
             }
             CfaRule::Expression(ref cfa) => {
-                let (reg, offset) =
-                    register_and_offset(self.expression(cfa)?.strip_suffix(&[DW_OP_DEREF])?)?;
+                let address = self.expression(cfa)?.strip_suffix(&[DW_OP_DEREF])?;
+                let (reg, offset) = register_and_offset::<M>(address)?;
                 (reg, true, offset)
             }
         };
-        let mut saved = [Slot::SAME; 6];
-        for (slot, reg) in saved.iter_mut().zip(Reg::SAVED) {
-            *slot = match row.register(dwarf(reg)) {
-                RegisterRule::Undefined | RegisterRule::SameValue => Slot::SAME,
-                RegisterRule::Offset(offset) => Slot::below_cfa(offset.checked_neg()?)?,
+        let mut saved = M::Slots::default();
+        for (index, &reg) in M::SAVED.iter().enumerate() {
+            let place = match row.register(gimli::Register(M::dwarf(reg))) {
+                RegisterRule::Undefined | RegisterRule::SameValue => continue,
+                RegisterRule::Offset(offset) => {
+                    Place::BelowTop(u64::try_from(M::ABOVE_CFA.checked_sub(offset)?).ok()?)
+                }
                 RegisterRule::Expression(place) if cfa_in_memory => {
-                    let (base, offset) = register_and_offset(self.expression(&place)?)?;
+                    let (base, offset) = register_and_offset::<M>(self.expression(&place)?)?;
                     if base != cfa_base {
                         return None;
                     }
-                    Slot::below_base(offset.checked_neg()?)?
+                    Place::BelowBase(u64::try_from(offset.checked_neg()?).ok()?)
                 }
                 _ => return None,
             };
+            if !saved.set(index, place) {
+                return None;
+            }
         }
         Some(Rule::Frame(FrameRule {
             cfa_base,
@@ -270,13 +275,13 @@ impl<'a> Source<'a> {
 /// `DW_OP_deref` (DWARF 5, section 7.7.1).
 const DW_OP_DEREF: u8 = 0x06;
 
-/// Reads `DW_OP_breg<reg> offset` (DWARF 5, section 2.5.1.2), for a preserved register other than
-/// `rsp`, and an offset of at most two bytes, which is more than any compiler's function needs.
-fn register_and_offset(expression: &[u8]) -> Option<(Reg, i64)> {
+/// Reads `DW_OP_breg<reg> offset` (DWARF 5, section 2.5.1.2), for a register that functions
+/// preserve, and an offset of at most two bytes, which is more than any compiler's function needs.
+fn register_and_offset<M: Machine>(expression: &[u8]) -> Option<(M::Reg, i64)> {
     const DW_OP_BREG0: u8 = 0x70;
     let (&op, offset) = expression.split_first()?;
     let number = u16::from(op.checked_sub(DW_OP_BREG0)?);
-    let reg = Reg::SAVED.into_iter().find(|&reg| dwarf(reg).0 == number)?;
+    let reg = *M::SAVED.iter().find(|&&reg| M::dwarf(reg) == number)?;
     // LEB128 (DWARF 5, section 7.6): seven bits a byte, the lowest first; bit 6 of the last byte is
     // the sign.
     let sign = |byte: u8| i64::from(byte & 0x3f) - i64::from(byte & 0x40);
@@ -297,18 +302,13 @@ enum Undefined {
     ReturnAddress,
 }
 
-fn is_preserved(register: gimli::Register) -> bool {
-    register == gimli::X86_64::RSP || Reg::SAVED.into_iter().any(|reg| dwarf(reg) == register)
+/// The registers that rules tell of.
+fn known<M: Machine>() -> impl Iterator<Item = M::Reg> {
+    [M::STACK_POINTER]
+        .into_iter()
+        .chain(M::SAVED.iter().copied())
 }
 
-fn dwarf(reg: Reg) -> gimli::Register {
-    match reg {
-        Reg::Rbp => gimli::X86_64::RBP,
-        Reg::Rbx => gimli::X86_64::RBX,
-        Reg::R12 => gimli::X86_64::R12,
-        Reg::R13 => gimli::X86_64::R13,
-        Reg::R14 => gimli::X86_64::R14,
-        Reg::R15 => gimli::X86_64::R15,
-        Reg::Rsp => gimli::X86_64::RSP,
-    }
+fn is_known<M: Machine>(register: gimli::Register) -> bool {
+    known::<M>().any(|reg| M::dwarf(reg) == register.0)
 }
