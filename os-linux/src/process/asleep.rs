@@ -5,10 +5,10 @@
 //! and after a look, the thread has not run meanwhile, and its stack was what was looked at. Of its
 //! registers only the stack pointer and the next instruction are told.
 
+use super::arch::registers;
 use super::scan;
 use super::sys::gettid;
 use super::unwind::Stopped;
-use klp_arch_x86_64::unwind::Regs;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -66,17 +66,7 @@ impl Sleeper {
 
     /// Where a walk of its stack begins.
     pub(crate) fn stopped(&self) -> Stopped {
-        let unknown = Regs::UNKNOWN;
-        Stopped::from_outside(Regs {
-            rip: self.place.pc,
-            rsp: self.place.sp,
-            rbp: unknown,
-            rbx: unknown,
-            r12: unknown,
-            r13: unknown,
-            r14: unknown,
-            r15: unknown,
-        })
+        Stopped::from_outside(registers::asleep(self.place.pc, self.place.sp))
     }
 }
 

@@ -26,6 +26,7 @@
 
 mod c;
 
+use super::arch::registers;
 use super::error::Error;
 use super::records::{self, Record, registry};
 use super::slots::{FIRST_ID, Slot, phase, slots};
@@ -113,26 +114,7 @@ impl Context {
         reason = "the registers are those of the function that calls"
     )]
     pub unsafe fn leave(self) {
-        let mut regs = [0_u64; 8];
-        // SAFETY: registers are read, and written to an array that is large enough.
-        unsafe {
-            core::arch::asm!(
-                "lea {pc}, [rip + 2f]",
-                "mov [{to}], {pc}",
-                "mov [{to} + 8], rsp",
-                "mov [{to} + 16], rbp",
-                "mov [{to} + 24], rbx",
-                "mov [{to} + 32], r12",
-                "mov [{to} + 40], r13",
-                "mov [{to} + 48], r14",
-                "mov [{to} + 56], r15",
-                "2:",
-                to = in(reg) regs.as_mut_ptr(),
-                pc = out(reg) _,
-                options(nostack, preserves_flags),
-            );
-        }
-        leave(self.0, &regs);
+        leave(self.0, &registers::here());
     }
 
     /// Says that the calling thread has come to the context: the first thing that is done there.
@@ -193,7 +175,7 @@ fn misused() {
 /// Not inlined, nor is `enter`: where thread-local variables are must not be known from before a
 /// switch, which may end on another thread.
 #[inline(never)]
-fn leave(slot: &'static Slot, regs: &[u64; 8]) {
+fn leave(slot: &'static Slot, regs: &registers::Left) {
     let record = records::current();
     match record.context() {
         Some(context) if ptr::eq(context, slot) => {}

@@ -1,12 +1,13 @@
 //! What of an object's file is not mapped: its symbol table, the addresses of its sections; and what
 //! tells it from others.
 
+use super::arch::COPY;
 use super::symbol_table::{Symbol, SymbolTable};
 use klp_core::addr::{CodeAddr, TextRange};
 use object::LittleEndian;
 use object::elf::{
-    DF_SYMBOLIC, DT_FLAGS, DT_SYMBOLIC, FileHeader64, PF_X, PT_LOAD, PT_NOTE, R_X86_64_COPY,
-    SHT_DYNSYM, SHT_SYMTAB,
+    DF_SYMBOLIC, DT_FLAGS, DT_SYMBOLIC, FileHeader64, PF_X, PT_LOAD, PT_NOTE, SHT_DYNSYM,
+    SHT_SYMTAB,
 };
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable};
 use object::{ReadCache, ReadRef};
@@ -27,7 +28,7 @@ pub(crate) struct ElfFile {
     sections: Vec<(String, u64, u64)>,
     /// References of the object to its own symbols stay inside of it (`-Bsymbolic`).
     pub(crate) symbolic: bool,
-    /// Variables of shared libraries that the program holds (`R_X86_64_COPY`), by their names.
+    /// Variables of shared libraries that the program holds (copy relocations), by their names.
     copies: HashMap<String, u64>,
 }
 
@@ -130,9 +131,7 @@ fn copies<'a, R: ReadRef<'a>>(
     let mut places = Vec::new();
     for section in sections.iter() {
         let relas = section.rela(LE, data)?.map_or(&[][..], |(relas, _)| relas);
-        let copied = relas
-            .iter()
-            .filter(|rela| rela.r_type(LE, false) == R_X86_64_COPY);
+        let copied = relas.iter().filter(|rela| rela.r_type(LE, false) == COPY);
         places.extend(copied.map(|rela| rela.r_offset.get(LE)));
     }
     // A variable may have several names; all of them lead to the copy.

@@ -7,6 +7,7 @@
 //! not jumped there, so that whatever it is in has a frame. If that fails, it tries again only in a
 //! call from further up the stack: deeper ones have the same function below them.
 
+use super::arch::{Preserved, registers};
 use super::records::{Record, registry};
 use super::space::Space;
 use super::ucontext;
@@ -14,7 +15,6 @@ use alloc::sync::Arc;
 use core::ops::ControlFlow;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
-use klp_arch_x86_64::stub::Preserved;
 use klp_core::addr::CodeAddr;
 use klp_core::mem::try_box;
 use klp_core::ops;
@@ -101,7 +101,7 @@ pub(crate) unsafe fn try_switch(record: &Record, arg: u64, sp: u64, preserved: *
         )
     };
     let caller = Frame {
-        pc: CodeAddr::new(regs.rip),
+        pc: CodeAddr::new(registers::pc(&regs)),
         kind: FrameKind::Call,
     };
     let stopped = regs.into();

@@ -1,6 +1,7 @@
 //! The way of a redirected call: thunk → entry stub → one of the two functions here → the version
 //! that the engine chose.
 
+use super::arch::{Preserved, entry_stub};
 use super::asleep::Sleeper;
 use super::context::Interrupted;
 use super::entry;
@@ -17,8 +18,6 @@ use alloc::sync::Arc;
 use core::fmt;
 use core::ops::ControlFlow;
 use core::time::Duration;
-use klp_arch_x86_64::entry_stub;
-use klp_arch_x86_64::stub::Preserved;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::ops;
 use klp_core::port::{EntryHost, TaskId, Unwinder};

@@ -1,5 +1,6 @@
 //! This process as the engine sees it: all ports together.
 
+use super::arch::Processor;
 use super::handler::EntryPoints;
 use super::lock::EngineLock;
 use super::space::Space;
@@ -9,13 +10,12 @@ use super::text::ProcessText;
 use super::unwind::Stacks;
 use super::{events, sys};
 use alloc::sync::Arc;
-use klp_arch_x86_64::X86_64;
 use klp_core::event::Event;
 use klp_core::port::{EntryTracer, Platform, SelfSwitch};
 
 /// This process as a host of the engine.
 pub struct Process {
-    pub(super) tracer: EntryTracer<X86_64, ProcessText, EntryPoints>,
+    pub(super) tracer: EntryTracer<Processor, ProcessText, EntryPoints>,
     pub(super) tasks: Tasks,
     pub(super) symbols: Symbols,
     pub(super) space: Arc<Space>,
@@ -24,13 +24,13 @@ pub struct Process {
 // SAFETY: all parts are of this process, and stay as `init` made them.
 unsafe impl Platform for Process {
     type Lock = EngineLock;
-    type Tracer = EntryTracer<X86_64, ProcessText, EntryPoints>;
+    type Tracer = EntryTracer<Processor, ProcessText, EntryPoints>;
     type Unwinder = Stacks;
     type Tasks = Tasks;
     type Symbols = Symbols;
     type Text = ProcessText;
-    type Arch = X86_64;
-    type Relocator = X86_64;
+    type Arch = Processor;
+    type Relocator = Processor;
 
     fn tracer(&self) -> &Self::Tracer {
         &self.tracer

@@ -1,6 +1,8 @@
 //! What is mapped where, and from which file: `/proc/self/maps` (`proc_pid_maps(5)`).
 
+use super::arch;
 use super::error::Error;
+use super::sys::PAGE;
 use core::ops::Range;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -33,9 +35,8 @@ impl Maps {
     ///
     /// Those of [`mappings`].
     pub(crate) fn now() -> Result<Self, Error> {
-        // Where the kernel puts the code of probes (`xol_add_vma` in `kernel/events/uprobes.c`), at
-        // any moment: at the very end, so that nothing else is there.
-        const LAST_PAGE: Range<u64> = 0x7fff_ffff_e000..0x7fff_ffff_f000;
+        // Where the kernel puts the code of probes, at any moment.
+        const LAST_PAGE: Range<u64> = arch::HIGHEST..arch::HIGHEST + PAGE;
         let all = mappings()?;
         let code = all.iter().filter(|mapping| mapping.is_code());
         let code = code.map(|mapping| mapping.range.clone());

@@ -1,5 +1,6 @@
 //! Memory for code near other code: finding gaps, and keeping account of what was handed out.
 
+use super::arch::HIGHEST;
 use super::error::Error;
 use super::lock::Mutex;
 use super::maps::{self, Mapping};
@@ -9,9 +10,6 @@ use klp_core::port::{Image, ImageLayout};
 
 /// The lowest address that is used, as the kernel's default for `vm.mmap_min_addr`.
 const LOWEST: u64 = 0x1_0000;
-/// One above the highest address that is used: a process's last page is left to the kernel, which
-/// keeps the code of probes there (`xol_add_vma` in `kernel/events/uprobes.c`).
-const HIGHEST: u64 = 0x7fff_ffff_e000;
 /// Kept free below a stack, which grows down: the usual limit of its size, and as much again.
 const STACK_ROOM: u64 = 16 << 20;
 

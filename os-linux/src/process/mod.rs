@@ -68,6 +68,7 @@
 // * Libraries that come and go: `adopt.rs`, `library.rs`. `fork.rs`. This file: all of it together.
 
 mod adopt;
+mod arch;
 mod asleep;
 mod context;
 mod contexts;

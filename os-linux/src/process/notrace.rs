@@ -1,6 +1,7 @@
 //! Functions that must not be redirected (kernel: `notrace`, and the list that `NOKPROBE_SYMBOL`
 //! makes).
 
+use super::arch;
 use super::sites;
 use super::space::Space;
 use super::symbols;
@@ -13,12 +14,7 @@ const TABLE: &str = "__klp_notrace";
 
 /// The engine's crates. Redirected calls and stop signals run their code: a patch
 /// there would call itself.
-const ENGINE: [&str; 4] = [
-    "klp_core::",
-    "klp_unwind::",
-    "klp_arch_x86_64::",
-    "klp_os_linux::",
-];
+const ENGINE: [&str; 4] = ["klp_core::", "klp_unwind::", arch::CRATE, "klp_os_linux::"];
 
 /// Marks functions as ones that must not be patched, by their paths; a patch for one of them is
 /// refused. Stands beside functions. (For C, there is `KLP_NOTRACE` in the header `klp/notrace.h`

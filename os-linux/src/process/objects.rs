@@ -1,5 +1,6 @@
 //! The objects of the process: the executable, shared libraries, the vdso.
 
+use super::arch::Table;
 use super::elf_file::{self, ElfFile};
 use super::error::Error;
 use super::lock::{self, FutexLock, Mutex};
@@ -10,7 +11,6 @@ use alloc::sync::Arc;
 use core::ffi::CStr;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use klp_arch_x86_64::unwind::Table;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::model::VMLINUX;
 use std::ffi::{CString, OsStr};

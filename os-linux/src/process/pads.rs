@@ -5,6 +5,7 @@
 //! who stands there, or was interrupted there by a signal whose handler it is in, goes on behind
 //! the pad.
 
+use super::arch::{Regs, registers, thread};
 use super::asleep::Sleeper;
 use super::context::Interrupted;
 use super::error::{Error, Silence};
@@ -13,13 +14,11 @@ use super::records::Record;
 use super::scan;
 use super::stop::{self, FromOutside, Look, Missed, Records, why_missed};
 use super::sys;
-use super::tls;
 use super::unwind::Stacks;
 use core::cell::Cell;
 use core::ops::ControlFlow;
 use core::ptr;
 use core::time::Duration;
-use klp_arch_x86_64::unwind::Regs;
 use klp_core::addr::CodeAddr;
 use klp_core::port::{FrameKind, Poke};
 use std::time::Instant;
@@ -105,10 +104,10 @@ impl<'a> Pads<'a> {
         };
         let hull = first.at.get()..last.at.get() + last.old.len() as u64;
         let memory = stack_memory();
-        let start = regs.rsp.next_multiple_of(8);
+        let start = registers::sp(regs).next_multiple_of(8);
         // If it is above, the stack ends there at the latest.
         let end = start + MAX_SEARCHED;
-        let end = Some(tls::thread_pointer())
+        let end = Some(thread::thread_pointer())
             .filter(|top| (start..end).contains(top))
             .unwrap_or(end);
         let pages =

@@ -3,6 +3,7 @@
 //! The engine walks stacks by a table of its own. The process's [unwinders](super::unwinders) are
 //! told of each patch object for as long as it is here.
 
+use super::arch::{EhFrame, Table};
 use super::error::Error;
 use super::lock::{self, FutexLock, Mutex};
 use super::retired::{Retired, first_page};
@@ -10,7 +11,6 @@ use super::symbol_table::part_of;
 use super::unwind;
 use super::unwinders::Unwinder;
 use alloc::sync::Arc;
-use klp_arch_x86_64::unwind::{EhFrame, Table};
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::elf::LoadedImage;
 use klp_core::engine::PatchId;

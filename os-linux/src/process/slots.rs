@@ -1,11 +1,11 @@
 //! Room for contexts: a [`Slot`] for each, in blocks that are never unmapped. What is done with
 //! them is in `contexts.rs`.
 
+use super::arch::{Regs, registers};
 use super::sys::map_zeroed;
 use core::fmt::Write;
 use core::ptr;
 use core::sync::atomic::{AtomicI8, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use klp_arch_x86_64::unwind::Regs;
 use klp_core::port::{TaskId, TaskName, TaskState};
 
 /// Ids of contexts begin here: no thread has such an id.
@@ -38,7 +38,7 @@ pub(crate) struct Slot {
     id: AtomicU64,
     /// The registers to walk its stack with while it is suspended, in the order of
     /// `<klp/context.h>`.
-    pub(crate) regs: [AtomicU64; 8],
+    pub(crate) regs: [AtomicU64; size_of::<registers::Left>() / 8],
     name: [AtomicU8; NAME],
     /// The next free slot.
     next: AtomicPtr<Slot>,
@@ -89,21 +89,9 @@ impl Slot {
     }
 
     pub(crate) fn regs(&self) -> Regs {
-        let [rip, rsp, rbp, rbx, r12, r13, r14, r15] =
-            [0, 1, 2, 3, 4, 5, 6, 7].map(|index: usize| {
-                // `leave` has written them before it turned to `SUSPENDED`.
-                self.regs[index].load(Ordering::Relaxed)
-            });
-        Regs {
-            rip,
-            rsp,
-            rbp,
-            rbx,
-            r12,
-            r13,
-            r14,
-            r15,
-        }
+        // `leave` has written them before it turned to `SUSPENDED`.
+        let regs = core::array::from_fn(|index| self.regs[index].load(Ordering::Relaxed));
+        registers::left(regs)
     }
 
     pub(crate) fn name(&self) -> TaskName {

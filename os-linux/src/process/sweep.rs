@@ -11,6 +11,8 @@
 //! What the engine itself has on its stack must not look like such an address: hence numbers of
 //! pages, not addresses, in [`Retired`], and [`scrub`].
 
+use super::arch::Regs;
+use super::arch::registers::{self, RED_ZONE};
 use super::asleep::Sleeper;
 use super::context::Interrupted;
 use super::contexts;
@@ -27,14 +29,10 @@ use super::unwind::{Stacks, Stopped};
 use core::cell::Cell;
 use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicBool, Ordering};
-use klp_arch_x86_64::unwind::Regs;
 use klp_core::port::{Reason, TaskId, TaskState, Visitor};
 
 /// How often threads are listed and stopped, if some were born meanwhile or could not be looked at.
 const ROUNDS: u32 = 3;
-
-/// What may be in use below the stack pointer (psABI 3.2.2).
-const RED_ZONE: u64 = 128;
 
 /// The same of a context, as it was left: whoever switches then pushes registers.
 const BELOW: u64 = 256;
@@ -186,7 +184,7 @@ impl Scan<'_> {
     /// Looks at the stack that `regs` are in, from `from` on; says whether all of it could be
     /// looked at.
     fn look_at_stack(&self, regs: &Regs, from: u64, end: End) -> bool {
-        let (low, high) = (Cell::new(from), Cell::new(regs.rsp));
+        let (low, high) = (Cell::new(from), Cell::new(registers::sp(regs)));
         let seen = |addr, _| {
             low.set(low.get().min(addr));
             high.set(high.get().max(addr + 8));
@@ -220,8 +218,7 @@ impl Scan<'_> {
 
     /// Looks at the registers that a function finds unchanged when one that it has called returns.
     fn hold_saved(&self, regs: &Regs) {
-        let saved = [regs.rbp, regs.rbx, regs.r12, regs.r13, regs.r14, regs.r15];
-        hold(self.retired, [regs.rip].into_iter().chain(saved));
+        hold(self.retired, registers::preserved(regs));
     }
 
     /// The end of the mapping that `addr` lies in.
@@ -261,7 +258,7 @@ impl Look for Scan<'_> {
         } else {
             hold(self.retired, thread.registers());
         }
-        let from = regs.rsp.saturating_sub(RED_ZONE);
+        let from = registers::sp(&regs).saturating_sub(RED_ZONE);
         let context = record.context().map(|context| context.id());
         let end = context.map_or(End::Mapping, |_| End::Frames);
         if thread.on_signal_stack() || !self.look_at_stack(&regs, from, end) {
@@ -278,7 +275,7 @@ impl Visitor<Stopped> for Scan<'_> {
     fn visit(&self, index: usize, stopped: &Stopped) -> Option<TaskState> {
         let regs = stopped.regs();
         self.hold_saved(regs);
-        if self.look_at_stack(regs, regs.rsp.saturating_sub(BELOW), End::Frames) {
+        if self.look_at_stack(regs, registers::sp(regs).saturating_sub(BELOW), End::Frames) {
             self.looked_at(index);
         }
         None

@@ -140,8 +140,7 @@ unsafe impl SymbolResolver for Symbols {
 
 impl Symbols {
     /// Where the program holds the variable `name` of a shared library: the dynamic linker binds
-    /// all references to that, the library's own too (System V ABI for x86-64, "Relocation Types",
-    /// `R_X86_64_COPY`).
+    /// all references to that, the library's own too (ABI supplements, "Relocation Types").
     fn copy_of(&self, name: &str) -> Result<Option<CodeAddr>, Error> {
         let Some(executable) = self.space.objects.named(VMLINUX) else {
             return Ok(None);

@@ -14,6 +14,7 @@
 //! was born later, so all its calls of affected functions go through the handler, and the first of
 //! them makes its record.
 
+use super::arch::registers;
 use super::asleep::Sleeper;
 use super::context::Interrupted;
 use super::contexts;
@@ -193,7 +194,7 @@ impl Look for Visit<'_> {
             };
             way.fetch_add(1, Ordering::Relaxed);
         } else if thread.in_system_call() {
-            record.stay_at(thread.regs().rsp);
+            record.stay_at(registers::sp(&thread.regs()));
         }
         true
     }

@@ -2,27 +2,12 @@
 //!
 //! Instructions change under running threads, none of which is stopped, nor meets a breakpoint. A
 //! change is one store of a word: a processor fetches all of the old bytes or all of the new ones.
-//!
-//! ```text
-//!   90 90 90 90 90    a pad of several instructions (split), as it was built
-//!   3d 90 90 90 90    one store of one byte: it is a single instruction now, `cmp $0x90909090,%eax`,
-//!                     of which nobody at a function's entry notices anything (psABI 3.2.1: the
-//!                     arithmetic flags mean nothing there). Then every core was serialised, and
-//!                     every thread was seen outside of the four bytes behind the first one
-//!   e9 xx xx xx xx    one store of eight bytes
-//!   0f 1f 44 00 00    the same, when nothing is patched any more: one instruction, so that the next
-//!                     change is one store again, and nobody need be seen outside of it
-//! ```
-//!
-//! All other changes, from a single instruction to anything, are one store of eight bytes. The five
-//! bytes lie in one aligned word if [`Arch::entry`](klp_core::port::Arch::entry) found such a place,
-//! else at least in one line of the cache; where they do not, the change is refused. The processor
-//! makes one access of a locked store within a line (Intel SDM volume 3, 9.1; it fetches lines as a
-//! whole).
+//! `arch/PROCESSOR/text.rs` has the bytes.
 //!
 //! Pages stay executable all the time, since other threads run in them; they are writable only for
 //! that while.
 
+use super::arch::text;
 use super::error::Error;
 use super::memory::{Images, Part, protect};
 use super::pads::Pads;
@@ -30,17 +15,10 @@ use super::space::Space;
 use super::sys::{self, Barrier};
 use alloc::sync::Arc;
 use core::ptr;
-use core::sync::atomic::{AtomicU8, Ordering};
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::port::{CallC, Fill, Image, ImageLayout, Poke, Text};
 
 const READ_EXEC: i32 = libc::PROT_READ | libc::PROT_EXEC;
-
-/// The first byte of `cmp $imm32,%eax`, which with four more does nothing but set flags.
-const CMP_EAX: u8 = 0x3d;
-
-/// Bytes of a line of the cache.
-const LINE: u64 = 64;
 
 /// The code of this process.
 pub struct ProcessText {
@@ -95,7 +73,7 @@ impl ProcessText {
             if poke.new.len() != poke.old.len() || poke.old.is_empty() {
                 return Err(Error::TextChanged { at: poke.at });
             }
-            if window(range).is_none() {
+            if text::window(range).is_none() {
                 return Err(Error::NotInOneLine { at: poke.at });
             }
             let same =
@@ -120,29 +98,37 @@ impl ProcessText {
         Ok(touched)
     }
 
-    /// The protocol at the top of this file.
-    fn change(&self, batch: &[Poke<'_>]) -> Result<(), Error> {
+    /// Changes code as `arch/PROCESSOR/text.rs` says.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Text::poke`]; `batch` was [checked](Self::check), and can be written to.
+    unsafe fn change(&self, batch: &[Poke<'_>]) -> Result<(), Error> {
+        // SAFETY: the caller's promise.
+        let set_first = |poke: &Poke<'_>, byte| unsafe { text::set_first(poke.at, byte) };
+        // SAFETY: the caller's promise.
+        let replace = |poke: &Poke<'_>, bytes| unsafe { text::replace(poke.at, bytes) };
         let split = || batch.iter().filter(|poke| poke.split);
         if split().next().is_some() {
-            split().for_each(|poke| set_first(poke.at, CMP_EAX));
+            split().for_each(|poke| set_first(poke, text::SKIPS));
             let cleared = serialise().and_then(|()| Pads::new(batch, &self.space.stacks).clear());
             if let Err(error) = cleared {
-                split().for_each(|poke| set_first(poke.at, poke.old[0]));
+                split().for_each(|poke| set_first(poke, poke.old[0]));
                 let _ = serialise();
                 return Err(error);
             }
         }
         for poke in batch {
-            replace(poke.at, poke.new);
+            replace(poke, poke.new);
         }
         serialise().inspect_err(|_| {
             // Somebody took the call away since it was made at the beginning.
-            batch.iter().for_each(|poke| replace(poke.at, poke.old));
+            batch.iter().for_each(|poke| replace(poke, poke.old));
         })
     }
 }
 
-// SAFETY: `poke` follows the protocol at the top of this file: a core executes the old bytes, what
+// SAFETY: `poke` follows the protocol of `arch/PROCESSOR/text.rs`: a core executes the old bytes, what
 // comes to the same, or the new bytes; a thread in the midst of several old instructions is moved,
 // or nothing changes. `alloc` hands out each mapping once, and it is mapped
 // here, as code of this process.
@@ -167,7 +153,8 @@ unsafe impl Text for ProcessText {
         // Before anything changes: the call may be denied by now.
         serialise()?;
         let _writable = Writable::new(touched, READ_EXEC)?;
-        self.change(batch)
+        // SAFETY: the caller's promise, and what was done above.
+        unsafe { self.change(batch) }
     }
 
     fn alloc(&self, near: TextRange, reach: u64, layout: ImageLayout) -> Result<Image, Error> {
@@ -261,48 +248,6 @@ fn hull(one: TextRange, other: TextRange) -> TextRange {
     let start = one.start().min(other.start());
     let end = one.end().max(other.end());
     TextRange::new(start, end.get() - start.get()).unwrap_or(one)
-}
-
-/// The eight bytes around `range` that are stored at once; `None` if there are none in one line of
-/// the cache.
-fn window(range: TextRange) -> Option<u64> {
-    const WORD: u64 = 8;
-    let (start, end) = (range.start().get(), range.end().get());
-    let line = start / LINE * LINE;
-    let aligned = start / WORD * WORD;
-    if end <= aligned + WORD {
-        Some(aligned)
-    } else if end - start <= WORD && end <= line + LINE {
-        Some(start.min(line + LINE - WORD))
-    } else {
-        None
-    }
-}
-
-fn set_first(at: CodeAddr, byte: u8) {
-    // SAFETY: the place is mapped and writable, and code is only written to by us.
-    unsafe { AtomicU8::from_ptr(at.get() as *mut u8) }.store(byte, Ordering::SeqCst);
-}
-
-/// Puts `bytes`, of which `check` has found that they have a window, at `at` by one store.
-fn replace(at: CodeAddr, bytes: &[u8]) {
-    let Some(start) = place(at, bytes).ok().and_then(window) else {
-        return;
-    };
-    let from = (at.get() - start) as usize;
-    // SAFETY: the window is in one line, so on one page, which is mapped and writable, and code is
-    // only written to by us. A locked store needs no alignment.
-    unsafe {
-        let window = start as *mut u64;
-        let mut word = window.read_unaligned().to_le_bytes();
-        word[from..from + bytes.len()].copy_from_slice(bytes);
-        core::arch::asm!(
-            "xchg [{window}], {word}",
-            window = in(reg) window,
-            word = inout(reg) u64::from_le_bytes(word) => _,
-            options(nostack, preserves_flags),
-        );
-    }
 }
 
 /// Makes every core execute what memory holds now.

@@ -8,6 +8,7 @@
 //! A program that is linked statically with the C library is not noticed, nor is one that makes its
 //! stacks by hand.
 
+use super::arch;
 use super::sys::KeepErrno;
 use core::ffi::{CStr, c_int, c_void};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -268,85 +269,11 @@ std::thread_local! {
 /// The way station. Weak, so that it is in nobody's way who links a `makecontext` of his own.
 #[cfg(all(target_env = "gnu", not(target_feature = "crt-static")))]
 mod station {
-    use super::{KeepErrno, MADE, UNNOTED, c_void, note};
+    use super::{KeepErrno, MADE, UNNOTED, arch, c_void, note};
     use core::ptr;
     use core::sync::atomic::{AtomicPtr, Ordering};
 
-    core::arch::global_asm!(
-        ".pushsection .text.klp_os_linux_makecontext,\"ax\",@progbits",
-        ".globl klp_os_linux_makecontext",
-        ".hidden klp_os_linux_makecontext",
-        ".type klp_os_linux_makecontext,@function",
-        ".weak makecontext",
-        ".type makecontext,@function",
-        ".p2align 4",
-        "klp_os_linux_makecontext:",
-        "makecontext:",
-        ".cfi_startproc",
-        "endbr64",
-        // Every register that may bear an argument.
-        "push rdi",
-        ".cfi_adjust_cfa_offset 8",
-        "push rsi",
-        ".cfi_adjust_cfa_offset 8",
-        "push rdx",
-        ".cfi_adjust_cfa_offset 8",
-        "push rcx",
-        ".cfi_adjust_cfa_offset 8",
-        "push r8",
-        ".cfi_adjust_cfa_offset 8",
-        "push r9",
-        ".cfi_adjust_cfa_offset 8",
-        "push rax",
-        ".cfi_adjust_cfa_offset 8",
-        "sub rsp, 128",
-        ".cfi_adjust_cfa_offset 128",
-        "movups [rsp], xmm0",
-        "movups [rsp + 16], xmm1",
-        "movups [rsp + 32], xmm2",
-        "movups [rsp + 48], xmm3",
-        "movups [rsp + 64], xmm4",
-        "movups [rsp + 80], xmm5",
-        "movups [rsp + 96], xmm6",
-        "movups [rsp + 112], xmm7",
-        "call {passed}",
-        "mov r11, rax",
-        "movups xmm0, [rsp]",
-        "movups xmm1, [rsp + 16]",
-        "movups xmm2, [rsp + 32]",
-        "movups xmm3, [rsp + 48]",
-        "movups xmm4, [rsp + 64]",
-        "movups xmm5, [rsp + 80]",
-        "movups xmm6, [rsp + 96]",
-        "movups xmm7, [rsp + 112]",
-        "add rsp, 128",
-        ".cfi_adjust_cfa_offset -128",
-        "pop rax",
-        ".cfi_adjust_cfa_offset -8",
-        "pop r9",
-        ".cfi_adjust_cfa_offset -8",
-        "pop r8",
-        ".cfi_adjust_cfa_offset -8",
-        "pop rcx",
-        ".cfi_adjust_cfa_offset -8",
-        "pop rdx",
-        ".cfi_adjust_cfa_offset -8",
-        "pop rsi",
-        ".cfi_adjust_cfa_offset -8",
-        "pop rdi",
-        ".cfi_adjust_cfa_offset -8",
-        "test r11, r11",
-        "jz 2f",
-        "jmp r11",
-        // There is no other makecontext, so nobody could have called one: nothing is made.
-        "2:",
-        "ret",
-        ".cfi_endproc",
-        ".size klp_os_linux_makecontext, . - klp_os_linux_makecontext",
-        ".size makecontext, . - makecontext",
-        ".popsection",
-        passed = sym passed,
-    );
+    arch::makecontext_station!(passed);
 
     unsafe extern "C" {
         fn klp_os_linux_makecontext();

@@ -8,7 +8,7 @@
 //! of return addresses which do not stand there (as return probes do), or to what signal handlers
 //! return to: what they interrupted may be on another stack.
 
-use super::context::Interrupted;
+use super::arch::{EhFrame, Regs, Rule, SIGNAL_RETURN, Table, calls, registers, unwind};
 use super::error::Error;
 use super::lock::Mutex;
 use super::maps::Maps;
@@ -21,8 +21,6 @@ use core::cell::Cell;
 use core::ops::{ControlFlow, Range};
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
-use klp_arch_x86_64::calls;
-use klp_arch_x86_64::unwind::{self, EhFrame, Regs, Rule, Table};
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::port::{Doubt, Frame, FrameKind, Unreliable, Unwinder};
 
@@ -271,9 +269,7 @@ impl Stacks {
 
     /// Whether the code at `pc` is none that a table knows, or what signal handlers return to.
     fn is_dubious(&self, pc: CodeAddr) -> bool {
-        // A call of `rt_sigreturn` in the one form that it has, by which unwinders know it.
-        const RETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
-        let (memory, mut bytes) = (self.code.memory(), [0; RETURN.len()]);
+        let (memory, mut bytes) = (self.code.memory(), [0; SIGNAL_RETURN.len()]);
         let read = memory.read_bytes(pc.get(), &mut bytes);
         // A return address may lie behind its function, a function's own address at its start.
         let has_rule = |set: &Set| {
@@ -281,7 +277,9 @@ impl Stacks {
                 .iter()
                 .any(|pc| set.rule(*pc) != Rule::Gap)
         };
-        read.is_none() || bytes == RETURN || !self.with_tables(|set| set.is_some_and(has_rule))
+        read.is_none()
+            || bytes == SIGNAL_RETURN
+            || !self.with_tables(|set| set.is_some_and(has_rule))
     }
 
     /// What is mapped, as of this round of looks. `None`: that cannot be said.
@@ -345,7 +343,7 @@ unsafe impl Unwinder for Stacks {
         if !stopped.sleeps {
             return self.walk_seeing(&stopped.regs, |_, _| (), visit);
         }
-        let sp = stopped.regs.rsp;
+        let sp = registers::sp(&stopped.regs);
         let end = self.end(sp).unwrap_or(sp);
         let memory = Copied::stack(sp, end);
         let walked = self.walk_copied(&stopped.regs, &memory, visit);
@@ -458,7 +456,7 @@ fn foot() -> u64 {
         context.uc_stack.ss_size = size_of_val(&stack);
         context.uc_link = ptr::null_mut();
         ucontext::unnoted(|| libc::makecontext(&raw mut context, nothing, 0));
-        let sp = Interrupted::new((&raw mut context).cast()).regs().rsp;
+        let sp = registers::sp(&registers::interrupted(&context));
         ptr::read_volatile(sp as *const u64)
     }
 }
@@ -548,8 +546,7 @@ mod tests {
             let mut context: libc::ucontext_t = unsafe { core::mem::zeroed() };
             // SAFETY: the structure is a valid one.
             assert_eq!(unsafe { libc::getcontext(&raw mut context) }, 0);
-            // SAFETY: it holds what the kernel would save, and nobody else uses it.
-            unsafe { Interrupted::new((&raw mut context).cast()) }.regs()
+            registers::interrupted(&context)
         }};
     }
 

@@ -12,12 +12,11 @@
 //!
 //! They take locks and allocate. So none of this is for handlers.
 
+use super::arch::{self, EhFrame};
 use super::linker::Handle;
 use super::objects::Object;
-use core::arch::asm;
 use core::ffi::{CStr, c_void};
 use core::ptr;
-use klp_arch_x86_64::unwind::EhFrame;
 use klp_core::addr::CodeAddr;
 use klp_core::model::VMLINUX;
 use std::path::Path;
@@ -131,19 +130,7 @@ macro_rules! function {
                 Ok(name) => name,
                 Err(_) => panic!("one zero, at the end"),
             },
-            own: || {
-                let at: u64;
-                // SAFETY: an address is read that the linker has put into a table.
-                unsafe {
-                    asm!(
-                        concat!(".weak ", $name),
-                        concat!("mov {at}, qword ptr [rip + ", $name, "@GOTPCREL]"),
-                        at = out(reg) at,
-                        options(pure, nomem, nostack, preserves_flags),
-                    );
-                }
-                at
-            },
+            own: || arch::weak_address!($name),
         }
     };
 }

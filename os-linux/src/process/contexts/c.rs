@@ -1,6 +1,7 @@
 //! What C programs call: the functions of `<klp/context.h>`.
 
 use super::{Context, enter, free, leave, misused};
+use crate::process::arch::registers;
 use crate::process::slots::Slot;
 use core::ffi::{CStr, c_char, c_void};
 use core::ptr;
@@ -63,7 +64,7 @@ unsafe extern "C" fn klp_context_free(context: *mut c_void) {
 /// As for [`Context::leave`]; `regs` are eight registers of the function that calls
 /// `klp_context_leave`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn klp_context_leave_from(context: *mut c_void, regs: *const [u64; 8]) {
+unsafe extern "C" fn klp_context_leave_from(context: *mut c_void, regs: *const registers::Left) {
     // SAFETY: the caller's promise.
     match unsafe { (slot(context), regs.as_ref()) } {
         (Some(slot), Some(regs)) => leave(slot, regs),

@@ -1,0 +1,15 @@
+//! What the process host must know of a processor. Nowhere else in this crate is one named.
+//!
+//! A folder for each, with the same names in it:
+//!
+//! * `mod.rs`: the types of its crate (`klp-arch-…`), and bytes that the kernel and C libraries
+//!   have;
+//! * `registers.rs`: registers of interrupted and sleeping threads, and of suspended contexts;
+//! * `text.rs`: how instructions are changed under running threads;
+//! * `thread.rs`: words of each thread's own;
+//! * `station.rs`: the way station of `makecontext`.
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86_64::*;

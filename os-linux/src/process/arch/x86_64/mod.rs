@@ -1,0 +1,46 @@
+//! x86-64.
+
+mod station;
+
+pub(crate) mod registers;
+pub(crate) mod text;
+pub(crate) mod thread;
+
+pub(crate) use klp_arch_x86_64::X86_64 as Processor;
+pub(crate) use klp_arch_x86_64::stub::Preserved;
+pub(crate) use klp_arch_x86_64::unwind::{self, EhFrame, Regs, Rule, Table};
+pub(crate) use klp_arch_x86_64::{calls, entry_stub};
+#[cfg(all(target_env = "gnu", not(target_feature = "crt-static")))]
+pub(crate) use station::makecontext_station;
+
+/// The name of its crate in symbols.
+pub(crate) const CRATE: &str = "klp_arch_x86_64::";
+
+/// The relocation by which a program holds a copy of a library's variable (System V ABI for x86-64,
+/// "Relocation Types").
+pub(crate) const COPY: object::elf::RelocationType = object::elf::R_X86_64_COPY;
+
+/// One above the highest address that programs have memory at, but for the last page: there the
+/// kernel keeps the code of probes (`xol_add_vma` in `kernel/events/uprobes.c`).
+pub(crate) const HIGHEST: u64 = 0x7fff_ffff_e000;
+
+/// A call of `rt_sigreturn` in the one form that it has, by which unwinders know it.
+pub(crate) const SIGNAL_RETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
+
+/// The address of the function `$name`, 0 if whoever linked the engine has none.
+macro_rules! weak_address {
+    ($name:expr) => {{
+        let at: u64;
+        // SAFETY: an address is read that the linker has put into a table.
+        unsafe {
+            core::arch::asm!(
+                concat!(".weak ", $name),
+                concat!("mov {at}, qword ptr [rip + ", $name, "@GOTPCREL]"),
+                at = out(reg) at,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        at
+    }};
+}
+pub(crate) use weak_address;
