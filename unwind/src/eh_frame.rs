@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use gimli::{
     BaseAddresses, CallFrameInstruction, CfaRule, CieOrFde, EhFrameOffset, EndianSlice,
     LittleEndian, RegisterRule, UnwindContext, UnwindContextStorage, UnwindExpression,
-    UnwindSection, UnwindTableRow,
+    UnwindSection, UnwindTableRow, Vendor,
 };
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::mem::try_push;
@@ -33,7 +33,7 @@ pub struct EhFrame<'a> {
 ///
 /// [`TableError::OutOfMemory`], or [`TableError::TooLarge`] if `text` is.
 pub fn compile<M: Machine>(section: EhFrame<'_>, text: TextRange) -> Result<Table<M>, TableError> {
-    let source = Source::new(section, text);
+    let source = Source::new::<M>(section, text);
     let functions = source.functions(text)?;
     let mut builder = TableBuilder::new(text)?;
     let mut context = UnwindContext::new_in();
@@ -84,9 +84,12 @@ struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn new(section: EhFrame<'a>, text: TextRange) -> Self {
+    fn new<M: Machine>(section: EhFrame<'a>, text: TextRange) -> Self {
         let mut parsed = gimli::EhFrame::new(section.bytes, LittleEndian);
         parsed.set_address_size(8);
+        if M::SIGNS_RETURN_ADDRESSES {
+            parsed.set_vendor(Vendor::AArch64);
+        }
         let bases = BaseAddresses::default()
             .set_eh_frame(section.addr.get())
             .set_text(text.start().get());

@@ -80,6 +80,10 @@ pub trait Machine: Copy + Eq + Debug + 'static {
     /// some ABIs have room for it in the caller's frame.
     const ABOVE_CFA: i64 = 0;
 
+    /// Whether return addresses may be signed: `.eh_frame` says then where they are, by an
+    /// instruction (`DW_CFA_AARCH64_negate_ra_state`) that has another meaning elsewhere.
+    const SIGNS_RETURN_ADDRESSES: bool = false;
+
     /// The register's number in `.eh_frame`.
     fn dwarf(reg: Self::Reg) -> u16;
 

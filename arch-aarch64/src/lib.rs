@@ -1,0 +1,34 @@
+//! AArch64 for the livepatch engine `klp-core`.
+//!
+//! The files have the names that those of `klp-arch-x86_64` have:
+//!
+//! 1. `entry`: [`AArch64`], the words of patchable entries, branches, thunks and veneers
+//!    ([`Arch`](klp_core::port::Arch));
+//! 2. `jumps` and [`calls`]: where code goes, read off its words;
+//! 3. `relocs`: the relocations of patch objects ([`Relocator`](klp_core::port::Relocator));
+//! 4. [`unwind`]: the registers that stacks are walked with, and signal frames.
+//!
+//! The entry stub is still to come. All of it is pure, numbers in and numbers out, and runs on any
+//! machine. Instructions are words of four bytes, the least significant one first, whatever the
+//! order of data (Arm ARM, B2.8.1).
+
+#![no_std]
+#![deny(
+    clippy::std_instead_of_core,
+    clippy::std_instead_of_alloc,
+    clippy::alloc_instead_of_core
+)]
+
+#[cfg(test)]
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod calls;
+mod entry;
+mod jumps;
+mod opcodes;
+mod relocs;
+pub mod unwind;
+
+pub use entry::AArch64;
