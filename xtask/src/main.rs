@@ -1,8 +1,10 @@
 //! The developer's own commands: `cargo xtask VERB`.
 
+mod arch;
 mod install;
 mod linux;
 mod msrv;
+mod packages;
 mod run;
 mod toolchain;
 
@@ -51,6 +53,11 @@ enum Verb {
         #[command(subcommand)]
         verb: linux::Verb,
     },
+    /// Build the tests of the crates that know a processor for it, and run them in QEMU
+    Arch {
+        /// Which
+        arch: arch::Arch,
+    },
     /// Everything that a landing must pass, except `cargo test --workspace`
     Ci,
 }
@@ -68,6 +75,7 @@ fn main() -> Result<()> {
             prefix: Some(prefix),
         } => install::install(&prefix),
         Verb::Linux { verb } => linux::run(verb),
+        Verb::Arch { arch } => arch::test(arch),
         Verb::Ci => {
             lint()?;
             msrv::build()?;

@@ -4,7 +4,12 @@ use crate::run::{cargo, run};
 use crate::toolchain;
 use anyhow::Result;
 
-const CRATES: [&str; 3] = ["klp-core", "klp-unwind", "klp-arch-x86_64"];
+const CRATES: [&str; 4] = [
+    "klp-core",
+    "klp-unwind",
+    "klp-arch-x86_64",
+    "klp-arch-aarch64",
+];
 
 /// Builds them for a target without std.
 pub(crate) fn build() -> Result<()> {

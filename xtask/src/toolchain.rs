@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const VERSION: &str = "1.85.0+dfsg3-1~deb12u3";
+const ROOT: &str = "target/rust-1.85";
 const PACKAGES: [&str; 4] = [
     "rustc-web",
     "libstd-rust-web-dev",
@@ -42,7 +43,7 @@ impl Debian {
 
 /// The unpacked tool chain; fetched on first use.
 pub(crate) fn debian() -> Result<Debian> {
-    let root = std::path::absolute("target/rust-1.85")?;
+    let root = std::path::absolute(ROOT)?;
     let debian = Debian {
         usr: root.join("usr"),
     };
@@ -67,6 +68,28 @@ pub(crate) fn debian() -> Result<Debian> {
     }
     check(&root)?;
     std::fs::write(&done, VERSION)?;
+    Ok(debian)
+}
+
+/// The same with the standard library for `target`, whose packages Debian calls `arch`.
+pub(crate) fn for_target(arch: &str, target: &str) -> Result<Debian> {
+    let debian = debian()?;
+    if debian.usr.join("lib/rustlib").join(target).exists() {
+        return Ok(debian);
+    }
+    let root = std::path::absolute(ROOT)?;
+    let packages = root.join("packages");
+    std::fs::create_dir_all(&packages)?;
+    run(Command::new("dpkg").args(["--add-architecture", arch]))?;
+    run(Command::new("apt-get").args(["update", "-qq"]))?;
+    run(Command::new("apt-get")
+        .args(["download", "-qq"])
+        .arg(format!("libstd-rust-web-dev:{arch}={VERSION}"))
+        .current_dir(&packages))?;
+    for file in std::fs::read_dir(&packages)? {
+        run(Command::new("dpkg").arg("-x").arg(file?.path()).arg(&root))?;
+    }
+    std::fs::remove_dir_all(packages)?;
     Ok(debian)
 }
 

@@ -1,6 +1,7 @@
 //! What a bare machine lacks: packages, the kernel's source, bindgen. Each is fetched once.
 
 use super::work::{dir, step};
+use crate::packages;
 use crate::run::{cargo, quiet, run};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
@@ -38,37 +39,7 @@ const BINDGEN: &str = "0.71.1";
 
 /// Installs the packages that are missing.
 pub(super) fn packages() -> Result<()> {
-    let status = Command::new("dpkg-query")
-        .args(["--show", "--showformat=${Package} ${Status}\n"])
-        .args(PACKAGES)
-        .output()?;
-    let status = String::from_utf8_lossy(&status.stdout);
-    let installed = |package: &&str| {
-        status
-            .lines()
-            .any(|line| line == format!("{package} install ok installed"))
-    };
-    let missing: Vec<_> = PACKAGES
-        .iter()
-        .filter(|package| !installed(package))
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    step(&format!("install {missing:?}"), || {
-        let mut install = Command::new("apt-get");
-        install
-            .args(["install", "--yes", "-qq", "--no-install-recommends"])
-            .args(&missing);
-        install.env("DEBIAN_FRONTEND", "noninteractive");
-        let log = dir("apt.log")?;
-        if quiet(&mut install, &log).is_err() {
-            // The package lists may be missing or old.
-            run(Command::new("apt-get").args(["update", "-qq"]))?;
-            quiet(&mut install, &log).context("packages can be installed by root only")?;
-        }
-        Ok(())
-    })
+    packages::install(&PACKAGES, &dir("apt.log")?)
 }
 
 /// The unpacked, unmodified source of the kernel: `KLP_LINUX_SRC`, or Debian's.

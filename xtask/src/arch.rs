@@ -1,0 +1,52 @@
+//! Tests for other processors on this machine: built by the oldest supported Rust, run by QEMU.
+
+use crate::packages;
+use crate::run::{cargo, run};
+use crate::toolchain;
+use anyhow::Result;
+use std::path::Path;
+
+/// A processor, and what Debian calls things for it.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(crate) enum Arch {
+    /// AArch64
+    Aarch64,
+}
+
+/// Crates that have something to test there.
+const CRATES: [&str; 3] = ["klp-core", "klp-unwind", "klp-arch-aarch64"];
+
+/// Builds and runs their tests.
+pub(crate) fn test(arch: Arch) -> Result<()> {
+    let Arch::Aarch64 = arch;
+    let (debian, gnu) = ("arm64", "aarch64-linux-gnu");
+    let target = "aarch64-unknown-linux-gnu";
+    std::fs::create_dir_all("target")?;
+    packages::install(
+        &[
+            "gcc-aarch64-linux-gnu",
+            "libc6-dev-arm64-cross",
+            "qemu-user",
+        ],
+        Path::new("target/arch-apt.log"),
+    )?;
+    let rust = toolchain::for_target(debian, target)?;
+    let mut test = cargo();
+    test.args(["test", "--target", target, "--target-dir", "target/arch"]);
+    test.args(["--lib", "--tests"]);
+    for package in CRATES {
+        test.args(["--package", package]);
+    }
+    let variable = target.to_uppercase().replace('-', "_");
+    test.env(
+        format!("CARGO_TARGET_{variable}_LINKER"),
+        format!("{gnu}-gcc"),
+    )
+    .env(
+        format!("CARGO_TARGET_{variable}_RUNNER"),
+        format!("qemu-aarch64 -L /usr/{gnu}"),
+    )
+    .env("RUSTC", rust.rustc())
+    .env("LD_LIBRARY_PATH", rust.libraries());
+    run(&mut test)
+}
