@@ -75,6 +75,12 @@ fn tracer() {
                 },
             );
         };
+        let spoil = |on: bool| {
+            host.disarm();
+            if on {
+                host.fail_calls(&[("Text::poke", 1)]);
+            }
+        };
         let pairs = funcs.map(|func| (host.range(func), host.replacement("new", func, place)));
         let bench = tracer::Bench {
             tracer: host.tracer(),
@@ -84,12 +90,7 @@ fn tracer() {
             bytes: &|func: TextRange| host.word(func.start()).to_vec(),
             replaced: &|index: usize| host.version(task, funcs[index]) == "new_f",
             hold: Some(&hold),
-            spoil: Some(&|on| {
-                host.disarm();
-                if on {
-                    host.fail_calls(&[("Text::poke", 1)]);
-                }
-            }),
+            spoil: Some(&spoil),
         };
         // SAFETY: simulated functions.
         unsafe { tracer::check(&bench) };
