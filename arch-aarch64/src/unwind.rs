@@ -2,9 +2,9 @@
 #![forbid(unsafe_code)]
 
 use crate::AArch64;
-use klp_unwind::{Link, Machine};
+use klp_unwind::Link;
 
-pub use klp_unwind::{Place, TableError, walk, walk_call};
+pub use klp_unwind::{Machine, Place, TableError, walk, walk_call};
 
 #[cfg(feature = "eh-frame")]
 pub use klp_unwind::{EhFrame, compile};

@@ -2,9 +2,9 @@
 #![forbid(unsafe_code)]
 
 use crate::X86_64;
-use klp_unwind::{Link, Machine};
+use klp_unwind::Link;
 
-pub use klp_unwind::{Place, TableError, walk, walk_call};
+pub use klp_unwind::{Machine, Place, TableError, walk, walk_call};
 
 #[cfg(feature = "eh-frame")]
 pub use klp_unwind::{EhFrame, compile};
@@ -80,30 +80,6 @@ impl Regs {
             rip: greg(16)?,
         })
     }
-
-    fn get(&self, reg: Reg) -> u64 {
-        match reg {
-            Reg::Rbp => self.rbp,
-            Reg::Rbx => self.rbx,
-            Reg::R12 => self.r12,
-            Reg::R13 => self.r13,
-            Reg::R14 => self.r14,
-            Reg::R15 => self.r15,
-            Reg::Rsp => self.rsp,
-        }
-    }
-
-    fn set(&mut self, reg: Reg, value: u64) {
-        *match reg {
-            Reg::Rbp => &mut self.rbp,
-            Reg::Rbx => &mut self.rbx,
-            Reg::R12 => &mut self.r12,
-            Reg::R13 => &mut self.r13,
-            Reg::R14 => &mut self.r14,
-            Reg::R15 => &mut self.r15,
-            Reg::Rsp => &mut self.rsp,
-        } = value;
-    }
 }
 
 impl Machine for X86_64 {
@@ -136,11 +112,27 @@ impl Machine for X86_64 {
     }
 
     fn get(regs: &Regs, reg: Reg) -> u64 {
-        regs.get(reg)
+        match reg {
+            Reg::Rbp => regs.rbp,
+            Reg::Rbx => regs.rbx,
+            Reg::R12 => regs.r12,
+            Reg::R13 => regs.r13,
+            Reg::R14 => regs.r14,
+            Reg::R15 => regs.r15,
+            Reg::Rsp => regs.rsp,
+        }
     }
 
     fn set(regs: &mut Regs, reg: Reg, value: u64) {
-        regs.set(reg, value);
+        *match reg {
+            Reg::Rbp => &mut regs.rbp,
+            Reg::Rbx => &mut regs.rbx,
+            Reg::R12 => &mut regs.r12,
+            Reg::R13 => &mut regs.r13,
+            Reg::R14 => &mut regs.r14,
+            Reg::R15 => &mut regs.r15,
+            Reg::Rsp => &mut regs.rsp,
+        } = value;
     }
 
     fn pc(regs: &Regs) -> u64 {

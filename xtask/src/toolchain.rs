@@ -63,9 +63,7 @@ pub(crate) fn debian() -> Result<Debian> {
         run(Command::new("apt-get").args(["update", "-qq"]))?;
         run(&mut download)?;
     }
-    for file in std::fs::read_dir(&packages)? {
-        run(Command::new("dpkg").arg("-x").arg(file?.path()).arg(&root))?;
-    }
+    unpack(&packages, &root)?;
     check(&root)?;
     std::fs::write(&done, VERSION)?;
     Ok(debian)
@@ -86,11 +84,16 @@ pub(crate) fn for_target(arch: &str, target: &str) -> Result<Debian> {
         .args(["download", "-qq"])
         .arg(format!("libstd-rust-web-dev:{arch}={VERSION}"))
         .current_dir(&packages))?;
-    for file in std::fs::read_dir(&packages)? {
-        run(Command::new("dpkg").arg("-x").arg(file?.path()).arg(&root))?;
-    }
-    std::fs::remove_dir_all(packages)?;
+    unpack(&packages, &root)?;
     Ok(debian)
+}
+
+/// Unpacks all of `packages` into `root`, and removes them.
+fn unpack(packages: &Path, root: &Path) -> Result<()> {
+    for file in std::fs::read_dir(packages)? {
+        run(Command::new("dpkg").arg("-x").arg(file?.path()).arg(root))?;
+    }
+    std::fs::remove_dir_all(packages).context("cannot remove the downloaded packages")
 }
 
 fn check(root: &Path) -> Result<()> {
@@ -101,5 +104,5 @@ fn check(root: &Path) -> Result<()> {
             bail!("{} is not in the unpacked packages", path.display());
         }
     }
-    std::fs::remove_dir_all(root.join("packages")).context("cannot remove the downloaded packages")
+    Ok(())
 }

@@ -86,9 +86,9 @@ pub unsafe fn check<T: Tracer>(bench: &Bench<'_, T>) {
 struct Run<'a, T: Tracer> {
     bench: &'a Bench<'a, T>,
     sites: Vec<T::Site>,
-    /// The bytes of functions that are not patched: as they were built, or as the tracer leaves
-    /// them.
+    /// The bytes of the functions as they were built.
     built: Vec<Vec<u8>>,
+    /// The same as the tracer leaves them when they are not patched any more.
     left: Vec<Vec<u8>>,
     ops: Vec<&'static Ops>,
     writer: Writer,
@@ -117,21 +117,18 @@ impl<'a, T: Tracer> Run<'a, T> {
         }
         let new_ops =
             |site: &T::Site| Ops::leak(try_box(Ops::new(tracer.original(*site))).expect("memory"));
-        let built: Vec<_> = bench
-            .funcs
-            .iter()
-            .map(|(old, _)| (bench.bytes)(*old))
-            .collect();
         // SAFETY: the stacks and nodes are the suite's own, and it uses this tracer alone.
         let writer = unsafe { Writer::new() };
-        Self {
+        let mut run = Self {
             bench,
             ops: sites.iter().map(new_ops).collect(),
             sites,
-            left: built.clone(),
-            built,
+            built: Vec::new(),
+            left: Vec::new(),
             writer,
-        }
+        };
+        run.built = run.bytes();
+        run
     }
 
     fn batch(&self, to: impl Fn(usize) -> Route) -> Vec<Routing<T::Site>> {
@@ -190,10 +187,10 @@ impl<'a, T: Tracer> Run<'a, T> {
         self.expect(false, when);
         for (index, now) in self.bytes().iter().enumerate() {
             assert!(
-                *now == self.built[index] || *now == self.left[index],
+                *now == self.built[index] || self.left.get(index) == Some(now),
                 "the bytes of a function {when} are {now:x?}, built as {:x?}, left as {:x?}",
                 self.built[index],
-                self.left[index],
+                self.left.get(index),
             );
         }
     }

@@ -1,6 +1,6 @@
 //! A thread as a signal interrupted it.
 
-use super::arch::{Regs, registers};
+use super::arch::{self, Regs, registers};
 
 /// What the kernel saved of an interrupted thread and restores when the signal handler returns.
 pub(crate) struct Interrupted<'a> {
@@ -20,7 +20,7 @@ impl<'a> Interrupted<'a> {
 
     /// The next instruction.
     pub(crate) fn pc(&self) -> u64 {
-        registers::pc(&self.regs())
+        arch::pc(&self.regs())
     }
 
     /// Makes the thread go on at `pc`.
@@ -42,7 +42,7 @@ impl<'a> Interrupted<'a> {
     /// another stack below it.
     pub(crate) fn on_signal_stack(&self) -> bool {
         let stack = &self.ucontext.uc_stack;
-        let (low, sp) = (stack.ss_sp as u64, registers::sp(&self.regs()));
+        let (low, sp) = (stack.ss_sp as u64, arch::sp(&self.regs()));
         stack.ss_flags & libc::SS_DISABLE == 0 && low <= sp && sp - low <= stack.ss_size as u64
     }
 

@@ -7,7 +7,7 @@
 //! not jumped there, so that whatever it is in has a frame. If that fails, it tries again only in a
 //! call from further up the stack: deeper ones have the same function below them.
 
-use super::arch::{Preserved, registers};
+use super::arch::{self, Preserved};
 use super::records::{Record, registry};
 use super::space::Space;
 use super::ucontext;
@@ -101,7 +101,7 @@ pub(crate) unsafe fn try_switch(record: &Record, arg: u64, sp: u64, preserved: *
         )
     };
     let caller = Frame {
-        pc: CodeAddr::new(registers::pc(&regs)),
+        pc: CodeAddr::new(arch::pc(&regs)),
         kind: FrameKind::Call,
     };
     let stopped = regs.into();

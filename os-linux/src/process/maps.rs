@@ -23,10 +23,12 @@ pub(crate) struct Maps {
 
 /// Bits of [`Maps::blocks`].
 const BLOCKS: usize = 4096;
+/// Bytes of a block.
+const BLOCK: u64 = 2 << 20;
 
-/// Which bit stands for the 2 MiB that `addr` is in: its place in the array, and its value.
+/// Which bit stands for the block that `addr` is in: its place in the array, and its value.
 fn block(addr: u64) -> (usize, u64) {
-    let number = (addr >> 21).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52;
+    let number = (addr / BLOCK).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52;
     (number as usize / 64 % (BLOCKS / 64), 1 << (number % 64))
 }
 
@@ -44,7 +46,12 @@ impl Maps {
         code.sort_unstable_by_key(|range| range.start);
         let mut blocks = [0; BLOCKS / 64];
         for range in &code {
-            for addr in (range.start >> 21 << 21..range.end).step_by(1 << 21) {
+            if (range.end - range.start) / BLOCK >= BLOCKS as u64 {
+                // Room that somebody has reserved for code: it may be half of all addresses.
+                blocks = [u64::MAX; BLOCKS / 64];
+                break;
+            }
+            for addr in (range.start / BLOCK * BLOCK..range.end).step_by(BLOCK as usize) {
                 let (place, bit) = block(addr);
                 blocks[place] |= bit;
             }

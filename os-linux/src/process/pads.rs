@@ -5,7 +5,7 @@
 //! who stands there, or was interrupted there by a signal whose handler it is in, goes on behind
 //! the pad.
 
-use super::arch::{Regs, registers, thread};
+use super::arch::{self, Regs, thread};
 use super::asleep::Sleeper;
 use super::context::Interrupted;
 use super::error::{Error, Silence};
@@ -104,7 +104,7 @@ impl<'a> Pads<'a> {
         };
         let hull = first.at.get()..last.at.get() + last.old.len() as u64;
         let memory = stack_memory();
-        let start = registers::sp(regs).next_multiple_of(8);
+        let start = arch::sp(regs).next_multiple_of(8);
         // If it is above, the stack ends there at the latest.
         let end = start + MAX_SEARCHED;
         let end = Some(thread::thread_pointer())

@@ -342,24 +342,28 @@ extern "C" fn on_signal(_signal: i32, _info: *mut libc::siginfo_t, ucontext: *mu
     INSIDE.fetch_add(1, Ordering::SeqCst);
     let record = records::current();
     // Who runs with another thread's variables is not that thread.
-    if record.tid() != sys::gettid() {
-        INSIDE.fetch_sub(1, Ordering::SeqCst);
-        return;
-    }
-    let sent = record.signalled.swap(0, Ordering::SeqCst);
-    // SAFETY: a round that is published lives until this handler has counted itself out.
-    if let Some(stop) = unsafe { STOP.load(Ordering::SeqCst).as_ref() } {
+    if record.tid() == sys::gettid() {
         // SAFETY: it is this handler's argument.
-        let mut thread = unsafe { Interrupted::new(ucontext) };
-        stop.take_part(&mut thread, record);
-        if sent == stop.number {
-            let answers = stop.answers.fetch_add(1, Ordering::SeqCst) + 1;
-            if answers == stop.expected.load(Ordering::SeqCst) {
-                futex_wake(&stop.answers, 1);
-            }
-        }
+        answer(record, &mut unsafe { Interrupted::new(ucontext) });
     }
     INSIDE.fetch_sub(1, Ordering::SeqCst);
+}
+
+/// Takes part in the round that is published, if there is one. Only while the calling thread is
+/// counted in [`INSIDE`].
+fn answer(record: &Record, thread: &mut Interrupted<'_>) {
+    let sent = record.signalled.swap(0, Ordering::SeqCst);
+    // SAFETY: a round that is published lives until this handler has counted itself out.
+    let Some(stop) = (unsafe { STOP.load(Ordering::SeqCst).as_ref() }) else {
+        return;
+    };
+    stop.take_part(thread, record);
+    if sent == stop.number {
+        let answers = stop.answers.fetch_add(1, Ordering::SeqCst) + 1;
+        if answers == stop.expected.load(Ordering::SeqCst) {
+            futex_wake(&stop.answers, 1);
+        }
+    }
 }
 
 impl Stop<'_> {

@@ -11,8 +11,7 @@
 //! What the engine itself has on its stack must not look like such an address: hence numbers of
 //! pages, not addresses, in [`Retired`], and [`scrub`].
 
-use super::arch::Regs;
-use super::arch::registers::{self, RED_ZONE};
+use super::arch::{self, Regs, registers};
 use super::asleep::Sleeper;
 use super::context::Interrupted;
 use super::contexts;
@@ -184,7 +183,7 @@ impl Scan<'_> {
     /// Looks at the stack that `regs` are in, from `from` on; says whether all of it could be
     /// looked at.
     fn look_at_stack(&self, regs: &Regs, from: u64, end: End) -> bool {
-        let (low, high) = (Cell::new(from), Cell::new(registers::sp(regs)));
+        let (low, high) = (Cell::new(from), Cell::new(arch::sp(regs)));
         let seen = |addr, _| {
             low.set(low.get().min(addr));
             high.set(high.get().max(addr + 8));
@@ -258,7 +257,7 @@ impl Look for Scan<'_> {
         } else {
             hold(self.retired, thread.registers());
         }
-        let from = registers::sp(&regs).saturating_sub(RED_ZONE);
+        let from = arch::sp(&regs).saturating_sub(arch::RED_ZONE);
         let context = record.context().map(|context| context.id());
         let end = context.map_or(End::Mapping, |_| End::Frames);
         if thread.on_signal_stack() || !self.look_at_stack(&regs, from, end) {
@@ -275,7 +274,7 @@ impl Visitor<Stopped> for Scan<'_> {
     fn visit(&self, index: usize, stopped: &Stopped) -> Option<TaskState> {
         let regs = stopped.regs();
         self.hold_saved(regs);
-        if self.look_at_stack(regs, registers::sp(regs).saturating_sub(BELOW), End::Frames) {
+        if self.look_at_stack(regs, arch::sp(regs).saturating_sub(BELOW), End::Frames) {
             self.looked_at(index);
         }
         None

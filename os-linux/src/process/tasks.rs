@@ -14,7 +14,7 @@
 //! was born later, so all its calls of affected functions go through the handler, and the first of
 //! them makes its record.
 
-use super::arch::registers;
+use super::arch;
 use super::asleep::Sleeper;
 use super::context::Interrupted;
 use super::contexts;
@@ -194,7 +194,7 @@ impl Look for Visit<'_> {
             };
             way.fetch_add(1, Ordering::Relaxed);
         } else if thread.in_system_call() {
-            record.stay_at(registers::sp(&thread.regs()));
+            record.stay_at(arch::sp(&thread.regs()));
         }
         true
     }

@@ -8,7 +8,7 @@
 //! of return addresses which do not stand there (as return probes do), or to what signal handlers
 //! return to: what they interrupted may be on another stack.
 
-use super::arch::{EhFrame, Regs, Rule, SIGNAL_RETURN, Table, calls, registers, unwind};
+use super::arch::{self, EhFrame, Regs, Rule, SIGNAL_RETURN, Table, calls, registers, unwind};
 use super::error::Error;
 use super::lock::Mutex;
 use super::maps::Maps;
@@ -343,7 +343,7 @@ unsafe impl Unwinder for Stacks {
         if !stopped.sleeps {
             return self.walk_seeing(&stopped.regs, |_, _| (), visit);
         }
-        let sp = registers::sp(&stopped.regs);
+        let sp = arch::sp(&stopped.regs);
         let end = self.end(sp).unwrap_or(sp);
         let memory = Copied::stack(sp, end);
         let walked = self.walk_copied(&stopped.regs, &memory, visit);
@@ -456,7 +456,7 @@ fn foot() -> u64 {
         context.uc_stack.ss_size = size_of_val(&stack);
         context.uc_link = ptr::null_mut();
         ucontext::unnoted(|| libc::makecontext(&raw mut context, nothing, 0));
-        let sp = registers::sp(&registers::interrupted(&context));
+        let sp = arch::sp(&registers::interrupted(&context));
         ptr::read_volatile(sp as *const u64)
     }
 }

@@ -13,3 +13,18 @@
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86_64::*;
+
+use unwind::Machine;
+
+/// Memory below the stack pointer that an interrupted function may still use.
+pub(crate) const RED_ZONE: u64 = Processor::RED_ZONE;
+
+/// The stack pointer.
+pub(crate) fn sp(regs: &Regs) -> u64 {
+    Processor::get(regs, Processor::STACK_POINTER)
+}
+
+/// The next instruction.
+pub(crate) fn pc(regs: &Regs) -> u64 {
+    Processor::pc(regs)
+}

@@ -2,9 +2,6 @@
 
 use super::Regs;
 
-/// Memory below the stack pointer that an interrupted function may still use (psABI 3.2.2).
-pub(crate) const RED_ZONE: u64 = 128;
-
 /// Of a thread that sleeps, only where it goes on and its stack pointer are known.
 pub(crate) fn asleep(pc: u64, sp: u64) -> Regs {
     let unknown = Regs::UNKNOWN;
@@ -18,16 +15,6 @@ pub(crate) fn asleep(pc: u64, sp: u64) -> Regs {
         r14: unknown,
         r15: unknown,
     }
-}
-
-/// The stack pointer.
-pub(crate) fn sp(regs: &Regs) -> u64 {
-    regs.rsp
-}
-
-/// The next instruction.
-pub(crate) fn pc(regs: &Regs) -> u64 {
-    regs.rip
 }
 
 /// What a function finds unchanged when one that it has called returns.
