@@ -52,8 +52,7 @@ impl<P: Platform> Inner<P> {
                     patch: number,
                     ..func.at
                 };
-                let entry = func.entry();
-                affected.add_entry(entry, at)?;
+                affected.add_entry(func.entry(), at)?;
                 if bound.target().is_some() {
                     affected.add(TaskState::Patched, bound.range(), at)?;
                     func.parts

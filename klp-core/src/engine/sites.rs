@@ -1,7 +1,7 @@
 //! The ops of every site that was ever patched, and how calls at them are routed.
 
 use crate::error::Error;
-use crate::mem::{Name, OutOfMemory, try_box, try_vec};
+use crate::mem::{Name, OutOfMemory, try_box, try_push, try_vec};
 use crate::model::VMLINUX;
 use crate::ops::{Ops, Writer};
 use crate::port::{Platform, Route, Routing, Tracer};
@@ -18,8 +18,6 @@ pub(super) type TracerErrorOf<P> = <<P as Platform>::Tracer as Tracer>::Error;
 struct Routed {
     ops: &'static Ops,
     route: Route,
-    /// The last call of [`Sites::reroute`] that looked at it.
-    round: u64,
     /// The object that the site is in; `None`: the base image, which never goes.
     object: Option<Name>,
 }
@@ -31,8 +29,6 @@ pub(super) struct Sites<P: Platform> {
     by_site: HashMap<SiteOf<P>, Routed>,
     /// Ops of sites that are gone.
     spare: Vec<&'static Ops>,
-    /// Calls of [`reroute`](Sites::reroute).
-    rounds: u64,
     /// Whether some site goes through the handler though it need not.
     unsettled: bool,
     /// The engine's.
@@ -45,7 +41,6 @@ impl<P: Platform> Sites<P> {
         Self {
             by_site: HashMap::new(),
             spare: Vec::new(),
-            rounds: 0,
             unsettled: false,
             writer,
         }
@@ -90,7 +85,6 @@ impl<P: Platform> Sites<P> {
             Routed {
                 ops,
                 route: Route::Original,
-                round: 0,
                 object,
             },
         );
@@ -119,28 +113,45 @@ impl<P: Platform> Sites<P> {
         tracer: &P::Tracer,
         sites: impl Iterator<Item = SiteOf<P>>,
     ) -> Result<(), RerouteError<P>> {
-        let mut batch = try_vec::<Routing<SiteOf<P>>>(sites.size_hint().0)?;
-        self.rounds += 1;
+        let (mut batch, mut before) = (Vec::new(), Vec::new());
+        // Several patches may have the same function: only the first time it leads elsewhere.
+        let routed = self
+            .plan(sites, &mut batch, &mut before)
+            .map_err(RerouteError::from)
+            .and_then(|()| match &*batch {
+                [] => Ok(()),
+                // SAFETY: each leads to the top of its stack of functions, or to the handler, or
+                // back.
+                batch => unsafe { tracer.route(batch) }.map_err(RerouteError::Tracer),
+            });
+        if routed.is_err() {
+            for (routing, route) in batch.iter().zip(before) {
+                if let Some(routed) = self.by_site.get_mut(&routing.site) {
+                    routed.route = route;
+                }
+            }
+        }
+        routed
+    }
+
+    /// Notes where each of `sites` is to lead. Those that led elsewhere, to `before`, go to `batch`.
+    fn plan(
+        &mut self,
+        sites: impl Iterator<Item = SiteOf<P>>,
+        batch: &mut Vec<Routing<SiteOf<P>>>,
+        before: &mut Vec<Route>,
+    ) -> Result<(), OutOfMemory> {
+        batch.try_reserve(sites.size_hint().0)?;
+        before.try_reserve(sites.size_hint().0)?;
         for site in sites {
             let Some(routed) = self.by_site.get_mut(&site) else {
                 continue;
             };
             let to = wanted(routed.ops, &self.writer);
-            // Several patches may have the same function.
-            let seen = core::mem::replace(&mut routed.round, self.rounds) == self.rounds;
-            if !seen && to != routed.route {
-                batch.try_reserve(1).map_err(OutOfMemory::from)?;
-                batch.push(Routing { site, to });
-            }
-        }
-        if batch.is_empty() {
-            return Ok(());
-        }
-        // SAFETY: each leads to the top of its stack of functions, or to the handler, or back.
-        unsafe { tracer.route(&batch) }.map_err(RerouteError::Tracer)?;
-        for routing in batch {
-            if let Some(routed) = self.by_site.get_mut(&routing.site) {
-                routed.route = routing.to;
+            if to != routed.route {
+                before.try_reserve(1)?;
+                try_push(batch, Routing { site, to })?;
+                before.push(core::mem::replace(&mut routed.route, to));
             }
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! The tracer for entry pads: one implementation for every architecture and every host with a
 //! [`Text`].
 
-use super::arch::{Arch, Code, Entry, Intruder};
+use super::arch::{Arch, Entry, Intruder};
 use super::entry_error::{Holder, TracerError};
 use super::error::{PortError, PortErrorKind};
 use super::text::{Fill, Image, ImageLayout, Poke, Text};
@@ -74,6 +74,9 @@ pub struct EntrySite(u32);
 const ARENA_SLOTS: u64 = 128;
 /// Bytes of an entry that are read at most.
 const MAX_READ: usize = 64;
+/// The bytes of an entry that are rewritten, of which there are few on every machine: there are
+/// many sites.
+type EntryBytes = heapless::Vec<u8, 16>;
 /// Bytes that are shown of code that nobody knows.
 const SHOWN: usize = 8;
 
@@ -110,11 +113,11 @@ struct Site {
     at: CodeAddr,
     entry: Entry,
     /// The entry as it was found.
-    built: Code,
+    built: EntryBytes,
     /// The entry as it is left when nothing is patched any more.
-    rest: Code,
+    rest: EntryBytes,
     /// The entry as it is now.
-    now: Code,
+    now: EntryBytes,
     /// Slots that lead on from here, one for each place that this site ever led to.
     slots: Vec<Slot>,
 }
@@ -205,7 +208,7 @@ impl Arena {
 struct Plan {
     site: EntrySite,
     at: CodeAddr,
-    bytes: Code,
+    bytes: EntryBytes,
     resume: CodeAddr,
     /// A slot to be filled.
     fill: Option<Slot>,
@@ -321,8 +324,9 @@ impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
                 at
             }
         };
-        plan.bytes =
+        let jump =
             A::jump(site.at, plan.resume, site.entry.len).map_err(TracerError::OutOfReach)?;
+        plan.bytes = EntryBytes::from_slice(&jump).map_err(|()| TracerError::NoSite)?;
         Ok(plan)
     }
 
@@ -473,7 +477,7 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
         let entry = A::entry(recorded, bytes).ok_or_else(|| self.held(recorded, bytes))?;
         let built = bytes
             .get(entry.skip.into()..usize::from(entry.skip) + usize::from(entry.len))
-            .and_then(|built| Code::from_slice(built).ok())
+            .and_then(|built| EntryBytes::from_slice(built).ok())
             .ok_or(TracerError::NoSite)?;
 
         state
@@ -481,6 +485,7 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
             .try_reserve(1)
             .map_err(|_| TracerError::OutOfMemory)?;
         let rest = if entry.split { A::nop(entry.len) } else { None };
+        let rest = rest.and_then(|rest| EntryBytes::from_slice(&rest).ok());
         let site = Site {
             at: recorded.wrapping_add(entry.skip.into()),
             entry,

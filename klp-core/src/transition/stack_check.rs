@@ -55,6 +55,9 @@ impl AffectedFunc {
 pub(crate) struct Affected {
     unpatched: Side,
     patched: Side,
+    /// Entries of functions, which are on both sides: a task that stands there may have been
+    /// called, or have jumped there from the version of another function that it is to leave.
+    entries: Ranges,
     /// Whether tasks may look at it to switch themselves at entries.
     lendable: bool,
 }
@@ -95,8 +98,7 @@ impl Affected {
         try_push(&mut self.side(side).funcs.0, (range, func))
     }
 
-    /// Adds the entry of a function to both sides: a task that stands there may have been called,
-    /// or have jumped there from the version of another function that it is to leave.
+    /// Adds the entry of a function.
     ///
     /// # Errors
     ///
@@ -106,8 +108,7 @@ impl Affected {
         entry: TextRange,
         func: AffectedFunc,
     ) -> Result<(), OutOfMemory> {
-        self.add(TaskState::Unpatched, entry, func)?;
-        self.add(TaskState::Patched, entry, func)
+        try_push(&mut self.entries.0, (entry, func))
     }
 
     /// Adds code of a patch to one side, whatever functions it belongs to.
@@ -131,6 +132,7 @@ impl Affected {
             side.funcs.sort();
             side.code.sort();
         }
+        self.entries.sort();
         self
     }
 
@@ -147,7 +149,8 @@ impl Affected {
             TaskState::Patched => &self.unpatched,
             TaskState::Unpatched | TaskState::Idle => &self.patched,
         };
-        side.find(frame.lookup()).or_else(|| side.find(called?))
+        let find = |addr| side.find(addr).or_else(|| self.entries.find(addr));
+        find(frame.lookup()).or_else(|| find(called?))
     }
 
     /// All of it, some of it more than once.
@@ -155,6 +158,7 @@ impl Affected {
         [&self.unpatched, &self.patched]
             .into_iter()
             .flat_map(|side| side.funcs.0.iter().chain(&side.code.0))
+            .chain(&self.entries.0)
             .map(|(range, _)| *range)
     }
 
@@ -163,6 +167,7 @@ impl Affected {
         self.unpatched
             .find(addr)
             .or_else(|| self.patched.find(addr))
+            .or_else(|| self.entries.find(addr))
             .is_some()
     }
 

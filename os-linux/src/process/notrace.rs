@@ -2,15 +2,12 @@
 //! makes).
 
 use super::arch;
+use super::objects::Object;
 use super::sites;
 use super::space::Space;
-use super::symbols;
+use alloc::sync::Arc;
 use core::fmt::{self, Write};
 use klp_core::addr::TextRange;
-
-/// The section in which programs record the addresses of such functions, eight bytes each. It is
-/// loaded, so its values in memory are relocated.
-const TABLE: &str = "__klp_notrace";
 
 /// The engine's crates. Redirected calls and stop signals run their code: a patch
 /// there would call itself.
@@ -43,16 +40,19 @@ macro_rules! notrace {
 
 /// Whether the function in `func` is marked, or the engine's own.
 pub(crate) fn is_notrace(space: &Space, func: TextRange) -> bool {
-    is_marked(space, func)
-        || symbols::function(space, func.start(), |_, name, _| is_engine(name)).unwrap_or(false)
-}
-
-fn is_marked(space: &Space, func: TextRange) -> bool {
-    let Some(object) = space.objects.at(func.start()) else {
-        return false;
+    let is_notrace = |object: &Arc<Object>| {
+        // Where this is not known, no entry site is known either.
+        let marked = sites::notrace(object)?;
+        let first = marked.partition_point(|addr| *addr < func.start());
+        let is_marked = marked.get(first).is_some_and(|addr| func.contains(*addr));
+        let is_engines = || {
+            let (file, (_, symbol)) = (object.file().ok()?, object.function_at(func.start())?);
+            Some(is_engine(file.symbols.name(symbol)))
+        };
+        Some(is_marked || is_engines().unwrap_or(false))
     };
-    // Of an object whose file cannot be read, no entry site is known either.
-    sites::addresses(&object, TABLE).is_ok_and(|mut marked| marked.any(|addr| func.contains(addr)))
+    let object = space.objects.look_at(func.start(), is_notrace);
+    object.flatten().unwrap_or(false)
 }
 
 /// Whether the symbol `name` is of a function of the engine's crates.

@@ -7,6 +7,7 @@ use super::lock::{self, FutexLock, Mutex};
 use super::maps::{self, FileId, Mapping};
 use super::origin::{self, Stamp};
 use super::peek::Copied;
+use super::symbol_table::Symbol;
 use alloc::sync::Arc;
 use core::ffi::CStr;
 use core::ops::Range;
@@ -40,6 +41,8 @@ pub(crate) struct Object {
     pub(crate) unwind: OnceLock<Option<Arc<Table>>>,
     /// Its entry sites, sorted, once read.
     pub(crate) sites: OnceLock<Vec<CodeAddr>>,
+    /// Its functions that are marked as `notrace`, sorted, once read.
+    pub(crate) notrace: OnceLock<Vec<CodeAddr>>,
     /// Objects are numbered in the order in which they were first seen.
     pub(crate) arrival: u64,
     /// Whether patches may have to do with it (kernel: `mod->klp_alive`).
@@ -163,6 +166,14 @@ impl Object {
         self.segments
             .iter()
             .find(|segment| segment.range.contains(addr))
+    }
+
+    /// The function that `addr` lies in: where it is, and its symbol.
+    pub(crate) fn function_at(&self, addr: CodeAddr) -> Option<(TextRange, &Symbol)> {
+        let in_file = addr.get().wrapping_sub(self.bias);
+        let symbol = self.file().ok()?.symbols.function_at(in_file)?;
+        let range = TextRange::new(self.in_memory(symbol.addr), symbol.len)?;
+        Some((range, symbol))
     }
 
     /// What the file says beyond the part that is mapped. Read at the first call.
@@ -356,12 +367,20 @@ impl Objects {
 
     /// The one that patches call `name`, if it is alive.
     pub(crate) fn named(&self, name: &str) -> Option<Arc<Object>> {
-        self.now
-            .lock()
-            .objects
-            .iter()
+        self.look_at_named(name, Arc::clone)
+    }
+
+    /// Shows `look` the one that patches call `name`, if it is alive, under the lock.
+    pub(crate) fn look_at_named<R>(
+        &self,
+        name: &str,
+        look: impl FnOnce(&Arc<Object>) -> R,
+    ) -> Option<R> {
+        let now = self.now.lock();
+        let mut objects = now.objects.iter();
+        objects
             .find(|object| object.name == name && object.is_alive())
-            .cloned()
+            .map(look)
     }
 
     /// The files that are mapped to be executed without being of an object.
@@ -395,12 +414,20 @@ impl Objects {
 
     /// The one that `addr` lies in.
     pub(crate) fn at(&self, addr: CodeAddr) -> Option<Arc<Object>> {
-        self.now
-            .lock()
-            .objects
-            .iter()
+        self.look_at(addr, Arc::clone)
+    }
+
+    /// Shows `look` the one that `addr` lies in, under the lock.
+    pub(crate) fn look_at<R>(
+        &self,
+        addr: CodeAddr,
+        look: impl FnOnce(&Arc<Object>) -> R,
+    ) -> Option<R> {
+        let now = self.now.lock();
+        let mut objects = now.objects.iter();
+        objects
             .find(|object| object.segment(addr).is_some())
-            .cloned()
+            .map(look)
     }
 
     /// The segment that `addr` lies in.
@@ -538,6 +565,7 @@ fn dl_object(first: bool, linker_name: &CStr, bias: u64, headers: &[libc::Elf64_
         file: OnceLock::new(),
         unwind: OnceLock::new(),
         sites: OnceLock::new(),
+        notrace: OnceLock::new(),
         arrival: 0,
         // The executable is there from beginning to end.
         life: AtomicU8::new(if first { ALIVE } else { STRANGER }),

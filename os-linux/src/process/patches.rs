@@ -11,6 +11,7 @@ use super::symbol_table::part_of;
 use super::unwind;
 use super::unwinders::Unwinder;
 use alloc::sync::Arc;
+use core::sync::atomic::{AtomicUsize, Ordering};
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::elf::LoadedImage;
 use klp_core::engine::PatchId;
@@ -21,6 +22,8 @@ pub(crate) struct Patches {
     /// Taken before that of `images`.
     unwinders: Mutex<Unwinders>,
     images: Mutex<Vec<Loaded>>,
+    /// How many there are, for who asks often; changes under the lock of `images`.
+    count: AtomicUsize,
 }
 
 /// Those that are told of every image.
@@ -35,6 +38,8 @@ struct Loaded {
     image: LoadedImage,
     owner: Owner,
     table: Option<Arc<Table>>,
+    /// What the compiler split off functions, by where those start.
+    parts: Vec<(CodeAddr, TextRange)>,
 }
 
 /// Which patch an image is of.
@@ -71,15 +76,17 @@ impl Patches {
         }
         unwinders.tell(&image);
         images.push(Loaded {
+            parts: parts(&image),
             image,
             owner: Owner::New,
             table,
         });
+        self.count.store(images.len(), Ordering::Relaxed);
         Ok(())
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.images.lock().is_empty()
+        self.count.load(Ordering::Relaxed) == 0
     }
 
     /// The number of the first object that was not looked at for unwinders.
@@ -179,6 +186,7 @@ impl Patches {
             .iter()
             .position(|loaded| first_page(loaded.image.image()) == page)?;
         let image = images.swap_remove(index).image;
+        self.count.store(images.len(), Ordering::Relaxed);
         unwinders.forget(&image);
         Some(image)
     }
@@ -197,35 +205,45 @@ impl Patches {
             .collect()
     }
 
-    /// Reports the parts that the compiler split off the function at `addr`; `false` if that is in
-    /// none of the images.
-    pub(crate) fn parts_of(&self, addr: CodeAddr, found: &mut dyn FnMut(TextRange)) -> bool {
+    /// Reports the parts that the compiler split off the function that starts at `func`; `false` if
+    /// that is in none of the images.
+    pub(crate) fn parts_of(&self, func: CodeAddr, found: &mut dyn FnMut(TextRange)) -> bool {
+        if self.is_empty() {
+            return false;
+        }
         let images = self.images.lock();
         let Some(loaded) = images
             .iter()
-            .find(|loaded| loaded.image.image().text.contains(addr))
+            .find(|loaded| loaded.image.image().text.contains(func))
         else {
             return false;
         };
-        let functions = loaded.image.functions();
-        if let Some((name, _)) = functions.iter().find(|(_, range)| range.contains(addr)) {
-            let parts = functions
-                .iter()
-                .filter(|(part, _)| part_of(part) == Some(&**name));
-            parts.for_each(|(_, range)| found(*range));
-        }
+        let first = loaded.parts.partition_point(|(start, _)| *start < func);
+        let its = loaded.parts[first..]
+            .iter()
+            .take_while(|(start, _)| *start == func);
+        its.for_each(|(_, part)| found(*part));
         true
     }
 
-    /// The function that `addr` lies in, with its name.
-    pub(crate) fn function_at(&self, addr: CodeAddr) -> Option<(TextRange, String)> {
+    /// Shows `look` the function that `addr` lies in, and its name.
+    pub(crate) fn look_at_function<R>(
+        &self,
+        addr: CodeAddr,
+        look: impl FnOnce(TextRange, &str) -> R,
+    ) -> Option<R> {
+        if self.is_empty() {
+            return None;
+        }
         let images = self.images.lock();
-        let loaded = images
-            .iter()
-            .find(|loaded| loaded.image.image().text.contains(addr))?;
+        let mut images = images.iter();
+        let loaded = images.find(|loaded| loaded.image.image().text.contains(addr))?;
         let functions = loaded.image.functions();
-        let (name, range) = functions.iter().find(|(_, range)| range.contains(addr))?;
-        Some((*range, name.to_string()))
+        let behind = functions.partition_point(|(_, range)| range.start() <= addr);
+        // Mostly the last one; a symbol that hand-written code has inside a function is shorter.
+        let mut before = functions[..behind].iter().rev();
+        let (name, range) = before.find(|(_, range)| range.contains(addr))?;
+        Some(look(*range, name))
     }
 }
 
@@ -253,6 +271,31 @@ impl Unwinders {
             .iter()
             .filter_map(move |unwinder| Some((*unwinder, section?)))
     }
+}
+
+fn parts(image: &LoadedImage) -> Vec<(CodeAddr, TextRange)> {
+    let functions = image.functions();
+    let parts = || {
+        functions
+            .iter()
+            .filter_map(|(name, range)| Some((part_of(name)?, *range)))
+    };
+    if parts().next().is_none() {
+        return Vec::new();
+    }
+    let mut by_name: Vec<_> = functions.iter().collect();
+    by_name.sort_unstable_by_key(|(name, _)| &**name);
+    let mut parts: Vec<_> = parts()
+        .flat_map(|(name, part)| {
+            let first = by_name.partition_point(|(each, _)| &**each < name);
+            let same = by_name[first..]
+                .iter()
+                .take_while(move |(each, _)| **each == *name);
+            same.map(move |(_, range)| (range.start(), part))
+        })
+        .collect();
+    parts.sort_unstable_by_key(|(start, part)| (*start, part.start()));
+    parts
 }
 
 fn eh_frame(image: &LoadedImage) -> Option<EhFrame<'_>> {

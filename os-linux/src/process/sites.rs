@@ -1,58 +1,68 @@
-//! Entry sites, as the compiler recorded them.
+//! Entry sites, as the compiler recorded them, and functions that programs except from patching.
 
-use super::error::Error;
 use super::objects::{Object, Objects};
+use alloc::sync::Arc;
 use klp_core::addr::{CodeAddr, TextRange};
+use std::sync::OnceLock;
 
 /// The sections in which GCC and LLVM (`-fpatchable-function-entry`) and GCC (`-mrecord-mcount`)
 /// record the addresses of entry pads, eight bytes each. They are loaded, so their values in memory
 /// are relocated.
 const TABLES: [&str; 2] = ["__patchable_function_entries", "__mcount_loc"];
 
+/// The section in which programs record the addresses of functions that must not be redirected, in
+/// the same way.
+const NOTRACE: &str = "__klp_notrace";
+
 /// Bytes that may stand between the start of a function and its pad: an `endbr64`, and room for
 /// what compilers may add.
 const BEFORE_PAD: u64 = 20;
 
-/// The address of the entry pad recorded for the function in `func`, if its object is alive:
-/// before, the table is not relocated.
+/// The address of the entry pad recorded for the function in `func`.
 pub(crate) fn recorded(objects: &Objects, func: TextRange) -> Option<CodeAddr> {
-    let object = objects
-        .at(func.start())
-        .filter(|object| object.is_alive())?;
-    let sites = sites_of(&object).ok()?;
-    let index = sites.partition_point(|site| *site < func.start());
-    let site = *sites.get(index)?;
-    (func.contains(site) && func.start().distance_to(site).unsigned_abs() <= BEFORE_PAD)
-        .then_some(site)
+    let first = |object: &Arc<Object>| {
+        let sites = read_once(object, &object.sites, &TABLES)?;
+        let index = sites.partition_point(|site| *site < func.start());
+        sites.get(index).copied()
+    };
+    objects.look_at(func.start(), first)?.filter(|&site| {
+        func.contains(site) && func.start().distance_to(site).unsigned_abs() <= BEFORE_PAD
+    })
 }
 
-/// All sites of `object`, sorted. Read at the first call.
-fn sites_of(object: &Object) -> Result<&[CodeAddr], Error> {
-    if let Some(known) = object.sites.get() {
-        return Ok(known);
-    }
-    let mut sites = Vec::new();
-    for table in TABLES {
-        sites.extend(addresses(object, table)?);
-    }
-    sites.sort_unstable();
-    sites.dedup();
-    Ok(object.sites.get_or_init(|| sites))
+/// The functions that `object` marks as ones that must not be redirected, sorted; `None` as for
+/// [`read_once`].
+pub(crate) fn notrace(object: &Object) -> Option<&[CodeAddr]> {
+    read_once(object, &object.notrace, &[NOTRACE])
 }
 
-/// The addresses in the section `name` of `object`; none if it does not have that.
-pub(crate) fn addresses<'a>(
-    object: &'a Object,
-    name: &str,
-) -> Result<impl Iterator<Item = CodeAddr> + use<'a>, Error> {
-    let bytes = object.file()?.section(name).and_then(|section| {
-        object.bytes(TextRange::new(
-            section.start().wrapping_add(object.bias),
-            section.len(),
-        )?)
-    });
-    let words = bytes.unwrap_or_default().chunks_exact(8);
+/// The addresses in the sections `names` of `object`, sorted, which `once` keeps; `None` if its
+/// file cannot be read, or if it is not alive: before, the tables are not relocated.
+fn read_once<'a>(
+    object: &Object,
+    once: &'a OnceLock<Vec<CodeAddr>>,
+    names: &[&str],
+) -> Option<&'a [CodeAddr]> {
+    if !object.is_alive() {
+        return None;
+    }
+    if let Some(known) = once.get() {
+        return Some(known);
+    }
+    let file = object.file().ok()?;
+    let bytes = |name: &&str| {
+        let section = file.section(name)?;
+        let start = section.start().wrapping_add(object.bias);
+        object.bytes(TextRange::new(start, section.len())?)
+    };
+    let words = names
+        .iter()
+        .filter_map(bytes)
+        .flat_map(|bytes| bytes.chunks_exact(8));
     let words = words.filter_map(|word| Some(u64::from_le_bytes(word.try_into().ok()?)));
     // The linker leaves a zero where it dropped the function.
-    Ok(words.filter(|&word| word != 0).map(CodeAddr::new))
+    let mut addresses: Vec<_> = words.filter(|&word| word != 0).map(CodeAddr::new).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    Some(once.get_or_init(|| addresses))
 }

@@ -1,6 +1,8 @@
 //! The symbol table of an object's file: by name, by address, and what belongs together.
 
 use core::hash::BuildHasher;
+use hashbrown::hash_table::Entry;
+use hashbrown::{DefaultHashBuilder, HashTable};
 use object::LittleEndian;
 use object::elf::{
     FileHeader64, SHN_UNDEF, STB_LOCAL, STT_COMMON, STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE,
@@ -8,8 +10,6 @@ use object::elf::{
 };
 use object::read::elf::{SectionHeader, SectionTable, Sym, VersionTable};
 use object::{ReadRef, SymbolIndex};
-use std::collections::HashMap;
-use std::hash::RandomState;
 use std::sync::OnceLock;
 
 const LE: LittleEndian = LittleEndian;
@@ -20,13 +20,17 @@ pub(crate) struct SymbolTable {
     symbols: Vec<Symbol>,
     names: Vec<u8>,
     by_name: NameIndex,
-    /// Start and place of each function, sorted.
-    functions: OnceLock<Vec<(u64, usize)>>,
-    /// Symbols called `NAME.cold` or `NAME.cold.N`, each with the length of `NAME`, sorted by that.
-    parts: OnceLock<Vec<(usize, usize)>>,
+    /// Functions, by where they start.
+    functions: OnceLock<ByAddress>,
+    /// Symbols called `NAME.cold` or `NAME.cold.N`, by where what is called `NAME` starts.
+    parts: OnceLock<ByAddress>,
     /// The same for [clones](clone_of).
-    clones: OnceLock<Vec<(usize, usize)>>,
+    clones: OnceLock<ByAddress>,
 }
+
+/// Places of symbols in the table, each with an address; sorted.
+#[derive(Debug)]
+struct ByAddress(Vec<(u64, usize)>);
 
 /// A symbol that has an address.
 #[derive(Clone, Copy, Debug)]
@@ -51,14 +55,18 @@ pub(crate) enum Kind {
     Data,
 }
 
-/// Symbols by the hash of their names without a default version; those with the same hash are
-/// chained in the table's order.
+/// Symbols by their names without a default version; those with the same name are chained in the
+/// table's order.
 #[derive(Debug, Default)]
 struct NameIndex {
-    hasher: RandomState,
-    first: HashMap<u64, usize>,
-    next: Vec<Option<usize>>,
+    hasher: DefaultHashBuilder,
+    /// The first one of each name.
+    first: HashTable<u32>,
+    /// The next one with the same name; [`LAST`] behind the last one.
+    next: Vec<u32>,
 }
+
+const LAST: u32 = u32::MAX;
 
 impl SymbolTable {
     /// Reads the table of type `kind`; `None` if there is none.
@@ -142,12 +150,8 @@ impl SymbolTable {
     pub(crate) fn named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Symbol> {
         let (name, plain) = (name.as_bytes(), without_default_version(name.as_bytes()));
         self.by_name
-            .find(plain)
-            .filter_map(|index| self.symbols.get(index))
-            .filter(move |symbol| {
-                let full = self.full_name(symbol);
-                full == name || plain.len() == name.len() && without_default_version(full) == name
-            })
+            .find(self, plain)
+            .filter(move |symbol| plain.len() == name.len() || self.full_name(symbol) == name)
     }
 
     /// All symbols.
@@ -158,7 +162,7 @@ impl SymbolTable {
     /// The function that `addr` lies in, and its symbol: of several at one address, the one that
     /// comes first in the table.
     pub(crate) fn function_at(&self, addr: u64) -> Option<&Symbol> {
-        let functions = self.functions();
+        let functions = &self.functions().0;
         let behind = functions.partition_point(|&(start, _)| start <= addr);
         let before = functions.get(..behind)?;
         let start = before.last()?.0;
@@ -167,58 +171,31 @@ impl SymbolTable {
         (addr < symbol.addr.saturating_add(symbol.len)).then_some(symbol)
     }
 
-    /// The functions that begin at `start`: one, mostly, under several names.
-    pub(crate) fn functions_from(&self, start: u64) -> impl Iterator<Item = &Symbol> {
-        let functions = self.functions();
-        let first = functions.partition_point(|&(each, _)| each < start);
-        let same = functions[first..]
-            .iter()
-            .take_while(move |(each, _)| *each == start);
-        same.filter_map(|&(_, index)| self.symbols.get(index))
-    }
-
-    /// The parts that a compiler split off functions called `name`.
-    pub(crate) fn parts_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Symbol> {
+    /// The parts that a compiler split off the function that starts at `start`, whatever it is
+    /// called.
+    pub(crate) fn parts_of(&self, start: u64) -> impl Iterator<Item = &Symbol> {
         let parts = self.parts.get_or_init(|| self.related(part_of));
-        self.relatives(parts, name)
+        parts.at(start).filter_map(|index| self.symbols.get(index))
     }
 
     /// The functions that a compiler made of functions called `name`, and has their callers call.
     pub(crate) fn clones_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Symbol> {
         let clones = self.clones.get_or_init(|| self.related(clone_of));
-        self.relatives(clones, name)
+        self.named(name)
+            .flat_map(|symbol| clones.at(symbol.addr))
+            .filter_map(|index| self.symbols.get(index))
             .filter(|symbol| symbol.kind == Kind::Function)
     }
 
-    /// Symbols whose names `of` shortens, with the length of the rest, sorted by that rest.
-    fn related(&self, of: impl Fn(&str) -> Option<&str>) -> Vec<(usize, usize)> {
-        let related = |(index, symbol)| of(self.name(symbol)).map(|name| (index, name.len()));
-        let mut related: Vec<_> = self
-            .symbols
-            .iter()
-            .enumerate()
-            .filter_map(related)
-            .collect();
-        related.sort_by(|one, other| self.front(one).cmp(&self.front(other)));
-        related
-    }
-
-    fn front(&self, &(index, len): &(usize, usize)) -> Option<&[u8]> {
-        let start = self.symbols.get(index)?.name as usize;
-        self.names.get(start..start.checked_add(len)?)
-    }
-
-    fn relatives<'a>(
-        &'a self,
-        related: &'a [(usize, usize)],
-        name: &'a str,
-    ) -> impl Iterator<Item = &'a Symbol> {
-        let name = Some(without_default_version(name.as_bytes()));
-        let from = related.partition_point(|each| self.front(each) < name);
-        let same = related[from..]
-            .iter()
-            .take_while(move |each| self.front(each) == name);
-        same.filter_map(|(index, _)| self.symbols.get(*index))
+    /// Symbols whose names are made of other symbols' names, by the addresses of those; `of` takes
+    /// a name apart.
+    fn related(&self, of: impl Fn(&str) -> Option<&str>) -> ByAddress {
+        let relatives = |(index, symbol)| {
+            let originals = of(self.name(symbol)).into_iter();
+            let originals = originals.flat_map(|name| self.named(name));
+            originals.map(move |original| (original.addr, index))
+        };
+        ByAddress::new(self.symbols.iter().enumerate().flat_map(relatives))
     }
 
     /// The symbol's name, without a version that new programs get.
@@ -226,20 +203,41 @@ impl SymbolTable {
         core::str::from_utf8(without_default_version(self.full_name(symbol))).unwrap_or("?")
     }
 
+    /// The name of symbol number `number`, without a version that new programs get.
+    fn plain_name(&self, number: u32) -> &[u8] {
+        let symbol = self.symbols.get(number as usize);
+        without_default_version(symbol.map_or(&[], |symbol| self.full_name(symbol)))
+    }
+
     fn full_name(&self, symbol: &Symbol) -> &[u8] {
         let rest = self.names.get(symbol.name as usize..).unwrap_or_default();
         rest.split(|&byte| byte == 0).next().unwrap_or_default()
     }
 
-    fn functions(&self) -> &[(u64, usize)] {
+    fn functions(&self) -> &ByAddress {
         self.functions.get_or_init(|| {
             let has_code =
                 |(_, symbol): &(usize, &Symbol)| symbol.kind == Kind::Function && symbol.len > 0;
             let all = self.symbols.iter().enumerate().filter(has_code);
-            let mut functions: Vec<_> = all.map(|(index, symbol)| (symbol.addr, index)).collect();
-            functions.sort_unstable();
-            functions
+            ByAddress::new(all.map(|(index, symbol)| (symbol.addr, index)))
         })
+    }
+}
+
+impl ByAddress {
+    fn new(places: impl Iterator<Item = (u64, usize)>) -> Self {
+        let mut places: Vec<_> = places.collect();
+        places.sort_unstable();
+        places.dedup();
+        Self(places)
+    }
+
+    fn at(&self, addr: u64) -> impl Iterator<Item = usize> {
+        let first = self.0.partition_point(|&(each, _)| each < addr);
+        let same = self.0[first..]
+            .iter()
+            .take_while(move |(each, _)| *each == addr);
+        same.map(|&(_, index)| index)
     }
 }
 
@@ -273,20 +271,38 @@ fn clone_of(symbol: &str) -> Option<&str> {
 impl NameIndex {
     fn new(table: &SymbolTable) -> Self {
         let mut index = Self {
-            next: vec![None; table.symbols.len()],
+            first: HashTable::with_capacity(table.symbols.len()),
+            next: vec![LAST; table.symbols.len()],
             ..Self::default()
         };
-        for (number, symbol) in table.symbols.iter().enumerate().rev() {
-            let name = without_default_version(table.full_name(symbol));
-            let hash = index.hasher.hash_one(name);
-            index.next[number] = index.first.insert(hash, number);
+        let Self {
+            hasher,
+            first,
+            next,
+        } = &mut index;
+        let hash = |&number: &u32| hasher.hash_one(table.plain_name(number));
+        for (place, next) in next.iter_mut().enumerate().rev() {
+            // Names have 32 bits, too.
+            let Ok(number) = u32::try_from(place) else {
+                continue;
+            };
+            let name = table.plain_name(number);
+            let is_named = |other: &u32| table.plain_name(*other) == name;
+            match first.entry(hash(&number), is_named, hash) {
+                Entry::Occupied(mut first) => *next = core::mem::replace(first.get_mut(), number),
+                Entry::Vacant(place) => drop(place.insert(number)),
+            }
         }
         index
     }
 
-    fn find(&self, name: &[u8]) -> impl Iterator<Item = usize> {
-        let first = self.first.get(&self.hasher.hash_one(name)).copied();
-        core::iter::successors(first, |&number| self.next.get(number).copied().flatten())
+    /// The symbols of `table` that are called `name`, which has no default version.
+    fn find<'a>(&'a self, table: &'a SymbolTable, name: &[u8]) -> impl Iterator<Item = &'a Symbol> {
+        let is_named = |&number: &u32| table.plain_name(number) == name;
+        let first = self.first.find(self.hasher.hash_one(name), is_named);
+        let next = |number: &u32| self.next.get(*number as usize).copied();
+        core::iter::successors(first.copied(), next)
+            .map_while(|number| table.symbols.get(number as usize))
     }
 }
 
@@ -365,26 +381,40 @@ mod tests {
         assert!(found("other@@VER_2").is_empty());
         let default = table.named("calc").next().expect("found above");
         assert_eq!(table.name(default), "calc");
-        let parts: Vec<u64> = table
-            .parts_of("calc@@VER_2")
-            .map(|part| part.addr)
-            .collect();
+        let parts: Vec<u64> = table.parts_of(16).map(|part| part.addr).collect();
         assert_eq!(parts, [48]);
     }
 
     #[test]
     fn all_names_of_a_function_are_known() {
-        let mut table = table(&["first", "alias", "next"]);
+        let names = [
+            "first",
+            "alias",
+            "next",
+            "alias.cold",
+            "alias.isra.0",
+            "next.cold",
+            "next.cold.1",
+            "gone.cold",
+        ];
+        let mut table = table(&names);
         table.symbols[1].addr = 0;
         table.symbols[1].len = 4;
         let at = |addr| table.function_at(addr).map(|symbol| table.name(symbol));
         assert_eq!(at(8), Some("first"));
         assert_eq!(at(20), None);
         assert_eq!(at(32), Some("next"));
-        let names: Vec<&str> = table
-            .functions_from(0)
-            .map(|symbol| table.name(symbol))
-            .collect();
-        assert_eq!(names, ["first", "alias"]);
+        let parts = |start| -> Vec<&str> {
+            let parts = table.parts_of(start);
+            parts.map(|symbol| table.name(symbol)).collect()
+        };
+        assert_eq!(parts(0), ["alias.cold"]);
+        assert_eq!(parts(32), ["next.cold", "next.cold.1"]);
+        assert!(parts(4).is_empty() && parts(48).is_empty());
+        for name in ["first", "alias"] {
+            let clones = table.clones_of(name).map(|symbol| table.name(symbol));
+            assert_eq!(clones.collect::<Vec<_>>(), ["alias.isra.0"]);
+        }
+        assert!(table.clones_of("next").next().is_none());
     }
 }

@@ -2,9 +2,10 @@
 
 use super::error::Error;
 use super::maps;
+use super::objects::Object;
 use super::shadow;
 use super::space::Space;
-use super::symbol_table::Kind;
+use super::symbol_table::{self, Kind};
 use alloc::sync::Arc;
 use core::fmt;
 use klp_core::addr::{CodeAddr, TextRange};
@@ -65,13 +66,14 @@ unsafe impl SymbolResolver for Symbols {
     }
 
     fn clones(&self, object: &str, name: &str, found: &mut dyn FnMut(&str)) -> Result<(), Error> {
-        let Some(object) = self.space.objects.named(object) else {
-            return Ok(());
+        let look = |object: &Arc<Object>| {
+            let symbols = &object.file()?.symbols;
+            let clones = symbols.clones_of(name);
+            clones.for_each(|clone| found(symbols.name(clone)));
+            Ok(())
         };
-        let symbols = &object.file()?.symbols;
-        let clones = symbols.clones_of(name);
-        clones.for_each(|clone| found(symbols.name(clone)));
-        Ok(())
+        let objects = &self.space.objects;
+        objects.look_at_named(object, look).unwrap_or(Ok(()))
     }
 
     fn exported(&self, name: &str) -> Result<Option<CodeAddr>, Error> {
@@ -103,34 +105,36 @@ unsafe impl SymbolResolver for Symbols {
     }
 
     fn function_at(&self, addr: CodeAddr) -> Option<TextRange> {
-        function(&self.space, addr, |range, _, _| range)
+        let Space {
+            patches, objects, ..
+        } = &*self.space;
+        let in_image = patches.look_at_function(addr, |range, _| range);
+        in_image.or_else(|| {
+            let range = |object: &Arc<Object>| Some(object.function_at(addr)?.0);
+            objects.look_at(addr, range).flatten()
+        })
     }
 
     fn parts(
         &self,
         func: TextRange,
-        known_as: Option<(&str, &str)>,
+        // All names of the function are known by its address.
+        _known_as: Option<(&str, &str)>,
         found: &mut dyn FnMut(TextRange),
     ) -> Result<(), Error> {
         if self.space.patches.parts_of(func.start(), found) {
             return Ok(());
         }
-        let Some(object) = self.space.objects.at(func.start()) else {
-            return Ok(());
+        let look = |object: &Arc<Object>| {
+            let start = func.start().get().wrapping_sub(object.bias);
+            let parts = object.file()?.symbols.parts_of(start);
+            let range =
+                |part: &symbol_table::Symbol| TextRange::new(object.in_memory(part.addr), part.len);
+            parts.filter_map(range).for_each(found);
+            Ok(())
         };
-        let symbols = &object.file()?.symbols;
-        let start = func.start().get().wrapping_sub(object.bias);
-        // A function may have several names; a part bears one of them.
-        let names = symbols
-            .functions_from(start)
-            .map(|symbol| symbols.name(symbol));
-        let given = known_as.map(|(_, name)| name);
-        for part in names.chain(given).flat_map(|name| symbols.parts_of(name)) {
-            if let Some(range) = TextRange::new(object.in_memory(part.addr), part.len) {
-                found(range);
-            }
-        }
-        Ok(())
+        let objects = &self.space.objects;
+        objects.look_at(func.start(), look).unwrap_or(Ok(()))
     }
 
     fn describe(&self, addr: CodeAddr, out: &mut dyn fmt::Write) -> fmt::Result {
@@ -151,47 +155,27 @@ impl Symbols {
     }
 }
 
-/// Tells `found` of the function at `addr`: where it is, its name, and its object if that is not
-/// the executable.
-pub(crate) fn function<R>(
-    space: &Space,
-    addr: CodeAddr,
-    found: impl FnOnce(TextRange, &str, Option<&str>) -> R,
-) -> Option<R> {
-    if let Some((range, name)) = space.patches.function_at(addr) {
-        return Some(found(range, &name, None));
-    }
-    let object = space.objects.at(addr)?;
-    let file = object.file().ok()?;
-    let symbols = &file.symbols;
-    let symbol = symbols.function_at(addr.get().wrapping_sub(object.bias))?;
-    let range = TextRange::new(object.in_memory(symbol.addr), symbol.len)?;
-    Some(found(
-        range,
-        symbols.name(symbol),
-        (object.name != VMLINUX).then_some(&object.name),
-    ))
-}
-
 /// Writes `addr` for people: as a place in a function, in an object, or in a mapping of memory that
 /// has a name (`[uprobes]`, where return probes of the kernel lead). What is nothing of these is
 /// code that nobody knows.
 pub(crate) fn describe(space: &Space, addr: CodeAddr, out: &mut dyn fmt::Write) -> fmt::Result {
-    let written = function(space, addr, |range, name, object| {
+    let mut write = |range: TextRange, name: &str| {
         let offset = addr.get() - range.start().get();
-        write!(
-            out,
-            "{:#}+{offset:#x}/{:#x}",
-            rustc_demangle::demangle(name),
-            range.len()
-        )?;
-        object.map_or(Ok(()), |object| write!(out, " [{object}]"))
-    });
-    if let Some(result) = written {
-        return result;
+        let name = rustc_demangle::demangle(name);
+        write!(out, "{name:#}+{offset:#x}/{:#x}", range.len())
+    };
+    if let Some(written) = space.patches.look_at_function(addr, &mut write) {
+        return written;
     }
     if let Some(object) = space.objects.at(addr) {
-        return write!(out, "{addr} [{}]", object.name);
+        match (object.function_at(addr), object.file()) {
+            (Some((range, symbol)), Ok(file)) => write(range, file.symbols.name(symbol))?,
+            _ => return write!(out, "{addr} [{}]", object.name),
+        }
+        return match &*object.name {
+            VMLINUX => Ok(()),
+            name => write!(out, " [{name}]"),
+        };
     }
     let mapping = maps::mapping_at(addr.get()).filter(|mapping| !mapping.name().is_empty());
     match mapping {
