@@ -1,52 +1,178 @@
 //! Tests for other processors on this machine: built by the oldest supported Rust, run by QEMU.
 
+use crate::machine::{Machine, Program};
 use crate::packages;
 use crate::run::{cargo, run};
 use crate::toolchain;
-use anyhow::Result;
-use std::path::Path;
+use anyhow::{Result, bail};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 /// A processor, and what Debian calls things for it.
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub(crate) enum Arch {
     /// AArch64
     Aarch64,
+    /// ppc64le, little-endian OpenPOWER
+    Ppc64le,
 }
 
-/// Crates that have something to test there.
-const CRATES: [&str; 3] = ["klp-core", "klp-unwind", "klp-arch-aarch64"];
+/// What is called how for it.
+struct Names {
+    rust: &'static str,
+    compiler: &'static str,
+    /// QEMU that runs single programs.
+    qemu: &'static str,
+    ours: &'static str,
+    machine: Machine,
+}
 
-/// Builds and runs their tests.
+impl Arch {
+    const fn names(self) -> Names {
+        match self {
+            Self::Aarch64 => Names {
+                rust: "aarch64-unknown-linux-gnu",
+                compiler: "gcc-aarch64-linux-gnu",
+                qemu: "qemu-aarch64",
+                ours: "klp-arch-aarch64",
+                machine: Machine {
+                    debian: "arm64",
+                    gnu: "aarch64-linux-gnu",
+                    kernel: "linux-image-arm64",
+                    // All that the architecture has: BTI, pointer authentication, SVE. (Its own
+                    // cipher would take QEMU most of the time.)
+                    qemu: &[
+                        "qemu-system-aarch64",
+                        "-machine",
+                        "virt",
+                        "-cpu",
+                        "max,pauth-impdef=on",
+                    ],
+                    package: "qemu-system-arm",
+                    console: "ttyAMA0",
+                },
+            },
+            Self::Ppc64le => Names {
+                rust: "powerpc64le-unknown-linux-gnu",
+                compiler: "gcc-powerpc64le-linux-gnu",
+                qemu: "qemu-ppc64le",
+                ours: "klp-arch-ppc64le",
+                machine: Machine {
+                    debian: "ppc64el",
+                    gnu: "powerpc64le-linux-gnu",
+                    kernel: "linux-image-powerpc64le",
+                    qemu: &["qemu-system-ppc64", "-machine", "pseries", "-cpu", "power9"],
+                    package: "qemu-system-ppc",
+                    console: "hvc0",
+                },
+            },
+        }
+    }
+}
+
+/// Packages whose tests are about the kernel, too: they are run in a machine of its own.
+const HOSTS: [&str; 1] = ["klp-os-linux"];
+
+/// Builds and runs the tests of the crates that have something to test there.
 pub(crate) fn test(arch: Arch) -> Result<()> {
-    let Arch::Aarch64 = arch;
-    let (debian, gnu) = ("arm64", "aarch64-linux-gnu");
-    let target = "aarch64-unknown-linux-gnu";
+    let names = arch.names();
     std::fs::create_dir_all("target")?;
+    let library = format!("libc6-dev-{}-cross", names.machine.debian);
     packages::install(
-        &[
-            "gcc-aarch64-linux-gnu",
-            "libc6-dev-arm64-cross",
-            "qemu-user",
-        ],
+        &[names.compiler, &library, "qemu-user"],
         Path::new("target/arch-apt.log"),
     )?;
-    let rust = toolchain::for_target(debian, target)?;
-    let mut test = cargo();
-    test.args(["test", "--target", target, "--target-dir", "target/arch"]);
-    test.args(["--lib", "--tests"]);
-    for package in CRATES {
-        test.args(["--package", package]);
+    let rust = toolchain::for_target(names.machine.debian, names.rust)?;
+    let mut test = names.cargo_test(&rust, &["klp-core", "klp-unwind", names.ours]);
+    run(&mut test)?;
+    let (programs, files) = built(names.cargo_test(&rust, &HOSTS))?;
+    names.machine.run(&programs, &files)
+}
+
+impl Names {
+    fn cargo_test(&self, rust: &toolchain::Debian, packages: &[&str]) -> Command {
+        let (gnu, target) = (self.machine.gnu, self.rust);
+        let mut test = cargo();
+        test.args(["test", "--target", target, "--target-dir", "target/arch"]);
+        test.args(["--lib", "--tests"]);
+        for package in packages {
+            test.args(["--package", package]);
+        }
+        let variable = target.to_uppercase().replace('-', "_");
+        test.env(
+            format!("CARGO_TARGET_{variable}_LINKER"),
+            format!("{gnu}-gcc"),
+        )
+        .env(
+            format!("CARGO_TARGET_{variable}_RUNNER"),
+            format!("{} -L /usr/{gnu}", self.qemu),
+        )
+        .env("RUSTC", rust.rustc())
+        .env("LD_LIBRARY_PATH", rust.libraries());
+        test
     }
-    let variable = target.to_uppercase().replace('-', "_");
-    test.env(
-        format!("CARGO_TARGET_{variable}_LINKER"),
-        format!("{gnu}-gcc"),
-    )
-    .env(
-        format!("CARGO_TARGET_{variable}_RUNNER"),
-        format!("qemu-aarch64 -L /usr/{gnu}"),
-    )
-    .env("RUSTC", rust.rustc())
-    .env("LD_LIBRARY_PATH", rust.libraries());
-    run(&mut test)
+}
+
+/// What `cargo test` would run, and the programs and libraries of ours that it has built beside.
+fn built(mut test: Command) -> Result<(Vec<Program>, BTreeSet<PathBuf>)> {
+    test.args(["--no-run", "--message-format", "json-render-diagnostics"]);
+    eprintln!("xtask: {test:?}");
+    let output = test.stderr(Stdio::inherit()).output()?;
+    if !output.status.success() {
+        bail!("{test:?} failed: {}", output.status);
+    }
+    let (mut programs, mut files) = (Vec::new(), BTreeSet::new());
+    for line in output.stdout.split(|byte| *byte == b'\n') {
+        let Ok(message) = serde_json::from_slice::<Value>(line) else {
+            continue;
+        };
+        if !message["package_id"]
+            .as_str()
+            .is_some_and(|id| id.starts_with("path+"))
+        {
+            continue;
+        }
+        if let Some(folder) = message["out_dir"].as_str() {
+            add_objects(Path::new(folder), &mut files)?;
+        }
+        let Some(file) = message["executable"].as_str() else {
+            let made = message["filenames"].as_array().into_iter().flatten();
+            let libraries = made
+                .filter_map(Value::as_str)
+                .filter(|file| file.ends_with(".so"));
+            files.extend(libraries.map(PathBuf::from));
+            continue;
+        };
+        let folder = message["manifest_path"]
+            .as_str()
+            .and_then(|path| Path::new(path).parent());
+        let (Some(name), Some(folder)) = (message["target"]["name"].as_str(), folder) else {
+            bail!("cargo says {message}");
+        };
+        match message["profile"]["test"].as_bool() {
+            Some(true) => programs.push(Program {
+                name: name.replace(' ', "-"),
+                file: file.into(),
+                args: Vec::new(),
+                folder: folder.into(),
+            }),
+            _ => drop(files.insert(file.into())),
+        }
+    }
+    Ok((programs, files))
+}
+
+/// Adds the ELF files in `folder`, which a build script has made.
+fn add_objects(folder: &Path, files: &mut BTreeSet<PathBuf>) -> Result<()> {
+    for file in std::fs::read_dir(folder)? {
+        let file = file?.path();
+        if file.is_dir() {
+            add_objects(&file, files)?;
+        } else if std::fs::read(&file)?.starts_with(b"\x7fELF") {
+            files.insert(file);
+        }
+    }
+    Ok(())
 }

@@ -3,6 +3,7 @@
 mod arch;
 mod install;
 mod linux;
+mod machine;
 mod msrv;
 mod packages;
 mod run;

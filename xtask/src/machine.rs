@@ -1,0 +1,318 @@
+//! A whole machine of another processor in QEMU: Debian's kernel for it, its files in memory, and
+//! programs that run in it one after the other.
+//!
+//! Programs and what they need have the paths that they have here.
+
+use crate::run::{quiet, run};
+use anyhow::{Context, Result, bail};
+use cpio::newc::{Builder, ModeFileType, trailer};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+const INIT: &str = include_str!("machine/init.sh");
+/// What `init` prints before the status of a program, behind its name.
+const ENDED: &str = "klp-guest: ended ";
+/// What the shell and its tools are in.
+const BUSYBOX: &str = "bin/busybox";
+/// Libraries of the cross compiler that programs need.
+const LIBRARIES: [&str; 8] = [
+    "ld-linux-",
+    "ld64.so.2",
+    "libc.so.6",
+    "libm.so.6",
+    "libgcc_s.so.1",
+    "libstdc++.so.6",
+    "libdl.so.2",
+    "libpthread.so.0",
+];
+
+/// What a machine is called.
+pub(crate) struct Machine {
+    /// Debian's name for the processor.
+    pub(crate) debian: &'static str,
+    /// That of the compiler.
+    pub(crate) gnu: &'static str,
+    /// Debian's package that depends on the newest kernel.
+    pub(crate) kernel: &'static str,
+    /// QEMU, and the machine that it is.
+    pub(crate) qemu: &'static [&'static str],
+    /// The package that has it.
+    pub(crate) package: &'static str,
+    /// The kernel's name for the console.
+    pub(crate) console: &'static str,
+}
+
+/// A program to be run.
+pub(crate) struct Program {
+    pub(crate) name: String,
+    pub(crate) file: PathBuf,
+    pub(crate) args: Vec<String>,
+    /// Where it is run.
+    pub(crate) folder: PathBuf,
+}
+
+/// Seconds that a program may take.
+const LIMIT: u32 = 900;
+
+impl Machine {
+    /// Boots the machine, runs `programs`, which need `files`, and says which of them failed.
+    pub(crate) fn run(&self, programs: &[Program], files: &BTreeSet<PathBuf>) -> Result<()> {
+        let folder = PathBuf::from(format!("target/machine-{}", self.debian));
+        std::fs::create_dir_all(&folder)?;
+        crate::packages::install(&[self.package], &folder.join("apt.log"))?;
+        let kernel = self.kernel(&folder)?;
+        let image = folder.join("files.cpio");
+        self.pack(&folder, &image, programs, files)?;
+        let console = folder.join("console.log");
+        eprintln!(
+            "xtask: boot Linux for {} (console: {})",
+            self.debian,
+            console.display()
+        );
+        // A guest does not outlive us, even if we are killed.
+        let mut qemu = Command::new("setpriv");
+        qemu.args(["--pdeathsig", "KILL"]).args(self.qemu);
+        qemu.args(["-accel", "tcg,thread=multi", "-smp", "2", "-m", "3G"]);
+        qemu.args([
+            "-nographic",
+            "-no-reboot",
+            "-nodefaults",
+            "-serial",
+            "stdio",
+        ]);
+        qemu.arg("-kernel").arg(kernel).arg("-initrd").arg(image);
+        qemu.arg("-append")
+            .arg(format!("console={} quiet panic=-1", self.console));
+        let child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+        let mut guest = Guest(child.with_context(|| format!("cannot run {qemu:?}"))?);
+        let mut ended = guest.watch(&console)?;
+        let failed: Vec<_> = programs
+            .iter()
+            .filter_map(|program| match ended.remove(&program.name) {
+                Some(0) => None,
+                Some(status) => Some(format!("{}: status {status}", program.name)),
+                None => Some(format!("{}: did not end", program.name)),
+            })
+            .collect();
+        if !failed.is_empty() {
+            bail!(
+                "in the machine, {} of {} failed:\n  {}",
+                failed.len(),
+                programs.len(),
+                failed.join("\n  ")
+            );
+        }
+        eprintln!(
+            "xtask: all {} programs succeeded on {}",
+            programs.len(),
+            self.debian
+        );
+        Ok(())
+    }
+
+    /// The kernel and the shell of the machine; fetched on first use.
+    fn kernel(&self, folder: &Path) -> Result<PathBuf> {
+        let root = folder.join("root");
+        let found = || -> Option<PathBuf> {
+            let mut boot = std::fs::read_dir(root.join("boot")).ok()?.flatten();
+            let kernel = boot.find(|file| file.file_name().to_string_lossy().starts_with("vmlinu"));
+            Some(kernel?.path()).filter(|_| root.join(BUSYBOX).exists())
+        };
+        if let Some(kernel) = found() {
+            return Ok(kernel);
+        }
+        let package = |name: &str| format!("{name}:{}", self.debian);
+        let depends = Command::new("apt-cache")
+            .arg("depends")
+            .arg(package(self.kernel))
+            .output()?;
+        let depends = String::from_utf8_lossy(&depends.stdout).into_owned();
+        let newest = depends
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("Depends: "));
+        let newest = newest.with_context(|| format!("Debian has no {}", self.kernel))?;
+        let packages = std::path::absolute(folder)?.join("packages");
+        std::fs::create_dir_all(&packages)?;
+        run(Command::new("apt-get")
+            .args(["download", "-qq", newest, &package("busybox-static")])
+            .current_dir(&packages))?;
+        for file in std::fs::read_dir(&packages)? {
+            // Of the kernel's package, without its modules.
+            let mut unpack = Command::new("sh");
+            unpack.args(["-c", "dpkg-deb --fsys-tarfile \"$1\" | tar -x -C \"$2\" --exclude='./lib/modules*' --exclude='./usr/share*'", "unpack"]);
+            std::fs::create_dir_all(&root)?;
+            run(unpack.arg(file?.path()).arg(&root))?;
+        }
+        std::fs::remove_dir_all(packages)?;
+        found().context("the kernel's package has no kernel")
+    }
+
+    /// Writes the machine's files to `image`.
+    fn pack(
+        &self,
+        folder: &Path,
+        image: &Path,
+        programs: &[Program],
+        files: &BTreeSet<PathBuf>,
+    ) -> Result<()> {
+        let mut list = String::new();
+        let mut packed = Files::new(image)?;
+        packed.add(Path::new("/init"), INIT.as_bytes())?;
+        packed.add(
+            Path::new("/bin/busybox"),
+            &std::fs::read(folder.join("root").join(BUSYBOX))?,
+        )?;
+        packed.add(Path::new("/etc/passwd"), b"root:x:0:0:root:/root:/bin/sh\n")?;
+        for folder in ["/dev", "/proc", "/sys", "/tmp", "/root"] {
+            packed.folder(Path::new(folder))?;
+        }
+        for file in std::fs::read_dir(format!("/usr/{}/lib", self.gnu))? {
+            let file = file?.path();
+            let name = file
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            if LIBRARIES.iter().any(|library| name.starts_with(library)) {
+                packed.add(&Path::new("/lib").join(&name), &std::fs::read(&file)?)?;
+            }
+        }
+        let stripped = folder.join("stripped");
+        for program in programs {
+            packed.add(
+                &program.file,
+                &self.without_debug(&program.file, &stripped)?,
+            )?;
+            packed.folder(&program.folder)?;
+            writeln!(
+                list,
+                "cd {} && run {} {LIMIT} {} {}",
+                program.folder.display(),
+                program.name,
+                program.file.display(),
+                program.args.join(" ")
+            )?;
+        }
+        for file in files {
+            packed.add(file, &self.without_debug(file, &stripped)?)?;
+        }
+        packed.add(Path::new("/programs"), list.as_bytes())?;
+        packed.end()
+    }
+
+    /// A program or library without what only debuggers read.
+    fn without_debug(&self, file: &Path, stripped: &Path) -> Result<Vec<u8>> {
+        let bytes =
+            std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        // Small ones may be about what would be taken away.
+        if bytes.len() < 1 << 20 {
+            return Ok(bytes);
+        }
+        let mut strip = Command::new(format!("{}-strip", self.gnu));
+        strip.arg("--strip-debug").arg("-o").arg(stripped).arg(file);
+        quiet(&mut strip, &stripped.with_extension("log"))?;
+        Ok(std::fs::read(stripped)?)
+    }
+}
+
+/// An archive of files for the kernel, in the form "newc".
+struct Files {
+    to: Option<BufWriter<File>>,
+    folders: BTreeSet<PathBuf>,
+    count: u32,
+}
+
+impl Files {
+    fn new(image: &Path) -> Result<Self> {
+        let mut files = Self {
+            to: Some(BufWriter::new(File::create(image)?)),
+            folders: BTreeSet::new(),
+            count: 0,
+        };
+        files.folder(Path::new("/dev"))?;
+        // The first process writes to it before anything is mounted.
+        let console = files
+            .entry("/dev/console", 0o600, ModeFileType::Char)
+            .rdev_major(5)
+            .rdev_minor(1);
+        files.write(console, b"")?;
+        Ok(files)
+    }
+
+    fn entry(&mut self, path: &str, mode: u32, kind: ModeFileType) -> Builder {
+        self.count += 1;
+        Builder::new(path.trim_start_matches('/'))
+            .ino(self.count)
+            .mode(mode)
+            .set_mode_file_type(kind)
+    }
+
+    fn write(&mut self, entry: Builder, bytes: &[u8]) -> Result<()> {
+        let to = self.to.take().context("the archive has ended")?;
+        let mut entry = entry.write(to, u32::try_from(bytes.len())?);
+        entry.write_all(bytes)?;
+        self.to = Some(entry.finish()?);
+        Ok(())
+    }
+
+    fn folder(&mut self, path: &Path) -> Result<()> {
+        if path.parent().is_none() || !self.folders.insert(path.to_owned()) {
+            return Ok(());
+        }
+        if let Some(parent) = path.parent() {
+            self.folder(parent)?;
+        }
+        let entry = self.entry(&path.to_string_lossy(), 0o755, ModeFileType::Directory);
+        self.write(entry, b"")
+    }
+
+    fn add(&mut self, path: &Path, bytes: &[u8]) -> Result<()> {
+        if let Some(parent) = path.parent() {
+            self.folder(parent)?;
+        }
+        let entry = self.entry(&path.to_string_lossy(), 0o755, ModeFileType::Regular);
+        self.write(entry, bytes)
+    }
+
+    fn end(mut self) -> Result<()> {
+        let to = self.to.take().context("the archive has ended")?;
+        trailer(to)?.flush()?;
+        Ok(())
+    }
+}
+
+/// QEMU, which does not outlive this value.
+struct Guest(Child);
+
+impl Guest {
+    /// Passes on what the guest prints until it ends; says how its programs ended.
+    fn watch(&mut self, console: &Path) -> Result<BTreeMap<String, i32>> {
+        let mut log = File::create(console)?;
+        let output = self.0.stdout.take().context("QEMU has no output")?;
+        let mut ended = BTreeMap::new();
+        for line in BufReader::new(output).split(b'\n') {
+            let line = line?;
+            let line = String::from_utf8_lossy(&line);
+            let line = line.trim_end();
+            writeln!(log, "{line}")?;
+            println!("{line}");
+            let end = line.strip_prefix(ENDED).and_then(|end| end.split_once(' '));
+            if let Some((name, status)) = end {
+                ended.insert(name.to_owned(), status.parse()?);
+            }
+        }
+        Ok(ended)
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -1,0 +1,23 @@
+#!/bin/busybox sh
+# The machine's first process: mounts what programs need, runs them, and says how each ended.
+/bin/busybox --install -s /bin
+export PATH=/bin HOME=/root TERM=dumb
+mount -t devtmpfs devtmpfs /dev
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t tmpfs tmpfs /tmp
+ln -sf /proc/self/fd /dev/fd
+mkdir -p /dev/shm && mount -t tmpfs shm /dev/shm
+ip link set lo up
+uname -a
+
+# run NAME SECONDS COMMAND…
+run() {
+	name=$1 limit=$2
+	shift 2
+	echo "klp-guest: begin $name"
+	timeout -s KILL "$limit" "$@" < /dev/null
+	echo "klp-guest: ended $name $?"
+}
+. /programs
+poweroff -f
