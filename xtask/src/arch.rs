@@ -75,6 +75,12 @@ impl Arch {
 /// Packages whose tests are about the kernel, too: they are run in a machine of its own.
 const HOSTS: [&str; 1] = ["klp-os-linux"];
 
+/// Their examples that are run there, with their arguments.
+const EXAMPLES: [(&str, &str); 2] = [
+    ("lua_cve", ""),
+    ("consistency", "--threads 16 --seconds 60 --seed 1"),
+];
+
 /// Builds and runs the tests of the crates that have something to test there.
 pub(crate) fn test(arch: Arch) -> Result<()> {
     let names = arch.names();
@@ -86,7 +92,7 @@ pub(crate) fn test(arch: Arch) -> Result<()> {
     )?;
     let rust = toolchain::for_target(names.machine.debian, names.rust)?;
     let mut test = names.cargo_test(&rust, &["klp-core", "klp-unwind", names.ours]);
-    run(&mut test)?;
+    run(test.args(["--lib", "--tests"]))?;
     let (programs, files) = built(names.cargo_test(&rust, &HOSTS))?;
     names.machine.run(&programs, &files)
 }
@@ -96,7 +102,6 @@ impl Names {
         let (gnu, target) = (self.machine.gnu, self.rust);
         let mut test = cargo();
         test.args(["test", "--target", target, "--target-dir", "target/arch"]);
-        test.args(["--lib", "--tests"]);
         for package in packages {
             test.args(["--package", package]);
         }
@@ -109,6 +114,8 @@ impl Names {
             format!("CARGO_TARGET_{variable}_RUNNER"),
             format!("{} -L /usr/{gnu}", self.qemu),
         )
+        // Nobody debugs them here.
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
         .env("RUSTC", rust.rustc())
         .env("LD_LIBRARY_PATH", rust.libraries());
         test
@@ -151,14 +158,19 @@ fn built(mut test: Command) -> Result<(Vec<Program>, BTreeSet<PathBuf>)> {
         let (Some(name), Some(folder)) = (message["target"]["name"].as_str(), folder) else {
             bail!("cargo says {message}");
         };
-        match message["profile"]["test"].as_bool() {
-            Some(true) => programs.push(Program {
-                name: name.replace(' ', "-"),
+        let example = || EXAMPLES.iter().find(|example| example.0 == name);
+        let args = match message["profile"]["test"].as_bool() {
+            Some(true) => Some(""),
+            _ => example().map(|(_, args)| *args),
+        };
+        match args {
+            Some(args) => programs.push(Program {
+                name: name.to_owned(),
                 file: file.into(),
-                args: Vec::new(),
+                args,
                 folder: folder.into(),
             }),
-            _ => drop(files.insert(file.into())),
+            None => drop(files.insert(file.into())),
         }
     }
     Ok((programs, files))

@@ -3,6 +3,7 @@
 //!
 //! Programs and what they need have the paths that they have here.
 
+use crate::packages;
 use crate::run::{quiet, run};
 use anyhow::{Context, Result, bail};
 use cpio::newc::{Builder, ModeFileType, trailer};
@@ -50,7 +51,7 @@ pub(crate) struct Machine {
 pub(crate) struct Program {
     pub(crate) name: String,
     pub(crate) file: PathBuf,
-    pub(crate) args: Vec<String>,
+    pub(crate) args: &'static str,
     /// Where it is run.
     pub(crate) folder: PathBuf,
 }
@@ -63,7 +64,7 @@ impl Machine {
     pub(crate) fn run(&self, programs: &[Program], files: &BTreeSet<PathBuf>) -> Result<()> {
         let folder = PathBuf::from(format!("target/machine-{}", self.debian));
         std::fs::create_dir_all(&folder)?;
-        crate::packages::install(&[self.package], &folder.join("apt.log"))?;
+        packages::install(&[self.package], &folder.join("apt.log"))?;
         let kernel = self.kernel(&folder)?;
         let image = folder.join("files.cpio");
         self.pack(&folder, &image, programs, files)?;
@@ -135,19 +136,17 @@ impl Machine {
             .lines()
             .find_map(|line| line.trim().strip_prefix("Depends: "));
         let newest = newest.with_context(|| format!("Debian has no {}", self.kernel))?;
-        let packages = std::path::absolute(folder)?.join("packages");
-        std::fs::create_dir_all(&packages)?;
-        run(Command::new("apt-get")
-            .args(["download", "-qq", newest, &package("busybox-static")])
-            .current_dir(&packages))?;
-        for file in std::fs::read_dir(&packages)? {
+        let fetched = std::path::absolute(folder)?.join("packages");
+        let wanted = [newest.to_owned(), package("busybox-static")];
+        packages::download(&wanted, &fetched)?;
+        for file in std::fs::read_dir(&fetched)? {
             // Of the kernel's package, without its modules.
             let mut unpack = Command::new("sh");
             unpack.args(["-c", "dpkg-deb --fsys-tarfile \"$1\" | tar -x -C \"$2\" --exclude='./lib/modules*' --exclude='./usr/share*'", "unpack"]);
             std::fs::create_dir_all(&root)?;
             run(unpack.arg(file?.path()).arg(&root))?;
         }
-        std::fs::remove_dir_all(packages)?;
+        std::fs::remove_dir_all(fetched)?;
         found().context("the kernel's package has no kernel")
     }
 
@@ -194,7 +193,7 @@ impl Machine {
                 program.folder.display(),
                 program.name,
                 program.file.display(),
-                program.args.join(" ")
+                program.args
             )?;
         }
         for file in files {

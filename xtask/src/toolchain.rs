@@ -3,6 +3,7 @@
 //! Debian 12 has Rust 1.85.0 with its sources, so `core` and `alloc` can be built for targets
 //! without std, and with the flags of a kernel.
 
+use crate::packages;
 use crate::run::run;
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
@@ -51,19 +52,11 @@ pub(crate) fn debian() -> Result<Debian> {
     if done.exists() {
         return Ok(debian);
     }
-    let packages = root.join("packages");
-    std::fs::create_dir_all(&packages)?;
-    let mut download = Command::new("apt-get");
-    download
-        .args(["download", "-qq", "libllvm19"])
-        .current_dir(&packages);
-    download.args(PACKAGES.map(|package| format!("{package}={VERSION}")));
-    if run(&mut download).is_err() {
-        // The package lists may be missing or old.
-        run(Command::new("apt-get").args(["update", "-qq"]))?;
-        run(&mut download)?;
-    }
-    unpack(&packages, &root)?;
+    let folder = root.join("packages");
+    let wanted = PACKAGES.map(|package| format!("{package}={VERSION}"));
+    packages::download(&wanted, &folder)?;
+    packages::download(&["libllvm19".to_owned()], &folder)?;
+    unpack(&folder, &root)?;
     check(&root)?;
     std::fs::write(&done, VERSION)?;
     Ok(debian)
@@ -76,15 +69,11 @@ pub(crate) fn for_target(arch: &str, target: &str) -> Result<Debian> {
         return Ok(debian);
     }
     let root = std::path::absolute(ROOT)?;
-    let packages = root.join("packages");
-    std::fs::create_dir_all(&packages)?;
-    run(Command::new("dpkg").args(["--add-architecture", arch]))?;
-    run(Command::new("apt-get").args(["update", "-qq"]))?;
-    run(Command::new("apt-get")
-        .args(["download", "-qq"])
-        .arg(format!("libstd-rust-web-dev:{arch}={VERSION}"))
-        .current_dir(&packages))?;
-    unpack(&packages, &root)?;
+    let folder = root.join("packages");
+    packages::add_architecture(arch)?;
+    let library = format!("libstd-rust-web-dev:{arch}={VERSION}");
+    packages::download(&[library], &folder)?;
+    unpack(&folder, &root)?;
     Ok(debian)
 }
 
