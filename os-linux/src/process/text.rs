@@ -15,6 +15,7 @@ use super::space::Space;
 use super::sys::{self, Barrier};
 use alloc::sync::Arc;
 use core::ptr;
+use core::sync::atomic::{AtomicU8, Ordering};
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::port::{CallC, Fill, Image, ImageLayout, Poke, Text};
 
@@ -105,12 +106,12 @@ impl ProcessText {
     /// As for [`Text::poke`]; `batch` was [checked](Self::check), and can be written to.
     unsafe fn change(&self, batch: &[Poke<'_>]) -> Result<(), Error> {
         // SAFETY: the caller's promise.
-        let set_first = |poke: &Poke<'_>, byte| unsafe { text::set_first(poke.at, byte) };
+        let set_first = |poke: &Poke<'_>, byte| unsafe { set_first(poke.at, byte) };
         // SAFETY: the caller's promise.
         let replace = |poke: &Poke<'_>, bytes| unsafe { text::replace(poke.at, bytes) };
         let split = || batch.iter().filter(|poke| poke.split);
-        if split().next().is_some() {
-            split().for_each(|poke| set_first(poke, text::SKIPS));
+        if let (Some(skips), Some(_)) = (text::SKIPS, split().next()) {
+            split().for_each(|poke| set_first(poke, skips));
             let cleared = serialise().and_then(|()| Pads::new(batch, &self.space.stacks).clear());
             if let Err(error) = cleared {
                 split().for_each(|poke| set_first(poke, poke.old[0]));
@@ -199,9 +200,22 @@ unsafe impl Text for ProcessText {
                     fill.bytes.len(),
                 )
             };
+            // SAFETY: as above.
+            unsafe { text::written(place(fill.at, fill.bytes)?) };
         }
         serialise()
     }
+}
+
+/// Puts `byte` at `at`.
+///
+/// # Safety
+///
+/// The place is writable code, which is only written to here; the instruction that comes of it is
+/// one that may be executed there.
+unsafe fn set_first(at: CodeAddr, byte: u8) {
+    // SAFETY: the caller's promise.
+    unsafe { AtomicU8::from_ptr(at.get() as *mut u8) }.store(byte, Ordering::SeqCst);
 }
 
 /// Memory that is writable for as long as this lives.

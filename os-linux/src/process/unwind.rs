@@ -267,6 +267,14 @@ impl Stacks {
         Some(doubt.map_or(Ok(()), Err))
     }
 
+    /// Whether the code at `pc` is what signal handlers return to. Where the kernel or the C library
+    /// has no unwind information for it, it is known by its bytes.
+    fn returns_from_signal(&self, pc: CodeAddr) -> bool {
+        let mut bytes = [0; SIGNAL_RETURN.len()];
+        let read = self.code.memory().read_bytes(pc.get(), &mut bytes);
+        read.is_some() && bytes == SIGNAL_RETURN
+    }
+
     /// Whether the code at `pc` is none that a table knows, or what signal handlers return to.
     fn is_dubious(&self, pc: CodeAddr) -> bool {
         let (memory, mut bytes) = (self.code.memory(), [0; SIGNAL_RETURN.len()]);
@@ -298,7 +306,10 @@ impl Stacks {
             walk(&|frame| match frame.kind {
                 // It goes on in another context, if at all, which is looked at by itself.
                 FrameKind::Call if foot != 0 && frame.pc.get() == foot => Rule::End,
-                _ => set.map_or(Rule::Gap, |set| set.rule(frame.lookup())),
+                _ => match set.map_or(Rule::Gap, |set| set.rule(frame.lookup())) {
+                    Rule::Gap if self.returns_from_signal(frame.pc) => Rule::Signal,
+                    rule => rule,
+                },
             })
         })
     }
@@ -396,15 +407,23 @@ fn words(memory: &Copied, stack: Range<u64>, mut visit: impl FnMut(u64) -> bool)
 fn called(set: &Set, pages: &CodePages, return_address: CodeAddr) -> Option<CodeAddr> {
     let memory = pages.memory();
     let mut buffer = [0; calls::SLOT_CALL_LEN];
-    let before = return_address.wrapping_sub(buffer.len() as u64);
-    let before: [u8; calls::SLOT_CALL_LEN] =
-        code(set, &memory, before, &mut buffer)?.try_into().ok()?;
-    let [_, direct @ ..] = before;
-    let target =
-        match calls::called_slot(return_address, before).filter(|slot| set.is_constant(*slot)) {
-            Some(slot) => word(&memory, slot)?,
-            None => calls::called(return_address, direct)?,
-        };
+    // A text may begin right before the shorter call.
+    let len = [calls::SLOT_CALL_LEN, calls::CALL_LEN]
+        .into_iter()
+        .find(|&len| {
+            let at = return_address.wrapping_sub(len as u64);
+            code(set, &memory, at, &mut buffer[..len]).is_some_and(|bytes| bytes.len() == len)
+        })?;
+    let before = &buffer[..len];
+    let slot = before
+        .try_into()
+        .ok()
+        .and_then(|before| calls::called_slot(return_address, before))
+        .filter(|slot| set.is_constant(*slot));
+    let target = match slot {
+        Some(slot) => word(&memory, slot)?,
+        None => calls::called(return_address, *before.last_chunk()?)?,
+    };
     let mut entry = [0; calls::MAX_LINKAGE];
     let slot =
         code(set, &memory, target, &mut entry).and_then(|entry| calls::linkage_slot(target, entry));
@@ -456,8 +475,7 @@ fn foot() -> u64 {
         context.uc_stack.ss_size = size_of_val(&stack);
         context.uc_link = ptr::null_mut();
         ucontext::unnoted(|| libc::makecontext(&raw mut context, nothing, 0));
-        let sp = arch::sp(&registers::interrupted(&context));
-        ptr::read_volatile(sp as *const u64)
+        registers::foot(&context)
     }
 }
 
@@ -583,6 +601,28 @@ mod tests {
     }
 
     // Calls qsort by way of the procedure linkage table.
+    #[cfg(target_arch = "aarch64")]
+    core::arch::global_asm!(
+        ".pushsection .text",
+        ".type klp_test_call_by_plt,%function",
+        "klp_test_call_by_plt:",
+        ".cfi_startproc",
+        "stp x29, x30, [sp, #-16]!",
+        ".cfi_def_cfa_offset 16",
+        ".cfi_offset 29, -16",
+        ".cfi_offset 30, -8",
+        "bl qsort",
+        "klp_test_called_by_plt:",
+        "ldp x29, x30, [sp], #16",
+        ".cfi_def_cfa_offset 0",
+        ".cfi_restore 29",
+        ".cfi_restore 30",
+        "ret",
+        ".cfi_endproc",
+        ".size klp_test_call_by_plt, . - klp_test_call_by_plt",
+        ".popsection",
+    );
+    #[cfg(target_arch = "x86_64")]
     core::arch::global_asm!(
         ".pushsection .text",
         ".type klp_test_call_by_plt,@function",
@@ -751,7 +791,7 @@ mod tests {
         std::fs::create_dir_all(&dir).expect("a directory");
         let (source, library) = (dir.join("no_index.c"), dir.join("no_index.so"));
         std::fs::write(&source, "int klp_no_index(int x) { return x + 1; }\n").expect("a file");
-        let linked = Command::new("cc")
+        let linked = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()))
             .args(["-shared", "-fPIC", "-Wl,--no-eh-frame-hdr", "-o"])
             .args([&library, &source])
             .status();

@@ -24,6 +24,9 @@ pub(crate) const COPY: object::elf::RelocationType = object::elf::R_X86_64_COPY;
 /// kernel keeps the code of probes (`xol_add_vma` in `kernel/events/uprobes.c`).
 pub(crate) const HIGHEST: u64 = 0x7fff_ffff_e000;
 
+/// System calls in which a child may run on the stack of the caller.
+pub(crate) const FORKS: [libc::c_long; 3] = [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3];
+
 /// A call of `rt_sigreturn` in the one form that it has, by which unwinders know it.
 pub(crate) const SIGNAL_RETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
 
