@@ -10,9 +10,7 @@ use klp_core::port::{
     TaskState, Unwinder,
 };
 use klp_os_linux::process::{Process, Stopped};
-use klp_os_linux_fixtures::machine::{
-    BREAKPOINT, Processor, STEP, framed, regs, stack_of,
-};
+use klp_os_linux_fixtures::machine::{BREAKPOINT, Processor, STEP, framed, regs, stack_of};
 use klp_os_linux_fixtures::*;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -49,7 +47,8 @@ fn text() {
             .wrapping_add(entries[index].resume.into())
     });
     let new = [0, 1].map(|index| {
-        Processor::jump(funcs[index].start(), resume[index], entries[index].len).expect("it is near")
+        Processor::jump(funcs[index].start(), resume[index], entries[index].len)
+            .expect("it is near")
     });
     let poke = |index: usize| Poke {
         at: funcs[index].start(),
@@ -255,12 +254,7 @@ fn unwinder() {
             frames(&astray),
             Some(Doubt::NoTable),
         ),
-        (
-            "deep",
-            stopped(&stacks[2]),
-            frames(&deep),
-            None,
-        ),
+        ("deep", stopped(&stacks[2]), frames(&deep), None),
         ("unmapped", unmapped, frames(&[]), Some(Doubt::BadMemory)),
     ]
     .map(|(name, regs, frames, doubt)| (name, Stopped::from(regs), frames, doubt));
