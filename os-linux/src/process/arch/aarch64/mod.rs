@@ -20,11 +20,10 @@ pub(crate) const CRATE: &str = "klp_arch_aarch64::";
 /// Architecture", 5.7.12).
 pub(crate) const COPY: object::elf::RelocationType = object::elf::R_AARCH64_COPY;
 
-/// One above the highest address that programs have memory at, but for the last page: there the
-/// kernel keeps the code of probes (`xol_add_vma` in `kernel/events/uprobes.c`). Addresses of more
-/// than 48 bits are only for those who ask for them (the kernel's document "Memory Layout on AArch64
-/// Linux"); with a kernel that has fewer, nothing is mapped there.
-pub(crate) const HIGHEST: u64 = (1 << 48) - 4096;
+/// One above the highest address that programs have memory at. Those of more than 48 bits are only
+/// for who asks for them (the kernel's document "Memory Layout on AArch64 Linux"); with a kernel
+/// that has fewer bits, nothing is mapped above its own limit.
+pub(crate) const TOP: u64 = 1 << 48;
 
 /// System calls in which a child may run on the stack of the caller.
 pub(crate) const FORKS: [libc::c_long; 2] = [libc::SYS_clone, libc::SYS_clone3];
