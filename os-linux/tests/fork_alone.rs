@@ -36,7 +36,7 @@ fn main() {
     livepatch();
     // A deadlock ends here.
     // SAFETY: no handler: it ends the process.
-    unsafe { libc::alarm(60) };
+    unsafe { libc::alarm(600) };
     profile(fork);
     let patch = add_pair("interrupted");
     while FORKS.load(Ordering::Relaxed) < 200 {

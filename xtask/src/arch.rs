@@ -1,10 +1,13 @@
 //! Tests for other processors on this machine: built by the oldest supported Rust, run by QEMU.
 
+mod boot;
+
 use crate::packages;
 use crate::run::{cargo, run};
 use crate::toolchain;
 use anyhow::Result;
 use std::path::Path;
+use std::process::Command;
 
 /// A processor, and what Debian calls things for it.
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -25,28 +28,37 @@ pub(crate) fn test(arch: Arch) -> Result<()> {
     packages::install(
         &[
             "gcc-aarch64-linux-gnu",
+            "g++-aarch64-linux-gnu",
             "libc6-dev-arm64-cross",
             "qemu-user",
         ],
         Path::new("target/arch-apt.log"),
     )?;
     let rust = toolchain::for_target(debian, target)?;
-    let mut test = cargo();
-    test.args(["test", "--target", target, "--target-dir", "target/arch"]);
-    test.args(["--lib", "--tests"]);
-    for package in CRATES {
-        test.args(["--package", package]);
-    }
     let variable = target.to_uppercase().replace('-', "_");
-    test.env(
-        format!("CARGO_TARGET_{variable}_LINKER"),
-        format!("{gnu}-gcc"),
-    )
-    .env(
-        format!("CARGO_TARGET_{variable}_RUNNER"),
-        format!("qemu-aarch64 -L /usr/{gnu}"),
-    )
-    .env("RUSTC", rust.rustc())
-    .env("LD_LIBRARY_PATH", rust.libraries());
-    run(&mut test)
+    // Some tests compile C.
+    let runner = format!("env CC={gnu}-gcc qemu-aarch64 -L /usr/{gnu}");
+    let test = || -> Command {
+        let mut test = cargo();
+        test.args(["test", "--target", target, "--target-dir", "target/arch"]);
+        test.env(
+            format!("CARGO_TARGET_{variable}_LINKER"),
+            format!("{gnu}-gcc"),
+        )
+        .env(format!("CARGO_TARGET_{variable}_RUNNER"), &runner)
+        .env("RUSTC", rust.rustc())
+        .env("LD_LIBRARY_PATH", rust.libraries());
+        test
+    };
+    let mut all = test();
+    all.args(["--lib", "--tests"]);
+    for package in CRATES {
+        all.args(["--package", package]);
+    }
+    run(&mut all)?;
+    // Those of the entry stub once more on a machine without SVE.
+    run(test()
+        .args(["--lib", "--package", "klp-arch-aarch64", "stub"])
+        .env("QEMU_CPU", "cortex-a57"))?;
+    boot::test(test())
 }
