@@ -46,8 +46,9 @@ impl Maps {
         let all = mappings()?;
         let code = all.iter().filter(|mapping| mapping.is_code());
         let code = code.map(|mapping| mapping.range.clone());
-        // The kernel may put the code of probes there at any moment.
-        let mut code: Vec<_> = code.chain([highest()..arch::TOP]).collect();
+        // Where the kernel puts the code of probes, at any moment.
+        let last_page = highest()..arch::TOP;
+        let mut code: Vec<_> = code.chain([last_page]).collect();
         code.sort_unstable_by_key(|range| range.start);
         let mut blocks = [0; BLOCKS / 64];
         for range in &code {

@@ -68,6 +68,12 @@ pub(crate) unsafe fn replace(at: CodeAddr, bytes: &[u8]) {
     }
 }
 
+/// What pages with code of an object with such `properties` are protected with, beside that they
+/// can be read and executed: nothing.
+pub(crate) fn guard(_properties: &[u8]) -> i32 {
+    0
+}
+
 /// What was written to `range` is what cores fetch from then on: their caches see each other's
 /// stores (Intel SDM volume 3, 12.6).
 ///
