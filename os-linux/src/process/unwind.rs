@@ -6,7 +6,8 @@
 //! end of the stack is taken for one. There are more of them than there are frames. If none of them
 //! keeps the thread, nothing does; unless one leads to code that no table knows, and that may know
 //! of return addresses which do not stand there (as return probes do), or to what signal handlers
-//! return to: what they interrupted may be on another stack.
+//! return to: what they interrupted may be on another stack. Where a call leaves its return address
+//! in a register, the function that sleeps must have saved it.
 
 use super::arch::{self, EhFrame, Regs, Rule, SIGNAL_RETURN, Table, calls, registers, unwind};
 use super::error::Error;
@@ -170,6 +171,12 @@ impl Stacks {
         self.with_tables(|set| !matches!(set.map_or(Rule::Gap, rule), Rule::Gap | Rule::Unknown))
     }
 
+    /// Whether what the code at the next instruction returns to is in memory, and not in a register.
+    fn returns_by_memory(&self, regs: &Regs) -> bool {
+        let pc = CodeAddr::new(arch::pc(regs));
+        self.with_tables(|set| set.is_some_and(|set| set.rule(pc).returns_by_memory()))
+    }
+
     /// After `fork`, in the child: no other thread is in a walk.
     pub(crate) fn reset_in_child(&self) {
         self.walks.store(0, Ordering::SeqCst);
@@ -250,6 +257,7 @@ impl Stacks {
         let maps = self.maps()?;
         let mut doubt = None;
         words(memory, stack, |word| {
+            let word = arch::return_address(word);
             let pc = CodeAddr::new(word);
             if !maps.is_code(word) {
                 return true;
@@ -364,7 +372,7 @@ unsafe impl Unwinder for Stacks {
             .set(stopped.incomplete.get() || walked.is_err());
         match walked {
             // As it would be for want of a register.
-            Err(doubt) if doubt.why == Doubt::Corrupt => {
+            Err(doubt) if doubt.why == Doubt::Corrupt && self.returns_by_memory(&stopped.regs) => {
                 let guessed = self.guess(&memory, sp..end, visit);
                 guessed.unwrap_or(Err(doubt))
             }
