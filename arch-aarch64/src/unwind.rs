@@ -34,18 +34,34 @@ pub enum Reg {
 
 /// The registers that a stack is walked with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[expect(missing_docs, reason = "the registers' names say it all")]
+#[expect(
+    missing_docs,
+    reason = "the registers' names say it all, but for the last"
+)]
 pub struct Regs {
     pub pc: u64,
     pub sp: u64,
     pub fp: u64,
     pub lr: u64,
+    /// The others that functions preserve, `x19` to `x28` and `d8` to `d15` (AAPCS64 6.1.1, 6.1.2).
+    /// No frame's address is computed from them, so walks do not keep them up; they are here for
+    /// those who ask what the function holds that a walk begins with.
+    pub saved: [u64; 18],
 }
 
 impl Regs {
     /// What stands for a register whose value is not known. A walk that needs it is unreliable: it
     /// is no multiple of 8, and no address.
     pub const UNKNOWN: u64 = 0x8000_0000_0000_0001;
+
+    /// None of them known.
+    pub const NONE: Self = Self {
+        pc: Self::UNKNOWN,
+        sp: Self::UNKNOWN,
+        fp: Self::UNKNOWN,
+        lr: Self::UNKNOWN,
+        saved: [Self::UNKNOWN; 18],
+    };
 
     /// Reads the registers out of a Linux `struct ucontext` at address `ucontext`: the third
     /// argument of a signal handler. `None` if `read` cannot.
@@ -58,6 +74,7 @@ impl Regs {
             lr: reg(30)?,
             sp: reg(31)?,
             pc: reg(32)?,
+            ..Self::NONE
         })
     }
 }
@@ -231,6 +248,7 @@ mod tests {
                 sp: STACK,
                 fp: STACK,
                 lr,
+                ..Regs::NONE
             };
             assert_eq!(
                 walked(regs, &callers),
@@ -245,6 +263,7 @@ mod tests {
                 sp: STACK,
                 fp,
                 lr: 1,
+                ..Regs::NONE
             };
             assert_eq!(
                 walked(regs, &stack),
@@ -263,6 +282,7 @@ mod tests {
             sp: STACK,
             fp: STACK,
             lr: 0,
+            ..Regs::NONE
         };
         assert_eq!(walked(regs, &stack).1, Err(Doubt::Corrupt));
     }
@@ -281,6 +301,7 @@ mod tests {
             sp: STACK,
             fp: 0,
             lr: 0,
+            ..Regs::NONE
         };
         let expected = Vec::from([TEXT + 0xc0, TEXT, TEXT + 0x84]);
         assert_eq!(walked(regs, &stack), (expected, Ok(())));
@@ -294,6 +315,7 @@ mod tests {
             sp: STACK,
             fp: Regs::UNKNOWN,
             lr: Regs::UNKNOWN,
+            ..Regs::NONE
         };
         assert_eq!(walked(regs, &stack).1, Err(Doubt::Corrupt));
     }

@@ -20,9 +20,10 @@ pub struct Preserved {
 
 impl Preserved {
     /// The caller's registers, for a walk of its stack ([`walk_call`](crate::unwind::walk_call)):
-    /// `sp` is `rsp` at the entry, and `return_address` what it points to.
+    /// `sp` is `rsp` at the entry. `read` gives the eight bytes at an address: the return address is
+    /// where `sp` points to.
     #[must_use]
-    pub fn caller(&self, sp: u64, return_address: u64) -> Regs {
+    pub fn caller(&self, sp: u64, read: impl FnOnce(u64) -> u64) -> Regs {
         let Self {
             r15,
             r14,
@@ -32,7 +33,7 @@ impl Preserved {
             rbp,
         } = *self;
         Regs {
-            rip: return_address,
+            rip: read(sp),
             rsp: sp.wrapping_add(8),
             rbp,
             rbx,

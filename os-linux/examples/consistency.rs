@@ -56,6 +56,9 @@ struct Args {
     /// Seed of the sequence of operations
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Seconds that a transition may take: on a machine that is emulated, more
+    #[arg(long, default_value_t = 20)]
+    patience: u64,
     /// Break something on purpose, to see that the soak notices
     #[arg(long = "break")]
     broken: Option<Break>,
@@ -63,9 +66,6 @@ struct Args {
     #[arg(long)]
     hostile: bool,
 }
-
-/// A transition that takes longer does not finish.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Break {
@@ -197,6 +197,8 @@ struct Soak {
     rng: fastrand::Rng,
     broken: Option<Break>,
     hostile: bool,
+    /// A transition that takes longer does not finish.
+    patience: Duration,
     /// What the engine could not do where it was, and was asked for again.
     asked_again: u64,
     completed: u64,
@@ -254,6 +256,7 @@ impl Soak {
             rng: fastrand::Rng::with_seed(args.seed),
             broken: args.broken,
             hostile: args.hostile,
+            patience: Duration::from_secs(args.patience),
             asked_again: 0,
             completed: 0,
             reversed: 0,
@@ -370,7 +373,7 @@ impl Soak {
         let patch = *self.rng.choice(patches).context("no patch")?;
         let mut reversed = false;
         while let Poll::Waiting { .. } = poll {
-            if begin.elapsed() > PATIENCE {
+            if begin.elapsed() > self.patience {
                 let blockers = engine.blockers(patch)?;
                 if self.hostile && blockers.is_empty() {
                     poll = engine.poll();

@@ -3,12 +3,13 @@
 //! [`process`] embeds the engine in an ordinary Linux process: its functions are replaced while its
 //! threads run.
 //!
-//! You supply a program whose functions have entry pads (GCC `-fpatchable-function-entry=16`, or
-//! `-pg -mfentry -mnop-mcount -mrecord-mcount -fno-pic`) and patch objects; [`process::Livepatch`]
+//! You supply a program whose functions have entry pads (GCC `-fpatchable-function-entry=16`, on
+//! AArch64 `=2` will do; or on x86-64 `-pg -mfentry -mnop-mcount -mrecord-mcount -fno-pic`) and patch
+//! objects; [`process::Livepatch`]
 //! does the rest:
 //!
 //! ```no_run
-//! # #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+//! # #[cfg(all(target_os = "linux", any(target_arch = "aarch64", target_arch = "x86_64")))]
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use klp_os_linux::process::{Livepatch, Options};
 //! use std::time::Duration;
@@ -24,7 +25,7 @@
 //! }
 //! # Ok(())
 //! # }
-//! # #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+//! # #[cfg(not(all(target_os = "linux", any(target_arch = "aarch64", target_arch = "x86_64"))))]
 //! # fn main() {}
 //! ```
 //!
@@ -43,7 +44,14 @@
 
 extern crate alloc;
 
-#[cfg(all(target_os = "linux", target_arch = "x86_64", feature = "control"))]
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "aarch64", target_arch = "x86_64"),
+    feature = "control"
+))]
 pub mod control;
-#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "aarch64", target_arch = "x86_64")
+))]
 pub mod process;

@@ -1,16 +1,16 @@
 //! Other users of an entry: a patch is refused, with who holds it. Functions that must not be
 //! patched. Return probes.
 
-use klp_arch_x86_64::X86_64;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::error::PatchReason;
 use klp_core::port::{Arch, Platform, PortError, PortErrorKind, SymbolResolver, Tracer};
 use klp_core::transition::Hindrance;
 use klp_core::{Error, PatchId};
+use klp_os_linux_fixtures::machine::{
+    self, BREAKPOINT, FOREIGN, JUMP_LEN, Processor, STEP, TRAMPOLINE,
+};
 use klp_os_linux_fixtures::*;
 use std::time::Duration;
-
-const INT3: u8 = 0xcc;
 
 /// What `klp check` would say of a patch that is not enabled.
 fn findings(patch: PatchId) -> Vec<String> {
@@ -65,7 +65,8 @@ fn refused(func: (&str, u64, u64), offset: usize, bytes: &[u8], who: &str) {
 
 /// A jump to `to` for offset 0 of `fx_value`.
 fn jump_to(to: u64) -> Vec<u8> {
-    let jump = X86_64::jump(CodeAddr::new(addr_of_fn!(fx_value)), CodeAddr::new(to), 5);
+    let at = CodeAddr::new(addr_of_fn!(fx_value));
+    let jump = Processor::jump(at, CodeAddr::new(to), JUMP_LEN as u8);
     jump.expect("it is near").to_vec()
 }
 
@@ -75,11 +76,11 @@ fn a_breakpoint_in_any_byte_that_would_be_overwritten() {
     livepatch();
     // As it was built: no other test patches it.
     let func = addr_of_fn!(fx_second);
-    for offset in 0..5 {
+    for offset in (0..JUMP_LEN).step_by(STEP) {
         refused(
             ("fx_second", func, addr_of_fn!(fx_second_new)),
             offset,
-            &[INT3],
+            BREAKPOINT,
             "a breakpoint (of a debugger or probe)",
         );
     }
@@ -100,28 +101,22 @@ fn a_jump_or_call_is_named_with_where_it_leads() {
     let second = addr_of_fn!(fx_second);
     let to_second = place("fx_second", second, 0);
     refused(func, 0, &jump_to(second), &format!("a jump to {to_second}"));
-    let far = X86_64::veneer(CodeAddr::new(0), CodeAddr::new(second));
+    let far = Processor::veneer(CodeAddr::new(0), CodeAddr::new(second));
     refused(func, 0, &far, &format!("a jump to {to_second}"));
-    let mut call = jump_to(second + 1);
-    call[0] = 0xe8;
     refused(
         func,
         0,
-        &call,
-        &format!("a call of {}", place("fx_second", second, 1)),
+        &machine::call(value, second + STEP as u64),
+        &format!("a call of {}", place("fx_second", second, STEP)),
     );
     refused(
         func,
         0,
-        &X86_64::veneer(CodeAddr::new(0), CodeAddr::new(libc_at())),
+        &Processor::veneer(CodeAddr::new(0), CodeAddr::new(libc_at())),
         &format!("a jump to {}", libc()),
     );
-    refused(
-        func,
-        0,
-        &[0x55, 0x48, 0x89, 0xe5, 0xcc, 0xcc, 0xcc, 0xcc],
-        "foreign code 55 48 89 e5 cc cc cc cc",
-    );
+    let bytes = FOREIGN.map(|byte| format!("{byte:02x}")).join(" ");
+    refused(func, 0, &FOREIGN, &format!("foreign code {bytes}"));
 }
 
 fn libc_at() -> u64 {
@@ -155,7 +150,7 @@ fn an_entry_that_is_taken_while_a_patch_is_enabled() {
     let place = place("fx_value", value, 0);
     for (bytes, who) in [
         (
-            vec![INT3],
+            BREAKPOINT.to_vec(),
             "a breakpoint (of a debugger or probe)".to_owned(),
         ),
         (
@@ -249,9 +244,8 @@ fn the_engine_does_not_patch_its_own_handlers() {
     assert_eq!(refused.kind(), PortErrorKind::NoSite);
 }
 
-/// `add $8, %rsp; ret` in memory that no table knows of.
+/// [`TRAMPOLINE`] in memory that no table knows of.
 fn trampoline() -> u64 {
-    let code = [0x48_u8, 0x83, 0xc4, 0x08, 0xc3];
     // SAFETY: the mapping is new and large enough.
     unsafe {
         let (all, map) = (
@@ -260,7 +254,8 @@ fn trampoline() -> u64 {
         );
         let page = libc::mmap(core::ptr::null_mut(), 4096, all, map, -1, 0);
         assert_ne!(page, libc::MAP_FAILED);
-        core::ptr::copy_nonoverlapping(code.as_ptr(), page.cast(), code.len());
+        core::ptr::copy_nonoverlapping(TRAMPOLINE.as_ptr(), page.cast(), TRAMPOLINE.len());
+        machine::written(page as u64, TRAMPOLINE.len());
         assert_eq!(
             libc::mprotect(page, 4096, libc::PROT_READ | libc::PROT_EXEC),
             0

@@ -1,8 +1,6 @@
 //! The conformance suites on this process.
 
 use core::ops::ControlFlow;
-use klp_arch_x86_64::X86_64;
-use klp_arch_x86_64::unwind::Regs;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::config::MAX_STACK_ENTRIES;
 use klp_core::conformance::{symbol_resolver, task_set, text, tracer, unwinder};
@@ -12,6 +10,7 @@ use klp_core::port::{
     TaskState, Unwinder,
 };
 use klp_os_linux::process::{Process, Stopped};
+use klp_os_linux_fixtures::machine::{BREAKPOINT, Processor, STEP, framed, regs, stack_of};
 use klp_os_linux_fixtures::*;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -40,7 +39,7 @@ fn text() {
     let _alone = alone();
     let funcs = [addr_of_fn!(fx_first), addr_of_fn!(fx_mcount)].map(function);
     let entries =
-        funcs.map(|func| X86_64::entry(func.start(), &bytes(func)).expect("it has a pad"));
+        funcs.map(|func| Processor::entry(func.start(), &bytes(func)).expect("it has a pad"));
     let old = [0, 1].map(|index| bytes(funcs[index])[..usize::from(entries[index].len)].to_vec());
     let resume = [0, 1].map(|index| {
         funcs[index]
@@ -48,7 +47,8 @@ fn text() {
             .wrapping_add(entries[index].resume.into())
     });
     let new = [0, 1].map(|index| {
-        X86_64::jump(funcs[index].start(), resume[index], entries[index].len).expect("it is near")
+        Processor::jump(funcs[index].start(), resume[index], entries[index].len)
+            .expect("it is near")
     });
     let poke = |index: usize| Poke {
         at: funcs[index].start(),
@@ -62,7 +62,7 @@ fn text() {
     let mut pokes = [poke(0), poke(1)];
     pokes.sort_by_key(|poke| poke.at);
     // SAFETY: pads of functions that nobody calls meanwhile.
-    unsafe { text::check(host().text(), pokes, X86_64::REACH) };
+    unsafe { text::check(host().text(), pokes, Processor::REACH) };
 }
 
 #[test]
@@ -89,11 +89,11 @@ fn tracer() {
             }
         }
     };
-    let before = Mutex::new(0);
+    let before = Mutex::new(Vec::new());
     let hold = |on: bool| {
         let mut before = before.lock().expect("nobody panics here");
-        let found = overwrite(addr_of_fn!(fx_value), &[if on { 0xcc } else { *before }]);
-        *before = found[0];
+        let bytes = if on { BREAKPOINT } else { &before };
+        *before = overwrite(addr_of_fn!(fx_value), bytes);
     };
     let pair = |old, new| (function(old), function(new));
     let bench = tracer::Bench {
@@ -221,18 +221,15 @@ fn unwinder() {
         symbols.expect("the file can be read");
         found.expect("every program has it")
     };
-    // Stacks as memory: fx_value, which has no frame of its own, called by itself, called by the
-    // outermost function.
-    let value = addr_of_fn!(fx_value);
-    let good = [value + 1, value + 1, start + 1, 0, 0, 0];
-    let mut deep = vec![value + 1; 20 * MAX_STACK_ENTRIES];
-    deep.extend([start + 1, 0, 0, 0]);
-    let astray = [value + 1, good.as_ptr() as u64, 0, 0];
-    let regs = |stack: &[u64]| Regs {
-        rip: value,
-        rsp: stack.as_ptr() as u64,
-        ..Regs::default()
-    };
+    // Stacks as memory: a function, called by itself, called by the outermost function.
+    let value = framed();
+    let (again, end, data) = (value + STEP as u64, start + STEP as u64, [0_u64; 4]);
+    let good = [again, again, end];
+    let mut deep = vec![again; 20 * MAX_STACK_ENTRIES];
+    deep.push(end);
+    let astray = [again, data.as_ptr() as u64];
+    let stacks = [&good[..], &astray, &deep].map(|calls| [stack_of(calls), vec![0; 4]].concat());
+    let stopped = |stack: &[u64]| regs(value, stack.as_ptr() as u64);
     let frames = |calls: &[u64]| -> Vec<Frame> {
         let interrupted = Frame {
             pc: CodeAddr::new(value),
@@ -248,25 +245,16 @@ fn unwinder() {
             .collect()
     };
     // The first page of memory is never mapped.
-    let unmapped = Regs {
-        rip: value,
-        rsp: 8,
-        ..Regs::default()
-    };
+    let unmapped = regs(value, 16);
     let cases = [
-        ("reliable", regs(&good), frames(&good[..3]), None),
+        ("reliable", stopped(&stacks[0]), frames(&good), None),
         (
             "no table",
-            regs(&astray),
-            frames(&astray[..2]),
+            stopped(&stacks[1]),
+            frames(&astray),
             Some(Doubt::NoTable),
         ),
-        (
-            "deep",
-            regs(&deep),
-            frames(&deep[..=20 * MAX_STACK_ENTRIES]),
-            None,
-        ),
+        ("deep", stopped(&stacks[2]), frames(&deep), None),
         ("unmapped", unmapped, frames(&[]), Some(Doubt::BadMemory)),
     ]
     .map(|(name, regs, frames, doubt)| (name, Stopped::from(regs), frames, doubt));
@@ -281,10 +269,7 @@ fn unwinder() {
     unwinder::check(host().unwinder(), &cases);
 
     // Where calls are redirected, nothing is reliable.
-    let stub = Regs {
-        rip: stub_addr(),
-        ..regs(&good)
-    };
+    let stub = regs(stub_addr(), stacks[0].as_ptr() as u64);
     let walked = host()
         .unwinder()
         .walk(&stub.into(), &mut |_| ControlFlow::Continue(()));

@@ -1,5 +1,9 @@
 //! Threads in the midst of a pad of several instructions while it is rewritten.
 
+// Where an instruction of four bytes becomes another one there are no such pads: x86-64 alone has
+// them.
+#![cfg(target_arch = "x86_64")]
+
 use core::ffi::c_void;
 use core::ptr;
 use klp_os_linux::process::Options;

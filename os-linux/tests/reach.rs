@@ -33,8 +33,8 @@ fn a_patch_is_refused_if_no_memory_is_in_reach() {
 #[test]
 fn far_targets_are_reached_through_veneers() {
     let status = in_child(|| {
-        // Machine code of `mov eax, 77; ret`, more than 2 GiB away.
-        let code = [0xb8_u8, 77, 0, 0, 0, 0xc3];
+        // Farther away than any jump reaches.
+        let code = machine::SEVENTY_SEVEN;
         let far = (addr_of_fn!(fx_value) & !0xfff) - (5 << 30);
         // SAFETY: nothing is there (MAP_FIXED_NOREPLACE), and what is written is code.
         let new = unsafe {
@@ -43,6 +43,7 @@ fn far_targets_are_reached_through_veneers() {
             let at = libc::mmap(far as *mut _, 4096, prot, flags, -1, 0);
             assert_ne!(at, libc::MAP_FAILED);
             core::ptr::copy_nonoverlapping(code.as_ptr(), at.cast(), code.len());
+            machine::written(at as u64, code.len());
             TextRange::new(CodeAddr::new(at as u64), code.len() as u64).expect("it does not wrap")
         };
         let before = text();
@@ -62,7 +63,7 @@ fn far_targets_are_reached_through_veneers() {
     assert_eq!(status, 0);
 }
 
-/// Reserves every gap within 2 GiB of the executable.
+/// Reserves every gap within 4 GiB of the executable: no jump reaches farther.
 fn take_all_memory_in_reach() {
     let here = addr_of_fn!(fx_value) & !0xfff;
     let maps = std::fs::read_to_string("/proc/self/maps").expect("there is a /proc");
@@ -74,7 +75,7 @@ fn take_all_memory_in_reach() {
             u64::from_str_radix(end, 16).ok()?,
         ))
     });
-    for (start, next) in ranges.chain([(0x7fff_ffff_f000, 0)]) {
+    for (start, next) in ranges.chain([(!0xfff, 0)]) {
         let (low, high) = (
             end.max(here.saturating_sub(1 << 32)),
             start.min(here + (1 << 32)),

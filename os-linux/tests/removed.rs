@@ -153,6 +153,35 @@ fn a_register_of_a_sleeping_thread_holds_it() {
         extern "C" fn get() -> u64 {
             code_of_patch()
         }
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the system call reads the gate; the call before it follows the C ABI, which keeps
+        // x20 to x22.
+        unsafe {
+            asm!(
+                "mov x20, sp",
+                // What the call leaves on the stack is far below the stack pointer later.
+                "sub x9, x20, #8192",
+                "and sp, x9, #-16",
+                "bl {get}",
+                "mov sp, x20",
+                "mov x21, x0",
+                "mov x8, #{futex}",
+                "mov x0, x22",
+                "mov w1, #{wait}",
+                "mov x2, #0",
+                "mov x3, #0",
+                "svc #0",
+                "mov x21, #0",
+                get = sym get,
+                futex = const libc::SYS_futex,
+                wait = const libc::FUTEX_WAIT,
+                in("x22") GATE.as_ptr(),
+                out("x20") _,
+                out("x21") _,
+                clobber_abi("C"),
+            );
+        }
+        #[cfg(target_arch = "x86_64")]
         // SAFETY: the system call reads the gate; the call before it follows the C ABI, which keeps
         // r12 to r15.
         unsafe {

@@ -1,24 +1,31 @@
 //! SIGTRAP is the program's own, also while its code is changed.
 
+use klp_os_linux_fixtures::machine::{breakpoint, go_on_behind_breakpoint};
 use klp_os_linux_fixtures::*;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 static SEEN: AtomicI32 = AtomicI32::new(0);
 
-extern "C" fn on_trap(signal: i32) {
+extern "C" fn on_trap(signal: i32, _: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {
     SEEN.fetch_add(signal, Ordering::SeqCst);
+    // SAFETY: it is this handler's argument.
+    unsafe { go_on_behind_breakpoint(ucontext) };
 }
 
-/// Meets a breakpoint of its own.
-fn breakpoint() {
-    // SAFETY: the instruction changes nothing.
-    unsafe { core::arch::asm!("int3") };
+fn install() {
+    // SAFETY: all-zero is a valid `sigaction`; the handler does what is allowed.
+    unsafe {
+        let mut action: libc::sigaction = core::mem::zeroed();
+        action.sa_sigaction = on_trap as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        libc::sigaction(libc::SIGTRAP, &raw const action, core::ptr::null_mut());
+    }
 }
 
 #[test]
 fn it_goes_to_the_programs_handler() {
     let status = in_child(|| {
-        on_signal(libc::SIGTRAP, on_trap);
+        install();
         let patch = add("trap", &[("fx_value", 0, addr_of_fn!(fx_value_new))]);
         breakpoint();
         enable(patch);

@@ -1,6 +1,6 @@
 //! Unwind rules of one object, sorted by address.
 
-use crate::machine::Machine;
+use crate::machine::{Link, Machine};
 use alloc::vec::Vec;
 use core::fmt;
 use klp_core::addr::{CodeAddr, TextRange};
@@ -114,6 +114,20 @@ pub enum Rule<M: Machine> {
     Signal,
     /// An ordinary frame.
     Frame(FrameRule<M>),
+}
+
+impl<M: Machine> Rule<M> {
+    /// Whether the return address is in memory there, and not in a register.
+    #[must_use]
+    pub fn returns_by_memory(&self) -> bool {
+        match (self, M::LINK) {
+            (Self::Frame(_), Link::BelowCfa(_)) => true,
+            (Self::Frame(rule), Link::Register(index)) => {
+                matches!(rule.saved.places().nth(index), Some(place) if place != Place::Same)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// `rule` holds from `start` to the start of the next row.
@@ -396,5 +410,20 @@ mod tests {
         let mut slots = [Slot::<i16>::default(); 2];
         assert!(slots.set(1, Place::BelowBase(0)) && !slots.set(2, Place::Same));
         assert!(slots.places().eq([Place::Same, Place::BelowBase(0)]));
+    }
+
+    #[test]
+    fn a_return_address_is_in_memory_or_in_the_link_register() {
+        let rule = |link| {
+            Rule::<Toy>::Frame(FrameRule {
+                cfa_base: Reg::Sp,
+                cfa_in_memory: false,
+                cfa_offset: 16,
+                saved: [Slot::default(), Slot::new(link).expect("it fits")],
+            })
+        };
+        assert!(rule(Place::BelowTop(8)).returns_by_memory());
+        assert!(!rule(Place::Same).returns_by_memory());
+        assert!(!Rule::<Toy>::Gap.returns_by_memory() && !Rule::<Toy>::End.returns_by_memory());
     }
 }

@@ -13,6 +13,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 const INIT: &str = include_str!("machine/init.sh");
 /// What `init` prints before the status of a program, behind its name.
@@ -51,13 +53,15 @@ pub(crate) struct Machine {
 pub(crate) struct Program {
     pub(crate) name: String,
     pub(crate) file: PathBuf,
-    pub(crate) args: &'static str,
+    pub(crate) args: String,
     /// Where it is run.
     pub(crate) folder: PathBuf,
 }
 
-/// Seconds that a program may take.
-const LIMIT: u32 = 900;
+/// Seconds that one program may take.
+const LIMIT_OF_ONE: u32 = 900;
+/// What all of them may take.
+const LIMIT: Duration = Duration::from_secs(3600);
 
 impl Machine {
     /// Boots the machine, runs `programs`, which need `files`, and says which of them failed.
@@ -74,10 +78,11 @@ impl Machine {
             self.debian,
             console.display()
         );
-        // A guest does not outlive us, even if we are killed.
+        // A guest does not outlive us, even if we are killed. The processors run in turn: QEMU
+        // before 8.1 can let one run into an instruction that another has already replaced.
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL"]).args(self.qemu);
-        qemu.args(["-accel", "tcg,thread=multi", "-smp", "2", "-m", "3G"]);
+        qemu.args(["-accel", "tcg,thread=single", "-smp", "2", "-m", "3G"]);
         qemu.args([
             "-nographic",
             "-no-reboot",
@@ -86,8 +91,10 @@ impl Machine {
             "stdio",
         ]);
         qemu.arg("-kernel").arg(kernel).arg("-initrd").arg(image);
-        qemu.arg("-append")
-            .arg(format!("console={} quiet panic=-1", self.console));
+        qemu.arg("-append").arg(format!(
+            "console={} loglevel=4 oops=panic panic=-1",
+            self.console
+        ));
         let child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
         let mut guest = Guest(child.with_context(|| format!("cannot run {qemu:?}"))?);
         let mut ended = guest.watch(&console)?;
@@ -189,7 +196,7 @@ impl Machine {
             packed.folder(&program.folder)?;
             writeln!(
                 list,
-                "cd {} && run {} {LIMIT} {} {}",
+                "cd {} && run {} {LIMIT_OF_ONE} {} {}",
                 program.folder.display(),
                 program.name,
                 program.file.display(),
@@ -288,23 +295,38 @@ impl Files {
 struct Guest(Child);
 
 impl Guest {
-    /// Passes on what the guest prints until it ends; says how its programs ended.
+    /// Passes on what the guest prints until it ends, for [`LIMIT`] at most; says how its programs
+    /// ended.
     fn watch(&mut self, console: &Path) -> Result<BTreeMap<String, i32>> {
         let mut log = File::create(console)?;
         let output = self.0.stdout.take().context("QEMU has no output")?;
-        let mut ended = BTreeMap::new();
-        for line in BufReader::new(output).split(b'\n') {
-            let line = line?;
-            let line = String::from_utf8_lossy(&line);
-            let line = line.trim_end();
-            writeln!(log, "{line}")?;
-            println!("{line}");
-            let end = line.strip_prefix(ENDED).and_then(|end| end.split_once(' '));
-            if let Some((name, status)) = end {
-                ended.insert(name.to_owned(), status.parse()?);
+        let (send, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            let lines = BufReader::new(output).split(b'\n').map_while(Result::ok);
+            for line in lines {
+                let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+                if send.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let (begin, mut ended) = (Instant::now(), BTreeMap::new());
+        loop {
+            match lines.recv_timeout(LIMIT.saturating_sub(begin.elapsed())) {
+                Ok(line) => {
+                    writeln!(log, "{line}")?;
+                    println!("{line}");
+                    let end = line.strip_prefix(ENDED).and_then(|end| end.split_once(' '));
+                    if let Some((name, status)) = end {
+                        ended.insert(name.to_owned(), status.parse()?);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    bail!("the machine did not end within {} s", LIMIT.as_secs())
+                }
+                Err(RecvTimeoutError::Disconnected) => return Ok(ended),
             }
         }
-        Ok(ended)
     }
 }
 

@@ -404,7 +404,10 @@ fn a_slow_handler_is_told_of_the_caller() {
     // SAFETY: as in `everything_arrives_through`.
     unsafe { klp_test_drive(page.0 as u64, &raw const given, &raw mut found, Width::Xmm) };
     let (sp, return_address, preserved) = NOTED.get().expect("the handler ran");
-    let regs = preserved.caller(sp, return_address);
+    let regs = preserved.caller(sp, |at| {
+        assert_eq!(at, sp);
+        return_address
+    });
     assert_eq!([regs.rbx, regs.rbp, regs.r14, regs.r15], given.preserved);
     assert_eq!(
         (regs.r12, regs.r13),

@@ -44,7 +44,10 @@ void klp_context_free(struct klp_context *context);
 /* The thread has come to the context; what it ran on before it has left. */
 void klp_context_enter(struct klp_context *context);
 
-/* Used by klp_context_leave: rip, rsp, rbp, rbx, r12, r13, r14, r15. */
+/*
+ * Used by klp_context_leave. x86-64: rip, rsp, rbp, rbx, r12, r13, r14, r15. AArch64: pc, sp, x29, x30,
+ * x19 to x28, d8 to d15.
+ */
 void klp_context_leave_from(struct klp_context *context, const uint64_t *registers);
 
 /*
@@ -53,6 +56,7 @@ void klp_context_leave_from(struct klp_context *context, const uint64_t *registe
  */
 static inline __attribute__((always_inline)) void klp_context_leave(struct klp_context *context)
 {
+#if defined(__x86_64__)
 	uint64_t registers[8];
 
 	__asm__ volatile("leaq	1f(%%rip), %%rax\n\t"
@@ -66,6 +70,27 @@ static inline __attribute__((always_inline)) void klp_context_leave(struct klp_c
 			 "movq	%%r15, 56(%0)\n"
 			 "1:"
 			 : : "r"(registers) : "rax", "memory");
+#elif defined(__aarch64__)
+	uint64_t registers[22];
+
+	__asm__ volatile("adr	x9, 1f\n\t"
+			 "mov	x10, sp\n\t"
+			 "stp	x9, x10, [%0]\n\t"
+			 "stp	x29, x30, [%0, #16]\n\t"
+			 "stp	x19, x20, [%0, #32]\n\t"
+			 "stp	x21, x22, [%0, #48]\n\t"
+			 "stp	x23, x24, [%0, #64]\n\t"
+			 "stp	x25, x26, [%0, #80]\n\t"
+			 "stp	x27, x28, [%0, #96]\n\t"
+			 "stp	d8, d9, [%0, #112]\n\t"
+			 "stp	d10, d11, [%0, #128]\n\t"
+			 "stp	d12, d13, [%0, #144]\n\t"
+			 "stp	d14, d15, [%0, #160]\n"
+			 "1:"
+			 : : "r"(registers) : "x9", "x10", "memory");
+#else
+#error "klp does not know this processor"
+#endif
 	klp_context_leave_from(context, registers);
 }
 

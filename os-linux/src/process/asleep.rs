@@ -5,7 +5,7 @@
 //! and after a look, the thread has not run meanwhile, and its stack was what was looked at. Of its
 //! registers only the stack pointer and the next instruction are told.
 
-use super::arch::registers;
+use super::arch::{FORKS, registers};
 use super::scan;
 use super::sys::gettid;
 use super::unwind::Stopped;
@@ -96,7 +96,7 @@ fn place(syscall: &str) -> Option<Place> {
         .ok()
         .filter(|number| *number >= 0)?;
     // A child of `vfork` runs on its parent's stack.
-    if [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3].contains(&number) {
+    if FORKS.contains(&number) {
         return None;
     }
     let mut hex = words.map(|word| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok());
@@ -124,17 +124,20 @@ mod tests {
     #[test]
     fn what_the_kernel_says_is_understood() {
         let at = |text| place(text);
-        let asleep =
-            "0 0x3 0x7f65b5530000 0x20000 0x22 0xffffffff 0x0 0x7ffdf6c7ada8 0x7f65b56ac2ad\n";
+        let asleep = format!(
+            "{} 0x3 0x7f65b5530000 0x20000 0x22 0xffffffff 0x0 0x7ffdf6c7ada8 0x7f65b56ac2ad\n",
+            libc::SYS_read
+        );
         let expected = Place {
             sp: 0x7ffd_f6c7_ada8,
             pc: 0x7f65_b56a_c2ad,
             resumed: false,
         };
-        assert_eq!(at(asleep), Some(expected));
+        assert_eq!(at(&asleep), Some(expected));
         let futex = |timeout| {
             place(&format!(
-                "202 0x1000 0x80 0x2 {timeout} 0x0 0xffffffff 0x7ffdf6c7ada8 0x7f65b56ac2ad\n"
+                "{} 0x1000 0x80 0x2 {timeout} 0x0 0xffffffff 0x7ffdf6c7ada8 0x7f65b56ac2ad\n",
+                libc::SYS_futex
             ))
         };
         assert_eq!(
@@ -147,10 +150,10 @@ mod tests {
         assert_eq!(futex("0x7ffdf6c7adb0"), Some(expected));
         assert_eq!(at("running\n"), None);
         assert_eq!(at("-1 0x7ffdf6c7ada8 0x7f65b56ac2ad\n"), None);
-        assert_eq!(
-            at("58 0x0 0x0 0x0 0x0 0x0 0x0 0x7ffdf6c7ada8 0x7f65b56ac2ad\n"),
-            None
-        );
+        for number in FORKS {
+            let fork = format!("{number} 0x0 0x0 0x0 0x0 0x0 0x0 0x7ffdf6c7ada8 0x7f65b56ac2ad\n");
+            assert_eq!(place(&fork), None);
+        }
         assert_eq!(at("0 0x3 0x7f65b5530000 0x20000 0x22\n"), None, "cut off");
         assert_eq!(at(""), None);
         assert_eq!(

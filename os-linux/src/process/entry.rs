@@ -92,14 +92,11 @@ pub(crate) unsafe fn try_switch(record: &Record, arg: u64, sp: u64, preserved: *
     if record.is_between() || ucontext::unregistered().is_some() {
         return;
     }
-    // SAFETY: the caller's promise: the return address is at `sp`, aligned or not. And the check is
-    // lent.
-    let (regs, check) = unsafe {
-        (
-            (*preserved).caller(sp, (sp as *const u64).read_unaligned()),
-            &*loan.check,
-        )
-    };
+    // SAFETY: if the return address is in memory, it is at `sp`, the caller's promise, aligned or
+    // not.
+    let read = |at: u64| unsafe { (at as *const u64).read_unaligned() };
+    // SAFETY: the caller's promise. And the check is lent.
+    let (regs, check) = unsafe { ((*preserved).caller(sp, read), &*loan.check) };
     let caller = Frame {
         pc: CodeAddr::new(arch::pc(&regs)),
         kind: FrameKind::Call,

@@ -2,7 +2,7 @@
 
 use super::arch;
 use super::error::Error;
-use super::sys::PAGE;
+use super::sys::page_size;
 use core::ops::Range;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -32,17 +32,23 @@ fn block(addr: u64) -> (usize, u64) {
     (number as usize / 64 % (BLOCKS / 64), 1 << (number % 64))
 }
 
+/// One above the highest address that is used. The last page is the kernel's, for the code of probes
+/// (`xol_add_vma` in `kernel/events/uprobes.c`).
+pub(crate) fn highest() -> u64 {
+    arch::TOP - page_size()
+}
+
 impl Maps {
     /// # Errors
     ///
     /// Those of [`mappings`].
     pub(crate) fn now() -> Result<Self, Error> {
-        // Where the kernel puts the code of probes, at any moment.
-        const LAST_PAGE: Range<u64> = arch::HIGHEST..arch::HIGHEST + PAGE;
         let all = mappings()?;
         let code = all.iter().filter(|mapping| mapping.is_code());
         let code = code.map(|mapping| mapping.range.clone());
-        let mut code: Vec<_> = code.chain([LAST_PAGE]).collect();
+        // Where the kernel puts the code of probes, at any moment.
+        let last_page = highest()..arch::TOP;
+        let mut code: Vec<_> = code.chain([last_page]).collect();
         code.sort_unstable_by_key(|range| range.start);
         let mut blocks = [0; BLOCKS / 64];
         for range in &code {

@@ -1,10 +1,9 @@
 //! Memory for code near other code: finding gaps, and keeping account of what was handed out.
 
-use super::arch::HIGHEST;
 use super::error::Error;
 use super::lock::Mutex;
 use super::maps::{self, Mapping};
-use super::sys::{self, Errno, PAGE};
+use super::sys::{self, Errno, page_size};
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::port::{Image, ImageLayout};
 
@@ -46,7 +45,7 @@ impl Images {
         layout: ImageLayout,
     ) -> Result<Image, Error> {
         let none = || Error::NoMemoryInReach { near };
-        let pages = |len: u64| len.checked_next_multiple_of(PAGE);
+        let pages = |len: u64| len.checked_next_multiple_of(page_size());
         let lens = [layout.text, layout.rodata, layout.data];
         let [text, rodata, data] = lens.map(pages);
         let (text, rodata, data) = (
@@ -152,8 +151,9 @@ pub(crate) unsafe fn protect(range: TextRange, protection: i32) -> Result<(), Er
     reason = "addresses have 64 bits on this machine"
 )]
 fn pages_of(range: TextRange) -> (usize, usize) {
-    let start = range.start().get() / PAGE * PAGE;
-    let end = range.end().get().next_multiple_of(PAGE);
+    let page = page_size();
+    let start = range.start().get() / page * page;
+    let end = range.end().get().next_multiple_of(page);
     (start as usize, (end - start) as usize)
 }
 
@@ -197,22 +197,28 @@ impl Window {
             .get()
             .saturating_sub(reach)
             .max(LOWEST)
-            .next_multiple_of(PAGE);
-        let end = near.start().get().saturating_add(reach).min(HIGHEST);
-        let last = end.checked_sub(len)? / PAGE * PAGE;
+            .next_multiple_of(page_size());
+        let end = near
+            .start()
+            .get()
+            .saturating_add(reach)
+            .min(maps::highest());
+        let last = end.checked_sub(len)? / page_size() * page_size();
         (first <= last).then_some(Self { first, last, len })
     }
 
     /// The best place in the gaps between `mappings`, which are sorted: the nearest below `near`,
     /// since the heap grows into the gaps above; else the farthest above.
     fn best(&self, mappings: &[(u64, u64)], near: TextRange) -> Option<u64> {
-        let starts = mappings.iter().map(|&(start, _)| start).chain([HIGHEST]);
+        let page = page_size();
+        let starts = mappings.iter().map(|&(start, _)| start);
+        let starts = starts.chain([maps::highest()]);
         let ends = [LOWEST]
             .into_iter()
             .chain(mappings.iter().map(|&(_, end)| end));
         let places = ends.zip(starts).filter_map(|(gap_start, gap_end)| {
-            let first = self.first.max(gap_start.next_multiple_of(PAGE));
-            let last = self.last.min(gap_end.checked_sub(self.len)? / PAGE * PAGE);
+            let first = self.first.max(gap_start.next_multiple_of(page));
+            let last = self.last.min(gap_end.checked_sub(self.len)? / page * page);
             (first <= last).then_some(last)
         });
         let (below, above): (Vec<u64>, Vec<u64>) =

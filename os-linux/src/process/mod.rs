@@ -23,7 +23,7 @@
 //!   …) fail with `EINTR`. All other signals are the program's own.
 //! * No thread replaces the program (`exec`) while a transition is under way.
 //! * A thread has stack left wherever it is: at a redirected call, for the entry stub
-//!   ([`SLOW_STACK_MAX`](klp_arch_x86_64::stub::SLOW_STACK_MAX)) and what the handler calls;
+//!   (`stub::SLOW_STACK_MAX` of the processor's crate, `klp-arch-…`) and what the handler calls;
 //!   anywhere, for the kernel's signal frame (`getauxval(AT_MINSIGSTKSZ)` tells how large it is)
 //!   and the stop signal's handler, which does not go to an alternate stack.
 //! * A library that is loaded by a plain `dlopen` is patched once [`Livepatch::enable`],

@@ -1,6 +1,6 @@
 //! The objects of the process: the executable, shared libraries, the vdso.
 
-use super::arch::Table;
+use super::arch::{Table, text};
 use super::elf_file::{self, ElfFile};
 use super::error::Error;
 use super::lock::{self, FutexLock, Mutex};
@@ -34,7 +34,8 @@ pub(crate) struct Object {
     /// What the dynamic linker has made read-only after it had relocated it.
     pub(crate) relro: Option<TextRange>,
     build_id: Option<BuildId>,
-    /// If it has no build-id, and its file was there when it was first seen.
+    /// If its build-id [does not show](Self::id_shows_file) that its file was written to, and its
+    /// file was there when it was first seen.
     stamp: Option<Stamp>,
     file: OnceLock<ElfFile>,
     /// Its unwind rules, once compiled.
@@ -57,6 +58,8 @@ pub(crate) struct Segment {
     pub(crate) range: TextRange,
     pub(crate) readable: bool,
     pub(crate) executable: bool,
+    /// What its pages are protected with beside that, if it is executable.
+    pub(crate) guard: i32,
 }
 
 /// The build-id of an object, and where it is in memory.
@@ -236,13 +239,20 @@ impl Object {
     }
 
     fn is_overwritten(&self) -> bool {
-        match &self.build_id {
-            Some(id) => {
-                // The file may be shorter by now, and the object just being unloaded.
-                Copied::new().bytes(id.at, id.bytes.len()).as_ref() != Some(&id.bytes)
-            }
-            None => self.stamp.as_ref().is_some_and(Stamp::is_overwritten),
-        }
+        // The file may be shorter by now, and the object just being unloaded.
+        let differs =
+            |id: &BuildId| Copied::new().bytes(id.at, id.bytes.len()).as_ref() != Some(&id.bytes);
+        self.build_id.as_ref().is_some_and(differs)
+            || self.stamp.as_ref().is_some_and(Stamp::is_overwritten)
+    }
+
+    /// Whether the build-id in memory is what the file holds now. If it stands among code, as linkers
+    /// for AArch64 have it, its page may be the process's own: code on it was changed.
+    fn id_shows_file(&self) -> bool {
+        let segment = |id: &BuildId| self.segment(CodeAddr::new(id.at));
+        let id = self.build_id.as_ref();
+        id.and_then(segment)
+            .is_some_and(|segment| !segment.executable)
     }
 
     fn bad_file(&self, why: &'static str) -> Error {
@@ -313,7 +323,7 @@ impl Objects {
         let maps = OnceLock::new();
         dl_objects(&mut |mut fresh| {
             // Nobody writes to a file that is executed.
-            if fresh.build_id.is_none() && fresh.name != VMLINUX {
+            if !fresh.id_shows_file() && fresh.name != VMLINUX {
                 let maps = maps.get_or_init(|| maps::mappings().unwrap_or_default());
                 fresh.stamp = Stamp::of_mapped(maps, &fresh.places());
             }
@@ -515,6 +525,9 @@ fn dl_objects(show: &mut dyn FnMut(Object)) {
     });
 }
 
+/// "Linux Extensions to gABI", "Program property".
+const PT_GNU_PROPERTY: u32 = 0x6474_e553;
+
 fn dl_object(first: bool, linker_name: &CStr, bias: u64, headers: &[libc::Elf64_Phdr]) -> Object {
     let name = if first {
         VMLINUX.to_owned()
@@ -528,25 +541,26 @@ fn dl_object(first: bool, linker_name: &CStr, bias: u64, headers: &[libc::Elf64_
         )
     };
     let of_type = |kind| headers.iter().filter(move |header| header.p_type == kind);
+    let bytes = |range: TextRange| {
+        let len = usize::try_from(range.len()).ok()?;
+        // SAFETY: notes and properties are loaded, readable, and stay as long as the object; the
+        // dynamic linker holds it now.
+        Some(unsafe { core::slice::from_raw_parts(range.start().get() as *const u8, len) })
+    };
+    let properties = of_type(PT_GNU_PROPERTY).filter_map(range).find_map(bytes);
+    let guard = properties.map_or(0, text::guard);
     let segments = of_type(libc::PT_LOAD)
         .filter_map(|header| {
             Some(Segment {
                 range: range(header)?,
                 readable: header.p_flags & libc::PF_R != 0,
                 executable: header.p_flags & libc::PF_X != 0,
+                guard,
             })
         })
         .collect();
     let build_id = of_type(libc::PT_NOTE).filter_map(range).find_map(|note| {
-        // SAFETY: a note segment is loaded, readable, and stays as long as the object; the dynamic
-        // linker holds it now.
-        let bytes = unsafe {
-            core::slice::from_raw_parts(
-                note.start().get() as *const u8,
-                usize::try_from(note.len()).ok()?,
-            )
-        };
-        let (offset, id) = elf_file::build_id(bytes)?;
+        let (offset, id) = elf_file::build_id(bytes(note)?)?;
         Some(BuildId {
             at: note.start().get() + offset as u64,
             bytes: id.to_vec(),

@@ -1,5 +1,6 @@
 //! Patch objects whose patches were removed, and words that may point into them.
 
+use super::arch;
 use super::sys::PAGE;
 use core::sync::atomic::{AtomicBool, Ordering};
 use klp_core::addr::TextRange;
@@ -48,7 +49,7 @@ impl Retired {
 
 /// Holds each of `retired` that one of `words` points into.
 pub(crate) fn hold(retired: &[Retired], words: impl Iterator<Item = u64>) {
-    for word in words {
+    for word in words.map(arch::return_address) {
         for image in retired.iter().filter(|image| image.contains(word)) {
             image.held.store(true, Ordering::Relaxed);
         }

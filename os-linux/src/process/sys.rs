@@ -37,8 +37,16 @@ impl Drop for KeepErrno {
     }
 }
 
-/// Bytes of a page of memory (psABI 3.3.1).
+/// Bytes of the smallest page of memory that a kernel has. Where this is used, a larger page may
+/// count as several.
 pub(crate) const PAGE: u64 = 4096;
+
+/// Bytes of a page of this kernel: a multiple of [`PAGE`]. What is mapped or protected is a number
+/// of these.
+pub(crate) fn page_size() -> u64 {
+    // SAFETY: no memory is involved.
+    unsafe { libc::getauxval(libc::AT_PAGESZ) }.max(PAGE)
+}
 
 fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
     if result < 0 {

@@ -15,6 +15,7 @@ use super::space::Space;
 use super::sys::{self, Barrier};
 use alloc::sync::Arc;
 use core::ptr;
+use core::sync::atomic::{AtomicU8, Ordering};
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::port::{CallC, Fill, Image, ImageLayout, Poke, Text};
 
@@ -34,8 +35,9 @@ impl ProcessText {
         }
     }
 
-    /// The executable part of an object or image that contains all of `range`.
-    fn code(&self, range: TextRange) -> Result<TextRange, Error> {
+    /// The executable part of an object or image that contains all of `range`, and how its pages are
+    /// protected.
+    fn code(&self, range: TextRange) -> Result<(TextRange, i32), Error> {
         let contains =
             |whole: TextRange| whole.start() <= range.start() && range.end() <= whole.end();
         let object = self
@@ -47,11 +49,11 @@ impl ProcessText {
             self.images
                 .part(range)
                 .filter(|(part, _)| *part == Part::Text)
-                .map(|(_, range)| range)
+                .map(|(part, range)| (range, part.protection()))
         };
         object
-            .map(|segment| segment.range)
-            .filter(|whole| contains(*whole))
+            .map(|segment| (segment.range, READ_EXEC | segment.guard))
+            .filter(|(whole, _)| contains(*whole))
             .or_else(image)
             .ok_or(Error::NotText { at: range.start() })
     }
@@ -65,9 +67,9 @@ impl ProcessText {
 
     /// Checks that every place holds what is expected, and sums the places up to a range of pages
     /// for each piece of memory.
-    fn check(&self, batch: &[Poke<'_>]) -> Result<Vec<TextRange>, Error> {
-        let mut touched: Vec<TextRange> = Vec::new();
-        let mut whole: Option<TextRange> = None;
+    fn check(&self, batch: &[Poke<'_>]) -> Result<Vec<(TextRange, i32)>, Error> {
+        let mut touched: Vec<(TextRange, i32)> = Vec::new();
+        let mut found: Option<(TextRange, i32)> = None;
         for poke in batch {
             let range = place(poke.at, poke.old)?;
             if poke.new.len() != poke.old.len() || poke.old.is_empty() {
@@ -76,11 +78,11 @@ impl ProcessText {
             if text::window(range).is_none() {
                 return Err(Error::NotInOneLine { at: poke.at });
             }
-            let same =
-                whole.is_some_and(|whole| whole.contains(poke.at) && range.end() <= whole.end());
-            if !same {
-                whole = Some(self.code(range)?);
-            }
+            let contains = |whole: TextRange| whole.contains(poke.at) && range.end() <= whole.end();
+            let known = found.filter(|(whole, _)| contains(*whole));
+            let same = known.is_some();
+            let code = known.map_or_else(|| self.code(range), Ok)?;
+            found = Some(code);
             // SAFETY: `code` found the range mapped and readable.
             if unsafe { core::slice::from_raw_parts(poke.at.get() as *const u8, poke.old.len()) }
                 != poke.old
@@ -88,10 +90,10 @@ impl ProcessText {
                 return Err(Error::TextChanged { at: poke.at });
             }
             match touched.last_mut() {
-                Some(last) if same => *last = hull(*last, range),
+                Some((last, _)) if same => *last = hull(*last, range),
                 _ => {
                     touched.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
-                    touched.push(range);
+                    touched.push((range, code.1));
                 }
             }
         }
@@ -105,12 +107,12 @@ impl ProcessText {
     /// As for [`Text::poke`]; `batch` was [checked](Self::check), and can be written to.
     unsafe fn change(&self, batch: &[Poke<'_>]) -> Result<(), Error> {
         // SAFETY: the caller's promise.
-        let set_first = |poke: &Poke<'_>, byte| unsafe { text::set_first(poke.at, byte) };
+        let set_first = |poke: &Poke<'_>, byte| unsafe { set_first(poke.at, byte) };
         // SAFETY: the caller's promise.
         let replace = |poke: &Poke<'_>, bytes| unsafe { text::replace(poke.at, bytes) };
         let split = || batch.iter().filter(|poke| poke.split);
-        if split().next().is_some() {
-            split().for_each(|poke| set_first(poke, text::SKIPS));
+        if let (Some(skips), Some(_)) = (text::SKIPS, split().next()) {
+            split().for_each(|poke| set_first(poke, skips));
             let cleared = serialise().and_then(|()| Pads::new(batch, &self.space.stacks).clear());
             if let Err(error) = cleared {
                 split().for_each(|poke| set_first(poke, poke.old[0]));
@@ -152,7 +154,7 @@ unsafe impl Text for ProcessText {
         let touched = self.check(batch)?;
         // Before anything changes: the call may be denied by now.
         serialise()?;
-        let _writable = Writable::new(touched, READ_EXEC)?;
+        let _writable = Writable::new(touched)?;
         // SAFETY: the caller's promise, and what was done above.
         unsafe { self.change(batch) }
     }
@@ -167,28 +169,28 @@ unsafe impl Text for ProcessText {
     }
 
     unsafe fn fill(&self, batch: &[Fill<'_>]) -> Result<(), Error> {
-        let (mut text, mut rodata): (Vec<TextRange>, Vec<TextRange>) = (Vec::new(), Vec::new());
+        let mut touched: Vec<(TextRange, i32)> = Vec::new();
         for fill in batch {
             let range = place(fill.at, fill.bytes)?;
             let (part, whole) = self
                 .images
                 .part(range)
                 .ok_or(Error::NotText { at: fill.at })?;
-            let touched = match part {
-                Part::Text => &mut text,
-                Part::Rodata => &mut rodata,
-                Part::Data => continue,
-            };
-            match touched.iter_mut().find(|each| whole.contains(each.start())) {
-                Some(each) => *each = hull(*each, range),
+            if part == Part::Data {
+                continue;
+            }
+            let known = touched
+                .iter_mut()
+                .find(|(each, _)| whole.contains(each.start()));
+            match known {
+                Some((each, _)) => *each = hull(*each, range),
                 None => {
                     touched.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
-                    touched.push(range);
+                    touched.push((range, part.protection()));
                 }
             }
         }
-        let _text = Writable::new(text, Part::Text.protection())?;
-        let _rodata = Writable::new(rodata, Part::Rodata.protection())?;
+        let _writable = Writable::new(touched)?;
         for fill in batch {
             // SAFETY: the place is in an image, and writable now; the caller promises that no task
             // executes it.
@@ -199,25 +201,38 @@ unsafe impl Text for ProcessText {
                     fill.bytes.len(),
                 )
             };
+            // SAFETY: as above.
+            unsafe { text::written(place(fill.at, fill.bytes)?) };
         }
         serialise()
     }
 }
 
+/// Puts `byte` at `at`.
+///
+/// # Safety
+///
+/// The place is writable code, which is only written to here; the instruction that comes of it is
+/// one that may be executed there.
+unsafe fn set_first(at: CodeAddr, byte: u8) {
+    // SAFETY: the caller's promise.
+    unsafe { AtomicU8::from_ptr(at.get() as *mut u8) }.store(byte, Ordering::SeqCst);
+}
+
 /// Memory that is writable for as long as this lives.
 struct Writable {
-    ranges: Vec<TextRange>,
-    after: i32,
+    /// With the protection that they get (back) afterwards.
+    ranges: Vec<(TextRange, i32)>,
 }
 
 impl Writable {
-    /// Makes the pages of `ranges` writable; afterwards they get the protection `after` (back).
-    fn new(ranges: Vec<TextRange>, after: i32) -> Result<Self, Error> {
-        let mut writable = Self { ranges, after };
+    /// Makes the pages of `ranges` writable.
+    fn new(ranges: Vec<(TextRange, i32)>) -> Result<Self, Error> {
+        let mut writable = Self { ranges };
         for index in 0..writable.ranges.len() {
+            let (range, after) = writable.ranges[index];
             // SAFETY: code stays executable, and only we write to it.
-            if let Err(errno) = unsafe { protect(writable.ranges[index], after | libc::PROT_WRITE) }
-            {
+            if let Err(errno) = unsafe { protect(range, after | libc::PROT_WRITE) } {
                 writable.ranges.truncate(index);
                 return Err(Error::Os {
                     call: "mprotect",
@@ -231,10 +246,10 @@ impl Writable {
 
 impl Drop for Writable {
     fn drop(&mut self) {
-        for range in &self.ranges {
+        for (range, after) in &self.ranges {
             // SAFETY: it is the protection that the pages had. If the kernel has no memory to split
             // a mapping, they stay writable, which harms nothing but defence in depth.
-            let _ = unsafe { protect(*range, self.after) };
+            let _ = unsafe { protect(*range, *after) };
         }
     }
 }

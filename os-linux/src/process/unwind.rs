@@ -6,7 +6,8 @@
 //! end of the stack is taken for one. There are more of them than there are frames. If none of them
 //! keeps the thread, nothing does; unless one leads to code that no table knows, and that may know
 //! of return addresses which do not stand there (as return probes do), or to what signal handlers
-//! return to: what they interrupted may be on another stack.
+//! return to: what they interrupted may be on another stack. Where a call leaves its return address
+//! in a register, the function that sleeps must have saved it.
 
 use super::arch::{self, EhFrame, Regs, Rule, SIGNAL_RETURN, Table, calls, registers, unwind};
 use super::error::Error;
@@ -170,6 +171,12 @@ impl Stacks {
         self.with_tables(|set| !matches!(set.map_or(Rule::Gap, rule), Rule::Gap | Rule::Unknown))
     }
 
+    /// Whether what the code at the next instruction returns to is in memory, and not in a register.
+    fn returns_by_memory(&self, regs: &Regs) -> bool {
+        let pc = CodeAddr::new(arch::pc(regs));
+        self.with_tables(|set| set.is_some_and(|set| set.rule(pc).returns_by_memory()))
+    }
+
     /// After `fork`, in the child: no other thread is in a walk.
     pub(crate) fn reset_in_child(&self) {
         self.walks.store(0, Ordering::SeqCst);
@@ -250,6 +257,7 @@ impl Stacks {
         let maps = self.maps()?;
         let mut doubt = None;
         words(memory, stack, |word| {
+            let word = arch::return_address(word);
             let pc = CodeAddr::new(word);
             if !maps.is_code(word) {
                 return true;
@@ -265,6 +273,14 @@ impl Stacks {
             visit(Frame { pc, kind }).is_continue()
         })?;
         Some(doubt.map_or(Ok(()), Err))
+    }
+
+    /// Whether the code at `pc` is what signal handlers return to. Where the kernel or the C library
+    /// has no unwind information for it, it is known by its bytes.
+    fn returns_from_signal(&self, pc: CodeAddr) -> bool {
+        let mut bytes = [0; SIGNAL_RETURN.len()];
+        let read = self.code.memory().read_bytes(pc.get(), &mut bytes);
+        read.is_some() && bytes == SIGNAL_RETURN
     }
 
     /// Whether the code at `pc` is none that a table knows, or what signal handlers return to.
@@ -298,7 +314,10 @@ impl Stacks {
             walk(&|frame| match frame.kind {
                 // It goes on in another context, if at all, which is looked at by itself.
                 FrameKind::Call if foot != 0 && frame.pc.get() == foot => Rule::End,
-                _ => set.map_or(Rule::Gap, |set| set.rule(frame.lookup())),
+                _ => match set.map_or(Rule::Gap, |set| set.rule(frame.lookup())) {
+                    Rule::Gap if self.returns_from_signal(frame.pc) => Rule::Signal,
+                    rule => rule,
+                },
             })
         })
     }
@@ -353,7 +372,7 @@ unsafe impl Unwinder for Stacks {
             .set(stopped.incomplete.get() || walked.is_err());
         match walked {
             // As it would be for want of a register.
-            Err(doubt) if doubt.why == Doubt::Corrupt => {
+            Err(doubt) if doubt.why == Doubt::Corrupt && self.returns_by_memory(&stopped.regs) => {
                 let guessed = self.guess(&memory, sp..end, visit);
                 guessed.unwrap_or(Err(doubt))
             }
@@ -396,15 +415,23 @@ fn words(memory: &Copied, stack: Range<u64>, mut visit: impl FnMut(u64) -> bool)
 fn called(set: &Set, pages: &CodePages, return_address: CodeAddr) -> Option<CodeAddr> {
     let memory = pages.memory();
     let mut buffer = [0; calls::SLOT_CALL_LEN];
-    let before = return_address.wrapping_sub(buffer.len() as u64);
-    let before: [u8; calls::SLOT_CALL_LEN] =
-        code(set, &memory, before, &mut buffer)?.try_into().ok()?;
-    let [_, direct @ ..] = before;
-    let target =
-        match calls::called_slot(return_address, before).filter(|slot| set.is_constant(*slot)) {
-            Some(slot) => word(&memory, slot)?,
-            None => calls::called(return_address, direct)?,
-        };
+    // A text may begin right before the shorter call.
+    let len = [calls::SLOT_CALL_LEN, calls::CALL_LEN]
+        .into_iter()
+        .find(|&len| {
+            let at = return_address.wrapping_sub(len as u64);
+            code(set, &memory, at, &mut buffer[..len]).is_some_and(|bytes| bytes.len() == len)
+        })?;
+    let before = &buffer[..len];
+    let slot = before
+        .try_into()
+        .ok()
+        .and_then(|before| calls::called_slot(return_address, before))
+        .filter(|slot| set.is_constant(*slot));
+    let target = match slot {
+        Some(slot) => word(&memory, slot)?,
+        None => calls::called(return_address, *before.last_chunk()?)?,
+    };
     let mut entry = [0; calls::MAX_LINKAGE];
     let slot =
         code(set, &memory, target, &mut entry).and_then(|entry| calls::linkage_slot(target, entry));
@@ -456,8 +483,7 @@ fn foot() -> u64 {
         context.uc_stack.ss_size = size_of_val(&stack);
         context.uc_link = ptr::null_mut();
         ucontext::unnoted(|| libc::makecontext(&raw mut context, nothing, 0));
-        let sp = arch::sp(&registers::interrupted(&context));
-        ptr::read_volatile(sp as *const u64)
+        registers::foot(&context)
     }
 }
 
@@ -583,6 +609,28 @@ mod tests {
     }
 
     // Calls qsort by way of the procedure linkage table.
+    #[cfg(target_arch = "aarch64")]
+    core::arch::global_asm!(
+        ".pushsection .text",
+        ".type klp_test_call_by_plt,%function",
+        "klp_test_call_by_plt:",
+        ".cfi_startproc",
+        "stp x29, x30, [sp, #-16]!",
+        ".cfi_def_cfa_offset 16",
+        ".cfi_offset 29, -16",
+        ".cfi_offset 30, -8",
+        "bl qsort",
+        "klp_test_called_by_plt:",
+        "ldp x29, x30, [sp], #16",
+        ".cfi_def_cfa_offset 0",
+        ".cfi_restore 29",
+        ".cfi_restore 30",
+        "ret",
+        ".cfi_endproc",
+        ".size klp_test_call_by_plt, . - klp_test_call_by_plt",
+        ".popsection",
+    );
+    #[cfg(target_arch = "x86_64")]
     core::arch::global_asm!(
         ".pushsection .text",
         ".type klp_test_call_by_plt,@function",
@@ -751,7 +799,7 @@ mod tests {
         std::fs::create_dir_all(&dir).expect("a directory");
         let (source, library) = (dir.join("no_index.c"), dir.join("no_index.so"));
         std::fs::write(&source, "int klp_no_index(int x) { return x + 1; }\n").expect("a file");
-        let linked = Command::new("cc")
+        let linked = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()))
             .args(["-shared", "-fPIC", "-Wl,--no-eh-frame-hdr", "-o"])
             .args([&library, &source])
             .status();

@@ -9,8 +9,13 @@
 //! * `thread.rs`: words of each thread's own;
 //! * `station.rs`: the way station of `makecontext`.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
+
+#[cfg(target_arch = "aarch64")]
+pub(crate) use aarch64::*;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86_64::*;
 
@@ -22,6 +27,11 @@ pub(crate) const RED_ZONE: u64 = Processor::RED_ZONE;
 /// The stack pointer.
 pub(crate) fn sp(regs: &Regs) -> u64 {
     Processor::get(regs, Processor::STACK_POINTER)
+}
+
+/// The code that a word of a stack leads to, if it is a return address: without a signature.
+pub(crate) fn return_address(word: u64) -> u64 {
+    Processor::return_address(word)
 }
 
 /// The next instruction.

@@ -61,8 +61,8 @@ unsafe extern "C" fn klp_context_free(context: *mut c_void) {
 ///
 /// # Safety
 ///
-/// As for [`Context::leave`]; `regs` are eight registers of the function that calls
-/// `klp_context_leave`.
+/// As for [`Context::leave`]; `regs` are the registers of the function that calls
+/// `klp_context_leave`, all of them.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn klp_context_leave_from(context: *mut c_void, regs: *const registers::Left) {
     // SAFETY: the caller's promise.

@@ -20,9 +20,12 @@ pub(crate) const CRATE: &str = "klp_arch_x86_64::";
 /// "Relocation Types").
 pub(crate) const COPY: object::elf::RelocationType = object::elf::R_X86_64_COPY;
 
-/// One above the highest address that programs have memory at, but for the last page: there the
-/// kernel keeps the code of probes (`xol_add_vma` in `kernel/events/uprobes.c`).
-pub(crate) const HIGHEST: u64 = 0x7fff_ffff_e000;
+/// One above the highest address that programs have memory at (`TASK_SIZE_MAX` in the kernel's
+/// `<asm/page_64.h>`).
+pub(crate) const TOP: u64 = 0x7fff_ffff_f000;
+
+/// System calls in which a child may run on the stack of the caller.
+pub(crate) const FORKS: [libc::c_long; 3] = [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3];
 
 /// A call of `rt_sigreturn` in the one form that it has, by which unwinders know it.
 pub(crate) const SIGNAL_RETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];

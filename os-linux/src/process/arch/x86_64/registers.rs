@@ -43,6 +43,16 @@ pub(crate) fn interrupted(ucontext: &libc::ucontext_t) -> Regs {
     }
 }
 
+/// Where the function returns to that `ucontext` begins with, which `makecontext` has made.
+///
+/// # Safety
+///
+/// It has, and nobody has gone there.
+pub(crate) unsafe fn foot(ucontext: &libc::ucontext_t) -> u64 {
+    // SAFETY: the caller's promise: a stack begins there, with the return address.
+    unsafe { core::ptr::read_volatile(reg(ucontext, libc::REG_RSP) as *const u64) }
+}
+
 /// Makes the thread go on at `pc`.
 #[allow(
     clippy::cast_possible_wrap,

@@ -17,11 +17,11 @@
 //! makes one access of a locked store within a line (Intel SDM volume 3, 9.1; it fetches lines as a
 //! whole).
 
-use core::sync::atomic::{AtomicU8, Ordering};
 use klp_core::addr::{CodeAddr, TextRange};
 
-/// The first byte of `cmp $imm32,%eax`, which with four more does nothing but set flags.
-pub(crate) const SKIPS: u8 = 0x3d;
+/// The first byte of an instruction that leads over the pad of several which it stands in:
+/// `cmp $imm32,%eax`, which with four more does nothing but set flags.
+pub(crate) const SKIPS: Option<u8> = Some(0x3d);
 
 /// Bytes of a line of the cache.
 const LINE: u64 = 64;
@@ -42,22 +42,12 @@ pub(crate) fn window(range: TextRange) -> Option<u64> {
     }
 }
 
-/// Puts `byte` at `at`.
+/// Puts `bytes`, which have a [`window`], at `at` by one store.
 ///
 /// # Safety
 ///
 /// The place is writable code, which is only written to here; the instruction that comes of it is
 /// one that may be executed there.
-pub(crate) unsafe fn set_first(at: CodeAddr, byte: u8) {
-    // SAFETY: the caller's promise.
-    unsafe { AtomicU8::from_ptr(at.get() as *mut u8) }.store(byte, Ordering::SeqCst);
-}
-
-/// Puts `bytes`, which have a [`window`], at `at` by one store.
-///
-/// # Safety
-///
-/// As for [`set_first`].
 pub(crate) unsafe fn replace(at: CodeAddr, bytes: &[u8]) {
     let Some(start) = TextRange::new(at, bytes.len() as u64).and_then(window) else {
         return;
@@ -77,3 +67,17 @@ pub(crate) unsafe fn replace(at: CodeAddr, bytes: &[u8]) {
         );
     }
 }
+
+/// What pages with code of an object with such `properties` are protected with, beside that they
+/// can be read and executed: nothing.
+pub(crate) fn guard(_properties: &[u8]) -> i32 {
+    0
+}
+
+/// What was written to `range` is what cores fetch from then on: their caches see each other's
+/// stores (Intel SDM volume 3, 12.6).
+///
+/// # Safety
+///
+/// It can be read.
+pub(crate) unsafe fn written(_range: TextRange) {}

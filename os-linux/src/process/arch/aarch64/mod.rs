@@ -1,0 +1,48 @@
+//! AArch64.
+
+mod station;
+
+pub(crate) mod registers;
+pub(crate) mod text;
+pub(crate) mod thread;
+
+pub(crate) use klp_arch_aarch64::AArch64 as Processor;
+pub(crate) use klp_arch_aarch64::stub::Preserved;
+pub(crate) use klp_arch_aarch64::unwind::{self, EhFrame, Regs, Rule, SIGNAL_RETURN, Table};
+pub(crate) use klp_arch_aarch64::{calls, entry_stub};
+#[cfg(all(target_env = "gnu", not(target_feature = "crt-static")))]
+pub(crate) use station::makecontext_station;
+
+/// The name of its crate in symbols.
+pub(crate) const CRATE: &str = "klp_arch_aarch64::";
+
+/// The relocation by which a program holds a copy of a library's variable ("ELF for the Arm 64-bit
+/// Architecture", 5.7.12).
+pub(crate) const COPY: object::elf::RelocationType = object::elf::R_AARCH64_COPY;
+
+/// One above the highest address that programs have memory at. Those of more than 48 bits are only
+/// for who asks for them (the kernel's document "Memory Layout on AArch64 Linux"); with a kernel
+/// that has fewer bits, nothing is mapped above its own limit.
+pub(crate) const TOP: u64 = 1 << 48;
+
+/// System calls in which a child may run on the stack of the caller.
+pub(crate) const FORKS: [libc::c_long; 2] = [libc::SYS_clone, libc::SYS_clone3];
+
+/// The address of the function `$name`, 0 if whoever linked the engine has none.
+macro_rules! weak_address {
+    ($name:expr) => {{
+        let at: u64;
+        // SAFETY: an address is read that the linker has put into a table.
+        unsafe {
+            core::arch::asm!(
+                concat!(".weak ", $name),
+                concat!("adrp {at}, :got:", $name),
+                concat!("ldr {at}, [{at}, :got_lo12:", $name, "]"),
+                at = out(reg) at,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        at
+    }};
+}
+pub(crate) use weak_address;
