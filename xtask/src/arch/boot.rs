@@ -207,7 +207,8 @@ fn init(programs: &[Program]) -> Result<String> {
          mount -t proc proc /proc\n\
          mount -t sysfs sysfs /sys\n\
          mount -t devtmpfs devtmpfs /dev\n\
-         ip link set lo up\n",
+         ip link set lo up\n\
+         ulimit -n 65536\n",
     );
     let skip = NOT_THERE.map(|test| format!("--skip {test}"));
     for Program { path, folder } in programs {
