@@ -217,9 +217,15 @@ const SLEEPS: [(&str, fn()); 17] = [
 fn who_sleeps_does_not_run_while_patches_come_and_go() {
     let _alone = alone();
     livepatch();
+    // Where a call leaves its return address in a register, nobody can tell from outside who has
+    // called a function that has not saved it, as the C library's `syscall`: such a thread is stopped
+    // for a look.
+    let by_syscall = ["pthread_cond_timedwait", "a futex without a timeout"];
+    let seen =
+        |(name, _): &(&str, fn())| machine::LEAVES_HAVE_CALLERS || !by_syscall.contains(name);
     // A thread that is still to be freed of something else would be a reason to wake others.
     let status = in_child(|| {
-        nobody_runs(&begin(SLEEPS), 100);
+        nobody_runs(&begin(SLEEPS.into_iter().filter(seen)), 100);
         true
     });
     assert_eq!(status, 0);

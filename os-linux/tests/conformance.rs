@@ -10,7 +10,9 @@ use klp_core::port::{
     TaskState, Unwinder,
 };
 use klp_os_linux::process::{Process, Stopped};
-use klp_os_linux_fixtures::machine::{BREAKPOINT, Processor, STEP, framed, regs, stack_of};
+use klp_os_linux_fixtures::machine::{
+    BREAKPOINT, PADS_ARE_SPLIT, Processor, STEP, framed, regs, stack_of,
+};
 use klp_os_linux_fixtures::*;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -58,7 +60,8 @@ fn text() {
         split: entries[index].split,
         body: resume[index],
     };
-    assert_ne!(entries[0].split, entries[1].split, "pads of both kinds");
+    let split = entries.map(|entry| entry.split);
+    assert_eq!(split, [PADS_ARE_SPLIT, false], "pads of all kinds");
     let mut pokes = [poke(0), poke(1)];
     pokes.sort_by_key(|poke| poke.at);
     // SAFETY: pads of functions that nobody calls meanwhile.

@@ -67,9 +67,27 @@ fn come_and_go<R>(use_it: impl FnOnce() -> R) -> R {
     used
 }
 
-/// Tries until the memory is free: a thread may be at a place where it cannot be looked at.
+/// Overwrites what calls that have returned have left below the stack of the caller: whoever it
+/// calls next would have it in the holes of its frame.
+#[inline(never)]
+fn scrub() {
+    black_box(&mut [0_u64; 4096]);
+}
+
+/// The frames that had the address lay where this one has nothing but zeros, and further down.
+#[inline(never)]
 #[track_caller]
 fn goes() {
+    let zeros = black_box([0_u64; 128]);
+    scrub();
+    tries_until_it_goes();
+    black_box(&zeros);
+}
+
+/// Tries until the memory is free: a thread may be at a place where it cannot be looked at.
+#[inline(never)]
+#[track_caller]
+fn tries_until_it_goes() {
     for _ in 0..1000 {
         if livepatch().free_removed() == 0 {
             assert!(!is_there());

@@ -54,7 +54,8 @@ enum Verb {
         #[command(subcommand)]
         verb: linux::Verb,
     },
-    /// Build the tests of the crates that know a processor for it, and run them in QEMU
+    /// Build the tests of the crates that know a processor for it, and run them in QEMU: in user
+    /// mode, and on a kernel for it
     Arch {
         /// Which
         arch: arch::Arch,

@@ -49,7 +49,7 @@ impl Retired {
 
 /// Holds each of `retired` that one of `words` points into.
 pub(crate) fn hold(retired: &[Retired], words: impl Iterator<Item = u64>) {
-    for word in words.map(arch::return_address) {
+    for word in words.map(arch::address) {
         for image in retired.iter().filter(|image| image.contains(word)) {
             image.held.store(true, Ordering::Relaxed);
         }

@@ -257,7 +257,7 @@ impl Stacks {
         let maps = self.maps()?;
         let mut doubt = None;
         words(memory, stack, |word| {
-            let word = arch::return_address(word);
+            let word = arch::address(word);
             let pc = CodeAddr::new(word);
             if !maps.is_code(word) {
                 return true;

@@ -9,6 +9,7 @@ mount -t tmpfs tmpfs /tmp
 ln -sf /proc/self/fd /dev/fd
 mkdir -p /dev/shm && mount -t tmpfs shm /dev/shm
 ip link set lo up
+ulimit -n 65536
 uname -a
 
 # run NAME SECONDS COMMAND…

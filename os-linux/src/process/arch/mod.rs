@@ -29,11 +29,6 @@ pub(crate) fn sp(regs: &Regs) -> u64 {
     Processor::get(regs, Processor::STACK_POINTER)
 }
 
-/// The code that a word of a stack leads to, if it is a return address: without a signature.
-pub(crate) fn return_address(word: u64) -> u64 {
-    Processor::return_address(word)
-}
-
 /// The next instruction.
 pub(crate) fn pc(regs: &Regs) -> u64 {
     Processor::pc(regs)

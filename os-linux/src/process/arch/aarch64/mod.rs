@@ -25,6 +25,18 @@ pub(crate) const COPY: object::elf::RelocationType = object::elf::R_AARCH64_COPY
 /// that has fewer bits, nothing is mapped above its own limit.
 pub(crate) const TOP: u64 = 1 << 48;
 
+/// Where a word of a stack leads to, if it is an address: return addresses may be signed. Signatures
+/// of programs' addresses take the bits from 48 to 54 (the kernel's `<asm/pointer_auth.h>`:
+/// `ptrauth_user_pac_mask`), and those above stay zero; so a negative number is no address.
+pub(crate) fn address(word: u64) -> u64 {
+    const SIGNED: u64 = 55;
+    if word >> SIGNED == 0 {
+        Processor::return_address(word)
+    } else {
+        word
+    }
+}
+
 /// System calls in which a child may run on the stack of the caller.
 pub(crate) const FORKS: [libc::c_long; 2] = [libc::SYS_clone, libc::SYS_clone3];
 
@@ -46,3 +58,21 @@ macro_rules! weak_address {
     }};
 }
 pub(crate) use weak_address;
+
+use unwind::Machine;
+
+#[cfg(test)]
+mod tests {
+    use super::address;
+
+    #[test]
+    fn signatures_are_told_from_numbers() {
+        let code = 0xaaaa_1234_5678;
+        for word in [code, code | 0x7f << 48, code | 0x2a << 48] {
+            assert_eq!(address(word), code);
+        }
+        for word in [-12_288_i64 as u64, 1 << 55 | code, 0xff << 56 | code] {
+            assert_eq!(address(word), word);
+        }
+    }
+}

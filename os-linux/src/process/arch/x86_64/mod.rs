@@ -24,6 +24,11 @@ pub(crate) const COPY: object::elf::RelocationType = object::elf::R_X86_64_COPY;
 /// `<asm/page_64.h>`).
 pub(crate) const TOP: u64 = 0x7fff_ffff_f000;
 
+/// Where a word of a stack leads to, if it is an address.
+pub(crate) fn address(word: u64) -> u64 {
+    word
+}
+
 /// System calls in which a child may run on the stack of the caller.
 pub(crate) const FORKS: [libc::c_long; 3] = [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3];
 
