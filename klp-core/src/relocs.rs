@@ -131,7 +131,7 @@ fn plan<P: Platform>(
             writes,
             Write {
                 at,
-                bytes: P::Arch::veneer(at, symbol),
+                bytes: P::Arch::call_veneer(at, symbol),
             },
         )?;
     }

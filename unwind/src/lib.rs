@@ -15,8 +15,10 @@
 //! * Interrupted frames are looked up at their exact instruction, so prologues and epilogues are
 //!   right too.
 //! * Each frame lies strictly above the one it called; only a signal frame may lead to another
-//!   stack. An interrupted function without a frame of its own, whose return address is in the link
-//!   register, may stand where its caller does; nobody else may.
+//!   stack. An interrupted function without a frame of its own may stand where its caller does, if
+//!   calls leave the return address in a register; nobody else may.
+//! * Where an ABI has a back chain, it must say of every frame what the rule says
+//!   ([`Machine::BACK_CHAIN`]).
 
 #![no_std]
 #![forbid(unsafe_code)]

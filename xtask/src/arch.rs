@@ -11,30 +11,58 @@ use std::path::Path;
 pub(crate) enum Arch {
     /// AArch64
     Aarch64,
+    /// ppc64le, little-endian OpenPOWER
+    Ppc64le,
 }
 
-/// Crates that have something to test there.
-const CRATES: [&str; 3] = ["klp-core", "klp-unwind", "klp-arch-aarch64"];
+/// What is called how for it.
+struct Names {
+    debian: &'static str,
+    gnu: &'static str,
+    rust: &'static str,
+    compiler: &'static str,
+    qemu: &'static str,
+    ours: &'static str,
+}
 
-/// Builds and runs their tests.
+impl Arch {
+    const fn names(self) -> Names {
+        match self {
+            Self::Aarch64 => Names {
+                debian: "arm64",
+                gnu: "aarch64-linux-gnu",
+                rust: "aarch64-unknown-linux-gnu",
+                compiler: "gcc-aarch64-linux-gnu",
+                qemu: "qemu-aarch64",
+                ours: "klp-arch-aarch64",
+            },
+            Self::Ppc64le => Names {
+                debian: "ppc64el",
+                gnu: "powerpc64le-linux-gnu",
+                rust: "powerpc64le-unknown-linux-gnu",
+                compiler: "gcc-powerpc64le-linux-gnu",
+                qemu: "qemu-ppc64le",
+                ours: "klp-arch-ppc64le",
+            },
+        }
+    }
+}
+
+/// Builds and runs the tests of the crates that have something to test there.
 pub(crate) fn test(arch: Arch) -> Result<()> {
-    let Arch::Aarch64 = arch;
-    let (debian, gnu) = ("arm64", "aarch64-linux-gnu");
-    let target = "aarch64-unknown-linux-gnu";
+    let names = arch.names();
+    let (gnu, target) = (names.gnu, names.rust);
     std::fs::create_dir_all("target")?;
+    let library = format!("libc6-dev-{}-cross", names.debian);
     packages::install(
-        &[
-            "gcc-aarch64-linux-gnu",
-            "libc6-dev-arm64-cross",
-            "qemu-user",
-        ],
+        &[names.compiler, &library, "qemu-user"],
         Path::new("target/arch-apt.log"),
     )?;
-    let rust = toolchain::for_target(debian, target)?;
+    let rust = toolchain::for_target(names.debian, target)?;
     let mut test = cargo();
     test.args(["test", "--target", target, "--target-dir", "target/arch"]);
     test.args(["--lib", "--tests"]);
-    for package in CRATES {
+    for package in ["klp-core", "klp-unwind", names.ours] {
         test.args(["--package", package]);
     }
     let variable = target.to_uppercase().replace('-', "_");
@@ -44,7 +72,7 @@ pub(crate) fn test(arch: Arch) -> Result<()> {
     )
     .env(
         format!("CARGO_TARGET_{variable}_RUNNER"),
-        format!("qemu-aarch64 -L /usr/{gnu}"),
+        format!("{} -L /usr/{gnu}", names.qemu),
     )
     .env("RUSTC", rust.rustc())
     .env("LD_LIBRARY_PATH", rust.libraries());

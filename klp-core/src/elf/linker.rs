@@ -10,7 +10,9 @@ use crate::addr::CodeAddr;
 use crate::error::{Error, PatchReason, SymbolFault};
 use crate::mem::{Name, try_push, try_vec};
 use crate::model::VMLINUX;
-use crate::port::{Arch, Around, Fill, Image, Platform, Relocator, SymbolResolver, Text, Via};
+use crate::port::{
+    Arch, Around, Fill, Image, Owner, Platform, Relocator, SymbolResolver, Text, Via,
+};
 use crate::relocs::{self, Detours, Field, KlpSymbol, Reloc};
 use alloc::vec::Vec;
 use object::elf;
@@ -190,6 +192,7 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             let first = self.completed(relas, rela)?;
             field.around.pair = Some(spot.addr(&self.image).wrapping_add(first.offset));
             field.addend = first.addend;
+            field.around.owner = self.owner(first.symbol);
             Rela {
                 symbol: first.symbol,
                 ..rela
@@ -217,7 +220,7 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
         if let (Via::Veneer, Some(spot), Some(at)) =
             (via, self.layout.veneers[rela.symbol], detours.veneer)
         {
-            let veneer = P::Arch::veneer(at, CodeAddr::new(value));
+            let veneer = P::Arch::call_veneer(at, CodeAddr::new(value));
             self.bytes_at(spot, veneer.len())?.copy_from_slice(&veneer);
         }
         Ok(())
@@ -301,10 +304,21 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             addend: rela.addend,
             room: left.min(P::Relocator::MAX_LEN as u64) as u8,
             around: Around {
+                owner: self.owner(rela.symbol),
                 toc: self.toc,
                 pair: None,
             },
         })
+    }
+
+    fn owner(&self, index: usize) -> Owner {
+        let symbol = &self.view.symbols()[index];
+        match symbol.home {
+            Home::Undefined | Home::Livepatch => Owner::System,
+            Home::Absolute | Home::Section(_) => Owner::Image {
+                other: symbol.other,
+            },
+        }
     }
 
     /// The value of a symbol, bound at its first use.

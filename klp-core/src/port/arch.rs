@@ -169,6 +169,13 @@ pub unsafe trait Arch: 'static {
     /// any address.
     fn veneer(at: CodeAddr, to: CodeAddr) -> Code;
 
+    /// A veneer at `at` for calls out of a patch's image: as [`veneer`](Arch::veneer), and it may
+    /// keep in the caller's frame what the call must find again when it comes back. Not longer than
+    /// [`SLOT`](Arch::SLOT).
+    fn call_veneer(at: CodeAddr, to: CodeAddr) -> Code {
+        Self::veneer(at, to)
+    }
+
     /// Calls `each` with the target of every jump in `code`, which stands at `at` and is whole
     /// instructions; calls and returns are none. `None` is a jump whose target the code does not
     /// tell (through a register, say), or bytes that are not understood.

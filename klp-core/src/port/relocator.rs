@@ -10,8 +10,8 @@ pub enum Support {
     None,
     /// A slot that holds the symbol's address: the relocation refers to the slot.
     AddressSlot,
-    /// A veneer, if the symbol is out of the branch's reach: the relocation then refers to the
-    /// veneer.
+    /// A veneer ([`Arch::call_veneer`](super::Arch::call_veneer)), if a direct branch is refused as
+    /// [out of range](RelocError::OutOfRange): the relocation then refers to the veneer.
     Veneer,
 }
 
@@ -27,9 +27,29 @@ pub enum Via {
     Veneer,
 }
 
+/// Who defines a symbol.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Owner {
+    /// The image, whose functions share what is worked out once for all of them.
+    Image {
+        /// The symbol's `st_other`, which tells on some machines where calls from there enter it.
+        other: u8,
+    },
+    /// The patched system.
+    System,
+}
+
+impl Default for Owner {
+    fn default() -> Self {
+        Self::Image { other: 0 }
+    }
+}
+
 /// What of the image a relocation may depend on besides its own field and symbol.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Around {
+    /// Who defines the symbol.
+    pub owner: Owner,
     /// The base of the image's table of contents, if [`Relocator::toc`] knows one.
     pub toc: Option<CodeAddr>,
     /// The place of the relocation that this one completes ([`Relocator::completes`]).
@@ -64,6 +84,7 @@ impl Relocation {
             addend,
             via: Via::Direct,
             around: Around {
+                owner: Owner::Image { other: 0 },
                 toc: None,
                 pair: None,
             },
