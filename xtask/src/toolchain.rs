@@ -79,11 +79,17 @@ pub(crate) fn for_target(arch: &str, target: &str) -> Result<Debian> {
     let packages = root.join("packages");
     std::fs::create_dir_all(&packages)?;
     run(Command::new("dpkg").args(["--add-architecture", arch]))?;
-    run(Command::new("apt-get").args(["update", "-qq"]))?;
-    run(Command::new("apt-get")
+    let mut download = Command::new("apt-get");
+    download
         .args(["download", "-qq"])
         .arg(format!("libstd-rust-web-dev:{arch}={VERSION}"))
-        .current_dir(&packages))?;
+        .current_dir(&packages);
+    if run(&mut download).is_err() {
+        // The package lists may be missing or old. Of those of an architecture one may be broken
+        // that is not needed: the download tells.
+        let _ = run(Command::new("apt-get").args(["update", "-qq"]));
+        run(&mut download)?;
+    }
     unpack(&packages, &root)?;
     Ok(debian)
 }
