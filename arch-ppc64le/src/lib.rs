@@ -6,10 +6,10 @@
 //!    ([`Arch`](klp_core::port::Arch));
 //! 2. `jumps` and [`calls`]: where code goes, read off its words;
 //! 3. `relocs`: the relocations of patch objects ([`Relocator`](klp_core::port::Relocator));
-//! 4. [`unwind`]: the registers that stacks are walked with, and signal frames.
+//! 4. [`unwind`]: the registers that stacks are walked with, and signal frames;
+//! 5. [`stub`]: the only assembly, [`entry_stub!`].
 //!
-//! The entry stub is still to come. All of it is pure, numbers in and numbers out, and runs on any
-//! machine. Instructions are words of four bytes, the least significant one first. "ELFv2" stands
+//! All but the last is pure, numbers in and numbers out, and runs on any machine. Instructions are words of four bytes, the least significant one first. "ELFv2" stands
 //! for "64-Bit ELF V2 ABI Specification: Power Architecture", version 1.5; "Power ISA" for its
 //! version 3.1, book I.
 
@@ -30,6 +30,7 @@ mod entry;
 mod jumps;
 mod opcodes;
 mod relocs;
+pub mod stub;
 pub mod unwind;
 
 pub use entry::Ppc64Le;

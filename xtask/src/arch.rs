@@ -23,6 +23,8 @@ struct Names {
     compiler: &'static str,
     qemu: &'static str,
     ours: &'static str,
+    /// What the oldest supported Rust must be told of this processor.
+    unstable: Option<&'static str>,
 }
 
 impl Arch {
@@ -35,6 +37,7 @@ impl Arch {
                 compiler: "gcc-aarch64-linux-gnu",
                 qemu: "qemu-aarch64",
                 ours: "klp-arch-aarch64",
+                unstable: None,
             },
             Self::Ppc64le => Names {
                 debian: "ppc64el",
@@ -43,6 +46,8 @@ impl Arch {
                 compiler: "gcc-powerpc64le-linux-gnu",
                 qemu: "qemu-ppc64le",
                 ours: "klp-arch-ppc64le",
+                // Assembly is stable since 1.95.
+                unstable: Some("-Zcrate-attr=feature(asm_experimental_arch)"),
             },
         }
     }
@@ -76,5 +81,8 @@ pub(crate) fn test(arch: Arch) -> Result<()> {
     )
     .env("RUSTC", rust.rustc())
     .env("LD_LIBRARY_PATH", rust.libraries());
+    if let Some(flags) = names.unstable {
+        test.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", flags);
+    }
     run(&mut test)
 }
