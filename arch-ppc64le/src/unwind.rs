@@ -2,7 +2,9 @@
 //!
 //! Rules come out of `.eh_frame`, and the back chain is a second witness: the word that register 1
 //! points to is the caller's register 1 (ELFv2 2.2.3.1), at every instruction, as `stdu` sets both at
-//! once. Where the two do not agree, the stack is [`Corrupt`](klp_core::port::Doubt::Corrupt).
+//! once. Where the two do not agree, the stack is [`Corrupt`](klp_core::port::Doubt::Corrupt). In the
+//! first frame of a stack it is 0: there stacks end, as the C library's `_start` and `clone` have no
+//! rules.
 //!
 //! Between `mflr r0` and `stdu` of a prologue, GCC says that the return address is in `r0`. That is
 //! not expressed here: a function that is interrupted there is unreliable.
@@ -307,6 +309,26 @@ mod tests {
             stack[index] = right;
         }
         assert_eq!(walked(regs(pc, 1), &stack).1, Ok(()));
+    }
+
+    #[test]
+    fn a_stack_ends_at_its_first_frame() {
+        // What calls OUTER has no rule.
+        let pc = INNER + 0x18;
+        let mut stack = [&frame(STACK, 0)[..], &callers(STACK + 32)].concat();
+        let unknown = TEXT + 0x10_0000;
+        stack[10] = unknown;
+        stack[8] = 0;
+        let expected = Vec::from([pc, IN_OUTER, unknown]);
+        assert_eq!(walked(regs(pc, 1), &stack), (expected.clone(), Ok(())));
+        for chain in [STACK + 0x100, 1] {
+            stack[8] = chain;
+            let no_end = (expected.clone(), Err(Doubt::NoTable));
+            assert_eq!(walked(regs(pc, 1), &stack), no_end);
+        }
+        // Whoever is interrupted without a rule may have a frame or not.
+        let interrupted = regs(unknown, 1);
+        assert_eq!(walked(interrupted, &[0]).1, Err(Doubt::NoTable));
     }
 
     #[test]

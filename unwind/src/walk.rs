@@ -89,6 +89,7 @@ fn walk_from<M: Machine>(
             }
             Rule::End => return Ok(()),
             Rule::Unknown => return Err(doubt(Doubt::UnknownRule)),
+            Rule::Gap if kind == FrameKind::Call && is_first::<M>(&regs, &read) => return Ok(()),
             Rule::Gap => return Err(doubt(Doubt::NoTable)),
         }
     }
@@ -96,6 +97,12 @@ fn walk_from<M: Machine>(
         at: CodeAddr::new(M::pc(&regs)),
         why: Doubt::NoEnd,
     })
+}
+
+/// Whether the back chain says that a frame, in the midst of a call, is the first of its stack.
+fn is_first<M: Machine>(regs: &M::Regs, read: &impl Fn(u64) -> Option<u64>) -> bool {
+    let sp = M::get(regs, M::STACK_POINTER);
+    M::BACK_CHAIN && sp % 8 == 0 && read(sp) == Some(0)
 }
 
 /// The registers of the caller of a frame.
