@@ -72,6 +72,11 @@ unsafe impl Arch for Ppc64Le {
     /// ±32 MiB (`b`, Power ISA 2.4), less what an instruction around a field takes.
     const REACH: u64 = (1 << 25) - 16;
 
+    /// A function may be entered at its global entry only with its address in `r12`: at the local
+    /// one, it would count on register 2, which is another object's if the patched function has no
+    /// local entry, and was called from there.
+    const JUMP_ENTERS: bool = false;
+
     /// A word of zeros is guaranteed to be illegal for ever (Power ISA 1.3.2 and appendix C).
     const FILL: u8 = 0;
 

@@ -311,10 +311,12 @@ fn behind_call(kind: u32, via: Via, before: &[u8]) -> Result<Option<u32>, RelocE
 unsafe impl Relocator for Ppc64Le {
     const MACHINE: u16 = elf::EM_PPC64.0;
 
-    /// The base lies 32 KiB behind the start of `.toc` (ELFv2 3.3), so that 16 bits with a sign
-    /// reach the most of it.
-    fn toc(section: &str, at: CodeAddr) -> Option<CodeAddr> {
-        (section == ".toc").then(|| at.wrapping_add(0x8000))
+    /// The linker's name for the base (ELFv2 3.3). `.toc` sections of an image are reached from
+    /// there like any other of its data.
+    const SHARED_TOC: Option<&'static str> = Some(".TOC.");
+
+    fn uses_toc(kind: u32) -> bool {
+        describe(kind).is_some_and(|(_, value, _)| matches!(value, Value::FromToc | Value::Toc))
     }
 
     fn support(kind: u32) -> Option<Support> {
@@ -693,11 +695,8 @@ mod tests {
 
     #[test]
     fn the_base_of_the_table() {
-        assert_eq!(
-            Ppc64Le::toc(".toc", CodeAddr::new(0x1_0000)),
-            Some(CodeAddr::new(0x1_8000))
-        );
-        assert_eq!(Ppc64Le::toc(".text", CodeAddr::new(0x1_0000)), None);
+        let used = (0..256).filter(|&kind| Ppc64Le::uses_toc(kind));
+        assert!(used.eq([47, 48, 49, 50, 51, 63, 64]), "R_PPC64_TOC…");
         let base = apply(&reloc(elf::R_PPC64_TOC, 0), &[0, 0]);
         assert_eq!(base.as_deref(), Ok(&[TOC as u32, 0][..]));
         for kind in [

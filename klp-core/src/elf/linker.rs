@@ -91,13 +91,19 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
                 continue;
             };
             if !relas.flags.contains(SectionFlags::RELA_LIVEPATCH) {
+                let mut with_toc = Vec::new();
                 for rela in relas.relas() {
                     if view.symbols()[rela.symbol].home == Home::Livepatch {
                         let what = "livepatch symbol used outside of livepatch relocations";
                         return Err(self.malformed(what, view.symbols()[rela.symbol].name));
                     }
-                    self.bind(VMLINUX, relas, spot, rela)?;
+                    if self.shares_toc(rela) {
+                        try_push(&mut with_toc, rela)?;
+                    } else {
+                        self.bind(VMLINUX, relas, spot, rela)?;
+                    }
                 }
+                self.put_off_toc(objects, relas, spot, &with_toc, &mut waiting)?;
                 continue;
             }
             let object = self.check_klp_relas(relas)?;
@@ -169,6 +175,10 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             if symbol.home != Home::Livepatch {
                 let name = self.view.symbol_name(rela.symbol);
                 return Err(self.malformed("symbol is not marked as a livepatch symbol", name));
+            }
+            if P::Relocator::SHARED_TOC.is_some() && P::Relocator::uses_toc(rela.kind) {
+                let what = "livepatch symbol relative to a table of contents";
+                return Err(Refusal::unsupported(what, symbol.name).of(self.patch));
             }
             if self.klp_name(symbol)?.object == VMLINUX && waits_for != VMLINUX {
                 let what = "invalid access to vmlinux symbol from module-specific livepatch relocation section";
@@ -278,17 +288,59 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             };
             try_push(&mut relocs, reloc)?;
         }
-        match waiting.iter_mut().find(|other| other.object == object) {
-            Some(other) => {
-                other
-                    .relocs
-                    .try_reserve(relocs.len())
-                    .map_err(|_| Error::OutOfMemory)?;
-                other.relocs.append(&mut relocs);
+        add_waiting(waiting, object, relocs)
+    }
+
+    /// Whether `rela` depends on the table of contents of the patched object.
+    fn shares_toc(&self, rela: Rela) -> bool {
+        P::Relocator::SHARED_TOC.is_some()
+            && (P::Relocator::uses_toc(rela.kind) || self.is_toc(rela.symbol))
+    }
+
+    fn is_toc(&self, symbol: usize) -> bool {
+        let symbol = &self.view.symbols()[symbol];
+        symbol.home == Home::Undefined && P::Relocator::SHARED_TOC == Some(symbol.name)
+    }
+
+    /// Lets those of `relas` that depend on the table of contents of the patched object wait for it.
+    fn put_off_toc(
+        &mut self,
+        objects: &[ObjectEntry<'a>],
+        relas: &Section<'a>,
+        spot: Spot,
+        with_toc: &[Rela],
+        waiting: &mut Vec<Waiting<'a>>,
+    ) -> Result<(), Error> {
+        let (Some(toc), false) = (P::Relocator::SHARED_TOC, with_toc.is_empty()) else {
+            return Ok(());
+        };
+        let section = &self.view.sections()[relas.target()];
+        let [object] = objects else {
+            let what = "table of contents of several objects";
+            return Err(Refusal::unsupported(what, section.name).of(self.patch));
+        };
+        let mut fields = try_vec(with_toc.len())?;
+        for &rela in with_toc {
+            let mut field = self.field(section, spot, rela)?;
+            if !self.is_toc(rela.symbol) {
+                field.known = Some(self.value(rela.symbol)?);
+            } else if P::Relocator::uses_toc(rela.kind) {
+                // The base itself, and no distance from it.
+                field.known = Some(0);
             }
-            None => try_push(waiting, Waiting { object, relocs })?,
+            fields.push(field);
         }
-        Ok(())
+        let symbol = KlpSymbol {
+            object: Name::new(object.name)?,
+            name: Name::new(toc)?,
+            pos: 0,
+        };
+        // SAFETY: as in `put_off`.
+        let reloc =
+            unsafe { Reloc::new(Name::new(section.name)?, symbol, Detours::default(), fields) };
+        let mut relocs = Vec::new();
+        try_push(&mut relocs, reloc)?;
+        add_waiting(waiting, object.name, relocs)
     }
 
     fn field(&self, section: &Section<'_>, spot: Spot, rela: Rela) -> Result<Field, Error> {
@@ -308,6 +360,7 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
                 toc: self.toc,
                 pair: None,
             },
+            known: None,
         })
     }
 
@@ -413,6 +466,25 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
     fn malformed(&self, what: &'static str, place: &str) -> Error {
         Refusal::malformed(what, place).of(self.patch)
     }
+}
+
+/// Adds to what waits for `object`.
+fn add_waiting<'a>(
+    waiting: &mut Vec<Waiting<'a>>,
+    object: &'a str,
+    mut relocs: Vec<Reloc>,
+) -> Result<(), Error> {
+    match waiting.iter_mut().find(|other| other.object == object) {
+        Some(other) => {
+            other
+                .relocs
+                .try_reserve(relocs.len())
+                .map_err(|_| Error::OutOfMemory)?;
+            other.relocs.append(&mut relocs);
+        }
+        None => try_push(waiting, Waiting { object, relocs })?,
+    }
+    Ok(())
 }
 
 fn filled(len: u64, with: u8) -> Result<Vec<u8>, Error> {

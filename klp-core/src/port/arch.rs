@@ -129,6 +129,11 @@ pub unsafe trait Arch: 'static {
     /// How far, in bytes, a jump in an entry site reaches, either way.
     const REACH: u64;
 
+    /// Whether a jump alone enters a function, so that an entry site may jump straight to it. Not so
+    /// where functions want to find their own address in a register: only a
+    /// [`veneer`](Arch::veneer) puts it there.
+    const JUMP_ENTERS: bool = true;
+
     /// What stands between the functions of an image: a byte that, however often it stands there,
     /// is whole instructions to [`jumps`](Arch::jumps), and best stops whoever gets there.
     const FILL: u8 = 0;

@@ -50,7 +50,8 @@ impl Default for Owner {
 pub struct Around {
     /// Who defines the symbol.
     pub owner: Owner,
-    /// The base of the image's table of contents, if [`Relocator::toc`] knows one.
+    /// The base of the image's table of contents: the one that [`Relocator::toc`] knows, or the
+    /// patched object's ([`Relocator::SHARED_TOC`]).
     pub toc: Option<CodeAddr>,
     /// The place of the relocation that this one completes ([`Relocator::completes`]).
     pub pair: Option<CodeAddr>,
@@ -204,6 +205,18 @@ pub unsafe trait Relocator: 'static {
     fn toc(section: &str, at: CodeAddr) -> Option<CodeAddr> {
         let _ = (section, at);
         None
+    }
+
+    /// The symbol by which code refers to the base of its object's table of contents, if an image
+    /// has none of its own but shares that of the object that it patches (ppc64: `.TOC.`). Every
+    /// function of the image finds it there: so it can patch one object only. What depends on it
+    /// waits for that object.
+    const SHARED_TOC: Option<&'static str> = None;
+
+    /// Whether relocations of type `kind` depend on a table of contents.
+    fn uses_toc(kind: u32) -> bool {
+        let _ = kind;
+        false
     }
 
     /// Whether relocations of type `kind` complete another one of the same section, whose place
