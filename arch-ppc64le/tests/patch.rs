@@ -83,7 +83,7 @@ const PATCH: &str = r#"
     extern long deep(long) KLP_SYMBOL(libtarget, deep, 0);
     long helper(long);
     static long (*volatile through_pointer)(long) = helper;
-    static long own_state = 10000;
+    static volatile long own_state = 10000;
     __attribute__((noipa)) static long own(long x) { return x + own_state; }
 
     static long new_leaf(long x) { return own(x) + helper(x) + secret(x) + local_state; }
