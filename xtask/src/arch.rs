@@ -44,7 +44,7 @@ impl Arch {
                 gnu: "powerpc64le-linux-gnu",
                 rust: "powerpc64le-unknown-linux-gnu",
                 compiler: "gcc-powerpc64le-linux-gnu",
-                qemu: "qemu-ppc64le",
+                qemu: "qemu-ppc64le -cpu power10",
                 ours: "klp-arch-ppc64le",
                 // Assembly is stable since 1.95.
                 unstable: Some("-Zcrate-attr=feature(asm_experimental_arch)"),
