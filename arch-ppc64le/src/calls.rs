@@ -24,8 +24,8 @@ pub fn called(return_address: CodeAddr, before: [u8; CALL_LEN]) -> Option<CodeAd
 pub const SLOT_CALL_LEN: usize = 12;
 
 /// If the call that `before` ends with went through memory at a fixed address, as calls of other
-/// objects' functions do with `-fno-plt`: the address of the eight bytes that say where. What stands
-/// in these eight bytes now is what was called only if they never change.
+/// objects' functions do with `-fno-plt`: the address of the eight bytes that say where. What
+/// stands in these eight bytes now is what was called only if they never change.
 #[must_use]
 pub fn called_slot(toc: u64, before: [u8; SLOT_CALL_LEN]) -> Option<u64> {
     let slot = loaded(toc, word(&before)?)?;

@@ -18,8 +18,9 @@ use klp_core::port::{Arch, Code, Entry, Intruder, OutOfReach};
 ///
 /// A function that uses its table of contents has a *global* entry, which works out register 2 from
 /// register 12 in two instructions, and behind them a *local* entry, for callers that have the same
-/// table (ELFv2 2.3.2.1, "Function Prologue"; the highest three bits of a symbol's `st_other` say how
-/// far behind, 3.4.1). A site must lie at or behind the local entry: at the global one, local calls jump past it.
+/// table (ELFv2 2.3.2.1, "Function Prologue"; the highest three bits of a symbol's `st_other` say
+/// how far behind, 3.4.1). A site must lie at or behind the local entry: at the global one, local
+/// calls jump past it.
 ///
 /// # Entries that are recognised
 ///
@@ -34,14 +35,14 @@ use klp_core::port::{Arch, Code, Entry, Intruder, OutOfReach};
 ///   call out.
 /// * The same with a `bl` in place of the `nop`: `-mprofile-kernel` as compiled.
 ///
-/// The first `nop` becomes a branch. Both are of the instructions that may be exchanged, one aligned
-/// word, while others execute it (Power ISA, book II, 1.8, "Concurrent Modification and Execution
-/// of Instructions": the patch class is `b`, `bl` and this `nop`).
+/// The first `nop` becomes a branch. Both are of the instructions that may be exchanged, one
+/// aligned word, while others execute it (Power ISA, book II, 1.8, "Concurrent Modification and
+/// Execution of Instructions": the patch class is `b`, `bl` and this `nop`).
 ///
-/// Where there is a `bl`, it might be the function's own (`bl _savegpr0_29`), so it stays, and `mflr
-/// r0` becomes a branch: what goes on behind it has the link register in `r0`, for which the entry
-/// stub provides. A `mflr` is not of the patch class; that words are fetched whole is what everybody
-/// counts on who sets breakpoints.
+/// Where there is a `bl`, it might be the function's own (`bl _savegpr0_29`), so it stays, and
+/// `mflr r0` becomes a branch: what goes on behind it has the link register in `r0`, for which the
+/// entry stub provides. A `mflr` is not of the patch class; that words are fetched whole is what
+/// everybody counts on who sets breakpoints.
 ///
 /// # Registers
 ///

@@ -9,9 +9,9 @@
 //! 4. [`unwind`]: the registers that stacks are walked with, and signal frames;
 //! 5. [`stub`]: the only assembly, [`entry_stub!`].
 //!
-//! All but the last is pure, numbers in and numbers out, and runs on any machine. Instructions are words of four bytes, the least significant one first. "ELFv2" stands
-//! for "64-Bit ELF V2 ABI Specification: Power Architecture", version 1.5; "Power ISA" for its
-//! version 3.1, book I.
+//! All but the last is pure, numbers in and numbers out, and runs on any machine. Instructions are
+//! words of four bytes, the least significant one first. "ELFv2" stands for "64-Bit ELF V2 ABI
+//! Specification: Power Architecture", version 1.5; "Power ISA" for its version 3.1, book I.
 //!
 //! # Register 2
 //!
@@ -35,9 +35,9 @@
 //!
 //! Code for Power10 that is relative to itself leaves register 2 alone, and does not promise to
 //! keep it. It may be replaced by its like. **It must not replace a function whose callers use
-//! register 2**: they have nothing that restores it (2.2.1.4). A patch is compiled with the target's
-//! `-mcpu` and `-mno-pcrel`; nobody checks that, as the symbol tables that a host is asked for say
-//! nothing of it.
+//! register 2**: they have nothing that restores it (2.2.1.4). A patch is compiled with the
+//! target's `-mcpu` and `-mno-pcrel`; nobody checks that, as the symbol tables that a host is asked
+//! for say nothing of it.
 //!
 //! A function with another table of contents, say one written in Rust within the executable, cannot
 //! replace one of a library: who calls it there would go on with the wrong register 2. `Func::new`
@@ -46,16 +46,16 @@
 //! # What would lift that: parking
 //!
 //! Not built. The way to such a function would keep register 2 and the return address in a place of
-//! the task's own, not in the caller's frame, where arguments are, and would have it return to a *way
-//! back* that puts both into place again. What that takes:
+//! the task's own, not in the caller's frame, where arguments are, and would have it return to a
+//! *way back* that puts both into place again. What that takes:
 //!
 //! * A stack for each task, of entries of `r1`, return address and register 2, found through `r13`.
 //!   An entry is written before the stack's end moves, so a signal handler may be patched, too.
 //! * Recursion is a stack's own. A function that ends in a jump to another such one is entered with
 //!   the way back for its return address: the entry that is there serves both.
-//! * `longjmp` and exceptions leave entries behind. They are known by an `r1` below the current one,
-//!   and go at the next push or way back. That holds on one stack only: tasks that change stacks
-//!   (`makecontext`, `sigaltstack`) would have to be refused.
+//! * `longjmp` and exceptions leave entries behind. They are known by an `r1` below the current
+//!   one, and go at the next push or way back. That holds on one stack only: tasks that change
+//!   stacks (`makecontext`, `sigaltstack`) would have to be refused.
 //! * Our walks would look the way back up by its frame's `r1`. The compiler's unwinders would need
 //!   rules that search the stack of entries; until there are such, a function that may be unwound
 //!   through would have to be refused.

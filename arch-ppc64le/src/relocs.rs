@@ -4,18 +4,19 @@
 //!
 //! # Calls
 //!
-//! All functions of an image share one table of contents, so calls among them go to the local entry,
-//! and nothing else is to be done. A call out of the image goes through a veneer
+//! All functions of an image share one table of contents, so calls among them go to the local
+//! entry, and nothing else is to be done. A call out of the image goes through a veneer
 //! ([`Arch::call_veneer`](klp_core::port::Arch::call_veneer)), which enters the function at its
 //! global entry, and saves the caller's register 2 before. The compiler has left a `nop` behind
-//! such a call, which becomes the instruction that restores it (ELFv2 2.2.1.1,
-//! "External Call, Caller Uses TOC"). Where there is none (the compiler took the function for one of
-//! its own, as with hidden visibility) or where it is a jump, the reference is refused: there is
-//! nothing that would restore register 2.
+//! such a call, which becomes the instruction that restores it (ELFv2 2.2.1.1, "External Call,
+//! Caller Uses TOC"). Where there is none (the compiler took the function for one of its own, as
+//! with hidden visibility) or where it is a jump, the reference is refused: there is nothing that
+//! would restore register 2.
 //!
-//! A caller that does not use register 2 (Power10's code, `R_PPC64_REL24_NOTOC`) needs no `nop`, and
-//! comes to the veneer behind what saves the register (2.2.1.2): so it may be a jump, too. Calls between the two kinds of code within an image, for which a linker makes stubs
-//! (2.2.1.4, 2.2.1.5), are refused.
+//! A caller that does not use register 2 (Power10's code, `R_PPC64_REL24_NOTOC`) needs no `nop`,
+//! and comes to the veneer behind what saves the register (2.2.1.2): so it may be a jump, too.
+//! Calls between the two kinds of code within an image, for which a linker makes stubs (2.2.1.4,
+//! 2.2.1.5), are refused.
 #![deny(unsafe_code)]
 
 use crate::Ppc64Le;

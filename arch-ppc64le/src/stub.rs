@@ -17,7 +17,7 @@ pub struct Preserved {
 impl Preserved {
     /// The caller's registers, for a walk of its stack ([`walk_call`](crate::unwind::walk_call)):
     /// `sp` is `r1` at the entry, and `return_address` what stands at
-    /// [`RETURN_ADDRESS`](crate::stub::RETURN_ADDRESS) bytes above it.
+    /// [`RETURN_ADDRESS`] bytes above it.
     #[must_use]
     pub fn caller(&self, sp: u64, return_address: u64) -> Regs {
         let Self { r30, r31 } = *self;
@@ -53,10 +53,10 @@ pub const STACK_MAX: usize = 464 + 15;
 /// `handler` is an `extern "C" fn(arg: u64, sp: u64) -> u64` (`unsafe` or not, and the second
 /// argument may be left out): it takes the number of [`HandlerArg`](klp_core::port::HandlerArg) and
 /// `r1` at the patched function's entry, and returns the address to go on at. The function chosen
-/// finds all registers that carry arguments, and the stack, as the caller left them; register 2, too;
-/// its own address in `r12`, as at a global entry (ELFv2 2.3.2.1); the return address in the link
-/// register, and also in `r0`, as the rest of an entry of `-mprofile-kernel` wants it. `ctr`, `xer`
-/// and the fields 0, 1, 5, 6 and 7 of `cr` are clobbered, which carry nothing (2.2.2.1).
+/// finds all registers that carry arguments, and the stack, as the caller left them; register 2,
+/// too; its own address in `r12`, as at a global entry (ELFv2 2.3.2.1); the return address in the
+/// link register, and also in `r0`, as the rest of an entry of `-mprofile-kernel` wants it. `ctr`,
+/// `xer` and the fields 0, 1, 5, 6 and 7 of `cr` are clobbered, which carry nothing (2.2.2.1).
 ///
 /// Needs Rust 1.95, which was the first to have stable assembly for this processor; the rest of the
 /// crate does not.
@@ -86,9 +86,9 @@ pub const STACK_MAX: usize = 464 + 15;
 /// # Alignment and stack
 ///
 /// A handler is called with the stack aligned to 16 bytes as ELFv2 2.2.3.1 asks for, whatever the
-/// patched function's caller did. The stub itself takes 464 bytes, and up to 15 that align it; above
-/// `r1` at the entry it writes [one word](crate::stub::RETURN_ADDRESS), which belongs to whoever is
-/// called.
+/// patched function's caller did. The stub itself takes 464 bytes, and up to 15 that align it;
+/// above `r1` at the entry it writes [one word](crate::stub::RETURN_ADDRESS), which belongs to
+/// whoever is called.
 ///
 /// # No unwind information
 ///

@@ -97,7 +97,8 @@ core::arch::global_asm!(
     "ld %r0, 8(%r1); mtcrf 0x38, %r0; ld %r0, 16(%r1); mtlr %r0",
     "blr",
     ".size klp_test_drive, . - klp_test_drive",
-    // The patched function: notes what it finds, returns 77. It looks as it does behind a `mflr r0`.
+    // The patched function: notes what it finds, returns 77. It looks as it does behind a
+    // `mflr r0`.
     ".type klp_test_probe, @function",
     "klp_test_probe:",
     "std %r0, 16(%r1)", // its return address

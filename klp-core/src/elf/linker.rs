@@ -302,7 +302,8 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
         symbol.home == Home::Undefined && P::Relocator::SHARED_TOC == Some(symbol.name)
     }
 
-    /// Lets those of `relas` that depend on the table of contents of the patched object wait for it.
+    /// Lets those of `relas` that depend on the table of contents of the patched object wait for
+    /// it.
     fn put_off_toc(
         &mut self,
         objects: &[ObjectEntry<'a>],

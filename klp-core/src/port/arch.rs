@@ -129,8 +129,8 @@ pub unsafe trait Arch: 'static {
     /// How far, in bytes, a jump in an entry site reaches, either way.
     const REACH: u64;
 
-    /// Whether a jump alone enters a function, so that an entry site may jump straight to it. Not so
-    /// where functions want to find their own address in a register: only a
+    /// Whether a jump alone enters a function, so that an entry site may jump straight to it. Not
+    /// so where functions want to find their own address in a register: only a
     /// [`veneer`](Arch::veneer) puts it there.
     const JUMP_ENTERS: bool = true;
 
@@ -138,10 +138,10 @@ pub unsafe trait Arch: 'static {
     /// is whole instructions to [`jumps`](Arch::jumps), and best stops whoever gets there.
     const FILL: u8 = 0;
 
-    /// Recognises the patchable entry that `bytes`, which stand at `at`, begin with; `None` if these
-    /// are not the bytes of an *unpatched* entry. `at` is where the compiler's table says, or the
-    /// start of the function. Where an entry leaves a choice, the place that is rewritten is one
-    /// that a single aligned store can change.
+    /// Recognises the patchable entry that `bytes`, which stand at `at`, begin with; `None` if
+    /// these are not the bytes of an *unpatched* entry. `at` is where the compiler's table says, or
+    /// the start of the function. Where an entry leaves a choice, the place that is rewritten is
+    /// one that a single aligned store can change.
     fn entry(at: CodeAddr, bytes: &[u8]) -> Option<Entry>;
 
     /// Recognises what stands at `at` in place of an entry: the first instruction of `bytes` that
