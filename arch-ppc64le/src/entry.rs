@@ -5,8 +5,8 @@
 
 use crate::jumps::jumps;
 use crate::opcodes::{
-    B, BCTR, BL, BRANCH_MASK, LOAD_WORDS, MFLR_R0, MTCTR_R12, NOP, STD_R0_16_R1, STD_R2_24_R1,
-    TRAP, TWGE_R2_R2, load, loaded, primary, target, word,
+    B, BCTR, BL, BRANCH_MASK, LOAD_WORDS, MFLR_R0, MTCTR_R12, MTLR_R0, NOP, STD_R0_16_R1,
+    STD_R2_24_R1, TRAP, TWGE_R2_R2, load, loaded, primary, target, word,
 };
 use klp_core::addr::CodeAddr;
 use klp_core::port::{Arch, Code, Entry, Intruder, OutOfReach};
@@ -34,8 +34,11 @@ use klp_core::port::{Arch, Code, Entry, Intruder, OutOfReach};
 ///   instructions of the global one: what `-mprofile-kernel` becomes when the kernel has taken the
 ///   call out.
 /// * The same with a `bl` in place of the `nop`: `-mprofile-kernel` as compiled.
+/// * The seven instructions that LLVM 19 has for a pad of any size, rustc's too, behind the two of
+///   the global entry: a branch over a call of `__xray_FunctionEntry`, which the program must
+///   define. LLVM records the global entry.
 ///
-/// The first `nop` becomes a branch. Both are of the instructions that may be exchanged, one
+/// The first `nop` becomes a branch, or the branch another one. Both are of the instructions that may be exchanged, one
 /// aligned word, while others execute it (Power ISA, book II, 1.8, "Concurrent Modification and
 /// Execution of Instructions": the patch class is `b`, `bl` and this `nop`).
 ///
@@ -109,6 +112,9 @@ unsafe impl Arch for Ppc64Le {
         let mut code = bytes;
         if is_toc_setup(code) {
             code = code.get(TOC_SETUP..)?;
+        }
+        if is_sled(code) {
+            return None;
         }
         let mut profiled = false;
         while let Some(NOP | MFLR_R0 | STD_R0_16_R1) = word(code) {
@@ -199,9 +205,12 @@ fn nops(bytes: &[u8]) -> usize {
     words.take_while(|bytes| word(bytes) == Some(NOP)).count() * WORD
 }
 
-/// What an entry of `-mprofile-kernel` has for [`Entry::skip`] and [`Entry::resume`].
+/// What an entry of `-mprofile-kernel` or LLVM's has for [`Entry::skip`] and [`Entry::resume`].
 fn profiled(bytes: &[u8]) -> Option<(usize, usize)> {
     let start = if is_toc_setup(bytes) { TOC_SETUP } else { 0 };
+    if is_sled(bytes.get(start..)?) {
+        return Some((start, SLED.len() * WORD));
+    }
     if word(bytes.get(start..)?)? != MFLR_R0 {
         return None;
     }
@@ -230,6 +239,26 @@ fn is_toc_setup(code: &[u8]) -> bool {
         0x3c4c | 0x3c40 => second >> 16 == 0x3842,
         _ => first == 0xe84c_fff8 && second == 0x7c42_6214,
     }
+}
+
+/// LLVM's pad, but for where its call leads.
+const SLED: [u32; 7] = [
+    B | 28,
+    NOP,
+    0xf801_fff8, // std r0,-8(r1)
+    MFLR_R0,
+    BL,
+    NOP,
+    MTLR_R0,
+];
+
+fn is_sled(code: &[u8]) -> bool {
+    let words = code.chunks_exact(WORD).filter_map(word);
+    let is = |(found, word): (u32, u32)| match word {
+        BL => found & BRANCH_MASK == BL,
+        _ => found == word,
+    };
+    words.clone().count() >= SLED.len() && words.zip(SLED).all(is)
 }
 
 fn code(words: &[u32]) -> impl Iterator<Item = u8> {
@@ -265,6 +294,8 @@ mod tests {
             bytes(&[TOC[0], TOC[1], MFLR_R0, NOP]),
             bytes(&[TOC[0], TOC[1], MFLR_R0, CALL]),
             bytes(&[TOC[0], TOC[1], MFLR_R0, STD_R0_16_R1, CALL]),
+            bytes(&SLED),
+            bytes(&[&TOC[..], &SLED].concat()),
         ];
         let entries: Vec<&[u8]> = entries.iter().map(Vec::as_slice).collect();
         for breakpoint in [TRAP, TWGE_R2_R2] {
@@ -323,6 +354,31 @@ mod tests {
         assert_eq!(entry(&[TOC[0], TOC[1], MFLR_R0, STD_R0_16_R1]), None);
         assert_eq!(entry(&[MFLR_R0, STD_R0_16_R1, 0xf821_ffe1]), None);
         assert_eq!(entry(&[MFLR_R0, 0x4800_0100]), None, "b");
+    }
+
+    /// As rustc 1.85 has them with `-Zpatchable-function-entry=2`, from where it records them on.
+    #[test]
+    fn llvms_pads() {
+        let sled = [
+            0x4800_001c, // b .+28
+            0x6000_0000, // nop
+            0xf801_fff8, // std r0,-8(r1)
+            0x7c08_02a6, // mflr r0
+            0x4800_0001, // bl __xray_FunctionEntry
+            0x6000_0000, // nop
+            0x7c08_03a6, // mtlr r0
+        ];
+        assert_eq!(entry(&[&sled[..], &BODY].concat()), pad(0, 28));
+        assert_eq!(entry(&[&TOC[..], &sled, &BODY].concat()), pad(8, 28));
+        for index in 0..sled.len() {
+            let mut other = sled;
+            other[index] ^= 4;
+            let found = entry(&other);
+            // Another distance of its call is none.
+            assert_eq!(found.is_some(), index == 4, "{other:x?}");
+        }
+        let linked = [&sled[..4], &[0x4bff_ff01], &sled[5..]].concat();
+        assert_eq!(entry(&linked), pad(0, 28));
     }
 
     #[test]

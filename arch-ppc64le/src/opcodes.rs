@@ -13,6 +13,8 @@ pub(crate) const BL: u32 = 0x4800_0001;
 pub(crate) const BRANCH_MASK: u32 = 0xfc00_0003;
 /// `mflr r0`.
 pub(crate) const MFLR_R0: u32 = 0x7c08_02a6;
+/// `mtlr r0`.
+pub(crate) const MTLR_R0: u32 = 0x7c08_03a6;
 /// `std r0,16(r1)`.
 pub(crate) const STD_R0_16_R1: u32 = 0xf801_0010;
 /// `mtctr r12`.
