@@ -38,9 +38,10 @@ use klp_core::port::{Arch, Code, Entry, Intruder, OutOfReach};
 ///   the global entry: a branch over a call of `__xray_FunctionEntry`, which the program must
 ///   define. LLVM records the global entry.
 ///
-/// The first `nop` becomes a branch, or the branch another one. Both are of the instructions that may be exchanged, one
-/// aligned word, while others execute it (Power ISA, book II, 1.8, "Concurrent Modification and
-/// Execution of Instructions": the patch class is `b`, `bl` and this `nop`).
+/// The first `nop` becomes a branch, or the branch another one. Both are of the instructions that
+/// may be exchanged, one aligned word, while others execute it (Power ISA, book II, 1.8,
+/// "Concurrent Modification and Execution of Instructions": the patch class is `b`, `bl` and this
+/// `nop`).
 ///
 /// Where there is a `bl`, it might be the function's own (`bl _savegpr0_29`), so it stays, and
 /// `mflr r0` becomes a branch: what goes on behind it has the link register in `r0`, for which the
@@ -81,7 +82,8 @@ unsafe impl Arch for Ppc64Le {
     /// local entry, and was called from there.
     const JUMP_ENTERS: bool = false;
 
-    /// A word of zeros is guaranteed to be illegal for ever (Power ISA 1.3.2 and appendix C).
+    /// A word of zeros is guaranteed to be illegal for ever (Power ISA, "Illegal Instruction
+    /// Class").
     const FILL: u8 = 0;
 
     fn entry(_at: CodeAddr, bytes: &[u8]) -> Option<Entry> {

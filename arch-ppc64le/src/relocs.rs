@@ -237,7 +237,7 @@ impl Field {
 }
 
 /// The lowest bits of a field `half16ds`, which belong to the instruction: four of form DQ (`lq`;
-/// `lxv`, `stxv`; `lxvp`, `stxvp`; Power ISA 1.6.1), otherwise two.
+/// `lxv`, `stxv`; `lxvp`, `stxvp`), otherwise two.
 #[allow(clippy::cast_possible_truncation, reason = "one word of both")]
 fn lowest(now: u64) -> u64 {
     let word = now as u32;
