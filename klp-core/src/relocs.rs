@@ -108,8 +108,13 @@ fn plan<P: Platform>(
     let symbol = resolve(platform, patch, reloc.symbol())?;
     let mut used = Detours::default();
     for field in reloc.fields() {
+        let (mut bound, mut value) = (*field, symbol.get());
+        if let Some(known) = field.known {
+            bound.around.toc = Some(symbol);
+            value = known;
+        }
         edit(platform, patch, object, (reloc, field), writes, |bytes| {
-            match relocate::<P::Relocator>(field, bytes, symbol.get(), reloc.detours)? {
+            match relocate::<P::Relocator>(&bound, bytes, value, reloc.detours)? {
                 Via::Direct => {}
                 Via::Slot => used.slot = reloc.detours.slot,
                 Via::Veneer => used.veneer = reloc.detours.veneer,
@@ -131,7 +136,7 @@ fn plan<P: Platform>(
             writes,
             Write {
                 at,
-                bytes: P::Arch::veneer(at, symbol),
+                bytes: P::Arch::call_veneer(at, symbol),
             },
         )?;
     }

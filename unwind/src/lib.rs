@@ -10,13 +10,14 @@
 //!
 //! * No table, no trust: code that no rule covers, and rules that are not understood, end the walk
 //!   with an error.
-//! * A stack ends only where unwind information says so (an undefined return address), never at a
-//!   null pointer.
+//! * A stack ends only where unwind information says so (an undefined return address), or the back
+//!   chain of an ABI that has one ([`Machine::BACK_CHAIN`]), never at a null return address.
 //! * Interrupted frames are looked up at their exact instruction, so prologues and epilogues are
 //!   right too.
 //! * Each frame lies strictly above the one it called; only a signal frame may lead to another
-//!   stack. An interrupted function without a frame of its own, whose return address is in the link
-//!   register, may stand where its caller does; nobody else may.
+//!   stack. An interrupted function without a frame of its own may stand where its caller does, if
+//!   calls leave the return address in a register; nobody else may.
+//! * Where an ABI has a back chain, it must say of every frame what the rule says.
 
 #![no_std]
 #![forbid(unsafe_code)]

@@ -80,6 +80,12 @@ pub trait Machine: Copy + Eq + Debug + 'static {
     /// some ABIs have room for it in the caller's frame.
     const ABOVE_CFA: i64 = 0;
 
+    /// Whether the eight bytes that the stack pointer points to are the caller's stack pointer,
+    /// wherever a function has a frame, and 0 in the first frame of a stack. Walks then check it;
+    /// and a function without a rule that has called another from such a frame is where a stack
+    /// ends.
+    const BACK_CHAIN: bool = false;
+
     /// Whether return addresses may be signed: `.eh_frame` says then where they are, by an
     /// instruction (`DW_CFA_AARCH64_negate_ra_state`) that has another meaning elsewhere.
     const SIGNS_RETURN_ADDRESSES: bool = false;

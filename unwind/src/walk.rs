@@ -89,6 +89,7 @@ fn walk_from<M: Machine>(
             }
             Rule::End => return Ok(()),
             Rule::Unknown => return Err(doubt(Doubt::UnknownRule)),
+            Rule::Gap if kind == FrameKind::Call && is_first::<M>(&regs, &read) => return Ok(()),
             Rule::Gap => return Err(doubt(Doubt::NoTable)),
         }
     }
@@ -96,6 +97,12 @@ fn walk_from<M: Machine>(
         at: CodeAddr::new(M::pc(&regs)),
         why: Doubt::NoEnd,
     })
+}
+
+/// Whether the back chain says that a frame, in the midst of a call, is the first of its stack.
+fn is_first<M: Machine>(regs: &M::Regs, read: &impl Fn(u64) -> Option<u64>) -> bool {
+    let sp = M::get(regs, M::STACK_POINTER);
+    M::BACK_CHAIN && sp % 8 == 0 && read(sp) == Some(0)
 }
 
 /// The registers of the caller of a frame.
@@ -137,9 +144,13 @@ fn caller<M: Machine>(
     if in_link_register && !interrupted {
         return Err(Doubt::Corrupt);
     }
-    // Else a return address at least lies between the two.
-    if cfa < sp || cfa == sp && !in_link_register {
+    // Who has called has a frame of his own, if only for a return address.
+    let may_have_none = interrupted && matches!(M::LINK, Link::Register(_));
+    if cfa < sp || cfa == sp && !may_have_none {
         return Err(Doubt::NoEnd);
+    }
+    if M::BACK_CHAIN && cfa > sp && read_live(Some(sp))? != cfa {
+        return Err(Doubt::Corrupt);
     }
     let mut outer = *regs;
     if let Link::BelowCfa(below) = M::LINK {
@@ -183,6 +194,9 @@ mod tests {
     /// The outermost.
     const START: u64 = 0x1030;
 
+    /// Has given up its frame, and not loaded the link register yet.
+    const EPILOGUE: u64 = 0x1040;
+
     const STACK: u64 = 0x8000;
 
     fn find(frame: Frame) -> Rule<Toy> {
@@ -199,6 +213,7 @@ mod tests {
             FRAME => frame_rule(32, Place::Same, Place::BelowTop(8)),
             SIGNED => frame_rule(32, Place::BelowTop(32), Place::BelowTop(8)),
             START => Rule::End,
+            EPILOGUE => frame_rule(0, Place::Same, Place::BelowTop(8)),
             _ => Rule::Gap,
         }
     }
@@ -263,6 +278,19 @@ mod tests {
         let (frames, result) = walked(regs(FRAME, 0), &stack);
         assert_eq!(frames.len(), 2);
         assert_eq!(result, Err(Doubt::Corrupt));
+    }
+
+    #[test]
+    fn an_epilogue_finds_its_link_in_its_callers_frame() {
+        let stack = [0, START + 4];
+        let (frames, result) = walked(regs(EPILOGUE, 1), &stack);
+        let end = (START + 4, FrameKind::Call);
+        assert_eq!(frames, [(EPILOGUE, FrameKind::Interrupted), end]);
+        assert_eq!(result, Ok(()));
+        // In the midst of a call it would have a frame.
+        let stack = [0, EPILOGUE + 4, 0, 0];
+        let (frames, result) = walked(regs(EPILOGUE, 1), &stack);
+        assert_eq!((frames.len(), result), (2, Err(Doubt::NoEnd)));
     }
 
     #[test]

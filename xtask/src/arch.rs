@@ -29,6 +29,10 @@ struct Names {
     /// An older processor, without what the emulators have beyond it: our crate's tests run once
     /// more on that.
     older: Option<&'static str>,
+    /// What the oldest supported Rust must be told of this processor.
+    unstable: Option<&'static str>,
+    /// Our package that is about the kernel, too, if it is there for this processor.
+    host: Option<&'static str>,
     machine: Machine,
 }
 
@@ -42,6 +46,8 @@ impl Arch {
                 ours: "klp-arch-aarch64",
                 // No SVE.
                 older: Some("cortex-a57"),
+                unstable: None,
+                host: Some("klp-os-linux"),
                 machine: Machine {
                     debian: "arm64",
                     gnu: "aarch64-linux-gnu",
@@ -62,9 +68,12 @@ impl Arch {
             Self::Ppc64le => Names {
                 rust: "powerpc64le-unknown-linux-gnu",
                 compilers: ["gcc-powerpc64le-linux-gnu", "g++-powerpc64le-linux-gnu"],
-                qemu: "qemu-ppc64le",
+                qemu: "qemu-ppc64le -cpu power10",
                 ours: "klp-arch-ppc64le",
                 older: None,
+                // Assembly is stable since 1.95.
+                unstable: Some("-Zcrate-attr=feature(asm_experimental_arch)"),
+                host: None,
                 machine: Machine {
                     debian: "ppc64el",
                     gnu: "powerpc64le-linux-gnu",
@@ -78,11 +87,7 @@ impl Arch {
     }
 }
 
-/// Our package that is about the kernel, too: what it has runs in a machine of its own, where
-/// nothing is emulated that a kernel does (`membarrier`, `process_vm_readv`, signals, `fork`).
-const HOST: &str = "klp-os-linux";
-
-/// Its tests for which the machine lacks a C compiler.
+/// The host's tests for which the machine lacks a C compiler.
 const NOT_THERE: [&str; 4] = [
     "tables_without_an_index_are_found_by_the_file",
     "the_engine_comes_by_dlopen",
@@ -116,8 +121,11 @@ pub(crate) fn test(arch: Arch) -> Result<()> {
             .arg("--lib")
             .env("QEMU_CPU", older))?;
     }
-    let (programs, files) = built(names.cargo_test(&rust, &[HOST, names.ours]))?;
-    for test in NOT_THERE {
+    // In a machine of its own nothing is emulated that a kernel does (`membarrier`,
+    // `process_vm_readv`, signals, `fork`).
+    let packages: Vec<_> = names.host.into_iter().chain([names.ours]).collect();
+    let (programs, files) = built(names.cargo_test(&rust, &packages))?;
+    for test in names.host.map_or(&[][..], |_| &NOT_THERE) {
         eprintln!("xtask: NOT TESTED in the machine, for want of a C compiler: {test}");
     }
     names.machine.run(&programs, &files)
@@ -145,6 +153,9 @@ impl Names {
         .env("CARGO_PROFILE_DEV_DEBUG", "0")
         .env("RUSTC", rust.rustc())
         .env("LD_LIBRARY_PATH", rust.libraries());
+        if let Some(flags) = self.unstable {
+            test.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", flags);
+        }
         test
     }
 }

@@ -4,11 +4,12 @@ use crate::run::{cargo, run};
 use crate::toolchain;
 use anyhow::Result;
 
-const CRATES: [&str; 4] = [
+const CRATES: [&str; 5] = [
     "klp-core",
     "klp-unwind",
     "klp-arch-x86_64",
     "klp-arch-aarch64",
+    "klp-arch-ppc64le",
 ];
 
 /// Builds them for a target without std.

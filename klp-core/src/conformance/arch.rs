@@ -57,6 +57,10 @@ pub fn check<A: Arch>(entries: &[&[u8]], breakpoint: &[u8]) {
         |target| Some(in_slot::<A>(A::veneer(AT, target))),
         "veneers to different targets",
     );
+    check_long_way(
+        |target| Some(in_slot::<A>(A::call_veneer(AT, target))),
+        "veneers for calls to different targets",
+    );
 }
 
 fn in_slot<A: Arch>(code: Code) -> Code {

@@ -10,7 +10,9 @@ use crate::addr::CodeAddr;
 use crate::error::{Error, PatchReason, SymbolFault};
 use crate::mem::{Name, try_push, try_vec};
 use crate::model::VMLINUX;
-use crate::port::{Arch, Around, Fill, Image, Platform, Relocator, SymbolResolver, Text, Via};
+use crate::port::{
+    Arch, Around, Fill, Image, Owner, Platform, Relocator, SymbolResolver, Text, Via,
+};
 use crate::relocs::{self, Detours, Field, KlpSymbol, Reloc};
 use alloc::vec::Vec;
 use object::elf;
@@ -89,13 +91,19 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
                 continue;
             };
             if !relas.flags.contains(SectionFlags::RELA_LIVEPATCH) {
+                let mut with_toc = Vec::new();
                 for rela in relas.relas() {
                     if view.symbols()[rela.symbol].home == Home::Livepatch {
                         let what = "livepatch symbol used outside of livepatch relocations";
                         return Err(self.malformed(what, view.symbols()[rela.symbol].name));
                     }
-                    self.bind(VMLINUX, relas, spot, rela)?;
+                    if self.shares_toc(rela) {
+                        try_push(&mut with_toc, rela)?;
+                    } else {
+                        self.bind(VMLINUX, relas, spot, rela)?;
+                    }
                 }
+                self.put_off_toc(objects, relas, spot, &with_toc, &mut waiting)?;
                 continue;
             }
             let object = self.check_klp_relas(relas)?;
@@ -168,6 +176,10 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
                 let name = self.view.symbol_name(rela.symbol);
                 return Err(self.malformed("symbol is not marked as a livepatch symbol", name));
             }
+            if P::Relocator::SHARED_TOC.is_some() && P::Relocator::uses_toc(rela.kind) {
+                let what = "livepatch symbol relative to a table of contents";
+                return Err(Refusal::unsupported(what, symbol.name).of(self.patch));
+            }
             if self.klp_name(symbol)?.object == VMLINUX && waits_for != VMLINUX {
                 let what = "invalid access to vmlinux symbol from module-specific livepatch relocation section";
                 return Err(self.malformed(what, symbol.name));
@@ -190,6 +202,7 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             let first = self.completed(relas, rela)?;
             field.around.pair = Some(spot.addr(&self.image).wrapping_add(first.offset));
             field.addend = first.addend;
+            field.around.owner = self.owner(first.symbol);
             Rela {
                 symbol: first.symbol,
                 ..rela
@@ -217,7 +230,7 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
         if let (Via::Veneer, Some(spot), Some(at)) =
             (via, self.layout.veneers[rela.symbol], detours.veneer)
         {
-            let veneer = P::Arch::veneer(at, CodeAddr::new(value));
+            let veneer = P::Arch::call_veneer(at, CodeAddr::new(value));
             self.bytes_at(spot, veneer.len())?.copy_from_slice(&veneer);
         }
         Ok(())
@@ -275,17 +288,60 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             };
             try_push(&mut relocs, reloc)?;
         }
-        match waiting.iter_mut().find(|other| other.object == object) {
-            Some(other) => {
-                other
-                    .relocs
-                    .try_reserve(relocs.len())
-                    .map_err(|_| Error::OutOfMemory)?;
-                other.relocs.append(&mut relocs);
+        add_waiting(waiting, object, relocs)
+    }
+
+    /// Whether `rela` depends on the table of contents of the patched object.
+    fn shares_toc(&self, rela: Rela) -> bool {
+        P::Relocator::SHARED_TOC.is_some()
+            && (P::Relocator::uses_toc(rela.kind) || self.is_toc(rela.symbol))
+    }
+
+    fn is_toc(&self, symbol: usize) -> bool {
+        let symbol = &self.view.symbols()[symbol];
+        symbol.home == Home::Undefined && P::Relocator::SHARED_TOC == Some(symbol.name)
+    }
+
+    /// Lets those of `relas` that depend on the table of contents of the patched object wait for
+    /// it.
+    fn put_off_toc(
+        &mut self,
+        objects: &[ObjectEntry<'a>],
+        relas: &Section<'a>,
+        spot: Spot,
+        with_toc: &[Rela],
+        waiting: &mut Vec<Waiting<'a>>,
+    ) -> Result<(), Error> {
+        let (Some(toc), false) = (P::Relocator::SHARED_TOC, with_toc.is_empty()) else {
+            return Ok(());
+        };
+        let section = &self.view.sections()[relas.target()];
+        let [object] = objects else {
+            let what = "table of contents of several objects";
+            return Err(Refusal::unsupported(what, section.name).of(self.patch));
+        };
+        let mut fields = try_vec(with_toc.len())?;
+        for &rela in with_toc {
+            let mut field = self.field(section, spot, rela)?;
+            if !self.is_toc(rela.symbol) {
+                field.known = Some(self.value(rela.symbol)?);
+            } else if P::Relocator::uses_toc(rela.kind) {
+                // The base itself, and no distance from it.
+                field.known = Some(0);
             }
-            None => try_push(waiting, Waiting { object, relocs })?,
+            fields.push(field);
         }
-        Ok(())
+        let symbol = KlpSymbol {
+            object: Name::new(object.name)?,
+            name: Name::new(toc)?,
+            pos: 0,
+        };
+        // SAFETY: as in `put_off`.
+        let reloc =
+            unsafe { Reloc::new(Name::new(section.name)?, symbol, Detours::default(), fields) };
+        let mut relocs = Vec::new();
+        try_push(&mut relocs, reloc)?;
+        add_waiting(waiting, object.name, relocs)
     }
 
     fn field(&self, section: &Section<'_>, spot: Spot, rela: Rela) -> Result<Field, Error> {
@@ -301,10 +357,22 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             addend: rela.addend,
             room: left.min(P::Relocator::MAX_LEN as u64) as u8,
             around: Around {
+                owner: self.owner(rela.symbol),
                 toc: self.toc,
                 pair: None,
             },
+            known: None,
         })
+    }
+
+    fn owner(&self, index: usize) -> Owner {
+        let symbol = &self.view.symbols()[index];
+        match symbol.home {
+            Home::Undefined | Home::Livepatch => Owner::System,
+            Home::Absolute | Home::Section(_) => Owner::Image {
+                other: symbol.other,
+            },
+        }
     }
 
     /// The value of a symbol, bound at its first use.
@@ -399,6 +467,25 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
     fn malformed(&self, what: &'static str, place: &str) -> Error {
         Refusal::malformed(what, place).of(self.patch)
     }
+}
+
+/// Adds to what waits for `object`.
+fn add_waiting<'a>(
+    waiting: &mut Vec<Waiting<'a>>,
+    object: &'a str,
+    mut relocs: Vec<Reloc>,
+) -> Result<(), Error> {
+    match waiting.iter_mut().find(|other| other.object == object) {
+        Some(other) => {
+            other
+                .relocs
+                .try_reserve(relocs.len())
+                .map_err(|_| Error::OutOfMemory)?;
+            other.relocs.append(&mut relocs);
+        }
+        None => try_push(waiting, Waiting { object, relocs })?,
+    }
+    Ok(())
 }
 
 fn filled(len: u64, with: u8) -> Result<Vec<u8>, Error> {

@@ -79,6 +79,8 @@ pub struct Symbol<'a> {
     pub len: u64,
     /// `STT_*`.
     pub kind: u8,
+    /// `st_other`.
+    pub other: u8,
     /// Whether it may stay undefined (`STB_WEAK`).
     pub weak: bool,
     /// Where it is defined.
@@ -468,6 +470,7 @@ fn read_symbol<'a>(
         value: symbol.st_value(endian),
         len: symbol.st_size(endian),
         kind: symbol.st_type().0,
+        other: symbol.st_other().0,
         weak: symbol.st_bind() == elf::STB_WEAK,
         home,
     })

@@ -32,6 +32,9 @@ pub struct Field {
     pub room: u8,
     /// What lies around it.
     pub around: Around,
+    /// The address of the symbol, if that is known already, and what the field waits for is the base
+    /// of the table of contents: this is what its [`Reloc`]'s symbol stands for.
+    pub known: Option<u64>,
 }
 
 /// All references from one section of a patch to one symbol.

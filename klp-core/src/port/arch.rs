@@ -129,14 +129,19 @@ pub unsafe trait Arch: 'static {
     /// How far, in bytes, a jump in an entry site reaches, either way.
     const REACH: u64;
 
+    /// Whether a jump alone enters a function, so that an entry site may jump straight to it. Not
+    /// so where functions want to find their own address in a register: only a
+    /// [`veneer`](Arch::veneer) puts it there.
+    const JUMP_ENTERS: bool = true;
+
     /// What stands between the functions of an image: a byte that, however often it stands there,
     /// is whole instructions to [`jumps`](Arch::jumps), and best stops whoever gets there.
     const FILL: u8 = 0;
 
-    /// Recognises the patchable entry that `bytes`, which stand at `at`, begin with; `None` if these
-    /// are not the bytes of an *unpatched* entry. `at` is where the compiler's table says, or the
-    /// start of the function. Where an entry leaves a choice, the place that is rewritten is one
-    /// that a single aligned store can change.
+    /// Recognises the patchable entry that `bytes`, which stand at `at`, begin with; `None` if
+    /// these are not the bytes of an *unpatched* entry. `at` is where the compiler's table says, or
+    /// the start of the function. Where an entry leaves a choice, the place that is rewritten is
+    /// one that a single aligned store can change.
     fn entry(at: CodeAddr, bytes: &[u8]) -> Option<Entry>;
 
     /// Recognises what stands at `at` in place of an entry: the first instruction of `bytes` that
@@ -168,6 +173,13 @@ pub unsafe trait Arch: 'static {
     /// A veneer at `at`: goes to `to` and disturbs nothing that a function may be given. Reaches
     /// any address.
     fn veneer(at: CodeAddr, to: CodeAddr) -> Code;
+
+    /// A veneer at `at` for calls out of a patch's image: as [`veneer`](Arch::veneer), and it may
+    /// keep in the caller's frame what the call must find again when it comes back. Not longer than
+    /// [`SLOT`](Arch::SLOT).
+    fn call_veneer(at: CodeAddr, to: CodeAddr) -> Code {
+        Self::veneer(at, to)
+    }
 
     /// Calls `each` with the target of every jump in `code`, which stands at `at` and is whole
     /// instructions; calls and returns are none. `None` is a jump whose target the code does not

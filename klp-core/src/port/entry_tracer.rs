@@ -313,7 +313,11 @@ impl<A: Arch, T: Text, H: EntryHost> EntryTracer<A, T, H> {
             Route::Direct(to) => Onward::Func(to),
         };
         plan.resume = match (routing.to, site.slot_to(onward)) {
-            (Route::Direct(to), _) if A::jump(site.at, to, site.entry.len).is_ok() => to,
+            (Route::Direct(to), _)
+                if A::JUMP_ENTERS && A::jump(site.at, to, site.entry.len).is_ok() =>
+            {
+                to
+            }
             (_, Some(at)) => at,
             (_, None) => {
                 site.slots

@@ -36,7 +36,7 @@ pub use entry_tracer::{EntryHost, EntrySite, EntryTracer};
 pub use error::{PortError, PortErrorKind};
 pub use lending::Lending;
 pub use platform::Platform;
-pub use relocator::{Around, RelocError, Relocation, Relocator, Support, Via};
+pub use relocator::{Around, Owner, RelocError, Relocation, Relocator, Support, Via};
 pub use self_switch::{EntryCheck, Moment, SelfSwitch};
 pub use stages::{Closed, InTurn, Moves, Stated};
 pub use stopper::{Reason, Stopper, Visitor};

@@ -10,8 +10,8 @@ pub enum Support {
     None,
     /// A slot that holds the symbol's address: the relocation refers to the slot.
     AddressSlot,
-    /// A veneer, if the symbol is out of the branch's reach: the relocation then refers to the
-    /// veneer.
+    /// A veneer ([`Arch::call_veneer`](super::Arch::call_veneer)), if a direct branch is refused as
+    /// [out of range](RelocError::OutOfRange): the relocation then refers to the veneer.
     Veneer,
 }
 
@@ -27,10 +27,31 @@ pub enum Via {
     Veneer,
 }
 
+/// Who defines a symbol.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Owner {
+    /// The image, whose functions share what is worked out once for all of them.
+    Image {
+        /// The symbol's `st_other`, which tells on some machines where calls from there enter it.
+        other: u8,
+    },
+    /// The patched system.
+    System,
+}
+
+impl Default for Owner {
+    fn default() -> Self {
+        Self::Image { other: 0 }
+    }
+}
+
 /// What of the image a relocation may depend on besides its own field and symbol.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Around {
-    /// The base of the image's table of contents, if [`Relocator::toc`] knows one.
+    /// Who defines the symbol.
+    pub owner: Owner,
+    /// The base of the image's table of contents: the one that [`Relocator::toc`] knows, or the
+    /// patched object's ([`Relocator::SHARED_TOC`]).
     pub toc: Option<CodeAddr>,
     /// The place of the relocation that this one completes ([`Relocator::completes`]).
     pub pair: Option<CodeAddr>,
@@ -64,6 +85,7 @@ impl Relocation {
             addend,
             via: Via::Direct,
             around: Around {
+                owner: Owner::Image { other: 0 },
                 toc: None,
                 pair: None,
             },
@@ -183,6 +205,18 @@ pub unsafe trait Relocator: 'static {
     fn toc(section: &str, at: CodeAddr) -> Option<CodeAddr> {
         let _ = (section, at);
         None
+    }
+
+    /// The symbol by which code refers to the base of its object's table of contents, if an image
+    /// has none of its own but shares that of the object that it patches (ppc64: `.TOC.`). Every
+    /// function of the image finds it there: so it can patch one object only. What depends on it
+    /// waits for that object.
+    const SHARED_TOC: Option<&'static str> = None;
+
+    /// Whether relocations of type `kind` depend on a table of contents.
+    fn uses_toc(kind: u32) -> bool {
+        let _ = kind;
+        false
     }
 
     /// Whether relocations of type `kind` complete another one of the same section, whose place

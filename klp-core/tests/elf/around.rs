@@ -2,8 +2,10 @@
 //! and the order of bytes.
 
 use crate::file::{ALLOC, File, TEXT};
-use crate::host::{ABS64, Host, SECOND64, TOC64, load};
+use crate::host::{ABS64, Host, SECOND64, SHARED64, TOC64, WHOSE64, load};
+use klp_core::elf::Loaded;
 use klp_core::elf::view::View;
+use klp_core::relocs;
 
 const FAR: u64 = 0x7fff_0000_1230;
 
@@ -38,6 +40,98 @@ fn without_a_table_of_contents_nothing_can_refer_to_it() {
         "{error}"
     );
     assert_eq!(host.images(), 0);
+}
+
+/// Replaces `sole` of `libfoo`; three references that depend on its table of contents.
+fn sharing() -> File {
+    let mut file = File::new();
+    let text = file.section(".text.fixed", TEXT, 16, &[0; 24]);
+    let fixed = file.function("fixed", text, 0, 24);
+    file.replace(Some("libfoo"), &[("sole", fixed, 0)]);
+    let base = file.undefined(".TOC.");
+    let far = file.undefined("far");
+    file.rela(text, 0, far, SHARED64, 8);
+    file.rela(text, 8, base, ABS64, 4);
+    file.rela(text, 16, fixed, SHARED64, 0);
+    file
+}
+
+#[test]
+fn a_table_of_contents_can_be_that_of_the_patched_object() {
+    const TOC: u64 = 0x50_8000;
+    let mut host = Host::new()
+        .exporting("far", FAR)
+        .with("libfoo", "sole", 0x50_0000);
+    let loaded = load(&host, &sharing().bytes(), "p").expect("the object need not be there");
+    let object = &loaded.patch.objects()[0];
+    let start = object.funcs()[0].new_addr();
+    let words = |host: &Host| {
+        [0, 8, 16].map(|offset| u64::from_le_bytes(host.bytes(start.wrapping_add(offset))))
+    };
+    assert_eq!(words(&host), [0; 3]);
+    // SAFETY: nothing executes in this test.
+    let error = unsafe { relocs::apply(&host, "fix", object) }.expect_err("there is none");
+    assert_eq!(
+        error.to_string(),
+        "patch 'fix', object 'libfoo': symbol '.TOC.': not found in symbol table"
+    );
+    // The object may come back elsewhere.
+    for toc in [TOC, TOC + 0x1_0000] {
+        host.symbols.retain(|known| known.name != ".TOC.");
+        host = host.with("libfoo", ".TOC.", toc);
+        // SAFETY: nothing executes in this test.
+        unsafe { relocs::apply(&host, "fix", object) }.expect("applies");
+        let expected = [FAR + 8 - toc, toc + 4, start.get().wrapping_sub(toc)];
+        assert_eq!(words(&host), expected);
+        // SAFETY: nothing executes in this test.
+        unsafe { relocs::clear(&host, "fix", object) }.expect("clears");
+        assert_eq!(words(&host), [0; 3]);
+    }
+}
+
+#[test]
+fn a_table_of_contents_that_is_not_one_is_refused() {
+    let refused = |file: File| {
+        let host = Host::new().exporting("far", FAR);
+        let error = load(&host, &file.bytes(), "p").map(|Loaded { patch, .. }| patch);
+        assert_eq!(host.images(), 0);
+        error.expect_err("which one?").to_string()
+    };
+    // Two objects have two.
+    let mut file = sharing();
+    let text = file.section(".text.other", TEXT, 16, &[0; 8]);
+    let other = file.function("other", text, 0, 8);
+    file.replace(Some("libbar"), &[("sole", other, 0)]);
+    assert_eq!(
+        refused(file),
+        "patch 'fix': table of contents of several objects (.text.fixed) is not supported"
+    );
+    // What waits for two addresses waits for ever.
+    let mut file = sharing();
+    let text = file.section(".text.other", TEXT, 16, &[0; 8]);
+    let near = file.livepatch(".klp.sym.libfoo.near,0");
+    let section = ".klp.rela.libfoo.text.other";
+    file.rela_in(section, text, 0, near, SHARED64, 0);
+    assert_eq!(
+        refused(file),
+        "patch 'fix': livepatch symbol relative to a table of contents \
+         (.klp.sym.libfoo.near,0) is not supported"
+    );
+}
+
+#[test]
+fn a_relocation_is_told_whose_symbol_it_is() {
+    let (mut file, text) = File::replacing_victim();
+    let own = file.function("own", text, 8, 8);
+    file.elf.symbols.get_mut(own).st_other = object::elf::SymbolOther(0x60);
+    let far = file.undefined("far");
+    file.rela(text, 0, own, WHOSE64, 0);
+    file.rela(text, 8, far, WHOSE64, 0);
+    let host = Host::new().exporting("far", FAR);
+    let loaded = load(&host, &file.bytes(), "p").expect("loads");
+    let start = loaded.patch.objects()[0].funcs()[0].new_addr();
+    let word = |offset| u64::from_le_bytes(host.bytes(start.wrapping_add(offset)));
+    assert_eq!([word(0), word(8)], [0x60, 256]);
 }
 
 #[test]

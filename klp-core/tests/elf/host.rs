@@ -11,9 +11,9 @@ use klp_core::elf::Loaded;
 use klp_core::error::Error;
 use klp_core::port::{
     Arch, CallC, Code, Entry, Fill, Frame, Image, ImageLayout, InTurn, Intruder, Moves, OutOfReach,
-    Platform, Poke, PortError, PortErrorKind, Progress, RelocError, Relocation, Relocator, Routing,
-    Stopper, Support, Symbol, SymbolResolver, TaskId, TaskName, TaskSet, TaskState, Text, Tracer,
-    Unreliable, Unwinder, Visitor,
+    Owner, Platform, Poke, PortError, PortErrorKind, Progress, RelocError, Relocation, Relocator,
+    Routing, Stopper, Support, Symbol, SymbolResolver, TaskId, TaskName, TaskSet, TaskState, Text,
+    Tracer, Unreliable, Unwinder, Visitor,
 };
 use std::sync::Mutex;
 
@@ -32,6 +32,10 @@ pub(crate) const SLOT32: u32 = 9;
 pub(crate) const TOC64: u32 = 10;
 /// Eight bytes: the distance to the symbol from the field that its own symbol marks.
 pub(crate) const SECOND64: u32 = 11;
+/// Eight bytes: the distance from the table of contents of the patched object.
+pub(crate) const SHARED64: u32 = 12;
+/// Eight bytes: `st_other` of a symbol of the image, 256 for one of the system.
+pub(crate) const WHOSE64: u32 = 13;
 
 /// A symbol for [`Host`].
 pub(crate) struct Known {
@@ -323,7 +327,7 @@ pub(crate) struct ToyRelocator;
 impl ToyRelocator {
     fn len(kind: u32) -> Result<usize, RelocError> {
         match kind {
-            ABS64 | TOC64 | SECOND64 => Ok(8),
+            ABS64 | TOC64 | SECOND64 | SHARED64 | WHOSE64 => Ok(8),
             PC32 | BRANCH32 | SLOT32 => Ok(4),
             _ => Err(RelocError::Unsupported { kind }),
         }
@@ -336,7 +340,7 @@ unsafe impl Relocator for ToyRelocator {
 
     fn support(kind: u32) -> Option<Support> {
         match kind {
-            ABS64 | PC32 | TOC64 | SECOND64 => Some(Support::None),
+            ABS64 | PC32 | TOC64 | SECOND64 | SHARED64 | WHOSE64 => Some(Support::None),
             BRANCH32 => Some(Support::Veneer),
             SLOT32 => Some(Support::AddressSlot),
             _ => None,
@@ -345,6 +349,12 @@ unsafe impl Relocator for ToyRelocator {
 
     fn toc(section: &str, at: CodeAddr) -> Option<CodeAddr> {
         (section == ".toc").then_some(at)
+    }
+
+    const SHARED_TOC: Option<&'static str> = Some(".TOC.");
+
+    fn uses_toc(kind: u32) -> bool {
+        kind == SHARED64
     }
 
     fn completes(kind: u32) -> bool {
@@ -369,10 +379,18 @@ unsafe impl Relocator for ToyRelocator {
         let absolute = symbol.wrapping_add_signed(addend);
         let base = match kind {
             ABS64 => Some(CodeAddr::new(0)),
-            TOC64 => Some(around.toc.ok_or(RelocError::BadPlace { kind })?),
+            TOC64 | SHARED64 => Some(around.toc.ok_or(RelocError::BadPlace { kind })?),
             SECOND64 => Some(around.pair.ok_or(RelocError::BadPlace { kind })?),
             _ => None,
         };
+        if kind == WHOSE64 {
+            let whose: u64 = match around.owner {
+                Owner::Image { other } => other.into(),
+                Owner::System => 256,
+            };
+            field.copy_from_slice(&whose.to_le_bytes());
+            return Ok(());
+        }
         if let Some(base) = base {
             field.copy_from_slice(&absolute.wrapping_sub(base.get()).to_le_bytes());
             return Ok(());

@@ -285,6 +285,7 @@ fn relocs(host: &SimOs, f: SimFunc, patch: &str, to: (&str, &str)) -> (TextRange
         addend: 0,
         room,
         around: Around::default(),
+        known: None,
     };
     let fields = vec![
         field(0, ABS64, 8),

@@ -221,6 +221,7 @@ fn reloc(host: &SimOs) -> Reloc {
         addend: 0,
         room: 8,
         around: Around::default(),
+        known: None,
     };
     let symbol = KlpSymbol {
         object: name(MOD),
