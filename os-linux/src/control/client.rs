@@ -9,8 +9,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How long a server may give no sign of life.
+/// How long a server may give no sign of life if its process is stopped.
 const SILENCE: Duration = Duration::from_millis(900);
+/// How long if it is not: on a busy machine, it may get no processor for seconds.
+const HANGING: Duration = Duration::from_secs(10);
 /// How long an answer may take. Loading a large patch takes a while.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The longest answer.
@@ -98,7 +100,7 @@ pub(super) fn ask_one_of(
     (&stream).write_all(&line).map_err(broken)?;
     let mut answer = Vec::new();
     loop {
-        let end = read_line(&stream, &mut answer, begin)?;
+        let end = read_line(&stream, pid, &mut answer, begin)?;
         match serde_json::from_slice(&answer[..end]) {
             Ok(Reply::Working) => drop(answer.drain(..=end)),
             Ok(reply) => return Ok(reply),
@@ -123,9 +125,10 @@ fn connect(socket: &Path, begin: Instant) -> Result<UnixStream, AskError> {
     }
 }
 
-/// Reads on until `answer` has a whole line; where that ends.
+/// Reads on until `answer` has a whole line of the process `pid`; where that ends.
 fn read_line(
     mut stream: &UnixStream,
+    pid: u32,
     answer: &mut Vec<u8>,
     begin: Instant,
 ) -> Result<usize, AskError> {
@@ -141,19 +144,21 @@ fn read_line(
             return Err(AskError::Slow);
         }
         // A line is a sign of life, a part of one is not.
-        let left = SILENCE.saturating_sub(silent_from.elapsed());
-        if left.is_zero() {
+        let silence = silent_from.elapsed();
+        if silence >= HANGING || silence >= SILENCE && sys::is_stopped(pid) {
             return Err(AskError::Silent);
         }
         stream
-            .set_read_timeout(Some(left))
+            .set_read_timeout(Some(SILENCE))
             .map_err(AskError::Broken)?;
         let mut part = [0; 16 * 1024];
         match stream.read(&mut part) {
             Ok(0) => return Err(AskError::NoAnswer),
             Ok(len) => answer.extend_from_slice(&part[..len]),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(broken(error)),
+            Err(error) => match error.kind() {
+                ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut => {}
+                _ => return Err(broken(error)),
+            },
         }
     }
 }

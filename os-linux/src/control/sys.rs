@@ -14,6 +14,16 @@ pub(super) fn user() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
+/// Whether the process `pid` is stopped, by a signal or a tracer (`proc_pid_stat(5)`).
+pub(super) fn is_stopped(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Its name, in parentheses, may have any in it.
+    let state = stat
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.chars().next());
+    matches!(state, Some('T' | 't'))
+}
+
 /// The user and the process at the other end (`SO_PEERCRED`, unix(7)): who connected, or who called
 /// `listen`. The process is 0 if it cannot be seen from here.
 pub(super) fn peer(stream: &UnixStream) -> Result<(u32, u32)> {
