@@ -38,27 +38,28 @@ pub(crate) fn test(arch: Arch) -> Result<()> {
     let variable = target.to_uppercase().replace('-', "_");
     // Some tests compile C.
     let runner = format!("env CC={gnu}-gcc qemu-aarch64 -L /usr/{gnu}");
-    let test = || -> Command {
-        let mut test = cargo();
-        test.args(["test", "--target", target, "--target-dir", "target/arch"]);
-        test.env(
-            format!("CARGO_TARGET_{variable}_LINKER"),
-            format!("{gnu}-gcc"),
-        )
-        .env(format!("CARGO_TARGET_{variable}_RUNNER"), &runner)
-        .env("RUSTC", rust.rustc())
-        .env("LD_LIBRARY_PATH", rust.libraries());
-        test
+    let cross = |verb: &str| -> Command {
+        let mut command = cargo();
+        command.args([verb, "--target", target, "--target-dir", "target/arch"]);
+        command
+            .env(
+                format!("CARGO_TARGET_{variable}_LINKER"),
+                format!("{gnu}-gcc"),
+            )
+            .env(format!("CARGO_TARGET_{variable}_RUNNER"), &runner)
+            .env("RUSTC", rust.rustc())
+            .env("LD_LIBRARY_PATH", rust.libraries());
+        command
     };
-    let mut all = test();
+    let mut all = cross("test");
     all.args(["--lib", "--tests"]);
     for package in CRATES {
         all.args(["--package", package]);
     }
     run(&mut all)?;
     // Those of the entry stub once more on a machine without SVE.
-    run(test()
+    run(cross("test")
         .args(["--lib", "--package", "klp-arch-aarch64", "stub"])
         .env("QEMU_CPU", "cortex-a57"))?;
-    boot::test(test())
+    boot::test(&cross)
 }

@@ -44,13 +44,13 @@ const LIBRARIES: [&str; 8] = [
 
 /// Builds the tests, boots the kernel and runs them.
 ///
-/// `build` is a `cargo test` for that processor.
-pub(super) fn test(build: Command) -> Result<()> {
+/// `cross` makes a command of cargo's for that processor.
+pub(super) fn test(cross: &dyn Fn(&str) -> Command) -> Result<()> {
     let root = std::path::absolute("target/arch-guest")?;
     std::fs::create_dir_all(&root)?;
     packages::install(&["qemu-system-arm"], Path::new("target/arch-apt.log"))?;
     let (kernel, busybox) = (kernel(&root)?, busybox(&root)?);
-    let programs = programs(build)?;
+    let programs = programs(cross)?;
     ensure!(!programs.is_empty(), "there are no tests");
     let image = root.join("initramfs");
     pack(&image, &busybox, &programs)?;
@@ -112,7 +112,14 @@ struct Program {
 }
 
 /// Builds the tests; the programs that come of it.
-fn programs(mut build: Command) -> Result<Vec<Program>> {
+fn programs(cross: &dyn Fn(&str) -> Command) -> Result<Vec<Program>> {
+    // Nobody debugs them there, and all of them have to fit into memory.
+    let small = ("CARGO_PROFILE_DEV_DEBUG", "0");
+    // A program that tests start.
+    run(cross("build")
+        .args(["--package", "klp-os-linux", "--example", "server"])
+        .env(small.0, small.1))?;
+    let mut build = cross("test");
     build.args([
         "--lib",
         "--tests",
@@ -122,8 +129,7 @@ fn programs(mut build: Command) -> Result<Vec<Program>> {
     for package in CRATES {
         build.args(["--package", package]);
     }
-    // Nobody debugs them there, and all of them have to fit into memory.
-    build.env("CARGO_PROFILE_DEV_DEBUG", "0");
+    build.env(small.0, small.1);
     eprintln!("xtask: {build:?}");
     let output = build.stderr(Stdio::inherit()).output()?;
     ensure!(
