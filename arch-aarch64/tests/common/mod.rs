@@ -72,7 +72,7 @@ pub(crate) fn rule(frame: Frame) -> Rule {
 /// Whether the code at `pc` is what signal handlers return to, which no table tells.
 fn returns_from_signal(pc: CodeAddr) -> bool {
     // SAFETY: frames of a real stack are in code, which can be read, in words.
-    pc.get() % 8 == 0 && unsafe { *(pc.get() as *const [u8; 8]) == SIGNAL_RETURN }
+    pc.get() % 4 == 0 && unsafe { *(pc.get() as *const [u8; 8]) == SIGNAL_RETURN }
 }
 
 /// Reads the stack of this process.
