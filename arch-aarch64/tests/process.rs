@@ -274,7 +274,8 @@ fn interrupted_anywhere() {
         "a stack called reliable was not what the other unwinder saw"
     );
     assert!(
-        reliable > 1000 && reliable > 50 * unreliable,
+        // Since Linux 5.8 the vDSO has no unwind information, and the thread reads the clock a lot.
+        reliable > 1000 && reliable > 5 * unreliable,
         "{reliable} reliable, {unreliable} not"
     );
 }
