@@ -214,6 +214,8 @@ fn init(programs: &[Program]) -> Result<String> {
          mount -t sysfs sysfs /sys\n\
          mount -t devtmpfs devtmpfs /dev\n\
          ip link set lo up\n\
+         mkdir -p /dev/pts\n\
+         mount -t devpts devpts /dev/pts\n\
          ulimit -n 65536\n",
     );
     let skip = NOT_THERE.map(|test| format!("--skip {test}"));
