@@ -194,7 +194,10 @@ fn pack(image: &Path, busybox: &Path, programs: &[Program]) -> Result<()> {
         archive.folder(program.folder.strip_prefix("/")?);
     }
     archive.file(Path::new("init"), init(programs)?.as_bytes());
-    archive.file(Path::new("etc/passwd"), b"root:x:0:0:root:/tmp:/bin/sh\n");
+    archive.file(
+        Path::new("etc/passwd"),
+        b"root:x:0:0:root:/tmp:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
+    );
     for (path, file) in files {
         let bytes =
             std::fs::read(&file).with_context(|| format!("there is no {}", file.display()))?;
