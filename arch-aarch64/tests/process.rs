@@ -230,7 +230,7 @@ fn interrupted_anywhere() {
             target.store(unsafe { libc::pthread_self() }, Relaxed);
             let mut map = HashMap::new();
             let mut sum = 0;
-            while target.load(Relaxed) != 0 {
+            loop {
                 for key in 0..50u64 {
                     map.insert(key, format!("{key} {sum} {:?}", Instant::now()));
                     sum += deep(key % 7, &|| {
@@ -240,6 +240,10 @@ fn interrupted_anywhere() {
                 let mut lines: Vec<_> = map.drain().collect();
                 lines.sort_by(|a, b| a.1.cmp(&b.1));
                 sum += lines.len() as u64;
+                // Once at least, however slow the machine is.
+                if target.load(Relaxed) == 0 {
+                    break;
+                }
             }
             sum
         });
@@ -249,8 +253,13 @@ fn interrupted_anywhere() {
                 pthread => break pthread,
             }
         };
-        let end = Instant::now() + Duration::from_secs(2);
-        while Instant::now() < end {
+        // An emulated machine takes longer.
+        let (end, last) = (
+            Instant::now() + Duration::from_secs(2),
+            Instant::now() + Duration::from_secs(60),
+        );
+        let enough = || RELIABLE.load(Relaxed) > reliable + 1000;
+        while Instant::now() < end || !enough() && Instant::now() < last {
             // SAFETY: the thread lives until it is told to end, below.
             assert_eq!(unsafe { libc::pthread_kill(pthread, signal) }, 0);
             thread::sleep(Duration::from_micros(50));
@@ -269,7 +278,8 @@ fn interrupted_anywhere() {
         "a stack called reliable was not what the other unwinder saw"
     );
     assert!(
-        reliable > 1000 && reliable > 50 * unreliable,
+        // Since Linux 5.8 the vDSO has no unwind information, and the thread reads the clock a lot.
+        reliable > 1000 && reliable > 5 * unreliable,
         "{reliable} reliable, {unreliable} not"
     );
 }

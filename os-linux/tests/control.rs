@@ -475,7 +475,7 @@ fn clients_that_do_not_keep_to_the_protocol() {
     let (said, code) = server.plain(&["enable", &server.patch]);
     assert_eq!(code, 0, "transitions are brought on meanwhile: {said}");
     assert!(
-        begin.elapsed() < Duration::from_secs(20),
+        begin.elapsed() < Duration::from_secs(100),
         "{:?}",
         begin.elapsed()
     );

@@ -98,7 +98,10 @@ const NOT_THERE: [&str; 4] = [
 /// Their examples that are run there, with their arguments.
 const EXAMPLES: [(&str, &str); 2] = [
     ("lua_cve", ""),
-    ("consistency", "--threads 16 --seconds 60 --seed 1"),
+    (
+        "consistency",
+        "--threads 16 --seconds 60 --seed 1 --patience 200",
+    ),
 ];
 
 /// Builds and runs the tests of the crates that have something to test there.

@@ -172,7 +172,10 @@ impl Machine {
             Path::new("/bin/busybox"),
             &std::fs::read(folder.join("root").join(BUSYBOX))?,
         )?;
-        packed.add(Path::new("/etc/passwd"), b"root:x:0:0:root:/root:/bin/sh\n")?;
+        packed.add(
+            Path::new("/etc/passwd"),
+            b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
+        )?;
         for folder in ["/dev", "/proc", "/sys", "/tmp", "/root"] {
             packed.folder(Path::new(folder))?;
         }

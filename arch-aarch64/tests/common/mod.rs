@@ -72,7 +72,7 @@ pub(crate) fn rule(frame: Frame) -> Rule {
 /// Whether the code at `pc` is what signal handlers return to, which no table tells.
 fn returns_from_signal(pc: CodeAddr) -> bool {
     // SAFETY: frames of a real stack are in code, which can be read, in words.
-    pc.get() % 8 == 0 && unsafe { *(pc.get() as *const [u8; 8]) == SIGNAL_RETURN }
+    pc.get() % 4 == 0 && unsafe { *(pc.get() as *const [u8; 8]) == SIGNAL_RETURN }
 }
 
 /// Reads the stack of this process.
@@ -229,9 +229,11 @@ unsafe extern "C" fn add_object(
         .expect("the object's file")
     };
     let file = object::File::parse(&*file).expect("an ELF file");
-    let section = file
-        .section_by_name(".eh_frame")
-        .expect("unwind information");
+    // The kernel's vDSO may have none.
+    let Some(section) = file.section_by_name(".eh_frame") else {
+        assert!(name.starts_with("linux-vdso"), "unwind information");
+        return 0;
+    };
     let addr = info.dlpi_addr + section.address();
     // SAFETY: the section is loaded there, and stays.
     let bytes = unsafe { slice::from_raw_parts(addr as *const u8, section.size() as usize) };

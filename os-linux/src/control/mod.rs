@@ -14,7 +14,8 @@
 //! A client connects, writes one [`Request`] as a line of JSON, and reads one [`Reply`] as a line
 //! of JSON. One connection carries one request. Requests are worked on one after the other; while
 //! one takes long, those who wait get [`Reply::Working`] a few times a second, in a line of its own
-//! each. So a client knows within a second of a server that is stopped, or hangs.
+//! each. So a client knows within a second of a server that is stopped, and in ten of one that
+//! hangs.
 //!
 //! Nobody is waited for: who is silent for a second, or does not take its answer, is let go; so is
 //! who sends more than 64 KiB; of 64 that are connected, those who wait for nothing make room for

@@ -7,7 +7,8 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t tmpfs tmpfs /tmp
 ln -sf /proc/self/fd /dev/fd
-mkdir -p /dev/shm && mount -t tmpfs shm /dev/shm
+mkdir -p /dev/shm /dev/pts && mount -t devpts devpts /dev/pts
+mount -t tmpfs shm /dev/shm
 ip link set lo up
 ulimit -n 65536
 uname -a
