@@ -16,13 +16,13 @@ pub struct Preserved {
 
 impl Preserved {
     /// The caller's registers, for a walk of its stack ([`walk_call`](crate::unwind::walk_call)):
-    /// `sp` is `r1` at the entry, and `return_address` what stands at
-    /// [`RETURN_ADDRESS`] bytes above it.
+    /// `sp` is `r1` at the entry. `read` gives the eight bytes at an address: the return address
+    /// stands at [`RETURN_ADDRESS`] bytes above `sp`.
     #[must_use]
-    pub fn caller(&self, sp: u64, return_address: u64) -> Regs {
+    pub fn caller(&self, sp: u64, read: impl FnOnce(u64) -> u64) -> Regs {
         let Self { r30, r31 } = *self;
         Regs {
-            pc: return_address,
+            pc: read(sp.wrapping_add(RETURN_ADDRESS)),
             r1: sp,
             lr: Regs::UNKNOWN,
             r30,

@@ -310,9 +310,10 @@ std::thread_local! {
 }
 
 unsafe extern "C" fn note(arg: u64, sp: u64, preserved: *const crate::stub::Preserved) -> u64 {
-    let return_address = (sp + crate::stub::RETURN_ADDRESS) as *const u64;
+    // SAFETY: the stub's promise: the return address is there.
+    let read = |at: u64| unsafe { *(at as *const u64) };
     // SAFETY: the stub's promise.
-    let regs = unsafe { (*preserved).caller(sp, *return_address) };
+    let regs = unsafe { (*preserved).caller(sp, read) };
     // The frame of `klp_test_drive`.
     let slot = |below| Slot::new(Place::BelowTop(below)).expect("it fits");
     let frame = Rule::Frame(FrameRule {
