@@ -58,6 +58,9 @@ pub(crate) struct Program {
     pub(crate) folder: PathBuf,
 }
 
+/// Unpacks the package `$1` into `$2`, without a kernel's modules.
+const UNPACK: &str = "dpkg-deb --fsys-tarfile \"$1\" | tar -x -C \"$2\" \
+                      --exclude='./lib/modules*' --exclude='./usr/share*'";
 /// Seconds that one program may take.
 const LIMIT_OF_ONE: u32 = 900;
 /// What all of them may take.
@@ -147,9 +150,8 @@ impl Machine {
         let wanted = [newest.to_owned(), package("busybox-static")];
         packages::download(&wanted, &fetched)?;
         for file in std::fs::read_dir(&fetched)? {
-            // Of the kernel's package, without its modules.
             let mut unpack = Command::new("sh");
-            unpack.args(["-c", "dpkg-deb --fsys-tarfile \"$1\" | tar -x -C \"$2\" --exclude='./lib/modules*' --exclude='./usr/share*'", "unpack"]);
+            unpack.args(["-c", UNPACK, "unpack"]);
             std::fs::create_dir_all(&root)?;
             run(unpack.arg(file?.path()).arg(&root))?;
         }
