@@ -7,6 +7,7 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t tmpfs tmpfs /tmp
 ln -sf /proc/self/fd /dev/fd
+ln -s lib /lib64
 mkdir -p /dev/shm /dev/pts && mount -t devpts devpts /dev/pts
 mount -t tmpfs shm /dev/shm
 ip link set lo up
