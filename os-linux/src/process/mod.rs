@@ -104,6 +104,7 @@ mod sweep;
 mod symbol_table;
 mod symbols;
 mod sys;
+mod tables;
 mod tasks;
 mod text;
 mod tls;
@@ -193,7 +194,7 @@ fn check_unwind_tables(space: &Space) -> Result<(), Error> {
         Err(_) => Err(Error::OutOfMemory),
     };
     let executable = space.objects.named(VMLINUX);
-    let table = executable.as_deref().map(unwind::table_of).transpose()?;
+    let table = executable.as_deref().map(tables::table_of).transpose()?;
     if table.flatten().is_none() {
         return missing(VMLINUX);
     }

@@ -8,7 +8,7 @@ use super::error::Error;
 use super::lock::{self, FutexLock, Mutex};
 use super::retired::{Retired, first_page};
 use super::symbol_table::part_of;
-use super::unwind;
+use super::tables;
 use super::unwinders::Unwinder;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -64,7 +64,7 @@ impl Patches {
     )]
     pub(crate) fn add(&self, image: LoadedImage) -> Result<(), (LoadedImage, Error)> {
         let table =
-            match eh_frame(&image).map(|section| unwind::compile(section, image.image().text)) {
+            match eh_frame(&image).map(|section| tables::compile(section, image.image().text)) {
                 Some(Ok(table)) => table.map(Arc::new),
                 None => None,
                 Some(Err(error)) => return Err((image, error)),

@@ -6,7 +6,8 @@ use super::lock::{self, FutexLock, Mutex};
 use super::objects::{Object, Objects};
 use super::patches::Patches;
 use super::retired::first_page;
-use super::unwind::{self, Stacks};
+use super::tables;
+use super::unwind::Stacks;
 use klp_core::elf::LoadedImage;
 
 /// The objects and patches in memory.
@@ -28,7 +29,7 @@ impl Space {
     pub(crate) fn refresh(&self) -> Result<(), Error> {
         let _update = self.update.lock();
         // Should this be short of memory, `update` tries again, and says so.
-        let mut came = |object: &Object| drop(unwind::table_of(object));
+        let mut came = |object: &Object| drop(tables::table_of(object));
         if self.objects.refresh(&mut came) {
             self.stacks.update(&self.objects, &self.patches.tables())
         } else {
