@@ -1,7 +1,7 @@
 //! What a call called, and where a procedure linkage table leads: bytes in, numbers out.
 //!
 //! The tables are reached from register 2, the base of the object's table of contents, so whoever
-//! asks must know it: `toc`. All of it may be used in signal handlers: it allocates nothing and
+//! asks must know it: `toc`. (Code that is relative to itself has no use for it.) All of it may be used in signal handlers: it allocates nothing and
 //! cannot panic.
 #![forbid(unsafe_code)]
 
@@ -44,18 +44,18 @@ pub const MAX_LINKAGE: usize = 5 * 4;
 /// * `addis r12,r2,…; ld r12,…(r12)`, and the same with `r11` for the high half,
 /// * `pld r12,…`, relative to itself, for callers without a table of contents.
 #[must_use]
-pub fn linkage_slot(at: CodeAddr, toc: u64, code: &[u8]) -> Option<u64> {
+pub fn linkage_slot(at: CodeAddr, toc: Option<u64>, code: &[u8]) -> Option<u64> {
     let saved = word(code)? == STD_R2_24_R1;
     let skip = if saved { 4 } else { 0 };
     let code = code.get(skip..)?;
     let (first, second) = (word(code)?, word(code.get(4..)?)?);
-    let (slot, len) = if let Some(slot) = loaded(toc, first) {
-        (slot, 4)
-    } else if let Some(distance) = pld_r12(first, second) {
+    let (slot, len) = if let Some(distance) = pld_r12(first, second) {
         let at = at.wrapping_add(skip as u64);
         (at.get().wrapping_add_signed(distance), 8)
+    } else if let Some(slot) = loaded(toc?, first) {
+        (slot, 4)
     } else {
-        (loaded_far(toc, first, second)?, 8)
+        (loaded_far(toc?, first, second)?, 8)
     };
     let code = code.get(len..)?;
     let goes = word(code)? == MTCTR_R12 && word(code.get(4..)?)? == BCTR;
@@ -126,7 +126,7 @@ mod tests {
     /// As GNU ld lays them out.
     #[test]
     fn entries_of_linkage_tables() {
-        let slot = |words: &[u32]| linkage_slot(AT, TOC, &bytes(words));
+        let slot = |words: &[u32]| linkage_slot(AT, Some(TOC), &bytes(words));
         // std r2,24(r1); ld r12,-32480(r2); mtctr r12; bctr
         let near = [STD_R2_24_R1, 0xe982_8120, MTCTR_R12, BCTR];
         // std r2,24(r1); addis r12,r2,1; ld r12,2040(r12); mtctr r12; bctr
@@ -144,6 +144,12 @@ mod tests {
         assert_eq!(
             slot(&[0x0413_ffff, 0xe580_fff8, MTCTR_R12, BCTR]),
             Some(AT.get() - 8)
+        );
+        assert_eq!(linkage_slot(AT, None, &bytes(&near)), None);
+        assert_eq!(
+            linkage_slot(AT, None, &bytes(&relative)),
+            slot(&relative),
+            "relative to itself"
         );
         assert_eq!(bytes(&far).len(), MAX_LINKAGE);
         for stub in [&near[..], &far, &relative] {

@@ -24,9 +24,9 @@ impl Preserved {
         Regs {
             pc: read(sp.wrapping_add(RETURN_ADDRESS)),
             r1: sp,
-            lr: Regs::UNKNOWN,
             r30,
             r31,
+            ..Regs::NONE
         }
     }
 }

@@ -44,20 +44,53 @@ pub enum Reg {
 }
 
 /// The registers that a stack is walked with.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[expect(missing_docs, reason = "the registers' names say it all")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(
+    missing_docs,
+    reason = "the registers' names say it all, but for the last"
+)]
 pub struct Regs {
     pub pc: u64,
     pub r1: u64,
     pub lr: u64,
     pub r30: u64,
     pub r31: u64,
+    /// The others that functions preserve, `r14` to `r29`, `f14` to `f31`, and the halves of `v20`
+    /// to `v31` (ELFv2 2.2.2.1). No frame's address is computed from them, so walks do not keep
+    /// them up; they are here for those who ask what the function holds that a walk begins with.
+    pub saved: [u64; SAVED],
+}
+
+/// How many there are in [`Regs::saved`].
+pub const SAVED: usize = 16 + 18 + 2 * 12;
+
+impl Default for Regs {
+    fn default() -> Self {
+        Self {
+            pc: 0,
+            r1: 0,
+            lr: 0,
+            r30: 0,
+            r31: 0,
+            saved: [0; SAVED],
+        }
+    }
 }
 
 impl Regs {
     /// What stands for a register whose value is not known. A walk that needs it is unreliable: it
     /// is no multiple of 8, and no address.
     pub const UNKNOWN: u64 = 0x8000_0000_0000_0001;
+
+    /// None of them known.
+    pub const NONE: Self = Self {
+        pc: Self::UNKNOWN,
+        r1: Self::UNKNOWN,
+        lr: Self::UNKNOWN,
+        r30: Self::UNKNOWN,
+        r31: Self::UNKNOWN,
+        saved: [Self::UNKNOWN; SAVED],
+    };
 
     /// Reads the registers out of a Linux `struct ucontext` at address `ucontext`: the third
     /// argument of a signal handler. `None` if `read` cannot.
@@ -72,6 +105,7 @@ impl Regs {
             r31: reg(31)?,
             pc: reg(32)?,
             lr: reg(36)?,
+            ..Self::NONE
         })
     }
 }

@@ -9,7 +9,7 @@
 //! does the rest:
 //!
 //! ```no_run
-//! # #[cfg(all(target_os = "linux", any(target_arch = "aarch64", target_arch = "x86_64")))]
+//! # #[cfg(all(target_os = "linux", any(target_arch = "aarch64", target_arch = "powerpc64", target_arch = "x86_64")))]
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use klp_os_linux::process::{Livepatch, Options};
 //! use std::time::Duration;
@@ -25,7 +25,7 @@
 //! }
 //! # Ok(())
 //! # }
-//! # #[cfg(not(all(target_os = "linux", any(target_arch = "aarch64", target_arch = "x86_64"))))]
+//! # #[cfg(not(all(target_os = "linux", any(target_arch = "aarch64", target_arch = "powerpc64", target_arch = "x86_64"))))]
 //! # fn main() {}
 //! ```
 //!
@@ -46,12 +46,20 @@ extern crate alloc;
 
 #[cfg(all(
     target_os = "linux",
-    any(target_arch = "aarch64", target_arch = "x86_64"),
+    any(
+        target_arch = "aarch64",
+        target_arch = "powerpc64",
+        target_arch = "x86_64"
+    ),
     feature = "control"
 ))]
 pub mod control;
 #[cfg(all(
     target_os = "linux",
-    any(target_arch = "aarch64", target_arch = "x86_64")
+    any(
+        target_arch = "aarch64",
+        target_arch = "powerpc64",
+        target_arch = "x86_64"
+    )
 ))]
 pub mod process;

@@ -231,7 +231,11 @@ fn unwinder() {
     let mut deep = vec![again; 20 * MAX_STACK_ENTRIES];
     deep.push(end);
     let astray = [again, data.as_ptr() as u64];
-    let stacks = [&good[..], &astray, &deep].map(|calls| [stack_of(calls), vec![0; 4]].concat());
+    let stacks = [
+        stack_of(&good, true),
+        stack_of(&astray, false),
+        stack_of(&deep, true),
+    ];
     let stopped = |stack: &[u64]| regs(value, stack.as_ptr() as u64);
     let frames = |calls: &[u64]| -> Vec<Frame> {
         let interrupted = Frame {

@@ -199,6 +199,34 @@ fn a_register_of_a_sleeping_thread_holds_it() {
                 clobber_abi("C"),
             );
         }
+        #[cfg(target_arch = "powerpc64")]
+        // SAFETY: the system call reads the gate; the call before it follows the C ABI, which keeps
+        // r20 to r22. It overwrites the link register, which is kept in r20.
+        unsafe {
+            asm!(
+                "mflr 20",
+                // What the call leaves on the stack is far below the stack pointer later.
+                "stdu 1, -8192(1)",
+                "bl {get}@notoc",
+                "addi 1, 1, 8192",
+                "mtlr 20",
+                "mr 21, 3",
+                "li 0, {futex}",
+                "mr 3, 22",
+                "li 4, {wait}",
+                "li 5, 0",
+                "li 6, 0",
+                "sc",
+                "li 21, 0",
+                get = sym get,
+                futex = const libc::SYS_futex,
+                wait = const libc::FUTEX_WAIT,
+                in("r22") GATE.as_ptr(),
+                out("r20") _,
+                out("r21") _,
+                clobber_abi("C"),
+            );
+        }
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the system call reads the gate; the call before it follows the C ABI, which keeps
         // r12 to r15.

@@ -59,6 +59,9 @@ enum Verb {
     Arch {
         /// Which
         arch: arch::Arch,
+        /// Only these programs, and only on the kernel: tests of the host by their files' names, and
+        /// its examples
+        programs: Vec<String>,
     },
     /// Everything that a landing must pass, except `cargo test --workspace`
     Ci,
@@ -77,7 +80,7 @@ fn main() -> Result<()> {
             prefix: Some(prefix),
         } => install::install(&prefix),
         Verb::Linux { verb } => linux::run(verb),
-        Verb::Arch { arch } => arch::test(arch),
+        Verb::Arch { arch, programs } => arch::test(arch, &programs),
         Verb::Ci => {
             lint()?;
             msrv::build()?;

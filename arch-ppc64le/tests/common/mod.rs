@@ -151,7 +151,7 @@ macro_rules! regs_here {
                 options(nomem, nostack),
             );
         }
-        klp_arch_ppc64le::unwind::Regs { pc, lr, r1, r30, r31 }
+        klp_arch_ppc64le::unwind::Regs { pc, lr, r1, r30, r31, ..klp_arch_ppc64le::unwind::Regs::NONE }
     }};
 }
 

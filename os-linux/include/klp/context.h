@@ -46,7 +46,8 @@ void klp_context_enter(struct klp_context *context);
 
 /*
  * Used by klp_context_leave. x86-64: rip, rsp, rbp, rbx, r12, r13, r14, r15. AArch64: pc, sp, x29, x30,
- * x19 to x28, d8 to d15.
+ * x19 to x28, d8 to d15. ppc64le: the next instruction, r1, lr, r30, r31, r14 to r29, f14 to f31, v20 to
+ * v31.
  */
 void klp_context_leave_from(struct klp_context *context, const uint64_t *registers);
 
@@ -88,6 +89,41 @@ static inline __attribute__((always_inline)) void klp_context_leave(struct klp_c
 			 "stp	d14, d15, [%0, #160]\n"
 			 "1:"
 			 : : "r"(registers) : "x9", "x10", "memory");
+#elif defined(__powerpc64__) && defined(__LITTLE_ENDIAN__)
+	uint64_t registers[63];
+	uint64_t here, link;
+
+	__asm__ volatile("mflr	%1\n\t"
+			 "std	%1, 16(%2)\n\t"
+			 "bcl	20, 31, 1f\n"
+			 "1:\n\t"
+			 "mflr	%0\n\t"
+			 "mtlr	%1\n\t"
+			 "addi	%0, %0, 2f - 1b\n\t"
+			 "std	%0, 0(%2)\n\t"
+			 "std	1, 8(%2)\n\t"
+			 "std	30, 24(%2)\n\t"
+			 "std	31, 32(%2)\n\t"
+			 ".set	klp_register, 14\n\t"
+			 ".rept	16\n\t"
+			 "std	klp_register, 40 + 8 * (klp_register - 14)(%2)\n\t"
+			 ".set	klp_register, klp_register + 1\n\t"
+			 ".endr\n\t"
+			 ".set	klp_register, 14\n\t"
+			 ".rept	18\n\t"
+			 "stfd	klp_register, 168 + 8 * (klp_register - 14)(%2)\n\t"
+			 ".set	klp_register, klp_register + 1\n\t"
+			 ".endr\n\t"
+			 /* Registers 52 to 63 of VSX, which may be stored anywhere. */
+			 "li	%0, 312\n\t"
+			 ".set	klp_register, 52\n\t"
+			 ".rept	12\n\t"
+			 "stxvd2x	klp_register, %2, %0\n\t"
+			 "addi	%0, %0, 16\n\t"
+			 ".set	klp_register, klp_register + 1\n\t"
+			 ".endr\n"
+			 "2:"
+			 : "=&b"(here), "=&r"(link) : "b"(registers) : "memory");
 #else
 #error "klp does not know this processor"
 #endif

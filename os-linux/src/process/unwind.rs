@@ -97,20 +97,28 @@ pub struct Stacks {
 /// What walks look at. Both are sorted by address, and nothing in them overlaps.
 #[derive(Clone, Default)]
 struct Set {
-    /// Tables, by their text.
-    tables: Vec<Arc<Table>>,
+    /// By their text.
+    objects: Vec<Rules>,
     /// Memory that the dynamic linker has made read-only: what stands there never changes.
     relro: Vec<TextRange>,
 }
 
+/// What is known of the code of an object or image.
+#[derive(Clone)]
+struct Rules {
+    table: Arc<Table>,
+    /// See [`calls::base`].
+    base: Option<u64>,
+}
+
 impl Set {
-    /// The table for the code that `pc` is in.
-    fn table(&self, pc: CodeAddr) -> Option<&Table> {
+    /// What is known of the code that `pc` is in.
+    fn object(&self, pc: CodeAddr) -> Option<&Rules> {
         let behind = self
-            .tables
-            .partition_point(|table| table.text().start() <= pc);
-        let table = self.tables.get(behind.checked_sub(1)?)?;
-        table.text().contains(pc).then_some(&**table)
+            .objects
+            .partition_point(|object| object.table.text().start() <= pc);
+        let object = self.objects.get(behind.checked_sub(1)?)?;
+        object.table.text().contains(pc).then_some(object)
     }
 
     /// Whether the word at `addr` never changes.
@@ -124,7 +132,8 @@ impl Set {
     }
 
     fn rule(&self, pc: CodeAddr) -> Rule {
-        self.table(pc).map_or(Rule::Gap, |table| table.find(pc))
+        self.object(pc)
+            .map_or(Rule::Gap, |object| object.table.find(pc))
     }
 }
 
@@ -145,15 +154,26 @@ impl Stacks {
         if self.foot.load(Ordering::Relaxed) == 0 {
             self.foot.store(foot(), Ordering::Relaxed);
         }
-        let (mut tables, mut relro) = (images.to_vec(), Vec::new());
+        let image = |table: &Arc<Table>| Rules {
+            table: table.clone(),
+            base: None,
+        };
+        let (mut rules, mut relro): (Vec<_>, _) = (images.iter().map(image).collect(), Vec::new());
         for object in objects.all() {
-            tables.extend(table_of(&object)?);
+            let base = || calls::base(object.file().ok()?, object.bias);
+            rules.extend(table_of(&object)?.map(|table| Rules {
+                table,
+                base: base(),
+            }));
             relro.extend(object.relro);
         }
-        tables.sort_unstable_by_key(|table| table.text().start());
+        rules.sort_unstable_by_key(|rules| rules.table.text().start());
         relro.sort_unstable_by_key(|relro: &TextRange| relro.start());
         let before = self.set.swap(
-            Box::into_raw(Box::new(Set { tables, relro })),
+            Box::into_raw(Box::new(Set {
+                objects: rules,
+                relro,
+            })),
             Ordering::SeqCst,
         );
         // ORDER(tables): a walk counts itself before it reads the pointer; whoever is not counted
@@ -424,18 +444,19 @@ fn called(set: &Set, pages: &CodePages, return_address: CodeAddr) -> Option<Code
             code(set, &memory, at, &mut buffer[..len]).is_some_and(|bytes| bytes.len() == len)
         })?;
     let before = &buffer[..len];
+    let base = set.object(return_address)?.base;
     let slot = before
         .try_into()
         .ok()
-        .and_then(|before| calls::called_slot(return_address, before))
+        .and_then(|before| calls::called_slot(base, return_address, before))
         .filter(|slot| set.is_constant(*slot));
     let target = match slot {
         Some(slot) => word(&memory, slot)?,
         None => calls::called(return_address, *before.last_chunk()?)?,
     };
     let mut entry = [0; calls::MAX_LINKAGE];
-    let slot =
-        code(set, &memory, target, &mut entry).and_then(|entry| calls::linkage_slot(target, entry));
+    let slot = code(set, &memory, target, &mut entry)
+        .and_then(|entry| calls::linkage_slot(set.object(target)?.base, target, entry));
     Some(match slot {
         Some(slot) => word(&memory, slot)?,
         None => target,
@@ -457,7 +478,13 @@ fn code<'a>(
     at: CodeAddr,
     buffer: &'a mut [u8],
 ) -> Option<&'a [u8]> {
-    let left = set.table(at)?.text().end().get().checked_sub(at.get())?;
+    let left = set
+        .object(at)?
+        .table
+        .text()
+        .end()
+        .get()
+        .checked_sub(at.get())?;
     let len = buffer
         .len()
         .min(usize::try_from(left).unwrap_or(usize::MAX));
@@ -551,47 +578,7 @@ mod tests {
         assert_eq!(called[1..3], [addr(inner), addr(outer)]);
     }
 
-    // Calls qsort by way of the procedure linkage table.
-    #[cfg(target_arch = "aarch64")]
-    core::arch::global_asm!(
-        ".pushsection .text",
-        ".type klp_test_call_by_plt,%function",
-        "klp_test_call_by_plt:",
-        ".cfi_startproc",
-        "stp x29, x30, [sp, #-16]!",
-        ".cfi_def_cfa_offset 16",
-        ".cfi_offset 29, -16",
-        ".cfi_offset 30, -8",
-        "bl qsort",
-        "klp_test_called_by_plt:",
-        "ldp x29, x30, [sp], #16",
-        ".cfi_def_cfa_offset 0",
-        ".cfi_restore 29",
-        ".cfi_restore 30",
-        "ret",
-        ".cfi_endproc",
-        ".size klp_test_call_by_plt, . - klp_test_call_by_plt",
-        ".popsection",
-    );
-    #[cfg(target_arch = "x86_64")]
-    core::arch::global_asm!(
-        ".pushsection .text",
-        ".type klp_test_call_by_plt,@function",
-        "klp_test_call_by_plt:",
-        ".cfi_startproc",
-        "sub rsp, 8",
-        ".cfi_adjust_cfa_offset 8",
-        "call qsort@PLT",
-        "klp_test_called_by_plt:",
-        "add rsp, 8",
-        ".cfi_adjust_cfa_offset -8",
-        "ret",
-        ".cfi_endproc",
-        ".size klp_test_call_by_plt, . - klp_test_call_by_plt",
-        ".popsection",
-    );
-
-    // SAFETY: defined above, with the signature of qsort.
+    // SAFETY: defined for each processor (`arch/…/calls.rs`), with the signature of qsort.
     unsafe extern "C" {
         fn klp_test_call_by_plt(
             base: *mut c_void,

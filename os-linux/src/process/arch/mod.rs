@@ -4,6 +4,7 @@
 //!
 //! * `mod.rs`: the types of its crate (`klp-arch-…`), and bytes that the kernel and C libraries
 //!   have;
+//! * `calls.rs`: what calls lead to;
 //! * `registers.rs`: registers of interrupted and sleeping threads, and of suspended contexts;
 //! * `text.rs`: how instructions are changed under running threads;
 //! * `thread.rs`: words of each thread's own;
@@ -11,11 +12,15 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+#[cfg(target_arch = "powerpc64")]
+mod ppc64le;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
 #[cfg(target_arch = "aarch64")]
 pub(crate) use aarch64::*;
+#[cfg(target_arch = "powerpc64")]
+pub(crate) use ppc64le::*;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86_64::*;
 

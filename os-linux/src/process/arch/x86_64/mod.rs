@@ -2,14 +2,15 @@
 
 mod station;
 
+pub(crate) mod calls;
 pub(crate) mod registers;
 pub(crate) mod text;
 pub(crate) mod thread;
 
 pub(crate) use klp_arch_x86_64::X86_64 as Processor;
+pub(crate) use klp_arch_x86_64::entry_stub;
 pub(crate) use klp_arch_x86_64::stub::Preserved;
 pub(crate) use klp_arch_x86_64::unwind::{self, EhFrame, Regs, Rule, Table};
-pub(crate) use klp_arch_x86_64::{calls, entry_stub};
 #[cfg(all(target_env = "gnu", not(target_feature = "crt-static")))]
 pub(crate) use station::makecontext_station;
 

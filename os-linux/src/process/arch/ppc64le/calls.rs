@@ -1,0 +1,63 @@
+//! What calls lead to, in an object of this process.
+
+use crate::process::elf_file::ElfFile;
+use klp_arch_ppc64le::calls;
+use klp_core::addr::CodeAddr;
+
+pub(crate) use calls::{CALL_LEN, MAX_LINKAGE, SLOT_CALL_LEN, called};
+
+/// What calls out of an object find the address with: the base of its table of contents, if there
+/// is one only. Linkers put it 32 KiB behind the start of `.got` (ELFv2 3.3, "TOC"), and make a
+/// second one when that, with what is in reach of 16 bits, does not do.
+pub(crate) fn base(file: &ElfFile, bias: u64) -> Option<u64> {
+    const REACH: u64 = 1 << 16;
+    let table = file.section(".got")?;
+    let base = table.start().wrapping_add(bias).get() + REACH / 2;
+    (table.len() <= REACH).then_some(base)
+}
+
+/// See [`calls::called_slot`].
+pub(crate) fn called_slot(
+    base: Option<u64>,
+    _: CodeAddr,
+    before: [u8; SLOT_CALL_LEN],
+) -> Option<u64> {
+    calls::called_slot(base?, before)
+}
+
+/// See [`calls::linkage_slot`].
+pub(crate) fn linkage_slot(base: Option<u64>, at: CodeAddr, code: &[u8]) -> Option<u64> {
+    calls::linkage_slot(at, base, code)
+}
+
+#[cfg(test)]
+mod tests {
+    // Calls qsort by way of the procedure linkage table: see `unwind.rs`.
+    core::arch::global_asm!(
+        ".pushsection .text",
+        ".globl klp_test_call_by_plt",
+        ".hidden klp_test_call_by_plt",
+        ".globl klp_test_called_by_plt",
+        ".hidden klp_test_called_by_plt",
+        ".type klp_test_call_by_plt,@function",
+        "klp_test_call_by_plt:",
+        ".cfi_startproc",
+        "mflr 0",
+        "std 0, 16(1)",
+        "stdu 1, -32(1)",
+        ".cfi_def_cfa_offset 32",
+        ".cfi_offset lr, 16",
+        "bl qsort",
+        "klp_test_called_by_plt:",
+        "nop",
+        "addi 1, 1, 32",
+        ".cfi_def_cfa_offset 0",
+        "ld 0, 16(1)",
+        "mtlr 0",
+        ".cfi_restore lr",
+        "blr",
+        ".cfi_endproc",
+        ".size klp_test_call_by_plt, . - klp_test_call_by_plt",
+        ".popsection",
+    );
+}

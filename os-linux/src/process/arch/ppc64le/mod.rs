@@ -1,0 +1,61 @@
+//! ppc64le.
+
+mod station;
+
+pub(crate) mod calls;
+pub(crate) mod registers;
+pub(crate) mod text;
+pub(crate) mod thread;
+
+pub(crate) use klp_arch_ppc64le::Ppc64Le as Processor;
+pub(crate) use klp_arch_ppc64le::entry_stub;
+pub(crate) use klp_arch_ppc64le::stub::Preserved;
+pub(crate) use klp_arch_ppc64le::unwind::{self, EhFrame, Regs, Rule, SIGNAL_RETURN, Table};
+#[cfg(all(target_env = "gnu", not(target_feature = "crt-static")))]
+pub(crate) use station::makecontext_station;
+
+/// The name of its crate in symbols.
+pub(crate) const CRATE: &str = "klp_arch_ppc64le::";
+
+/// The relocation by which a program holds a copy of a library's variable (ELFv2 3.5.3).
+pub(crate) const COPY: object::elf::RelocationType = object::elf::R_PPC64_COPY;
+
+/// One above the highest address that programs have memory at. Those above are only for who asks
+/// for them (the kernel's `<asm/task_size_64.h>`: `DEFAULT_MAP_WINDOW_USER64`).
+pub(crate) const TOP: u64 = 1 << 47;
+
+/// Where a word of a stack leads to, if it is an address.
+pub(crate) fn address(word: u64) -> u64 {
+    word
+}
+
+/// System calls in which a child may run on the stack of the caller.
+pub(crate) const FORKS: [libc::c_long; 3] = [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3];
+
+/// The address of the function `$name`, 0 if whoever linked the engine has none. Assembly cannot
+/// look it up by register 2: the compiler does not know that it counts on it.
+macro_rules! weak_address {
+    ($name:expr) => {{
+        mod word {
+            core::arch::global_asm!(
+                concat!(".weak ", $name),
+                ".pushsection .data.rel.ro,\"aw\",@progbits",
+                concat!(".hidden klp_os_linux_at_", $name),
+                concat!(".globl klp_os_linux_at_", $name),
+                concat!(".type klp_os_linux_at_", $name, ",@object"),
+                concat!(".size klp_os_linux_at_", $name, ",8"),
+                ".balign 8",
+                concat!("klp_os_linux_at_", $name, ":"),
+                concat!(".quad ", $name),
+                ".popsection",
+            );
+        }
+        // SAFETY: defined above, a number that never changes.
+        unsafe extern "C" {
+            #[link_name = concat!("klp_os_linux_at_", $name)]
+            safe static ADDRESS: u64;
+        }
+        ADDRESS
+    }};
+}
+pub(crate) use weak_address;
