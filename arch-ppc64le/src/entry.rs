@@ -70,7 +70,7 @@ pub(crate) const VENEER_WORDS: usize = LOAD_WORDS + 2;
 #[allow(unsafe_code, reason = "an unsafe trait; all within is safe")]
 unsafe impl Arch for Ppc64Le {
     /// As many `nop`s as a pad is looked for in.
-    const MAX_ENTRY: usize = 64;
+    const MAX_ENTRY: usize = 128;
 
     const SLOT: u64 = 64;
 
@@ -385,8 +385,8 @@ mod tests {
 
     #[test]
     fn the_end_of_a_pad_must_be_in_sight() {
-        assert_eq!(entry(&[NOP; 15]), pad(0, 60));
-        assert_eq!(entry(&[NOP; 16]), None);
+        assert_eq!(entry(&[NOP; 31]), pad(0, 124));
+        assert_eq!(entry(&[NOP; 32]), None);
         assert_eq!(entry(&[NOP; 100]), None);
     }
 

@@ -73,7 +73,7 @@ pub struct EntrySite(u32);
 /// Slots that are asked for at least when a new arena is needed.
 const ARENA_SLOTS: u64 = 128;
 /// Bytes of an entry that are read at most.
-const MAX_READ: usize = 64;
+const MAX_READ: usize = 128;
 /// The bytes of an entry that are rewritten, of which there are few on every machine: there are
 /// many sites.
 type EntryBytes = heapless::Vec<u8, 16>;
@@ -464,7 +464,7 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
             .get()
             .saturating_sub(recorded.get())
             .min(A::MAX_ENTRY.min(MAX_READ) as u64);
-        #[allow(clippy::cast_possible_truncation, reason = "at most 64")]
+        #[allow(clippy::cast_possible_truncation, reason = "at most 128")]
         let bytes = &mut bytes[..len as usize];
         self.text.read(recorded, bytes).map_err(TracerError::Text)?;
 
