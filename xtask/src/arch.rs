@@ -104,8 +104,9 @@ const NOT_THERE: [&str; 4] = [
 ];
 
 /// Their examples that are run there, with their arguments.
-const EXAMPLES: [(&str, &str); 2] = [
+const EXAMPLES: [(&str, &str); 3] = [
     ("lua_cve", ""),
+    ("across", "--threads 8 --seconds 60 --patience 200"),
     (
         "consistency",
         "--threads 16 --seconds 60 --seed 1 --patience 200",
