@@ -104,7 +104,8 @@ const NOT_THERE: [&str; 4] = [
 ];
 
 /// Their examples that are run there, with their arguments.
-const EXAMPLES: [(&str, &str); 3] = [
+const EXAMPLES: [(&str, &str); 4] = [
+    ("instructions", ""),
     ("lua_cve", ""),
     ("across", "--threads 8 --seconds 60 --patience 200"),
     (
