@@ -18,6 +18,11 @@ fn more_frames_than_the_limit() {
 }
 
 #[test]
+fn without_a_limit_a_deep_stack_is_walked_to_its_end() {
+    process::without_a_limit_a_deep_stack_is_walked_to_its_end::<Here>();
+}
+
+#[test]
 fn most_rules_are_understood() {
     // "lr in r0", as prologues have it, is not; libgcc_s has long ones.
     process::most_rules_are_understood::<Here>(5);
