@@ -1,12 +1,15 @@
 //! What the tests of the architecture crates have in common. Each crate brings its registers and
 //! its assembly, and calls the tests from files of its own:
 //!
-//! 1. `src/stub/tests.rs` fills registers (`stub::State`) and calls `stub`;
-//! 2. `tests/common/mod.rs` reads the registers of a running process (`Running`);
-//! 3. `tests/process.rs` and `tests/main_thread.rs` call `process`;
-//! 4. `tests/contexts.rs` calls `contexts`.
+//! 1. `src/entry.rs`, `src/jumps.rs` and `src/calls.rs`, which are about bytes, call [`code`];
+//! 2. `src/stub/tests.rs` fills registers (`stub::State`) and calls `stub`;
+//! 3. `tests/common/mod.rs` reads the registers of a running process (`Running`);
+//! 4. `tests/process.rs` and `tests/main_thread.rs` call `process`;
+//! 5. `tests/contexts.rs` calls `contexts`.
 //!
-//! It is there on Linux only.
+//! All but the first is there on Linux only.
+
+pub mod code;
 
 #[cfg(target_os = "linux")]
 mod page;
