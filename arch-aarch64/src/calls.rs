@@ -72,13 +72,9 @@ fn loaded(at: CodeAddr, code: &[u8]) -> Option<(u64, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::vec::Vec;
+    use klp_arch_tests::code::bytes;
 
     const AT: CodeAddr = CodeAddr::new(0x40_1000);
-
-    fn bytes(words: &[u32]) -> Vec<u8> {
-        words.iter().flat_map(|word| word.to_le_bytes()).collect()
-    }
 
     #[test]
     fn direct_calls() {

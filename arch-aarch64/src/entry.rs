@@ -142,16 +142,13 @@ fn code(words: &[u32], quads: &[u64]) -> Code {
 mod tests {
     use super::*;
     use alloc::vec::Vec;
+    use klp_arch_tests::code::{self, bytes};
 
     /// `brk #0`.
     const BREAKPOINT: u32 = BRK;
     const BTI_C: u32 = 0xd503_245f;
     /// `mov w0, w1; ret`
     const BODY: [u32; 2] = [0x2a01_03e0, 0xd65f_03c0];
-
-    fn bytes(words: &[u32]) -> Vec<u8> {
-        words.iter().flat_map(|word| word.to_le_bytes()).collect()
-    }
 
     #[test]
     fn conforms() {
@@ -265,18 +262,6 @@ mod tests {
 
     #[test]
     fn the_edges_of_reach() {
-        let at = CodeAddr::new(0x7000_0000_0000);
-        let (up, down) = (at.wrapping_add((1 << 27) - 4), at.wrapping_sub(1 << 27));
-        assert!(AArch64::jump(at, up, 4).is_ok() && AArch64::jump(at, down, 4).is_ok());
-        for to in [up.wrapping_add(4), down.wrapping_sub(4), at.wrapping_add(2)] {
-            assert_eq!(AArch64::jump(at, to, 4), Err(OutOfReach { from: at, to }));
-        }
-        assert!(AArch64::jump(at, at, 3).is_err(), "no jump has three bytes");
-        let longest = Code::new().capacity() as u8;
-        assert!(AArch64::jump(at, at, longest).is_ok());
-        assert!(
-            AArch64::jump(at, at, longest + 1).is_err(),
-            "nothing is that long"
-        );
+        code::the_edges_of_reach::<AArch64>(4, (1 << 27) - 4, 1 << 27, 4);
     }
 }

@@ -95,21 +95,19 @@ fn is_move_to_x30(word: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::AArch64;
     use alloc::vec::Vec;
+    use klp_arch_tests::code::{self, bytes};
+    use klp_core::port::Arch;
 
     const AT: u64 = 0x40_1000;
 
     fn found(words: &[u32]) -> Vec<Option<u64>> {
-        let code: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        found_in(&code)
+        found_in(&bytes(words))
     }
 
     fn found_in(code: &[u8]) -> Vec<Option<u64>> {
-        let mut found = Vec::new();
-        jumps(CodeAddr::new(AT), code, &mut |to| {
-            found.push(to.map(CodeAddr::get))
-        });
-        found
+        code::jumps::<AArch64>(AT, code)
     }
 
     /// Words as GNU as assembles them at 0x401000.
@@ -178,8 +176,6 @@ mod tests {
 
     #[test]
     fn our_own_code() {
-        use crate::AArch64;
-        use klp_core::port::Arch;
         let at = CodeAddr::new(AT);
         let jump = AArch64::jump(at, CodeAddr::new(AT + 0x1000), 8).expect("in reach");
         assert_eq!(found_in(&jump), [Some(AT + 0x1000)]);
@@ -191,12 +187,8 @@ mod tests {
         }
     }
 
-    proptest::proptest! {
-        #[test]
-        fn random_bytes_never_panic(code in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..64), at: u64) {
-            let mut jumps_found = 0;
-            jumps(CodeAddr::new(at), &code, &mut |_| jumps_found += 1);
-            proptest::prop_assert!(jumps_found <= code.len());
-        }
+    #[test]
+    fn random_bytes_never_panic() {
+        code::random_bytes_never_panic::<AArch64>();
     }
 }

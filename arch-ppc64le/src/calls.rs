@@ -89,14 +89,10 @@ fn pld_r12(prefix: u32, suffix: u32) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::vec::Vec;
+    use klp_arch_tests::code::bytes;
 
     const AT: CodeAddr = CodeAddr::new(0x1000_1000);
     const TOC: u64 = 0x1002_7f00;
-
-    fn bytes(words: &[u32]) -> Vec<u8> {
-        words.iter().flat_map(|word| word.to_le_bytes()).collect()
-    }
 
     #[test]
     fn direct_calls() {

@@ -271,6 +271,7 @@ fn code(words: &[u32]) -> impl Iterator<Item = u8> {
 mod tests {
     use super::*;
     use alloc::vec::Vec;
+    use klp_arch_tests::code::{self, bytes};
 
     /// `addis r2,r12,2; addi r2,r2,32512`
     const TOC: [u32; 2] = [0x3c4c_0002, 0x3842_7f00];
@@ -278,10 +279,6 @@ mod tests {
     const CALL: u32 = 0x4800_0101;
     /// `addi r3,r3,1; blr`
     const BODY: [u32; 2] = [0x3863_0001, 0x4e80_0020];
-
-    fn bytes(words: &[u32]) -> Vec<u8> {
-        code(words).collect()
-    }
 
     #[test]
     fn conforms() {
@@ -475,18 +472,6 @@ mod tests {
 
     #[test]
     fn the_edges_of_reach() {
-        let at = CodeAddr::new(0x7000_0000_0000);
-        let (up, down) = (at.wrapping_add((1 << 25) - 4), at.wrapping_sub(1 << 25));
-        assert!(Ppc64Le::jump(at, up, 4).is_ok() && Ppc64Le::jump(at, down, 4).is_ok());
-        for to in [up.wrapping_add(4), down.wrapping_sub(4), at.wrapping_add(2)] {
-            assert_eq!(Ppc64Le::jump(at, to, 4), Err(OutOfReach { from: at, to }));
-        }
-        assert!(Ppc64Le::jump(at, at, 3).is_err(), "no jump has three bytes");
-        let longest = Code::new().capacity() as u8;
-        assert!(Ppc64Le::jump(at, at, longest).is_ok());
-        assert!(
-            Ppc64Le::jump(at, at, longest + 1).is_err(),
-            "nothing is that long"
-        );
+        code::the_edges_of_reach::<Ppc64Le>(4, (1 << 25) - 4, 1 << 25, 4);
     }
 }

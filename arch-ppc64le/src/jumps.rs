@@ -104,21 +104,19 @@ fn to_register(word: u32, link: &Link) -> Flow {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Ppc64Le;
     use alloc::vec::Vec;
+    use klp_arch_tests::code::{self, bytes};
+    use klp_core::port::Arch;
 
     const AT: u64 = 0x1000_1000;
 
     fn found(words: &[u32]) -> Vec<Option<u64>> {
-        let code: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        found_in(&code)
+        found_in(&bytes(words))
     }
 
     fn found_in(code: &[u8]) -> Vec<Option<u64>> {
-        let mut found = Vec::new();
-        jumps(CodeAddr::new(AT), code, &mut |to| {
-            found.push(to.map(CodeAddr::get))
-        });
-        found
+        code::jumps::<Ppc64Le>(AT, code)
     }
 
     /// Words as GNU as assembles them at 0x10001000.
@@ -206,8 +204,6 @@ mod tests {
 
     #[test]
     fn our_own_code() {
-        use crate::Ppc64Le;
-        use klp_core::port::Arch;
         let at = CodeAddr::new(AT);
         let jump = Ppc64Le::jump(at, CodeAddr::new(AT + 0x1000), 8).expect("in reach");
         assert_eq!(found_in(&jump), [Some(AT + 0x1000)]);
@@ -222,12 +218,8 @@ mod tests {
         }
     }
 
-    proptest::proptest! {
-        #[test]
-        fn random_bytes_never_panic(code in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..64), at: u64) {
-            let mut jumps_found = 0;
-            jumps(CodeAddr::new(at), &code, &mut |_| jumps_found += 1);
-            proptest::prop_assert!(jumps_found <= code.len());
-        }
+    #[test]
+    fn random_bytes_never_panic() {
+        code::random_bytes_never_panic::<Ppc64Le>();
     }
 }

@@ -399,6 +399,7 @@ mod tests {
     use super::*;
     use crate::opcodes::STD_R2_24_R1;
     use alloc::vec::Vec;
+    use klp_arch_tests::code::bytes;
     use klp_core::conformance::relocator::{Known, check};
     use klp_core::port::{Arch, Around};
 
@@ -413,7 +414,7 @@ mod tests {
 
     /// What comes of words whose field is empty; cleared, they are as before.
     fn apply(reloc: &Relocation, words: &[u32]) -> Result<Vec<u32>, RelocError> {
-        let before: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let before = bytes(words);
         let mut bytes = before.clone();
         Ppc64Le::apply(reloc, &mut bytes).inspect_err(|_| assert_eq!(bytes, before))?;
         let after = bytes.chunks_exact(4).filter_map(word).collect();

@@ -1,11 +1,12 @@
-//! The stub between a caller that fills every register that counts and a function that notes what it
-//! finds in them.
+//! The stub between a caller that fills every register that counts and a function that notes what
+//! it finds in them.
 
 use crate::AArch64;
+use alloc::vec::Vec;
 use core::mem::offset_of;
-use core::ptr;
+use klp_arch_tests::Page;
+use klp_arch_tests::stub::{self, State as _};
 use klp_core::addr::CodeAddr;
-use klp_core::port::Arch;
 use std::arch::is_aarch64_feature_detected;
 
 /// Bytes of the longest vector that the tests are made for.
@@ -13,7 +14,7 @@ const LONGEST: usize = 256;
 
 /// Registers, as a caller sets them or a function finds them.
 #[repr(C, align(16))]
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(PartialEq, Eq, Debug)]
 struct State {
     /// x0 to x8, x15, x18, x30 (which only the function notes), x21 to x29 and one that is not used.
     general: [u64; 22],
@@ -25,11 +26,13 @@ struct State {
     vectors: [u64; 24 * LONGEST / 8],
 }
 
-// Throughout: x19 points to a `State`, x20 says whether there is SVE.
+// Throughout: x19 points to a `State`, x20 is a `Width`.
 core::arch::global_asm!(
     ".pushsection .text.klp_stub_test,\"ax\",%progbits",
+    ".globl klp_test_drive, klp_test_back, klp_test_probe, klp_test_spoil, klp_test_fast_zero",
+    ".globl klp_test_bare, klp_test_bare_zero, klp_test_on_stack, klp_test_vector_length",
     ".arch_extension sve",
-    // fn klp_test_drive(target, given, found, sve) -> u64
+    // fn klp_test_drive(target, given, found, width) -> u64
     ".type klp_test_drive, %function",
     "klp_test_drive:",
     "stp x29, x30, [sp, #-176]!",
@@ -148,7 +151,7 @@ core::arch::global_asm!(
 
 // SAFETY: defined above, with this signature.
 unsafe extern "C" {
-    fn klp_test_drive(target: u64, given: *const State, found: *mut State, sve: u64) -> u64;
+    fn klp_test_drive(target: u64, given: *const State, found: *mut State, width: Width) -> u64;
     fn klp_test_back();
     fn klp_test_probe();
     fn klp_test_spoil(arg: u64) -> u64;
@@ -173,139 +176,88 @@ fn vector_length() -> usize {
     }
 }
 
-fn given(seed: u64, sve: bool) -> State {
-    let mut number = seed;
-    let mut next = || {
-        number = number
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        number
-    };
-    let mut state = State {
-        general: core::array::from_fn(|_| next()),
-        stack: core::array::from_fn(|_| next()),
-        vectors: [0; 24 * LONGEST / 8],
-        predicates: [0; 16 * LONGEST / 64],
-    };
-    state.general[11] = klp_test_back as *const () as u64;
-    state.general[21] = 0;
-    let vector = if sve { vector_length() } else { 16 };
-    state.vectors[..24 * vector / 8].fill_with(&mut next);
-    if sve {
-        state.predicates[..16 * vector / 64].fill_with(&mut next);
-    }
-    state
-}
-
-fn nothing() -> State {
-    State {
+impl State {
+    const EMPTY: Self = Self {
         general: [0; 22],
         stack: [0; 2],
         vectors: [0; 24 * LONGEST / 8],
         predicates: [0; 16 * LONGEST / 64],
-    }
+    };
 }
 
-/// A page of executable memory with one thunk in it.
-struct Page(*mut libc::c_void);
+/// Which vector registers there are.
+#[derive(Clone, Copy, Debug)]
+#[repr(u64)]
+enum Width {
+    Neon = 0,
+    Sve = 1,
+}
 
-impl Page {
-    const LEN: usize = 4096;
+impl stub::State for State {
+    type Arch = AArch64;
+    type Width = Width;
 
-    fn with_thunk(arg: u64, stub: u64) -> Self {
-        // SAFETY: a new mapping, at an address that the kernel chooses.
-        let page = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                Self::LEN,
-                libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
+    fn widths() -> Vec<Width> {
+        let mut widths = Vec::from([Width::Neon]);
+        if is_aarch64_feature_detected!("sve") {
+            widths.push(Width::Sve);
+        }
+        widths
+    }
+
+    fn probe() -> u64 {
+        klp_test_probe as *const () as u64
+    }
+
+    fn given(width: Width, next: &mut dyn FnMut() -> u64) -> Self {
+        let mut state = Self {
+            general: core::array::from_fn(|_| next()),
+            stack: core::array::from_fn(|_| next()),
+            ..Self::EMPTY
         };
-        assert_ne!(page, libc::MAP_FAILED, "mmap");
-        let thunk = AArch64::thunk(CodeAddr::new(page as u64), arg, CodeAddr::new(stub));
-        // SAFETY: the page is ours and longer than any thunk. No other thread knows it; this one
-        // does what the Arm ARM asks for before new code is run (B2.2.5), on lines of at least 16
-        // bytes.
-        unsafe {
-            ptr::copy_nonoverlapping(thunk.as_ptr(), page.cast(), thunk.len());
-            for line in (page as u64..page as u64 + thunk.len() as u64).step_by(16) {
-                core::arch::asm!("dc cvau, {line}", "dsb ish", "ic ivau, {line}", line = in(reg) line);
+        state.general[11] = klp_test_back as *const () as u64;
+        state.general[21] = 0;
+        match width {
+            Width::Neon => state.vectors[..24 * 16 / 8].fill_with(&mut *next),
+            Width::Sve => {
+                let vector = vector_length();
+                state.vectors[..24 * vector / 8].fill_with(&mut *next);
+                state.predicates[..16 * vector / 64].fill_with(&mut *next);
             }
-            core::arch::asm!("dsb ish", "isb");
         }
-        Self(page)
+        state
     }
-}
 
-impl Drop for Page {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `with_thunk`, and nobody executes in it any more.
-        assert_eq!(unsafe { libc::munmap(self.0, Self::LEN) }, 0, "munmap");
+    unsafe fn drive(given: &Self, width: Width, thunk: CodeAddr) -> (u64, Self) {
+        let mut found = Self::EMPTY;
+        // SAFETY: the caller's duty. The probe keeps to the ABI.
+        let answer = unsafe { klp_test_drive(thunk.get(), given, &raw mut found, width) };
+        (answer, found)
     }
-}
 
-fn everything_arrives_through(stub: unsafe extern "C" fn()) {
-    let probe = klp_test_probe as *const () as u64;
-    let page = Page::with_thunk(probe, stub as *const () as u64);
-    for sve in [false, is_aarch64_feature_detected!("sve")] {
-        for seed in 0..100 {
-            let (given, mut found) = (given(seed, sve), nothing());
-            // SAFETY: the thunk leads through the stub to the probe, which keeps to the ABI, and
-            // the machine has SVE if `sve` says so.
-            let answer = unsafe {
-                klp_test_drive(
-                    page.0 as u64,
-                    &raw const given,
-                    &raw mut found,
-                    u64::from(sve),
-                )
-            };
-            assert_eq!(answer, 77, "SVE: {sve}");
-            assert!(found == given, "SVE: {sve}\n{found:x?}\n{given:x?}");
-        }
+    unsafe fn drive_on_stack(stack_pointer: u64, thunk: CodeAddr) -> u64 {
+        // SAFETY: the caller's duty.
+        unsafe { klp_test_on_stack(thunk.get(), stack_pointer) }
     }
 }
 
 #[test]
 fn one_handler() {
-    everything_arrives_through(klp_test_stub_one);
+    stub::everything_arrives_through::<State>(klp_test_stub_one);
 }
 
 #[test]
 fn a_fast_handler_decides() {
-    everything_arrives_through(klp_test_stub_two);
+    stub::everything_arrives_through::<State>(klp_test_stub_two);
 }
 
 #[test]
 fn a_slow_handler_decides() {
-    everything_arrives_through(klp_test_stub_slow);
+    stub::everything_arrives_through::<State>(klp_test_stub_slow);
 }
 
 crate::entry_stub!(fn klp_test_stub_bare, klp_test_bare);
 crate::entry_stub!(fn klp_test_stub_bare_slow, klp_test_bare_zero, klp_test_bare);
-
-extern "C" fn seventy_seven() -> u64 {
-    77
-}
-
-/// How deep below `sp` at the entry the stub writes, with a handler that has no stack of its own.
-fn depth(stub: unsafe extern "C" fn()) -> usize {
-    const PAINT: u8 = 0xa5;
-    let page = Page::with_thunk(seventy_seven as *const () as u64, stub as *const () as u64);
-    let mut stack = std::vec![PAINT; 1 << 16];
-    let entry = (stack.as_ptr() as u64 + (1 << 15)) & !15;
-    // SAFETY: the stub and its handlers need less than half of the stack.
-    assert_eq!(unsafe { klp_test_on_stack(page.0 as u64, entry) }, 77);
-    let low = stack
-        .iter()
-        .position(|&byte| byte != PAINT)
-        .expect("registers were saved");
-    let _ = &mut stack;
-    (entry - stack.as_ptr() as u64) as usize - low
-}
 
 #[test]
 fn the_stack_that_it_needs_is_as_documented() {
@@ -315,7 +267,7 @@ fn the_stack_that_it_needs_is_as_documented() {
         false => 192 + 384,
     };
     for stub in [klp_test_stub_bare, klp_test_stub_bare_slow] {
-        assert_eq!(depth(stub), expected);
+        assert_eq!(stub::depth::<State>(stub, 0), expected);
     }
     assert!(expected <= FAST_STACK_MAX && FAST_STACK_MAX == SLOW_STACK_MAX);
 }
@@ -335,13 +287,11 @@ crate::entry_stub!(fn klp_test_stub_note, klp_test_fast_zero, note);
 
 #[test]
 fn a_slow_handler_is_told_of_the_caller() {
-    let page = Page::with_thunk(
-        klp_test_probe as *const () as u64,
-        klp_test_stub_note as *const () as u64,
-    );
-    let (given, mut found) = (given(1, false), nothing());
-    // SAFETY: as in `everything_arrives_through`.
-    unsafe { klp_test_drive(page.0 as u64, &raw const given, &raw mut found, 0) };
+    let page = Page::with_thunk::<AArch64>(State::probe(), klp_test_stub_note);
+    let given = State::given(Width::Neon, &mut stub::numbers(1));
+    let mut found = State::EMPTY;
+    // SAFETY: the thunk leads to the probe, which keeps to the ABI.
+    unsafe { klp_test_drive(page.addr().get(), &given, &raw mut found, Width::Neon) };
     let (sp, preserved) = NOTED.get().expect("the handler ran");
     let regs = preserved.caller(sp, |_| panic!("nothing of it is in memory"));
     assert_eq!(regs.saved[..2], [&raw const found as u64, 0]);
@@ -350,60 +300,16 @@ fn a_slow_handler_is_told_of_the_caller() {
     assert!(regs.sp == sp && sp % 16 == 0);
 }
 
-extern "C" fn double(x: u64) -> u64 {
-    2 * x
-}
-
-extern "C" fn triple(x: u64) -> u64 {
-    3 * x
-}
-
-extern "C" fn choose(arg: u64) -> u64 {
-    match arg {
-        2 => double as *const () as u64,
-        _ => triple as *const () as u64,
-    }
-}
-
-crate::entry_stub!(fn klp_test_stub_choose, choose);
+crate::entry_stub!(fn klp_test_stub_choose, stub::choose);
 
 #[test]
 fn a_handler_in_rust_chooses() {
-    for factor in [2, 3] {
-        let page = Page::with_thunk(factor, klp_test_stub_choose as *const () as u64);
-        // SAFETY: the thunk leads to `double` or `triple`, which have this signature.
-        let through: extern "C" fn(u64) -> u64 = unsafe { core::mem::transmute(page.0) };
-        assert_eq!(through(21), factor * 21);
-    }
+    stub::a_handler_in_rust_chooses::<State>(klp_test_stub_choose);
 }
+
+crate::entry_stub!(fn klp_test_stub_variadic, klp_test_bare_zero, note);
 
 #[test]
 fn variadic_calls_pass() {
-    type Snprintf = unsafe extern "C" fn(*mut libc::c_char, usize, *const libc::c_char, ...) -> i32;
-    let mut text = [0u8; 48];
-    let page = Page::with_thunk(
-        libc::snprintf as *const () as u64,
-        klp_test_stub_choose_snprintf as *const () as u64,
-    );
-    // SAFETY: the thunk leads to `snprintf`.
-    let snprintf: Snprintf = unsafe { core::mem::transmute(page.0) };
-    // SAFETY: the buffer is as long as it says, the format fits the arguments. The last ones are on
-    // the stack.
-    let len = unsafe {
-        snprintf(
-            text.as_mut_ptr().cast(),
-            text.len(),
-            c"%d %.2f %s %d %d %d %d".as_ptr(),
-            7,
-            1.25f64,
-            c"x".as_ptr(),
-            4,
-            5,
-            6,
-            8,
-        )
-    };
-    assert_eq!(&text[..len as usize], b"7 1.25 x 4 5 6 8");
+    stub::variadic_calls_pass::<State>(klp_test_stub_variadic);
 }
-
-crate::entry_stub!(fn klp_test_stub_choose_snprintf, klp_test_bare_zero, note);

@@ -7,13 +7,14 @@ use alloc::vec::Vec;
 use core::cell::Cell;
 use core::mem::offset_of;
 use core::ops::ControlFlow;
-use core::ptr;
+use klp_arch_tests::Page;
+use klp_arch_tests::stub::{self, State as _};
 use klp_core::addr::CodeAddr;
-use klp_core::port::{Arch, Frame};
+use klp_core::port::Frame;
 
 /// Registers, as a caller sets them or a function finds them.
 #[repr(C, align(16))]
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(PartialEq, Eq, Debug)]
 struct State {
     /// v2 to v13.
     vectors: [[u64; 2]; 12],
@@ -75,6 +76,8 @@ macro_rules! spoil {
 // Throughout: r29 points to a `State`, r28 to what was given.
 core::arch::global_asm!(
     ".pushsection .text.klp_stub_test,\"ax\",@progbits",
+    ".globl klp_test_drive, klp_test_probe, klp_test_handler, klp_test_zero",
+    ".globl klp_test_bare, klp_test_bare_zero, klp_test_on_stack",
     // fn klp_test_drive(target, given, found) -> u64
     ".type klp_test_drive, @function",
     "klp_test_drive:",
@@ -142,11 +145,6 @@ core::arch::global_asm!(
     "klp_test_bare_zero: li %r3, 0; blr",
     ".type klp_test_bare, @function",
     "klp_test_bare: blr", // returns its argument
-    ".type klp_test_seventy_seven, @function",
-    "klp_test_seventy_seven: li %r3, 77; blr",
-    // Makes what was written at an address fit to be executed (Power ISA, book II, 1.8).
-    ".type klp_test_flush, @function",
-    "klp_test_flush: dcbst 0, %r3; sync; icbi 0, %r3; sync; isync; blr",
     ".popsection",
     floats = const offset_of!(State, floats),
     arguments = const offset_of!(State, arguments),
@@ -164,143 +162,91 @@ unsafe extern "C" {
     fn klp_test_zero(arg: u64) -> u64;
     fn klp_test_bare(arg: u64) -> u64;
     fn klp_test_bare_zero(arg: u64) -> u64;
-    fn klp_test_seventy_seven();
     fn klp_test_on_stack(target: u64, r1: u64) -> u64;
-    fn klp_test_flush(at: *mut libc::c_void);
 }
 
 crate::entry_stub!(fn klp_test_stub_one, klp_test_handler);
 crate::entry_stub!(fn klp_test_stub_two, klp_test_handler, klp_test_handler);
 crate::entry_stub!(fn klp_test_stub_slow, klp_test_zero, klp_test_handler);
 
-fn given(seed: u64) -> State {
-    let mut number = seed;
-    let mut next = || {
-        number = number
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        number
-    };
-    State {
-        vectors: core::array::from_fn(|_| [next(), next()]),
-        floats: core::array::from_fn(|_| next()),
-        arguments: core::array::from_fn(|_| next()),
-        preserved: core::array::from_fn(|_| next()),
-        stack: core::array::from_fn(|_| next()),
-        cr: next() & 0x00ff_f000,
-        toc_slot: next(),
+impl stub::State for State {
+    type Arch = Ppc64Le;
+    type Width = ();
+
+    fn widths() -> Vec<()> {
+        Vec::from([()])
     }
-}
 
-/// Executable memory with one thunk in it.
-struct Page(*mut libc::c_void);
-
-impl Page {
-    const LEN: usize = 1 << 16;
-
-    fn with_thunk(arg: u64, stub: u64) -> Self {
-        // SAFETY: a new mapping, at an address that the kernel chooses.
-        let page = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                Self::LEN,
-                libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        assert_ne!(page, libc::MAP_FAILED, "mmap");
-        let thunk = Ppc64Le::thunk(CodeAddr::new(page as u64), arg, CodeAddr::new(stub));
-        // SAFETY: the page is ours and longer than any thunk, which lies in one line of the cache.
-        unsafe {
-            ptr::copy_nonoverlapping(thunk.as_ptr(), page.cast(), thunk.len());
-            klp_test_flush(page);
-        };
-        Self(page)
+    fn probe() -> u64 {
+        klp_test_probe as *const () as u64
     }
-}
 
-impl Drop for Page {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `with_thunk`, and nobody executes in it any more.
-        assert_eq!(unsafe { libc::munmap(self.0, Self::LEN) }, 0, "munmap");
+    fn given((): (), next: &mut dyn FnMut() -> u64) -> Self {
+        Self {
+            vectors: core::array::from_fn(|_| [next(), next()]),
+            floats: core::array::from_fn(|_| next()),
+            arguments: core::array::from_fn(|_| next()),
+            preserved: core::array::from_fn(|_| next()),
+            stack: core::array::from_fn(|_| next()),
+            cr: next() & 0x00ff_f000,
+            toc_slot: next(),
+        }
     }
-}
 
-fn everything_arrives_through(stub: unsafe extern "C" fn()) {
-    let probe = klp_test_probe as *const () as u64;
-    let page = Page::with_thunk(probe, stub as *const () as u64);
-    for seed in 0..100 {
-        let given = given(seed);
-        let mut found = State::EMPTY;
-        // SAFETY: the thunk leads through the stub to the probe, which keeps to the ABI.
-        let answer = unsafe { klp_test_drive(page.0 as u64, &raw const given, &raw mut found) };
-        assert_eq!(answer, 77);
-        assert_eq!(found, given);
+    unsafe fn drive(given: &Self, (): (), thunk: CodeAddr) -> (u64, Self) {
+        let mut found = Self::EMPTY;
+        // SAFETY: the caller's duty. The probe keeps to the ABI.
+        let answer = unsafe { klp_test_drive(thunk.get(), given, &raw mut found) };
+        (answer, found)
+    }
+
+    unsafe fn drive_on_stack(stack_pointer: u64, thunk: CodeAddr) -> u64 {
+        // SAFETY: the caller's duty. Above `r1`, what belongs to a callee is all that is used.
+        unsafe { klp_test_on_stack(thunk.get(), stack_pointer) }
     }
 }
 
 #[test]
 fn one_handler() {
-    everything_arrives_through(klp_test_stub_one);
+    stub::everything_arrives_through::<State>(klp_test_stub_one);
 }
 
 #[test]
 fn a_fast_handler_decides() {
-    everything_arrives_through(klp_test_stub_two);
+    stub::everything_arrives_through::<State>(klp_test_stub_two);
 }
 
 #[test]
 fn a_slow_handler_decides() {
-    everything_arrives_through(klp_test_stub_slow);
+    stub::everything_arrives_through::<State>(klp_test_stub_slow);
 }
 
 crate::entry_stub!(fn klp_test_stub_bare, klp_test_bare);
 crate::entry_stub!(fn klp_test_stub_bare_slow, klp_test_bare_zero, klp_test_bare);
-
-/// How deep below `r1` at the entry the stub and a handler without a stack of its own write, if
-/// the entry's `r1` is the one given modulo 64.
-fn depth(stub: unsafe extern "C" fn(), entry_modulo_64: u64) -> usize {
-    const PAINT: u8 = 0xa5;
-    let function = klp_test_seventy_seven as *const () as u64;
-    let page = Page::with_thunk(function, stub as *const () as u64);
-    let mut stack = std::vec![PAINT; 1 << 16];
-    let top = (stack.as_ptr() as u64 + (1 << 15)) & !63;
-    let entry = top + entry_modulo_64;
-    // SAFETY: the stub and its handlers need less than half of the stack; above `r1`, what belongs
-    // to a callee is all that is used.
-    assert_eq!(unsafe { klp_test_on_stack(page.0 as u64, entry) }, 77);
-    let low = stack
-        .iter()
-        .position(|&byte| byte != PAINT)
-        .expect("a back chain was written");
-    let _ = &mut stack;
-    (entry - stack.as_ptr() as u64) as usize - low
-}
 
 #[test]
 fn the_stack_that_it_needs_is_as_documented() {
     for modulo in [0, 16, 32, 48, 1, 8, 15, 63] {
         let expected = 464 + modulo as usize % 16;
         assert!(expected <= crate::stub::STACK_MAX);
-        assert_eq!(depth(klp_test_stub_bare, modulo), expected, "{modulo}");
-        assert_eq!(depth(klp_test_stub_bare_slow, modulo), expected, "{modulo}");
+        assert_eq!(
+            stub::depth::<State>(klp_test_stub_bare, modulo),
+            expected,
+            "{modulo}"
+        );
+        assert_eq!(
+            stub::depth::<State>(klp_test_stub_bare_slow, modulo),
+            expected,
+            "{modulo}"
+        );
     }
 }
 
 #[test]
 fn a_caller_may_align_its_stack_in_any_way() {
-    let stack = std::vec![0_u64; 1 << 13];
-    let top = (stack.as_ptr_range().end as u64 - 4096) & !63;
-    let function = klp_test_seventy_seven as *const () as u64;
+    // `klp_test_handler` checks the alignment.
     for stub in [klp_test_stub_one, klp_test_stub_two, klp_test_stub_slow] {
-        let page = Page::with_thunk(function, stub as *const () as u64);
-        for entry in top..top + 64 {
-            // SAFETY: as in `depth`. `klp_test_handler` checks the alignment.
-            let answer = unsafe { klp_test_on_stack(page.0 as u64, entry) };
-            assert_eq!(answer, 77, "{entry:#x}");
-        }
+        stub::a_caller_may_align_its_stack_in_any_way::<State>(stub, 1, |_| {});
     }
 }
 
@@ -346,12 +292,11 @@ crate::entry_stub!(fn klp_test_stub_note, klp_test_zero, note);
 
 #[test]
 fn a_slow_handler_can_walk_from_the_caller() {
-    let probe = klp_test_probe as *const () as u64;
-    let page = Page::with_thunk(probe, klp_test_stub_note as *const () as u64);
-    let given = given(7);
+    let page = Page::with_thunk::<Ppc64Le>(State::probe(), klp_test_stub_note);
+    let given = State::given((), &mut stub::numbers(7));
     let mut found = State::EMPTY;
-    // SAFETY: as above.
-    let answer = unsafe { klp_test_drive(page.0 as u64, &raw const given, &raw mut found) };
+    // SAFETY: the thunk leads to the probe, which keeps to the ABI.
+    let answer = unsafe { klp_test_drive(page.addr().get(), &given, &raw mut found) };
     assert_eq!((answer, &found), (77, &given));
     let (regs, [inner, outer]) = NOTED.get().expect("the handler ran");
     assert_eq!([regs.r30, regs.r31], given.preserved);
@@ -361,58 +306,14 @@ fn a_slow_handler_can_walk_from_the_caller() {
     assert!((this..this + 4096).contains(&outer), "{outer:#x}");
 }
 
-extern "C" fn double(x: u64) -> u64 {
-    2 * x
-}
-
-extern "C" fn triple(x: u64) -> u64 {
-    3 * x
-}
-
-extern "C" fn choose(arg: u64) -> u64 {
-    match arg {
-        2 => double as *const () as u64,
-        _ => triple as *const () as u64,
-    }
-}
-
-crate::entry_stub!(fn klp_test_stub_choose, choose);
+crate::entry_stub!(fn klp_test_stub_choose, stub::choose);
 
 #[test]
 fn a_handler_in_rust_chooses() {
-    for factor in [2, 3] {
-        let page = Page::with_thunk(factor, klp_test_stub_choose as *const () as u64);
-        // SAFETY: the thunk leads to `double` or `triple`, which have this signature.
-        let through: extern "C" fn(u64) -> u64 = unsafe { core::mem::transmute(page.0) };
-        assert_eq!(through(21), factor * 21);
-    }
+    stub::a_handler_in_rust_chooses::<State>(klp_test_stub_choose);
 }
 
 #[test]
 fn variadic_calls_pass() {
-    type Snprintf = unsafe extern "C" fn(*mut libc::c_char, usize, *const libc::c_char, ...) -> i32;
-    // More arguments than registers, and one in a float register and a general one.
-    let mut text = [0_u8; 64];
-    let snprintf = libc::snprintf as *const () as u64;
-    let page = Page::with_thunk(snprintf, klp_test_stub_slow as *const () as u64);
-    // SAFETY: the thunk leads to `snprintf`.
-    let snprintf: Snprintf = unsafe { core::mem::transmute(page.0) };
-    // SAFETY: the buffer is as long as it says, the format fits the arguments.
-    let len = unsafe {
-        snprintf(
-            text.as_mut_ptr().cast(),
-            text.len(),
-            c"%d %.2f %s %d %d %d %d %d %.1f".as_ptr(),
-            7,
-            1.25_f64,
-            c"x".as_ptr(),
-            1,
-            2,
-            3,
-            4,
-            5,
-            2.5_f64,
-        )
-    };
-    assert_eq!(&text[..len as usize], b"7 1.25 x 1 2 3 4 5 2.5");
+    stub::variadic_calls_pass::<State>(klp_test_stub_slow);
 }

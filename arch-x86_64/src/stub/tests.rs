@@ -2,15 +2,16 @@
 //! finds in them.
 
 use crate::X86_64;
+use alloc::vec::Vec;
 use core::mem::offset_of;
-use core::ptr;
+use klp_arch_tests::Page;
+use klp_arch_tests::stub::{self, State as _};
 use klp_core::addr::CodeAddr;
-use klp_core::port::Arch;
 use std::arch::is_x86_feature_detected;
 
 /// Registers, as a caller sets them or a function finds them.
 #[repr(C, align(64))]
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(PartialEq, Eq, Debug)]
 struct State {
     vectors: [[u64; 8]; 8],
     /// rdi, rsi, rdx, rcx, r8, r9, r10, rax.
@@ -33,6 +34,8 @@ enum Width {
 // Throughout: r12 points to a `State`, r13 is a `Width`.
 core::arch::global_asm!(
     ".pushsection .text.klp_stub_test,\"ax\",@progbits",
+    ".globl klp_test_drive, klp_test_probe, klp_test_fast, klp_test_fast_zero",
+    ".globl klp_test_slow, klp_test_bare, klp_test_bare_zero, klp_test_on_stack",
     // fn klp_test_drive(target, given, found, width) -> u64
     "klp_test_drive:",
     "push rbx; push rbp; push r12; push r13; push r14; push r15",
@@ -121,12 +124,13 @@ core::arch::global_asm!(
     "ret",
     // fn klp_test_on_stack(target, rsp) -> u64: calls the target with `rsp` at its entry
     "klp_test_on_stack:",
-    "push rbx",
+    "push rbx; push r13",
     "mov rbx, rsp",
+    "xor r13d, r13d", // handlers spoil no wide vectors
     "lea rsp, [rsi + 8]",
     "call rdi",
     "mov rsp, rbx",
-    "pop rbx",
+    "pop r13; pop rbx",
     "ret",
     "klp_test_slow:", // as a C library's memcpy does; returns its argument
     "push rdi",
@@ -157,137 +161,83 @@ crate::entry_stub!(fn klp_test_stub_one, klp_test_fast);
 crate::entry_stub!(fn klp_test_stub_two, klp_test_fast, klp_test_slow);
 crate::entry_stub!(fn klp_test_stub_slow, klp_test_fast_zero, klp_test_slow);
 
-fn widths() -> impl Iterator<Item = Width> {
-    let widest = if is_x86_feature_detected!("avx512f")
-        && (cfg!(target_feature = "avx512f") || !cfg!(target_feature = "avx"))
-    {
-        Width::Zmm
-    } else if is_x86_feature_detected!("avx") {
-        Width::Ymm
-    } else {
-        Width::Xmm
+impl State {
+    const EMPTY: Self = Self {
+        vectors: [[0; 8]; 8],
+        arguments: [0; 8],
+        preserved: [0; 4],
+        stack: [0; 2],
     };
-    [Width::Xmm, Width::Ymm, Width::Zmm]
-        .into_iter()
-        .filter(move |&width| width <= widest)
 }
 
-fn given(seed: u64, width: Width) -> State {
-    let mut number = seed;
-    let mut next = || {
-        number = number
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        number
-    };
-    let words = [2, 4, 8][width as usize];
-    let mut vectors = [[0; 8]; 8];
-    vectors
-        .iter_mut()
-        .for_each(|vector| vector[..words].fill_with(&mut next));
-    State {
-        vectors,
-        arguments: core::array::from_fn(|_| next()),
-        preserved: core::array::from_fn(|_| next()),
-        stack: core::array::from_fn(|_| next()),
-    }
-}
+impl stub::State for State {
+    type Arch = X86_64;
+    type Width = Width;
 
-/// A page of executable memory with one thunk in it.
-struct Page(*mut libc::c_void);
-
-impl Page {
-    const LEN: usize = 4096;
-
-    fn with_thunk(arg: u64, stub: u64) -> Self {
-        // SAFETY: a new mapping, at an address that the kernel chooses.
-        let page = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                Self::LEN,
-                libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
+    fn widths() -> Vec<Width> {
+        let widest = if is_x86_feature_detected!("avx512f")
+            && (cfg!(target_feature = "avx512f") || !cfg!(target_feature = "avx"))
+        {
+            Width::Zmm
+        } else if is_x86_feature_detected!("avx") {
+            Width::Ymm
+        } else {
+            Width::Xmm
         };
-        assert_ne!(page, libc::MAP_FAILED, "mmap");
-        let thunk = X86_64::thunk(CodeAddr::new(page as u64), arg, CodeAddr::new(stub));
-        // SAFETY: the page is ours and longer than any thunk.
-        unsafe { ptr::copy_nonoverlapping(thunk.as_ptr(), page.cast(), thunk.len()) };
-        Self(page)
+        [Width::Xmm, Width::Ymm, Width::Zmm]
+            .into_iter()
+            .filter(|&width| width <= widest)
+            .collect()
     }
-}
 
-impl Drop for Page {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `with_thunk`, and nobody executes in it any more.
-        assert_eq!(unsafe { libc::munmap(self.0, Self::LEN) }, 0, "munmap");
+    fn probe() -> u64 {
+        klp_test_probe as *const () as u64
     }
-}
 
-fn everything_arrives_through(stub: unsafe extern "C" fn()) {
-    let probe = klp_test_probe as *const () as u64;
-    let page = Page::with_thunk(probe, stub as *const () as u64);
-    for width in widths() {
-        for seed in 0..100 {
-            let given = given(seed, width);
-            let mut found = State {
-                vectors: [[0; 8]; 8],
-                arguments: [0; 8],
-                preserved: [0; 4],
-                stack: [0; 2],
-            };
-            // SAFETY: the thunk leads through the stub to the probe, which keeps to the ABI, and
-            // the machine has `width`.
-            let answer =
-                unsafe { klp_test_drive(page.0 as u64, &raw const given, &raw mut found, width) };
-            assert_eq!(answer, 77, "{width:?}");
-            assert_eq!(found, given, "{width:?}");
+    fn given(width: Width, next: &mut dyn FnMut() -> u64) -> Self {
+        let words = [2, 4, 8][width as usize];
+        let mut vectors = [[0; 8]; 8];
+        vectors
+            .iter_mut()
+            .for_each(|vector| vector[..words].fill_with(&mut *next));
+        Self {
+            vectors,
+            arguments: core::array::from_fn(|_| next()),
+            preserved: core::array::from_fn(|_| next()),
+            stack: core::array::from_fn(|_| next()),
         }
+    }
+
+    unsafe fn drive(given: &Self, width: Width, thunk: CodeAddr) -> (u64, Self) {
+        let mut found = Self::EMPTY;
+        // SAFETY: the caller's duty. The probe keeps to the ABI.
+        let answer = unsafe { klp_test_drive(thunk.get(), given, &raw mut found, width) };
+        (answer, found)
+    }
+
+    unsafe fn drive_on_stack(stack_pointer: u64, thunk: CodeAddr) -> u64 {
+        // SAFETY: the caller's duty. Above `rsp`, a return address is all that is used.
+        unsafe { klp_test_on_stack(thunk.get(), stack_pointer) }
     }
 }
 
 #[test]
 fn one_handler() {
-    everything_arrives_through(klp_test_stub_one);
+    stub::everything_arrives_through::<State>(klp_test_stub_one);
 }
 
 #[test]
 fn a_fast_handler_decides() {
-    everything_arrives_through(klp_test_stub_two);
+    stub::everything_arrives_through::<State>(klp_test_stub_two);
 }
 
 #[test]
 fn a_slow_handler_decides() {
-    everything_arrives_through(klp_test_stub_slow);
+    stub::everything_arrives_through::<State>(klp_test_stub_slow);
 }
 
 crate::entry_stub!(fn klp_test_stub_bare, klp_test_bare);
 crate::entry_stub!(fn klp_test_stub_bare_slow, klp_test_bare_zero, klp_test_bare);
-
-extern "C" fn seventy_seven() -> u64 {
-    77
-}
-
-/// How deep below `rsp` at the entry the stub and a handler without a stack of its own write, if
-/// the entry's `rsp` is the one given modulo 64.
-fn depth(stub: unsafe extern "C" fn(), entry_modulo_64: u64) -> usize {
-    const PAINT: u8 = 0xa5;
-    let page = Page::with_thunk(seventy_seven as *const () as u64, stub as *const () as u64);
-    let mut stack = std::vec![PAINT; 1 << 16];
-    let top = (stack.as_ptr() as u64 + (1 << 15)) & !63;
-    let entry = top + entry_modulo_64;
-    // SAFETY: the stub and its handlers need less than half of the stack; above `rsp`, a return
-    // address is all that is used.
-    assert_eq!(unsafe { klp_test_on_stack(page.0 as u64, entry) }, 77);
-    let low = stack
-        .iter()
-        .position(|&byte| byte != PAINT)
-        .expect("a return address was written");
-    let _ = &mut stack;
-    (entry - stack.as_ptr() as u64) as usize - low
-}
 
 /// The size of the XSAVE area up to the end of the components 2 and 6, if the system enabled them.
 #[cfg(target_feature = "sse")]
@@ -323,12 +273,20 @@ fn the_stack_that_it_needs_is_as_documented() {
             if modulo % 16 == 8 { 0 } else { 16 },
         );
         let fast = modulo as usize + 4096 - ((at_call & !15) - extra - 8);
-        assert_eq!(depth(klp_test_stub_bare, modulo), fast, "{modulo}");
+        assert_eq!(
+            stub::depth::<State>(klp_test_stub_bare, modulo),
+            fast,
+            "{modulo}"
+        );
         assert!(fast <= FAST_STACK_MAX);
         #[cfg(target_feature = "sse")]
         {
             let slow = modulo as usize + 4096 - (((at_call - 48 - xsave_len()) & !63) - 8);
-            assert_eq!(depth(klp_test_stub_bare_slow, modulo), slow, "{modulo}");
+            assert_eq!(
+                stub::depth::<State>(klp_test_stub_bare_slow, modulo),
+                slow,
+                "{modulo}"
+            );
             assert!(slow <= SLOW_STACK_MAX, "{slow}");
             std::println!(
                 "rsp = {modulo} modulo 64: fast {fast}, slow {slow}, at most {SLOW_STACK_MAX}"
@@ -339,45 +297,17 @@ fn the_stack_that_it_needs_is_as_documented() {
 
 #[test]
 fn a_caller_may_align_its_stack_in_any_way() {
-    let stack = std::vec![0_u64; 1 << 13];
-    let top = (stack.as_ptr_range().end as u64 - 4096) & !63;
-    let through = |stub: unsafe extern "C" fn(), entry| {
-        let page = Page::with_thunk(seventy_seven as *const () as u64, stub as *const () as u64);
-        assert_eq!(
-            // SAFETY: as in `depth`.
-            unsafe { klp_test_on_stack_spoiled(page.0 as u64, entry) },
-            77,
-            "{entry:#x}"
-        );
-    };
-    for entry in top..top + 64 {
-        // `klp_test_fast` and `klp_test_slow` check the alignment of theirs.
-        through(klp_test_stub_one, entry);
-        through(klp_test_stub_two, entry);
-        through(klp_test_stub_slow, entry);
+    // `klp_test_fast` and `klp_test_slow` check the alignment of theirs.
+    for stub in [klp_test_stub_one, klp_test_stub_two, klp_test_stub_slow] {
+        stub::a_caller_may_align_its_stack_in_any_way::<State>(stub, 1, |_| {});
     }
-    for entry in (top..top + 64).step_by(8) {
-        through(klp_test_stub_note, entry);
+    stub::a_caller_may_align_its_stack_in_any_way::<State>(klp_test_stub_note, 8, |entry| {
         assert_eq!(
             NOTED.get().expect("the handler ran").0,
             entry,
             "it is told of the caller's own"
         );
-    }
-}
-
-/// As `klp_test_on_stack`, for handlers that look at what `r13` says of vector registers: no wide
-/// ones.
-unsafe fn klp_test_on_stack_spoiled(target: u64, rsp: u64) -> u64 {
-    let answer;
-    // SAFETY: the caller's duty; what a call may change is declared.
-    unsafe {
-        core::arch::asm!(
-            "push r13", "push r13", "xor r13d, r13d", "call {on_stack}", "pop r13", "pop r13",
-            on_stack = sym klp_test_on_stack, in("rdi") target, in("rsi") rsp, out("rax") answer, clobber_abi("C"),
-        );
-    }
-    answer
+    });
 }
 
 std::thread_local! {
@@ -395,14 +325,11 @@ crate::entry_stub!(fn klp_test_stub_note, klp_test_fast_zero, note);
 
 #[test]
 fn a_slow_handler_is_told_of_the_caller() {
-    let page = Page::with_thunk(
-        klp_test_probe as *const () as u64,
-        klp_test_stub_note as *const () as u64,
-    );
-    let given = given(1, Width::Xmm);
-    let mut found = given.clone();
-    // SAFETY: as in `everything_arrives_through`.
-    unsafe { klp_test_drive(page.0 as u64, &raw const given, &raw mut found, Width::Xmm) };
+    let page = Page::with_thunk::<X86_64>(State::probe(), klp_test_stub_note);
+    let given = State::given(Width::Xmm, &mut stub::numbers(1));
+    let mut found = State::EMPTY;
+    // SAFETY: the thunk leads to the probe, which keeps to the ABI.
+    unsafe { klp_test_drive(page.addr().get(), &given, &raw mut found, Width::Xmm) };
     let (sp, return_address, preserved) = NOTED.get().expect("the handler ran");
     let regs = preserved.caller(sp, |at| {
         assert_eq!(at, sp);
@@ -426,31 +353,11 @@ fn a_slow_handler_is_told_of_the_caller() {
     assert_eq!(regs.rsp, sp + 8);
 }
 
-extern "C" fn double(x: u64) -> u64 {
-    2 * x
-}
-
-extern "C" fn triple(x: u64) -> u64 {
-    3 * x
-}
-
-extern "C" fn choose(arg: u64) -> u64 {
-    match arg {
-        2 => double as *const () as u64,
-        _ => triple as *const () as u64,
-    }
-}
-
-crate::entry_stub!(fn klp_test_stub_choose, choose);
+crate::entry_stub!(fn klp_test_stub_choose, stub::choose);
 
 #[test]
 fn a_handler_in_rust_chooses() {
-    for factor in [2, 3] {
-        let page = Page::with_thunk(factor, klp_test_stub_choose as *const () as u64);
-        // SAFETY: the thunk leads to `double` or `triple`, which have this signature.
-        let through: extern "C" fn(u64) -> u64 = unsafe { core::mem::transmute(page.0) };
-        assert_eq!(through(21), factor * 21);
-    }
+    stub::a_handler_in_rust_chooses::<State>(klp_test_stub_choose);
 }
 
 extern "C" fn spoil(arg: u64) -> u64 {
@@ -461,27 +368,8 @@ extern "C" fn spoil(arg: u64) -> u64 {
 
 crate::entry_stub!(fn klp_test_stub_spoil, spoil);
 
+/// A float argument of `snprintf` is found only if `al` and `xmm0` arrive.
 #[test]
 fn variadic_calls_pass() {
-    type Snprintf = unsafe extern "C" fn(*mut libc::c_char, usize, *const libc::c_char, ...) -> i32;
-    // A float argument of snprintf is found only if al and xmm0 arrive.
-    let mut text = [0u8; 32];
-    let page = Page::with_thunk(
-        libc::snprintf as *const () as u64,
-        klp_test_stub_spoil as *const () as u64,
-    );
-    // SAFETY: the thunk leads to `snprintf`.
-    let snprintf: Snprintf = unsafe { core::mem::transmute(page.0) };
-    // SAFETY: the buffer is as long as it says, the format fits the arguments.
-    let len = unsafe {
-        snprintf(
-            text.as_mut_ptr().cast(),
-            text.len(),
-            c"%d %.2f %s".as_ptr(),
-            7,
-            1.25f64,
-            c"x".as_ptr(),
-        )
-    };
-    assert_eq!(&text[..len as usize], b"7 1.25 x");
+    stub::variadic_calls_pass::<State>(klp_test_stub_spoil);
 }
