@@ -5,7 +5,9 @@
 //! cannot panic.
 #![forbid(unsafe_code)]
 
-use crate::opcodes::{BCTR, BCTRL, BL, BRANCH_MASK, MTCTR_R12, STD_R2_24_R1, signed, target, word};
+use crate::opcodes::{
+    B, BCTR, BCTRL, BL, BRANCH_MASK, MTCTR_R12, STD_R2_24_R1, signed, target, word,
+};
 use klp_core::addr::CodeAddr;
 
 /// Bytes of a `bl`.
@@ -62,6 +64,31 @@ pub fn linkage_slot(at: CodeAddr, toc: Option<u64>, code: &[u8]) -> Option<u64> 
     goes.then_some(slot)
 }
 
+/// If a stub of the linker's for calls within an object stands at `at`: the function that it leads
+/// to. Such is
+///
+/// * `std r2,24(r1); b …`, by which code with a table of contents calls code that keeps none
+///   (ELFv2 4.2.5.3, a function with the `st_other` of 3.4.1 that says so),
+/// * `pla r12,…`, with `b …` or `mtctr r12; bctr` behind it, by which code without a table calls
+///   code that has one.
+#[must_use]
+pub fn stub_target(at: CodeAddr, code: &[u8]) -> Option<CodeAddr> {
+    let first = word(code)?;
+    if first == STD_R2_24_R1 {
+        let branch = word(code.get(4..)?)?;
+        return is_branch(branch).then(|| target(at.wrapping_add(4), branch, 26));
+    }
+    let distance = pla_r12(first, word(code.get(4..)?)?)?;
+    let behind = word(code.get(8..)?)?;
+    let goes =
+        is_branch(behind) || behind == MTCTR_R12 && code.get(12..).and_then(word) == Some(BCTR);
+    goes.then(|| CodeAddr::new(at.get().wrapping_add_signed(distance)))
+}
+
+fn is_branch(word: u32) -> bool {
+    word & BRANCH_MASK == B
+}
+
 /// The address that `ld r12,…(r2)` loads from.
 fn loaded(toc: u64, word: u32) -> Option<u64> {
     const LD_R12_R2: u32 = 0xe982_0000;
@@ -83,7 +110,18 @@ fn loaded_far(toc: u64, first: u32, second: u32) -> Option<u64> {
 /// How far from itself `pld r12,…` loads.
 fn pld_r12(prefix: u32, suffix: u32) -> Option<i64> {
     let is_pld = prefix & 0xfffc_0000 == 0x0410_0000 && suffix & 0xffff_0000 == 0xe580_0000;
-    is_pld.then(|| signed(prefix & 0x3_ffff, 18) << 16 | i64::from(suffix & 0xffff))
+    is_pld.then(|| distance(prefix, suffix))
+}
+
+/// How far from itself `pla r12,…` leads.
+fn pla_r12(prefix: u32, suffix: u32) -> Option<i64> {
+    let is_pla = prefix & 0xfffc_0000 == 0x0610_0000 && suffix & 0xffff_0000 == 0x3980_0000;
+    is_pla.then(|| distance(prefix, suffix))
+}
+
+/// The 34 bits of a prefixed instruction.
+fn distance(prefix: u32, suffix: u32) -> i64 {
+    signed(prefix & 0x3_ffff, 18) << 16 | i64::from(suffix & 0xffff)
 }
 
 #[cfg(test)]
@@ -156,5 +194,30 @@ mod tests {
         assert_eq!(slot(&[near[1], near[2], BCTRL]), None, "bctrl");
         // addis r11,r2,1; ld r12,2040(r12)
         assert_eq!(slot(&[0x3d62_0001, far[2], far[3], far[4]]), None);
+    }
+
+    /// As GNU ld lays them out.
+    #[test]
+    fn stubs_within_an_object() {
+        let leads = |words: &[u32]| stub_target(AT, &bytes(words)).map(CodeAddr::get);
+        // std r2,24(r1); b .+0x1000
+        assert_eq!(leads(&[STD_R2_24_R1, 0x4800_1000]), Some(AT.get() + 0x1004));
+        // pla r12,.-0x20; b; and with mtctr r12; bctr
+        let pla = [0x0613_ffff, 0x3980_ffe0];
+        let by_branch = [&pla[..], &[0x4bff_ffd8]].concat();
+        let by_register = [&pla[..], &[MTCTR_R12, BCTR]].concat();
+        assert_eq!(leads(&by_branch), Some(AT.get() - 0x20));
+        assert_eq!(leads(&by_register), Some(AT.get() - 0x20));
+        for nothing in [
+            &[STD_R2_24_R1][..],
+            &[STD_R2_24_R1, 0x4800_1001],
+            &[0x4800_1000, 0x4800_1000],
+            &pla,
+            &[pla[0], pla[1], MTCTR_R12],
+            &[pla[0], 0x3960_ffe0, MTCTR_R12, BCTR],
+            &[],
+        ] {
+            assert_eq!(leads(nothing), None, "{nothing:x?}");
+        }
     }
 }

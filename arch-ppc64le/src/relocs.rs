@@ -328,7 +328,8 @@ unsafe impl Relocator for Ppc64Le {
     }
 
     /// The field must hold zero before: ELFv2 keeps addends in the relocation entries, and a field
-    /// that is not zero has been relocated already.
+    /// that is not zero has been relocated already. (In prefixed instructions, assemblers may put
+    /// the addend there, too.)
     #[allow(clippy::cast_possible_wrap, reason = "a distance has a sign")]
     fn apply(reloc: &Relocation, bytes: &mut [u8]) -> Result<(), RelocError> {
         let kind = reloc.kind;
@@ -350,9 +351,12 @@ unsafe impl Relocator for Ppc64Le {
         let encoded = field
             .encode(now, value)
             .ok_or(RelocError::OutOfRange { kind, value })?;
-        if now & field.mask(now) != 0 {
+        let before = now & field.mask(now);
+        let is_addend = field == Field::Prefixed34 && field.encode(0, reloc.addend) == Some(before);
+        if before != 0 && !is_addend {
             return Err(bad_place);
         }
+        let now = now & !before;
         if let Field::Branch { bits: 24 } = field {
             if let Some(next) = behind_call(kind, reloc.via, bytes)? {
                 let place = bytes.get_mut(4..8).ok_or(bad_place)?;
@@ -771,6 +775,29 @@ mod tests {
         assert!(!fits(elf::R_PPC64_ADDR32, 1 << 32, 0));
         assert!(!fits(elf::R_PPC64_ADDR16_HI, 1 << 31, 0));
         assert!(fits(elf::R_PPC64_ADDR16_HIGH, 1 << 31, 0));
+    }
+
+    /// GNU as does that.
+    #[test]
+    fn a_prefixed_instruction_may_hold_the_addend() {
+        let addend = Relocation {
+            addend: 16,
+            ..reloc(R_PPC64_PCREL34, PLACE + 0x100)
+        };
+        let pla = |field: u32| {
+            [0x0610_0000, 0x3860_0000 | field]
+                .map(u32::to_le_bytes)
+                .concat()
+        };
+        for before in [0, 16] {
+            let mut bytes = pla(before);
+            assert_eq!(Ppc64Le::apply(&addend, &mut bytes), Ok(()));
+            assert_eq!(bytes, pla(0x110));
+            assert!(
+                Ppc64Le::apply(&addend, &mut bytes).is_err(),
+                "relocated already"
+            );
+        }
     }
 
     #[test]

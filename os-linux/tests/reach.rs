@@ -35,7 +35,7 @@ fn far_targets_are_reached_through_veneers() {
     let status = in_child(|| {
         // Farther away than any jump reaches.
         let code = machine::SEVENTY_SEVEN;
-        let far = (addr_of_fn!(fx_value) & !0xfff) - (5 << 30);
+        let far = page_of_value() - (5 << 30);
         // SAFETY: nothing is there (MAP_FIXED_NOREPLACE), and what is written is code.
         let new = unsafe {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
@@ -63,9 +63,14 @@ fn far_targets_are_reached_through_veneers() {
     assert_eq!(status, 0);
 }
 
+/// The page that `fx_value` is on.
+fn page_of_value() -> u64 {
+    addr_of_fn!(fx_value) & !(page_size() as u64 - 1)
+}
+
 /// Reserves every gap within 4 GiB of the executable: no jump reaches farther.
 fn take_all_memory_in_reach() {
-    let here = addr_of_fn!(fx_value) & !0xfff;
+    let here = page_of_value();
     let maps = std::fs::read_to_string("/proc/self/maps").expect("there is a /proc");
     let mut end = 0x1_0000;
     let ranges = maps.lines().filter_map(|line| {

@@ -67,7 +67,7 @@ type Row = UnwindTableRow<usize, OnStack>;
 struct OnStack;
 
 impl UnwindContextStorage<usize> for OnStack {
-    type Rules = [(gimli::Register, RegisterRule<usize>); 48];
+    type Rules = [(gimli::Register, RegisterRule<usize>); 64];
     type Stack = [Row; 4];
 }
 

@@ -175,14 +175,15 @@ mod tests {
             }
         });
         let tid = tids.recv().expect("the thread says its id");
+        // It may sleep for a moment somewhere else before it listens.
         let find = || loop {
-            if let Some(sleeper) = Sleeper::find(tid) {
+            let sleeper = Sleeper::find(tid);
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            if let Some(sleeper) = sleeper.filter(Sleeper::still_sleeps) {
                 return sleeper;
             }
-            std::thread::yield_now();
         };
         let sleeper = find();
-        assert!(sleeper.still_sleeps());
         wake.send(()).expect("the thread listens");
         done.recv().expect("the thread answers");
         assert!(!sleeper.still_sleeps(), "it has run");

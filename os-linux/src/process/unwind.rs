@@ -455,11 +455,13 @@ fn called(set: &Set, pages: &CodePages, return_address: CodeAddr) -> Option<Code
         None => calls::called(return_address, *before.last_chunk()?)?,
     };
     let mut entry = [0; calls::MAX_LINKAGE];
-    let slot = code(set, &memory, target, &mut entry)
-        .and_then(|entry| calls::linkage_slot(set.object(target)?.base, target, entry));
+    let entry = code(set, &memory, target, &mut entry);
+    let slot = entry.and_then(|entry| calls::linkage_slot(set.object(target)?.base, target, entry));
     Some(match slot {
         Some(slot) => word(&memory, slot)?,
-        None => target,
+        None => entry
+            .and_then(|entry| calls::stub_target(target, entry))
+            .unwrap_or(target),
     })
 }
 

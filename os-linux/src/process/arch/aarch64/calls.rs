@@ -25,6 +25,11 @@ pub(crate) fn linkage_slot(_: Option<u64>, at: CodeAddr, code: &[u8]) -> Option<
     calls::linkage_slot(at, code)
 }
 
+/// Where a stub leads that linkers put in the way of calls within an object: there are none.
+pub(crate) fn stub_target(_: CodeAddr, _code: &[u8]) -> Option<CodeAddr> {
+    None
+}
+
 #[cfg(test)]
 mod tests {
     // Calls qsort by way of the procedure linkage table: see `unwind.rs`.

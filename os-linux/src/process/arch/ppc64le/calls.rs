@@ -4,7 +4,7 @@ use crate::process::elf_file::ElfFile;
 use klp_arch_ppc64le::calls;
 use klp_core::addr::CodeAddr;
 
-pub(crate) use calls::{CALL_LEN, MAX_LINKAGE, SLOT_CALL_LEN, called};
+pub(crate) use calls::{CALL_LEN, MAX_LINKAGE, SLOT_CALL_LEN, called, stub_target};
 
 /// What calls out of an object find the address with: the base of its table of contents, if there
 /// is one only. Linkers put it 32 KiB behind the start of `.got` (ELFv2 3.3, "TOC"), and make a
