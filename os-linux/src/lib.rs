@@ -4,7 +4,7 @@
 //! threads run.
 //!
 //! You supply a program whose functions have entry pads (GCC `-fpatchable-function-entry=16`, on
-//! AArch64 `=2` will do; or on x86-64 `-pg -mfentry -mnop-mcount -mrecord-mcount -fno-pic`) and patch
+//! AArch64 and ppc64le `=2` will do; or on x86-64 `-pg -mfentry -mnop-mcount -mrecord-mcount -fno-pic`) and patch
 //! objects; [`process::Livepatch`]
 //! does the rest:
 //!

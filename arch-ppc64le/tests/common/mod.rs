@@ -41,6 +41,7 @@ impl Running for Here {
             r1,
             r30,
             r31,
+            ..Regs::NONE
         }
     }
 
