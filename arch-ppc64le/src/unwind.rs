@@ -111,7 +111,8 @@ impl Regs {
 }
 
 /// The instructions to which signal handlers return: `addi r1,r1,128; li r0,172; sc`,
-/// `rt_sigreturn`. Who finds them where no table has a rule takes [`Rule::Signal`].
+/// `rt_sigreturn`. Who finds them where no table has a rule takes [`Rule::Signal`]. (The kernel's
+/// vDSO has one.)
 pub const SIGNAL_RETURN: [u8; 12] = [
     0x80, 0x00, 0x21, 0x38, 0xac, 0x00, 0x00, 0x38, 0x02, 0x00, 0x00, 0x44,
 ];
@@ -178,6 +179,17 @@ impl Machine for Ppc64Le {
     /// `struct ucontext` stands (`struct rt_sigframe`).
     fn interrupted(regs: &Regs, read: &dyn Fn(u64) -> Option<u64>) -> Option<Regs> {
         Regs::from_ucontext(regs.r1.checked_add(128)?, read)
+    }
+
+    /// As the kernel's vDSO says it (`arch/powerpc/kernel/vdso/sigtramp64.S`): by the pointer to the
+    /// registers that stands 56 bytes behind the start of `uc_mcontext`. Where the function goes on
+    /// has a column of its own, since any code may have been interrupted.
+    fn is_signal_frame(cfa: &[u8], return_address: &[u8]) -> bool {
+        /// `DW_OP_breg1 + 352; DW_OP_deref`, then `DW_OP_plus_uconst 8; DW_OP_deref`: `gpr[1]`.
+        const R1: [u8; 7] = [0x71, 0xe0, 0x02, 0x06, 0x23, 0x08, 0x06];
+        /// The same with 256: the address of `nip`.
+        const NIP: [u8; 7] = [0x71, 0xe0, 0x02, 0x06, 0x23, 0x80, 0x02];
+        cfa == R1 && return_address == NIP
     }
 }
 
@@ -485,6 +497,44 @@ mod tests {
             );
         }
     }
+
+    /// As the kernel's vDSO has it, but for most of its registers: the return address has column 67,
+    /// and is where `nip` is.
+    #[cfg(feature = "eh-frame")]
+    #[test]
+    fn the_vdso_says_what_handlers_return_to() {
+        const SECTION: u64 = TEXT + 0x1000;
+        let compiled = |nip: u8| {
+            let mut section = Vec::from(VDSO_CIE);
+            // R_PPC64_REL64 to the start, and 16 bytes.
+            section.extend([0x34, 0, 0, 0, 0x1c, 0, 0, 0]);
+            section.extend(TEXT.wrapping_sub(SECTION + 0x20).to_le_bytes());
+            section.extend([16, 0, 0, 0, 0, 0, 0, 0, 0]);
+            // DW_CFA_def_cfa_expression
+            section.extend([0x0f, 7, 0x71, 0xe0, 0x02, 0x06, 0x23, 0x08, 0x06]);
+            // DW_CFA_expression: r0, r67
+            section.extend([0x10, 0, 4, 0x71, 0xe0, 0x02, 0x06]);
+            section.extend([0x10, 67, 7, 0x71, 0xe0, 0x02, 0x06, 0x23, nip, 0x02]);
+            section.resize(0x18 + 0x38, 0);
+            section.extend([0; 4]);
+            let section = EhFrame {
+                bytes: &section,
+                addr: CodeAddr::new(SECTION),
+            };
+            let text = TextRange::new(CodeAddr::new(TEXT), 0x100).expect("fits");
+            let table = compile::<Ppc64Le>(section, text).expect("a table");
+            [0, 15, 16].map(|offset| table.find(CodeAddr::new(TEXT + offset)))
+        };
+        assert_eq!(compiled(0x80), [Rule::Signal, Rule::Signal, Rule::Gap]);
+        assert_eq!(compiled(0x88), [Rule::Unknown, Rule::Unknown, Rule::Gap]);
+    }
+
+    #[cfg(feature = "eh-frame")]
+    #[rustfmt::skip]
+    const VDSO_CIE: [u8; 24] = [
+        0x14, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01, 0x7a, 0x52, 0x53,
+        0x00, 0x04, 0x78, 0x43, 0x01, 0x14, 0x0c, 0x01, 0x00, 0x00, 0x00, 0x00,
+    ];
 
     #[cfg(feature = "eh-frame")]
     #[rustfmt::skip]

@@ -29,6 +29,16 @@ fn most_rules_are_understood() {
 }
 
 #[test]
+fn through_a_signal_frame() {
+    process::through_a_signal_frame::<Here>();
+}
+
+#[test]
+fn through_a_signal_frame_on_another_stack() {
+    process::through_a_signal_frame_on_another_stack::<Here>();
+}
+
+#[test]
 fn interrupted_anywhere() {
     process::interrupted_anywhere::<Here>(10);
 }

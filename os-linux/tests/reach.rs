@@ -35,7 +35,7 @@ fn far_targets_are_reached_through_veneers() {
     let status = in_child(|| {
         // Farther away than any jump reaches.
         let code = machine::SEVENTY_SEVEN;
-        let far = page_of_value() - (5 << 30);
+        let far = page_of_value() + (5 << 30);
         // SAFETY: nothing is there (MAP_FIXED_NOREPLACE), and what is written is code.
         let new = unsafe {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;

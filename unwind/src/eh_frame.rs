@@ -137,6 +137,13 @@ impl<'a> Source<'a> {
         let Some(fde) = self.fde(function.entry) else {
             return Ok(false);
         };
+        if fde.is_signal_trampoline() {
+            builder.push(
+                function.range.start(),
+                self.signal_rule(&fde).unwrap_or(Rule::Unknown),
+            )?;
+            return Ok(true);
+        }
         if fde.cie().return_address_register().0 != M::RETURN_ADDRESS {
             // The rules of that column, which need not even be a register's, say where the function
             // returns to.
@@ -158,11 +165,7 @@ impl<'a> Source<'a> {
                         return Ok(false);
                     }
                     if row.start_address() < row.end_address() {
-                        let rule = if fde.is_signal_trampoline() {
-                            self.signal_rule(row)
-                        } else {
-                            self.frame_rule(row, undefined)
-                        };
+                        let rule = self.frame_rule(row, undefined);
                         builder.push(next, rule.unwrap_or(Rule::Unknown))?;
                     }
                     next = CodeAddr::new(row.end_address());
@@ -200,16 +203,38 @@ impl<'a> Source<'a> {
     }
 
     /// A function with augmentation `S` is understood if it finds the caller's registers where the
-    /// kernel puts them for a handler's return.
-    fn signal_rule<M: Machine>(&self, row: &Row) -> Option<Rule<M>> {
-        let CfaRule::Expression(cfa) = row.cfa() else {
-            return None;
-        };
-        let column = gimli::Register(M::RETURN_ADDRESS);
-        let RegisterRule::Expression(return_address) = row.register(column) else {
-            return None;
-        };
-        let (cfa, place) = (self.expression(cfa)?, self.expression(&return_address)?);
+    /// kernel puts them for a handler's return, at all its instructions. (It may have rules for more
+    /// registers than a row has room for.)
+    fn signal_rule<M: Machine>(&self, fde: &Fde<'a>) -> Option<Rule<M>> {
+        let column = fde.cie().return_address_register();
+        let (mut cfa, mut place) = (None, None);
+        let both = [
+            fde.cie().instructions(&self.section, &self.bases),
+            fde.instructions(&self.section, &self.bases),
+        ];
+        for mut instructions in both {
+            while let Some(instruction) = instructions.next().ok()? {
+                match instruction {
+                    CallFrameInstruction::DefCfaExpression { expression } => {
+                        cfa = Some(expression);
+                    }
+                    CallFrameInstruction::Expression {
+                        register,
+                        expression,
+                    } => {
+                        if register == column {
+                            place = Some(expression);
+                        }
+                    }
+                    // What CIEs begin with.
+                    CallFrameInstruction::DefCfa { .. } | CallFrameInstruction::Offset { .. }
+                        if cfa.is_none() && place.is_none() => {}
+                    CallFrameInstruction::Nop => {}
+                    _ => return None,
+                }
+            }
+        }
+        let (cfa, place) = (self.expression(&cfa?)?, self.expression(&place?)?);
         M::is_signal_frame(cfa, place).then_some(Rule::Signal)
     }
 

@@ -1,7 +1,7 @@
 //! The running process as something to be unwound.
 
 use klp_arch_ppc64le::Ppc64Le;
-use klp_arch_ppc64le::unwind::Regs;
+use klp_arch_ppc64le::unwind::{Regs, SIGNAL_RETURN};
 use klp_arch_tests::{Loaded, Running, read};
 use std::sync::OnceLock;
 
@@ -12,6 +12,8 @@ impl Running for Here {
     type Arch = Ppc64Le;
 
     /// ELFv2 2.2.3.2.
+    const SIGNAL_RETURN: Option<&'static [u8]> = Some(&SIGNAL_RETURN);
+
     const CHAINED: Option<u64> = Some(16);
 
     #[inline(always)]
