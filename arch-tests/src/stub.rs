@@ -74,16 +74,16 @@ extern "C" fn seventy_seven() -> u64 {
 /// How deep below the stack pointer at its entry the stub writes, with handlers that have no stack
 /// of their own; the stack pointer is `modulo` more than a multiple of 64.
 pub fn depth<S: State>(stub: Stub, modulo: u64) -> usize {
-    const PAINT: u8 = 0xa5;
+    // Not all the same: registers that the stub saves may hold some of it.
+    let paint = |index: usize| (index / 16 + index) as u8;
     let page = Page::with_thunk::<S::Arch>(seventy_seven as *const () as u64, stub);
-    let mut stack = vec![PAINT; 1 << 16];
+    let mut stack: Vec<_> = (0..1 << 16).map(paint).collect();
     let bottom = stack.as_mut_ptr() as u64;
     let entry = ((bottom + (1 << 15)) & !63) + modulo;
     // SAFETY: the stub and its handlers need less than half of the stack.
     assert_eq!(unsafe { S::drive_on_stack(entry, page.addr()) }, 77);
-    let low = stack
-        .iter()
-        .position(|&byte| byte != PAINT)
+    let low = (0..stack.len())
+        .find(|&index| stack[index] != paint(index))
         .expect("the stub writes");
     (entry - bottom) as usize - low
 }
