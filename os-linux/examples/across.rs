@@ -103,7 +103,7 @@ fn expected(kind: usize, x: c_long, patched: bool) -> c_long {
         (1, true) => third(x) + 12 + state + callback(2) - weighted(12) + state + own,
         (2, false) => callback(10) + state + weighted(10),
         (2, true) => state + own + third(1) + callback(10) - 2 * weighted(10) - 10 * offset,
-        (_, false) => x * state + callback(0),
+        (_, false) => (x + 1) * state + callback(0),
         (_, true) => x * (own + third(0)) + state + callback(0),
     }
 }
