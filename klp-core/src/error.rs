@@ -88,6 +88,11 @@ pub enum PatchReason {
     SymbolWithoutSize,
     /// The size of the new function cannot be found.
     NewFunctionUnknown,
+    /// The new function does not give callers of the old one what they count on.
+    Misfit {
+        /// The symbol resolver's words.
+        why: &'static str,
+    },
     /// Its new version is code of a simulated system, and this is none.
     #[cfg(feature = "sim")]
     Simulated,
@@ -371,6 +376,7 @@ impl fmt::Display for PatchReason {
             #[cfg(feature = "sim")]
             Self::Simulated => f.write_str("its new version is code of a simulated system"),
             Self::NewFunctionUnknown => f.write_str("no symbol tells the size of its new version"),
+            Self::Misfit { why } => write!(f, "its new version cannot take its place: {why}"),
             Self::NoEntrySite { detail } => write!(f, "it cannot be redirected: {detail}"),
             Self::Notrace => f.write_str("it is marked notrace: it must not be redirected"),
             Self::EntryHeld { detail } => write!(f, "its entry is taken: {detail}"),

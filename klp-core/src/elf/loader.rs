@@ -258,7 +258,7 @@ impl Description<'_, '_> {
             // SAFETY: a function of the image, with the size that the file says it has. The rest is
             // the promise that came with the file.
             let replacement = unsafe { Func::with_range(func.old_name, range) }?;
-            funcs.push(replacement.sympos(func.sympos));
+            funcs.push(replacement.sympos(func.sympos).with_other(func.other));
         }
         let object = Object::module(entry.name)?
             .with_relocs(relocs)

@@ -54,6 +54,8 @@ pub(super) struct FuncEntry<'a> {
     pub(super) sympos: u32,
     /// Where the new function begins.
     pub(super) new: Pointee,
+    /// `st_other` of its symbol.
+    pub(super) other: u8,
 }
 
 /// Reads what the patch object called `patch` replaces.
@@ -152,18 +154,18 @@ fn read_funcs<'a>(
             ))
         })?;
         let new = pointers.get(at + func_ext::NEW_FUNC).map_err(refuse)?;
-        let new = new.filter(|new| {
-            pointers
-                .view
-                .functions_at(new.section, new.offset)
-                .next()
-                .is_some()
-        });
-        let new = new.ok_or_else(|| error(Some(old_name), PatchReason::NewFunctionUnknown))?;
+        let symbol = |new: Pointee| {
+            let mut symbols = pointers.view.functions_at(new.section, new.offset);
+            Some((new, pointers.view.symbols()[symbols.next()?].other))
+        };
+        let (new, other) = new
+            .and_then(symbol)
+            .ok_or_else(|| error(Some(old_name), PatchReason::NewFunctionUnknown))?;
         funcs.push(FuncEntry {
             old_name,
             sympos,
             new,
+            other,
         });
     }
     Ok(funcs)

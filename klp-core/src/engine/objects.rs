@@ -116,6 +116,7 @@ impl<P: Platform> Bound<P> {
             };
             let old = finder.old()?;
             let new = finder.replacement()?;
+            finder.fit(old, new)?;
             ranges.push(new);
             let cold = finder.parts(old, Some((object.name(), func.old_name())))?;
             let parts = finder.parts(new, None)?;
@@ -495,6 +496,15 @@ impl<P: Platform> Finder<'_, P> {
             });
             self.refuse(PatchReason::NewFunctionUnknown)
         })
+    }
+
+    /// Whether callers of the function in `old` go on as they should after `new`.
+    pub(super) fn fit(&self, old: TextRange, new: TextRange) -> Result<(), Error> {
+        let misfit = self.host.symbols().misfit(old, new, self.func.new_other());
+        match misfit.map_err(|error| self.symbols_failed(&error))? {
+            None => Ok(()),
+            Some(why) => Err(self.refuse(PatchReason::Misfit { why })),
+        }
     }
 }
 

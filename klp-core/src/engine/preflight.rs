@@ -203,13 +203,18 @@ impl<P: Platform> Inner<P> {
                 quiet: true,
             };
             sites.try_reserve(1)?;
-            let site = finder.old().and_then(|old| finder.site(old));
+            let (old, new) = (finder.old(), finder.replacement());
+            let fit = match (&old, &new) {
+                (Ok(old), Ok(new)) => finder.fit(*old, *new),
+                _ => Ok(()),
+            };
+            let site = old.and_then(|old| finder.site(old));
             let refused = match site {
                 Ok(site) if sites.insert(site) => None,
                 Ok(_) => Some(finder.refuse(PatchReason::ListedTwice)),
                 Err(error) => Some(error),
             };
-            for refused in refused.into_iter().chain(finder.replacement().err()) {
+            for refused in refused.into_iter().chain(new.err()).chain(fit.err()) {
                 try_push(&mut report.findings, refused)?;
             }
             let note = &mut |clone: &str| {

@@ -10,6 +10,7 @@ pub struct Func {
     sympos: u32,
     new: CodeAddr,
     new_len: Option<u64>,
+    new_other: Option<u8>,
     /// The code is in a simulated system.
     #[cfg(feature = "sim")]
     pub(crate) simulated: bool,
@@ -51,6 +52,7 @@ impl Func {
             sympos: 0,
             new,
             new_len: None,
+            new_other: None,
             #[cfg(feature = "sim")]
             simulated: false,
         })
@@ -80,6 +82,12 @@ impl Func {
             new_len: Some(new.len()),
             ..unsafe { Self::new(old_name, new.start()) }?
         })
+    }
+
+    /// Says what the new function's symbol has for `st_other`.
+    pub(crate) fn with_other(mut self, other: u8) -> Self {
+        self.new_other = Some(other);
+        self
     }
 
     /// Says which symbol of that name is meant, counted from 1 in the object's symbol table; 0 (the
@@ -112,6 +120,13 @@ impl Func {
     #[must_use]
     pub fn new_len(&self) -> Option<u64> {
         self.new_len
+    }
+
+    /// `st_other` of the new function's symbol, if it comes from a patch object: what some ABIs say
+    /// there of a function's entry.
+    #[must_use]
+    pub fn new_other(&self) -> Option<u8> {
+        self.new_other
     }
 
     /// Whether both name the same function: positions 0 and 1 are equal here, as in the kernel.

@@ -109,6 +109,24 @@ pub unsafe trait SymbolResolver: Sync {
     /// The function that `addr` lies in (kernel: `kallsyms_lookup_size_offset`).
     fn function_at(&self, addr: CodeAddr) -> Option<TextRange>;
 
+    /// Why the function `new` must not run in the place of `old`, if callers of `old` count on more
+    /// than its type says: on registers that belong to an object, say (ppc64le: register 2). `other`
+    /// is the `st_other` of `new`'s symbol, if it comes from a patch object. As it stands here,
+    /// nothing of that kind is known.
+    ///
+    /// # Errors
+    ///
+    /// As for [`symbols`](Self::symbols).
+    fn misfit(
+        &self,
+        old: TextRange,
+        new: TextRange,
+        other: Option<u8>,
+    ) -> Result<Option<&'static str>, Self::Error> {
+        let _ = (old, new, other);
+        Ok(None)
+    }
+
     /// Reports the parts that the compiler split off the function that occupies `func`, of the base
     /// image, a module or a patch: what its symbols called `NAME.cold` and `NAME.cold.N` cover.
     /// `known_as` are the object and the name by which it was found, if it was.

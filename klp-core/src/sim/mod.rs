@@ -248,6 +248,11 @@ impl SimOs {
         self.shared.world().functions[func.0].notrace = true;
     }
 
+    /// Has callers of `func` count on a register that no other function gives back.
+    pub fn counted_on(&self, func: SimFunc) {
+        self.shared.world().functions[func.0].counted_on = true;
+    }
+
     /// Has `func` called through a pointer only: who looks at a call of it does not see where it
     /// went.
     pub fn by_pointer(&self, func: SimFunc) {

@@ -57,6 +57,7 @@ pub(super) struct Function {
     pub(super) range: TextRange,
     pub(super) pad: Pad,
     pub(super) notrace: bool,
+    pub(super) counted_on: bool,
     /// It is called through a pointer: calls of it do not tell where they go.
     pub(super) by_pointer: bool,
     pub(super) probes: Vec<Probe>,
@@ -219,6 +220,7 @@ impl World {
             range,
             pad,
             notrace: false,
+            counted_on: false,
             by_pointer: false,
             probes: Vec::new(),
             cold: Vec::new(),
@@ -373,6 +375,19 @@ unsafe impl SymbolResolver for SimSymbols {
     fn function_at(&self, addr: CodeAddr) -> Option<TextRange> {
         let _inside = self.0.enter("SymbolResolver::function_at").ok()?;
         self.0.world().code_at(addr).map(|code| code.range)
+    }
+
+    fn misfit(
+        &self,
+        old: TextRange,
+        _: TextRange,
+        _: Option<u8>,
+    ) -> Result<Option<&'static str>, SimError> {
+        let _inside = self.0.enter("SymbolResolver::misfit")?;
+        let world = self.0.world();
+        let old = world.functions.iter().find(|known| known.range == old);
+        let counted_on = old.is_some_and(|old| old.counted_on);
+        Ok(counted_on.then_some("its callers count on a register"))
     }
 
     fn parts(

@@ -145,6 +145,23 @@ fn new_function_unknown() {
 }
 
 #[test]
+fn a_new_function_that_callers_cannot_bear() {
+    let host = SimOs::new();
+    let f = host.function(VMLINUX, "f");
+    host.counted_on(f);
+    let patch = one("f", 0, &host, f);
+    let error = refuse(
+        &Engine::new(host),
+        patch,
+        "patch 'p', object 'vmlinux', function 'f': its new version cannot take its place: its callers count on a register",
+        -22,
+        &[],
+    );
+    let why = "its callers count on a register";
+    assert_eq!(reason(error), PatchReason::Misfit { why });
+}
+
+#[test]
 fn entry_held_by_somebody_else() {
     let host = SimOs::new();
     let f = host.function(VMLINUX, "f");

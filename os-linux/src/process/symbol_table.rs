@@ -43,6 +43,8 @@ pub(crate) struct Symbol {
     /// its name.
     pub(crate) preemptible: bool,
     pub(crate) kind: Kind,
+    /// `st_other`.
+    pub(crate) other: u8,
 }
 
 /// What a symbol names.
@@ -108,6 +110,7 @@ impl SymbolTable {
                 local: symbol.st_bind() == STB_LOCAL,
                 preemptible: symbol.st_bind() != STB_LOCAL && symbol.st_visibility() == STV_DEFAULT,
                 kind,
+                other: symbol.st_other().0,
             };
             if let Some(versions) = &versions {
                 table.add_version(&mut symbol, SymbolIndex(index), versions)?;
@@ -361,6 +364,7 @@ mod tests {
                 local: false,
                 preemptible: true,
                 kind: Kind::Function,
+                other: 0,
             });
             table.names.extend_from_slice(name.as_bytes());
             table.names.push(0);

@@ -1,5 +1,6 @@
 //! Names to addresses: the port [`SymbolResolver`], on the symbol tables of the objects' files.
 
+use super::arch;
 use super::error::Error;
 use super::maps;
 use super::objects::Object;
@@ -113,6 +114,42 @@ unsafe impl SymbolResolver for Symbols {
             let range = |object: &Arc<Object>| Some(object.function_at(addr)?.0);
             objects.look_at(addr, range).flatten()
         })
+    }
+
+    fn misfit(
+        &self,
+        old: TextRange,
+        new: TextRange,
+        other: Option<u8>,
+    ) -> Result<Option<&'static str>, Error> {
+        let Some(misfit) = arch::MISFIT else {
+            return Ok(None);
+        };
+        let (objects, start) = (&self.space.objects, old.start());
+        let other_at = |object: &Arc<Object>, at| -> Result<Option<u8>, Error> {
+            object.file()?;
+            Ok(object.function_at(at).map(|(_, symbol)| symbol.other))
+        };
+        let look = |object: &Arc<Object>| {
+            let old = other_at(object, start)?;
+            // An image has no table of contents but that of the object that it patches.
+            let same = other.is_some() || object.segment(new.start()).is_some();
+            Ok::<_, Error>(old.map(|old| (old, same)))
+        };
+        let Some((old, same)) = objects.look_at(start, look).transpose()?.flatten() else {
+            return Ok(None);
+        };
+        // Of code that is no object's, whoever wrote it gives his word.
+        let new = match other {
+            Some(other) => Some(other),
+            None => objects
+                .look_at(new.start(), |object: &Arc<Object>| {
+                    other_at(object, new.start())
+                })
+                .transpose()?
+                .flatten(),
+        };
+        Ok(new.and_then(|new| misfit(old, new, same)))
     }
 
     fn parts(

@@ -32,6 +32,25 @@ pub(crate) fn address(word: u64) -> u64 {
 /// System calls in which a child may run on the stack of the caller.
 pub(crate) const FORKS: [libc::c_long; 3] = [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3];
 
+/// Why a function with the second `st_other` must not run in the place of one with the first; the
+/// flag says whether both have the same table of contents. Whoever calls a function that has the same
+/// table counts on register 2 (ELFv2 2.2.1.3), unless the function says that it does not keep it
+/// (3.4.1: the highest three bits are 1). A function whose two entries are one (0) leaves it alone.
+pub(crate) const MISFIT: Option<fn(u8, u8, bool) -> Option<&'static str>> = Some(
+    |old, new, same_table| match (old >> 5, new >> 5) {
+        (1, _) => None,
+        (_, 1) => Some(
+            "its callers count on register 2, which the new version does not keep; compile that with \
+             -mno-pcrel",
+        ),
+        (_, 2..) if !same_table => Some(
+            "its callers count on register 2, and the new version belongs to another object, which has \
+             a table of contents of its own",
+        ),
+        _ => None,
+    },
+);
+
 /// The address of the function `$name`, 0 if whoever linked the engine has none. Assembly cannot
 /// look it up by register 2: the compiler does not know that it counts on it.
 macro_rules! weak_address {

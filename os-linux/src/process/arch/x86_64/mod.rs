@@ -36,6 +36,10 @@ pub(crate) const FORKS: [libc::c_long; 3] = [libc::SYS_vfork, libc::SYS_clone, l
 /// A call of `rt_sigreturn` in the one form that it has, by which unwinders know it.
 pub(crate) const SIGNAL_RETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
 
+/// Why a function with the second `st_other` must not run in the place of one with the first: they
+/// say nothing of that.
+pub(crate) const MISFIT: Option<fn(u8, u8, bool) -> Option<&'static str>> = None;
+
 /// The address of the function `$name`, 0 if whoever linked the engine has none.
 macro_rules! weak_address {
     ($name:expr) => {{
