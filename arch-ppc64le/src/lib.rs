@@ -36,12 +36,15 @@
 //! Code for Power10 that is relative to itself leaves register 2 alone, and does not promise to
 //! keep it. It may be replaced by its like. **It must not replace a function whose callers use
 //! register 2**: they have nothing that restores it (2.2.1.4). A patch is compiled with the
-//! target's `-mcpu` and `-mno-pcrel`; nobody checks that, as the symbol tables that a host is asked
-//! for say nothing of it.
+//! target's `-mcpu` and `-mno-pcrel`.
 //!
 //! A function with another table of contents, say one written in Rust within the executable, cannot
-//! replace one of a library: who calls it there would go on with the wrong register 2. `Func::new`
-//! asks its caller to promise that this is not so ("may be called wherever the old one may").
+//! replace one of a library: who calls it there would go on with the wrong register 2.
+//!
+//! Symbols tell both (the highest three bits of `st_other`, 3.4.1), so a host refuses such a patch
+//! ([`SymbolResolver::misfit`](klp_core::port::SymbolResolver::misfit)). Of code that no symbol
+//! covers, `Func::with_range` asks its caller to promise it ("may be called wherever the old one
+//! may").
 //!
 //! # What would lift that: parking
 //!

@@ -89,7 +89,10 @@ fn main() -> Result<()> {
             soak(60)?;
             bench()?;
             install::check()?;
-            linux::landing()
+            linux::landing()?;
+            // Last: packages for other processors make it harder to install others.
+            arch::test(arch::Arch::Aarch64, &[])?;
+            arch::test(arch::Arch::Ppc64le, &[])
         }
     }
 }

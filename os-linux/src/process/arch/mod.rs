@@ -26,6 +26,10 @@ pub(crate) use x86_64::*;
 
 use unwind::Machine;
 
+/// Of two functions' `st_other` and whether their objects have one table of contents: why the second
+/// must not run in the place of the first.
+type Misfit = fn(u8, u8, bool) -> Option<&'static str>;
+
 /// Memory below the stack pointer that an interrupted function may still use.
 pub(crate) const RED_ZONE: u64 = Processor::RED_ZONE;
 

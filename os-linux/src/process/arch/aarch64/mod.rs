@@ -43,7 +43,7 @@ pub(crate) const FORKS: [libc::c_long; 2] = [libc::SYS_clone, libc::SYS_clone3];
 
 /// Why a function with the second `st_other` must not run in the place of one with the first: they
 /// say nothing of that.
-pub(crate) const MISFIT: Option<fn(u8, u8, bool) -> Option<&'static str>> = None;
+pub(crate) const MISFIT: Option<super::Misfit> = None;
 
 /// The address of the function `$name`, 0 if whoever linked the engine has none.
 macro_rules! weak_address {

@@ -36,8 +36,8 @@ pub(crate) const FORKS: [libc::c_long; 3] = [libc::SYS_vfork, libc::SYS_clone, l
 /// flag says whether both have the same table of contents. Whoever calls a function that has the same
 /// table counts on register 2 (ELFv2 2.2.1.3), unless the function says that it does not keep it
 /// (3.4.1: the highest three bits are 1). A function whose two entries are one (0) leaves it alone.
-pub(crate) const MISFIT: Option<fn(u8, u8, bool) -> Option<&'static str>> = Some(
-    |old, new, same_table| match (old >> 5, new >> 5) {
+pub(crate) const MISFIT: Option<super::Misfit> = Some(|old, new, same_table| {
+    match (old >> 5, new >> 5) {
         (1, _) => None,
         (_, 1) => Some(
             "its callers count on register 2, which the new version does not keep; compile that with \
@@ -48,8 +48,8 @@ pub(crate) const MISFIT: Option<fn(u8, u8, bool) -> Option<&'static str>> = Some
              a table of contents of its own",
         ),
         _ => None,
-    },
-);
+    }
+});
 
 /// The address of the function `$name`, 0 if whoever linked the engine has none. Assembly cannot
 /// look it up by register 2: the compiler does not know that it counts on it.

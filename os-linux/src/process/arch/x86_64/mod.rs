@@ -38,7 +38,7 @@ pub(crate) const SIGNAL_RETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f
 
 /// Why a function with the second `st_other` must not run in the place of one with the first: they
 /// say nothing of that.
-pub(crate) const MISFIT: Option<fn(u8, u8, bool) -> Option<&'static str>> = None;
+pub(crate) const MISFIT: Option<super::Misfit> = None;
 
 /// The address of the function `$name`, 0 if whoever linked the engine has none.
 macro_rules! weak_address {
