@@ -97,11 +97,13 @@ fn foot<P: Running>() -> CodeAddr {
 
 /// Whether the code at `pc` is what signal handlers return to, which no table tells.
 fn returns_from_signal<P: Running>(pc: CodeAddr) -> bool {
-    P::SIGNAL_RETURN.is_some_and(|code| {
-        // SAFETY: frames of a real stack are in code, which can be read.
-        let found = unsafe { slice::from_raw_parts(pc.get() as *const u8, code.len()) };
-        found == code
-    })
+    // The first frame of a stack may have been called by nobody: 0.
+    pc.get() != 0
+        && P::SIGNAL_RETURN.is_some_and(|code| {
+            // SAFETY: frames of a real stack are in code, which can be read.
+            let found = unsafe { slice::from_raw_parts(pc.get() as *const u8, code.len()) };
+            found == code
+        })
 }
 
 /// Reads the stack of this process.
