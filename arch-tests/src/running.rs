@@ -148,17 +148,14 @@ unsafe extern "C" fn add_object<M: Machine>(
 
     let is_vdso = name.starts_with("linux-vdso");
     let file = if is_vdso {
-        let len = headers
-            .iter()
-            .map(|header| header.p_offset + header.p_filesz)
-            .max()
-            .expect("it has segments");
-        // SAFETY: the kernel maps the whole file, in whole pages.
+        // The table of sections stands last ("ELF-64 Object File Format", 3: `e_shoff`,
+        // `e_shentsize`, `e_shnum`).
+        // SAFETY: the kernel maps the whole file.
         unsafe {
-            slice::from_raw_parts(
-                info.dlpi_addr as *const u8,
-                len.next_multiple_of(4096) as usize,
-            )
+            let number = |at: usize| ((info.dlpi_addr as usize + at) as *const u16).read();
+            let start = ((info.dlpi_addr + 0x28) as *const u64).read() as usize;
+            let len = start + usize::from(number(0x3a)) * usize::from(number(0x3c));
+            slice::from_raw_parts(info.dlpi_addr as *const u8, len)
         }
         .to_vec()
     } else {

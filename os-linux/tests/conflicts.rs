@@ -197,7 +197,7 @@ fn a_function_that_is_marked_notrace() {
             marked,
             &[
                 ("fx_first", 0, addr_of_fn!(fx_first_new)),
-                (marked, 0, addr_of_fn!(fx_value_new)),
+                (marked, 0, addr_of_fn!(fx_mcount_new)),
             ],
         );
         let error = livepatch()

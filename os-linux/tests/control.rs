@@ -807,7 +807,9 @@ fn the_superuser_and_others() {
 
     // Root's are not for others, nor do they see them.
     let klp = folder.0.join("klp");
-    std::fs::copy(KLP, &klp).expect("there is room");
+    // By another process: a child of another test's could have the file open for writing.
+    let copied = Command::new("cp").arg(KLP).arg(&klp).status();
+    assert!(copied.expect("there is cp").success());
     let own = folder_of(&folder, "own", 0);
     let roots = Named::start(Command::new(&server).env("XDG_RUNTIME_DIR", &own));
     let as_other = |args: &[&str]| {
@@ -851,7 +853,9 @@ fn another_user_gets_nothing() {
     assert_eq!(mode & 0o777, 0o600);
     // A copy that others may execute, wherever the original is.
     let klp = server.folder.0.join("klp");
-    std::fs::copy(KLP, &klp).expect("there is room");
+    // By another process: a child of another test's could have the file open for writing.
+    let copied = Command::new("cp").arg(KLP).arg(&klp).status();
+    assert!(copied.expect("there is cp").success());
     let open = |path: &Path| {
         std::fs::set_permissions(path, Permissions::from_mode(0o777)).expect("it is ours")
     };
@@ -902,7 +906,9 @@ fn the_only_process_there_is() {
     let server = copy_of_server(&folder, "only");
     let own = folder_of(&folder, "run", alone);
     let klp = folder.0.join("klp");
-    std::fs::copy(KLP, &klp).expect("there is room");
+    // By another process: a child of another test's could have the file open for writing.
+    let copied = Command::new("cp").arg(KLP).arg(&klp).status();
+    assert!(copied.expect("there is cp").success());
     let as_user = |program: &Path| {
         let mut command = Command::new(program);
         command.env("XDG_RUNTIME_DIR", &own).uid(alone).gid(alone);

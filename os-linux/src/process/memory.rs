@@ -252,28 +252,29 @@ mod tests {
 
     #[test]
     fn the_nearest_gap_below_is_taken_and_the_farthest_above_only_if_there_is_none() {
-        let near = range(0x50_0000, 0x1000);
-        let window = Window::new(near, 0x20_0000, 0x2000).expect("there is room");
+        // No page is larger than 64 KiB.
+        let near = range(0x500_0000, 0x1_0000);
+        let window = Window::new(near, 0x200_0000, 0x2_0000).expect("there is room");
         assert_eq!(
             window,
             Window {
-                first: 0x30_1000,
-                last: 0x6f_e000,
-                len: 0x2000
+                first: 0x301_0000,
+                last: 0x6fe_0000,
+                len: 0x2_0000
             }
         );
-        let maps = [(0x40_0000, 0x41_0000), (0x4f_f000, 0x60_0000)];
-        assert_eq!(window.best(&maps, near), Some(0x4f_d000));
-        let maps = [(LOWEST, 0x51_0000), (0x51_1000, 0x60_0000)];
+        let maps = [(0x400_0000, 0x410_0000), (0x4ff_0000, 0x600_0000)];
+        assert_eq!(window.best(&maps, near), Some(0x4fd_0000));
+        let maps = [(LOWEST, 0x510_0000), (0x511_0000, 0x600_0000)];
         assert_eq!(
             window.best(&maps, near),
-            Some(0x6f_e000),
+            Some(0x6fe_0000),
             "a gap that is too small is passed over"
         );
-        let maps = [(LOWEST, 0x70_0000)];
+        let maps = [(LOWEST, 0x700_0000)];
         assert_eq!(window.best(&maps, near), None);
         assert_eq!(
-            Window::new(near, 0x1fff, 0x4000),
+            Window::new(near, 0x1_ffff, 0x4_0000),
             None,
             "too large for the reach"
         );

@@ -572,12 +572,14 @@ mod tests {
 
     #[test]
     fn a_direct_call_tells_what_it_called() {
-        let called = outer(&stacks());
-        let addr = |function: fn(&Stacks) -> Vec<Option<CodeAddr>>| {
-            Some(CodeAddr::new(function as *const () as u64))
+        // Of two entries that a function may have, the second one is called.
+        let is = |called: Option<CodeAddr>, function: fn(&Stacks) -> Vec<Option<CodeAddr>>| {
+            let start = function as *const () as u64;
+            called.is_some_and(|called| (start..=start + 8).contains(&called.get()))
         };
+        let called = outer(&stacks());
         // Here, `inner` has called `getcontext`.
-        assert_eq!(called[1..3], [addr(inner), addr(outer)]);
+        assert!(is(called[1], inner) && is(called[2], outer), "{called:x?}");
     }
 
     // SAFETY: defined for each processor (`arch/…/calls.rs`), with the signature of qsort.
@@ -669,7 +671,7 @@ mod tests {
     #[inline(never)]
     fn deep(depth: usize, stacks: &Stacks) -> usize {
         if depth == 0 {
-            frames(stacks)
+            black_box(frames(stacks))
         } else {
             black_box(deep(depth - 1, black_box(stacks)))
         }

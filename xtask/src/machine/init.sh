@@ -20,7 +20,10 @@ run() {
 	shift 2
 	echo "klp-guest: begin $name"
 	timeout -s KILL "$limit" "$@" < /dev/null
-	echo "klp-guest: ended $name $?"
+	status=$?
+	# The kernel says where a program has crashed.
+	[ $status = 0 ] || dmesg | tail -n 5
+	echo "klp-guest: ended $name $status"
 }
 . /programs
 poweroff -f
