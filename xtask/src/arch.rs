@@ -62,6 +62,7 @@ impl Arch {
                         "max,pauth-impdef=on",
                     ],
                     package: "qemu-system-arm",
+                    processors: 2,
                     console: "ttyAMA0",
                 },
             },
@@ -88,6 +89,9 @@ impl Arch {
                         "power10",
                     ],
                     package: "qemu-system-ppc",
+                    // With two, QEMU 7.2 now and then goes on with code that was overwritten, though
+                    // what is in memory is right.
+                    processors: 1,
                     console: "hvc0",
                 },
             },

@@ -45,6 +45,8 @@ pub(crate) struct Machine {
     pub(crate) qemu: &'static [&'static str],
     /// The package that has it.
     pub(crate) package: &'static str,
+    /// How many processors it has.
+    pub(crate) processors: u32,
     /// The kernel's name for the console.
     pub(crate) console: &'static str,
 }
@@ -85,7 +87,8 @@ impl Machine {
         // before 8.1 can let one run into an instruction that another has already replaced.
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL"]).args(self.qemu);
-        qemu.args(["-accel", "tcg,thread=single", "-smp", "2", "-m", "3G"]);
+        qemu.args(["-accel", "tcg,thread=single", "-m", "3G"]);
+        qemu.arg("-smp").arg(self.processors.to_string());
         qemu.args([
             "-nographic",
             "-no-reboot",
