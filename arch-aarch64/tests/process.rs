@@ -41,9 +41,7 @@ fn through_a_signal_frame_on_another_stack() {
 
 #[test]
 fn interrupted_anywhere() {
-    // Since Linux 5.8 the vDSO has no unwind information, and the thread reads the clock a lot: in an
-    // emulated machine it is there for a third of the time.
-    process::interrupted_anywhere::<Here>(1);
+    process::interrupted_anywhere::<Here>(5);
 }
 
 klp_arch_aarch64::entry_stub!(fn klp_test_doubtful_stub, process::doubtful_handler::<Here>);

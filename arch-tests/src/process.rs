@@ -129,6 +129,8 @@ thread_local! {
 }
 static RELIABLE: AtomicUsize = AtomicUsize::new(0);
 static UNRELIABLE: AtomicUsize = AtomicUsize::new(0);
+/// In a vDSO of which no table tells: nothing can be reliable there.
+static WITHOUT_TABLE: AtomicUsize = AtomicUsize::new(0);
 static DIFFERENT: AtomicUsize = AtomicUsize::new(0);
 /// Where the thread was interrupted: a bit for each instruction, as a hash of its address.
 static PLACES: [AtomicU64; 1 << 10] = [const { AtomicU64::new(0) }; 1 << 10];
@@ -181,9 +183,20 @@ extern "C" fn on_signal<P: Running>(_: c_int, _: *mut libc::siginfo_t, ucontext:
     let count = match same {
         Ok(true) => &RELIABLE,
         Ok(false) => &DIFFERENT,
+        Err(doubt) if is_bare_vdso::<P>(doubt.at) => &WITHOUT_TABLE,
         Err(_) => &UNRELIABLE,
     };
     count.fetch_add(1, Relaxed);
+}
+
+/// Whether `at` is in the kernel's vDSO, and that has no unwind information.
+fn is_bare_vdso<P: Running>(at: CodeAddr) -> bool {
+    /// None has more.
+    const MAX_LEN: u64 = 1 << 16;
+    // SAFETY: always works.
+    let start = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) };
+    let is_there = start != 0 && (start..start + MAX_LEN).contains(&at.get());
+    is_there && find::<P>(at) == Rule::Gap
 }
 
 fn install<P: Running>(signal: c_int, flags: c_int) {
@@ -251,7 +264,8 @@ pub fn through_a_signal_frame_on_another_stack<P: Running>() {
 }
 
 /// Interrupts a busy thread at whatever instruction it is: prologues, epilogues, library code, the
-/// kernel's vDSO. More than `times` as many stacks are reliable as are not.
+/// kernel's vDSO. More than `times` as many stacks are reliable as are not, but for those in a vDSO
+/// without tables, where none can be.
 pub fn interrupted_anywhere<P: Running>(times: usize) {
     objects::<P>();
     let signal = libc::SIGRTMIN() + 3;
@@ -294,7 +308,8 @@ pub fn interrupted_anywhere<P: Running>(times: usize) {
             Instant::now() + Duration::from_secs(2),
             Instant::now() + Duration::from_secs(60),
         );
-        let handled = || [&RELIABLE, &UNRELIABLE, &DIFFERENT].map(|count| count.load(Relaxed));
+        let all = [&RELIABLE, &UNRELIABLE, &WITHOUT_TABLE, &DIFFERENT];
+        let handled = || all.map(|count| count.load(Relaxed));
         let enough = || RELIABLE.load(Relaxed) > reliable + 1000;
         while Instant::now() < end || !enough() && Instant::now() < last {
             let before = handled();
