@@ -4,11 +4,19 @@
 //!
 //! * `mod.rs`: the types of its crate (`klp-arch-…`), and bytes that the kernel and C libraries
 //!   have;
-//! * `calls.rs`: what calls lead to;
+//! * `calls.rs`: what calls lead to, unless `arch/calls.rs` serves;
 //! * `registers.rs`: registers of interrupted and sleeping threads, and of suspended contexts;
 //! * `text.rs`: how instructions are changed under running threads;
 //! * `thread.rs`: words of each thread's own;
-//! * `station.rs`: the way station of `makecontext`.
+//! * `station.rs`: the way station of `makecontext`;
+//! * `linkage.rs`: for tests, a call by the procedure linkage table.
+//!
+//! What several of them have in common is beside: `calls.rs`, `word.rs`.
+
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+pub(crate) mod calls;
+#[cfg(any(target_arch = "aarch64", target_arch = "powerpc64"))]
+mod word;
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;

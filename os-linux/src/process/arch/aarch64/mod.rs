@@ -2,12 +2,14 @@
 
 mod station;
 
-pub(crate) mod calls;
+#[cfg(test)]
+mod linkage;
 pub(crate) mod registers;
 pub(crate) mod text;
 pub(crate) mod thread;
 
 pub(crate) use klp_arch_aarch64::AArch64 as Processor;
+pub(crate) use klp_arch_aarch64::calls as by_place;
 pub(crate) use klp_arch_aarch64::entry_stub;
 pub(crate) use klp_arch_aarch64::stub::Preserved;
 pub(crate) use klp_arch_aarch64::unwind::{self, EhFrame, Regs, Rule, SIGNAL_RETURN, Table};

@@ -29,35 +29,3 @@ pub(crate) fn called_slot(
 pub(crate) fn linkage_slot(base: Option<u64>, at: CodeAddr, code: &[u8]) -> Option<u64> {
     calls::linkage_slot(at, base, code)
 }
-
-#[cfg(test)]
-mod tests {
-    // Calls qsort by way of the procedure linkage table: see `unwind.rs`.
-    core::arch::global_asm!(
-        ".pushsection .text",
-        ".globl klp_test_call_by_plt",
-        ".hidden klp_test_call_by_plt",
-        ".globl klp_test_called_by_plt",
-        ".hidden klp_test_called_by_plt",
-        ".type klp_test_call_by_plt,@function",
-        "klp_test_call_by_plt:",
-        ".cfi_startproc",
-        "mflr 0",
-        "std 0, 16(1)",
-        "stdu 1, -32(1)",
-        ".cfi_def_cfa_offset 32",
-        ".cfi_offset lr, 16",
-        "bl qsort",
-        "klp_test_called_by_plt:",
-        "nop",
-        "addi 1, 1, 32",
-        ".cfi_def_cfa_offset 0",
-        "ld 0, 16(1)",
-        "mtlr 0",
-        ".cfi_restore lr",
-        "blr",
-        ".cfi_endproc",
-        ".size klp_test_call_by_plt, . - klp_test_call_by_plt",
-        ".popsection",
-    );
-}

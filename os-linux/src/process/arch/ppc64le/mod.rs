@@ -1,5 +1,7 @@
 //! ppc64le.
 
+#[cfg(test)]
+mod linkage;
 mod station;
 
 pub(crate) mod calls;

@@ -1,0 +1,26 @@
+//! For tests of `unwind.rs`: a call of qsort by way of the procedure linkage table.
+
+core::arch::global_asm!(
+    ".pushsection .text",
+    ".globl klp_test_call_by_plt",
+    ".hidden klp_test_call_by_plt",
+    ".globl klp_test_called_by_plt",
+    ".hidden klp_test_called_by_plt",
+    ".type klp_test_call_by_plt,%function",
+    "klp_test_call_by_plt:",
+    ".cfi_startproc",
+    "stp x29, x30, [sp, #-16]!",
+    ".cfi_def_cfa_offset 16",
+    ".cfi_offset 29, -16",
+    ".cfi_offset 30, -8",
+    "bl qsort",
+    "klp_test_called_by_plt:",
+    "ldp x29, x30, [sp], #16",
+    ".cfi_def_cfa_offset 0",
+    ".cfi_restore 29",
+    ".cfi_restore 30",
+    "ret",
+    ".cfi_endproc",
+    ".size klp_test_call_by_plt, . - klp_test_call_by_plt",
+    ".popsection",
+);
