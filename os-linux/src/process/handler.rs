@@ -2,13 +2,13 @@
 //! that the engine chose.
 
 use super::arch::{Preserved, entry_stub};
-use super::asleep::Sleeper;
 use super::context::Interrupted;
 use super::entry;
 use super::error::Error;
 use super::lock::FutexLock;
 use super::notrace;
 use super::records::{self, Record, registry};
+use super::scan::Threads;
 use super::sites;
 use super::space::Space;
 use super::stop::{self, FromOutside, Look, Missed, Records};
@@ -128,8 +128,8 @@ fn every_thread_passes_a_barrier() -> Result<bool, Error> {
 struct Passes;
 
 impl Look for Passes {
-    fn look_from_outside(&self, _: usize, record: &Record) -> FromOutside {
-        FromOutside::or_stop(Sleeper::find(record.tid()).is_some())
+    fn look_from_outside(&self, _: usize, record: &Record, threads: &Threads) -> FromOutside {
+        FromOutside::or_stop(record.sleeper(threads).is_some())
     }
 
     fn look(&self, _: usize, _: &mut Interrupted<'_>, _: &Record) -> bool {
@@ -167,7 +167,7 @@ struct Outside<'a> {
 
 impl Look for Outside<'_> {
     /// It might wake up and begin another run, which the one that it has left would cover.
-    fn look_from_outside(&self, _: usize, _: &Record) -> FromOutside {
+    fn look_from_outside(&self, _: usize, _: &Record, _: &Threads) -> FromOutside {
         FromOutside::Stop
     }
 

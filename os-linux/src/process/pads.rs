@@ -6,12 +6,11 @@
 //! the pad.
 
 use super::arch::{self, Regs, thread};
-use super::asleep::Sleeper;
 use super::context::Interrupted;
 use super::error::{Error, Silence};
 use super::peek::stack_memory;
 use super::records::Record;
-use super::scan;
+use super::scan::{self, Threads};
 use super::stop::{self, FromOutside, Look, Missed, Records, why_missed};
 use super::sys;
 use super::unwind::Stacks;
@@ -144,8 +143,8 @@ impl<'a> Pads<'a> {
 
 impl Look for Pads<'_> {
     /// Who sleeps in a system call stands in no pad, but may have been interrupted in one.
-    fn look_from_outside(&self, _: usize, record: &Record) -> FromOutside {
-        let Some(sleeper) = Sleeper::find(record.tid()) else {
+    fn look_from_outside(&self, _: usize, record: &Record, threads: &Threads) -> FromOutside {
+        let Some(sleeper) = record.sleeper(threads) else {
             return FromOutside::Stop;
         };
         let is_pad = |word| self.body(word).is_some();

@@ -6,7 +6,9 @@
 //! `vfork`, counts as that thread. All but the fields of a record change under one
 //! [`SignalLock`], so that a signal or entry handler may join at any time.
 
+use super::asleep::{LastPlace, Sleeper};
 use super::lock::{Guard, SignalLock};
+use super::scan::Threads;
 use super::slots::{Pool, Slot};
 use super::sys::{Errno, KeepErrno, gettid, map_zeroed, nap, thread_exists, tid_of_variables};
 use super::tls;
@@ -39,6 +41,8 @@ pub(crate) struct Record {
     ours: AtomicBool,
     /// See [`stay_at`](Self::stay_at).
     stays_at: AtomicU64,
+    /// Where it slept when it was last looked at from outside.
+    slept: LastPlace,
     /// The number of the stop whose signal is on its way to the thread; 0 if none is.
     pub(crate) signalled: AtomicU64,
     /// The number of the last stop that looked at the thread.
@@ -100,6 +104,7 @@ impl Record {
             try_above: AtomicU64::new(u64::MAX),
             ours: AtomicBool::new(false),
             stays_at: AtomicU64::new(0),
+            slept: LastPlace::new(),
             signalled: AtomicU64::new(0),
             visited: AtomicU64::new(0),
         }
@@ -257,6 +262,11 @@ impl Record {
 
     pub(crate) fn stays_at(&self) -> u64 {
         self.stays_at.load(Ordering::Relaxed)
+    }
+
+    /// Finds out where the thread, one of `threads`, sleeps.
+    pub(crate) fn sleeper<'a>(&'a self, threads: &'a Threads) -> Option<Sleeper<'a>> {
+        Sleeper::find(threads, self.tid(), &self.slept)
     }
 
     /// Whether it is the engine's own thread, which may be woken at any time.

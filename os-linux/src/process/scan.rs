@@ -1,11 +1,11 @@
 //! The threads of this process, from `/proc/self/task`.
 
 use super::error::Error;
-use super::sys::{Errno, errno, thread_exists};
+use super::sys::{self, Errno, errno, getpid, gettid, thread_exists};
 use core::ffi::CStr;
 use klp_core::port::{TaskId, TaskName};
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 
@@ -16,6 +16,50 @@ const TRIES: u32 = 100;
 /// its end, padding.
 const ENTRY: usize = 32;
 
+/// What `/proc` knows of the threads of this process.
+///
+/// Not to be kept for long: a signal handler may fork, and go on in the child.
+pub(crate) struct Threads {
+    directory: File,
+    process: u32,
+    caller: u32,
+}
+
+impl Threads {
+    /// Opens their directory.
+    ///
+    /// # Errors
+    ///
+    /// If it is not there, or no file can be opened.
+    pub(crate) fn open() -> Result<Self, Error> {
+        Ok(Self {
+            process: getpid(),
+            caller: gettid(),
+            directory: File::open("/proc/self/task")
+                .map_err(|error| Error::io("open /proc/self/task", &error))?,
+        })
+    }
+
+    /// The thread that has opened this.
+    pub(crate) fn caller(&self) -> u32 {
+        self.caller
+    }
+
+    /// Opens a file about the thread `tid`.
+    pub(crate) fn file(&self, tid: u32, name: &str) -> io::Result<File> {
+        use core::fmt::Write;
+        let mut path = heapless::String::<32>::new();
+        write!(path, "{tid}/{name}\0").map_err(|_| io::ErrorKind::InvalidFilename)?;
+        let path = CStr::from_bytes_until_nul(path.as_bytes());
+        sys::open_at(&self.directory, path.map_err(io::Error::other)?)
+    }
+
+    /// Whether they are the calling process's: not in a child of the one that has opened this.
+    pub(crate) fn are_own(&self) -> bool {
+        getpid() == self.process
+    }
+}
+
 /// Lists every thread that exists at some moment during the call, in ascending order.
 ///
 /// # Errors
@@ -24,10 +68,8 @@ const ENTRY: usize = 32;
 pub(crate) fn threads(into: &mut Vec<TaskId>) -> Result<(), Error> {
     let mut buffer = Vec::new();
     for _ in 0..TRIES {
-        // Anew each time: a signal handler may fork, and go on here in the child.
-        let directory = File::open("/proc/self/task")
-            .map_err(|error| Error::io("open /proc/self/task", &error))?;
-        if list(&directory, &mut buffer, into)? {
+        let threads = Threads::open()?;
+        if list(&threads.directory, &mut buffer, into)? {
             into.sort_unstable();
             return Ok(());
         }
@@ -190,7 +232,7 @@ fn read<'a>(task: TaskId, file: &str, buffer: &'a mut [u8]) -> Result<Option<&'a
     let Ok(tid) = u32::try_from(task.0) else {
         return Ok(None);
     };
-    match read_all(tid, file, buffer) {
+    match read_all(&Threads::open()?, tid, file, buffer) {
         Ok(len) => {
             let text = buffer.get(..len).unwrap_or_default();
             let valid = match core::str::from_utf8(text) {
@@ -211,8 +253,8 @@ fn read<'a>(task: TaskId, file: &str, buffer: &'a mut [u8]) -> Result<Option<&'a
     }
 }
 
-fn read_all(tid: u32, file: &str, buffer: &mut [u8]) -> std::io::Result<usize> {
-    let mut file = open(tid, file)?;
+fn read_all(threads: &Threads, tid: u32, file: &str, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut file = threads.file(tid, file)?;
     let mut len = 0;
     while len < buffer.len() {
         match file.read(&mut buffer[len..])? {
@@ -223,19 +265,9 @@ fn read_all(tid: u32, file: &str, buffer: &mut [u8]) -> std::io::Result<usize> {
     Ok(len)
 }
 
-/// Opens a file about the thread `tid`.
-pub(crate) fn open(tid: u32, file: &str) -> std::io::Result<File> {
-    use core::fmt::Write;
-    let mut path = heapless::String::<64>::new();
-    write!(path, "/proc/self/task/{tid}/{file}")
-        .map_err(|_| std::io::Error::from_raw_os_error(libc::ENAMETOOLONG))?;
-    File::open(path.as_str())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process::sys::gettid;
     use std::sync::{Arc, Barrier};
 
     #[test]

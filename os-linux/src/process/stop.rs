@@ -7,7 +7,7 @@
 use super::context::Interrupted;
 use super::error::Error;
 use super::records::{self, Record};
-use super::scan;
+use super::scan::{self, Threads};
 use super::sys::{self, KeepErrno, SignalMask, futex_wait, futex_wake};
 use core::ptr;
 use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -42,8 +42,8 @@ impl FromOutside {
 
 /// What is done with a thread.
 pub(crate) trait Look: Sync {
-    /// Looks at thread `index` from outside.
-    fn look_from_outside(&self, index: usize, record: &Record) -> FromOutside;
+    /// Looks at thread `index` from outside: `record` is the one of it in `threads`.
+    fn look_from_outside(&self, index: usize, record: &Record, threads: &Threads) -> FromOutside;
 
     /// The same on the thread itself, which is stopped: in a signal handler.
     ///
@@ -116,7 +116,7 @@ pub(crate) fn is_in_place() -> bool {
 ///
 /// # Errors
 ///
-/// [`Error::OutOfMemory`], before anybody is stopped.
+/// Memory, or the directory of threads, cannot be had: before anybody is stopped.
 pub(crate) fn stop(
     tasks: &[TaskId],
     look: &dyn Look,
@@ -136,9 +136,10 @@ pub(crate) fn stop(
     awake
         .try_reserve(tasks.len())
         .map_err(|_| Error::OutOfMemory)?;
+    let threads = Threads::open()?;
     for (index, record) in records.iter().enumerate() {
         let Some(record) = record else { continue };
-        match look.look_from_outside(index, record) {
+        match look.look_from_outside(index, record, &threads) {
             FromOutside::Looked => record.visited.store(number, Ordering::Release),
             FromOutside::Stop => awake.push((tasks[index], *record)),
             FromOutside::Leave => {}

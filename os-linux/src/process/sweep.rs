@@ -20,6 +20,7 @@ use super::memory;
 use super::peek::{Copied, stack_memory};
 use super::records::Record;
 use super::retired::{Retired, hold};
+use super::scan::Threads;
 use super::space::Space;
 use super::stop::{self, FromOutside, Look, Missed, Records, why_missed};
 use super::sys::{PAGE, gettid};
@@ -103,7 +104,7 @@ impl Scan<'_> {
     fn look_at_all(&self) -> Result<bool, Error> {
         let (mut tasks, mut records) = (Vec::new(), Records::new());
         stop::all_threads(&mut tasks, &mut records)?;
-        if !self.look_at_sleepers(&records) || self.all_are_held() {
+        if !self.look_at_sleepers(&records)? || self.all_are_held() {
             return Ok(false);
         }
         contexts::visit(&self.living, self);
@@ -123,10 +124,11 @@ impl Scan<'_> {
 
     /// Looks at stacks of sleeping threads from outside: if one of them holds an image, nobody needs
     /// to be stopped for it. `false`: some threads must not be woken.
-    fn look_at_sleepers(&self, records: &Records) -> bool {
+    fn look_at_sleepers(&self, records: &Records) -> Result<bool, Error> {
+        let threads = Threads::open()?;
         let mut all = true;
         for record in records.iter().flatten() {
-            let Some(sleeper) = Sleeper::find(record.tid()) else {
+            let Some(sleeper) = record.sleeper(&threads) else {
                 continue;
             };
             all &= may_be_woken(&sleeper, record);
@@ -134,7 +136,7 @@ impl Scan<'_> {
                 self.hold_from(sleeper.sp());
             }
         }
-        all
+        Ok(all)
     }
 
     /// Looks at the stack from `sp` on, as far as it can be read.
@@ -242,8 +244,8 @@ fn may_be_woken(sleeper: &Sleeper, record: &Record) -> bool {
 
 impl Look for Scan<'_> {
     /// Of who sleeps, the registers are not known.
-    fn look_from_outside(&self, _: usize, record: &Record) -> FromOutside {
-        match Sleeper::find(record.tid()) {
+    fn look_from_outside(&self, _: usize, record: &Record, threads: &Threads) -> FromOutside {
+        match record.sleeper(threads) {
             Some(sleeper) if !may_be_woken(&sleeper, record) => FromOutside::Leave,
             _ => FromOutside::Stop,
         }

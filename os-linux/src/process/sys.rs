@@ -1,9 +1,13 @@
 //! System calls and errno, as thin wrappers. Everything here may be called in a signal handler.
 
 use core::cell::Cell;
+use core::ffi::CStr;
 use core::ptr;
 use core::sync::atomic::AtomicU32;
 use core::time::Duration;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
 
 /// An error number of the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -11,7 +15,7 @@ pub struct Errno(pub i32);
 
 impl core::fmt::Display for Errno {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        std::io::Error::from_raw_os_error(self.0).fmt(f)
+        io::Error::from_raw_os_error(self.0).fmt(f)
     }
 }
 
@@ -95,6 +99,27 @@ fn is_listed(tid: u32) -> bool {
     // SAFETY: the path ends with a zero byte.
     write!(path, "/proc/self/task/{tid}\0").is_ok()
         && unsafe { libc::access(path.as_ptr().cast(), libc::F_OK) } == 0
+}
+
+/// Opens `path`, which begins at `directory`, for reading.
+pub(crate) fn open_at(directory: &File, path: &CStr) -> io::Result<File> {
+    let flags = libc::O_RDONLY | libc::O_CLOEXEC;
+    // SAFETY: the path ends with a zero byte.
+    let file = unsafe { libc::openat(directory.as_raw_fd(), path.as_ptr(), flags) };
+    if file < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it was opened just now, and nobody else knows it.
+    Ok(unsafe { File::from_raw_fd(file) })
+}
+
+/// The number of the inode of `file`.
+pub(crate) fn inode(file: &File) -> Option<u64> {
+    // SAFETY: all-zero is a valid value of this plain struct.
+    let mut stat: libc::stat = unsafe { core::mem::zeroed() };
+    // SAFETY: only writes to `stat`.
+    let told = unsafe { libc::fstat(file.as_raw_fd(), &raw mut stat) };
+    (told == 0).then_some(stat.st_ino)
 }
 
 /// Sleeps until `word` is woken, if it holds `expected`, at most for `timeout`. May return early.

@@ -15,14 +15,13 @@
 //! them makes its record.
 
 use super::arch;
-use super::asleep::Sleeper;
 use super::context::Interrupted;
 use super::contexts;
 use super::entry::{self, Loan};
 use super::error::Error;
 use super::lock::Mutex;
 use super::records::{self, Record, registry};
-use super::scan;
+use super::scan::{self, Threads};
 use super::space::Space;
 use super::stop::{self, FromOutside, Look, Missed, Records, why_missed};
 use super::sys::thread_exists;
@@ -139,14 +138,14 @@ struct Visit<'a> {
 
 impl Visit<'_> {
     /// Has the visitor look at a thread that sleeps; `false`: it has to be stopped.
-    fn look_at_sleeper(&self, index: usize, record: &Record) -> bool {
+    fn look_at_sleeper(&self, index: usize, record: &Record, threads: &Threads) -> bool {
         // ORDER(probe): the thread sleeps after the probe has begun, and is looked at as long as it
         // does. Whatever it does when it wakes up, it asks for its state before it gets into an
         // affected function, and then either the probe is over or the state is set.
         let Some(probe) = record.probe() else {
             return false;
         };
-        let Some(sleeper) = Sleeper::find(record.tid()) else {
+        let Some(sleeper) = record.sleeper(threads) else {
             return false;
         };
         if !probe.is_plain() {
@@ -176,8 +175,8 @@ impl Visit<'_> {
 }
 
 impl Look for Visit<'_> {
-    fn look_from_outside(&self, index: usize, record: &Record) -> FromOutside {
-        FromOutside::or_stop(self.look_at_sleeper(index, record))
+    fn look_from_outside(&self, index: usize, record: &Record, threads: &Threads) -> FromOutside {
+        FromOutside::or_stop(self.look_at_sleeper(index, record, threads))
     }
 
     fn look(&self, index: usize, thread: &mut Interrupted<'_>, record: &Record) -> bool {
