@@ -64,6 +64,7 @@ impl Arch {
                     package: "qemu-system-arm",
                     processors: 2,
                     console: "ttyAMA0",
+                    kernel_args: "",
                 },
             },
             Self::Ppc64le => Names {
@@ -89,10 +90,12 @@ impl Arch {
                         "power10",
                     ],
                     package: "qemu-system-ppc",
-                    // With two, QEMU 7.2 now and then goes on with code that was overwritten, though
-                    // what is in memory is right.
-                    processors: 1,
+                    processors: 2,
                     console: "hvc0",
+                    // When a page of 64 KiB in a radix tree comes to lie elsewhere, QEMU (10.0, too)
+                    // forgets the way to its translations for the first 4 KiB only, and goes on with
+                    // old code in the rest.
+                    kernel_args: "disable_radix",
                 },
             },
         }

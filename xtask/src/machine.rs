@@ -49,6 +49,8 @@ pub(crate) struct Machine {
     pub(crate) processors: u32,
     /// The kernel's name for the console.
     pub(crate) console: &'static str,
+    /// What else the kernel is told.
+    pub(crate) kernel_args: &'static str,
 }
 
 /// A program to be run.
@@ -98,8 +100,8 @@ impl Machine {
         ]);
         qemu.arg("-kernel").arg(kernel).arg("-initrd").arg(image);
         qemu.arg("-append").arg(format!(
-            "console={} loglevel=4 oops=panic panic=-1",
-            self.console
+            "console={} loglevel=4 oops=panic panic=-1 {}",
+            self.console, self.kernel_args
         ));
         let child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
         let mut guest = Guest(child.with_context(|| format!("cannot run {qemu:?}"))?);
