@@ -95,7 +95,7 @@ impl<'a> Sleeper<'a> {
         let place = last.get(inode, runs).or_else(|| {
             let mut buffer = [0; 256];
             let syscall = threads.file(tid, "syscall").ok()?;
-            place(read(&syscall, &mut buffer)?)
+            place(core::str::from_utf8(read(&syscall, &mut buffer)?).ok()?)
         })?;
         Some(Self {
             threads,
@@ -133,18 +133,17 @@ impl<'a> Sleeper<'a> {
     }
 }
 
-fn read<'a>(file: &File, buffer: &'a mut [u8]) -> Option<&'a str> {
+fn read<'a>(file: &File, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
     let len = file.read_at(buffer, 0).ok()?;
-    core::str::from_utf8(buffer.get(..len)?).ok()
+    buffer.get(..len)
 }
 
 /// The third number of `schedstat`: how often the thread was given a processor. It is never 0 if
 /// the kernel counts at all.
 fn runs(schedstat: &File) -> Option<u64> {
     let mut buffer = [0; 96];
-    let runs = read(schedstat, &mut buffer)?
-        .split_ascii_whitespace()
-        .nth(2)?;
+    let mut numbers = read(schedstat, &mut buffer)?.split(u8::is_ascii_whitespace);
+    let runs = core::str::from_utf8(numbers.nth(2)?).ok()?;
     runs.parse().ok().filter(|runs| *runs != 0)
 }
 

@@ -57,10 +57,14 @@ impl<R: Fn(u64) -> bool> Memory<R> {
 
     /// Fills `bytes` from `addr` on; `None` if they cannot all be read.
     pub(crate) fn read_bytes(&self, addr: u64, bytes: &mut [u8]) -> Option<()> {
-        for (offset, byte) in bytes.iter_mut().enumerate() {
-            let addr = addr.checked_add(offset as u64)?;
+        let (mut addr, mut rest) = (addr, bytes);
+        while !rest.is_empty() {
             let word = self.read(addr & !7)?.to_le_bytes();
-            *byte = *word.get((addr & 7) as usize)?;
+            let word = word.get((addr & 7) as usize..)?;
+            let (now, later) = rest.split_at_mut(word.len().min(rest.len()));
+            now.copy_from_slice(word.get(..now.len())?);
+            addr = addr.checked_add(now.len() as u64)?;
+            rest = later;
         }
         Some(())
     }

@@ -51,6 +51,8 @@ pub struct Tasks {
 struct Inner {
     /// Whether every thread is known that existed when the sites were routed.
     complete: bool,
+    /// Whether all known threads were there a moment ago.
+    fresh: bool,
     /// The state that threads move to, once `start` has said.
     target: Option<TaskState>,
     listing: Vec<TaskId>,
@@ -114,6 +116,7 @@ impl Tasks {
                 .is_ok()
         };
         registry().retire(|record| !listed(record) && !thread_exists(record.tid()));
+        inner.fresh = true;
         Ok(())
     }
 
@@ -226,6 +229,7 @@ unsafe impl TaskSet for Tasks {
         }
         let mut inner = self.inner.lock();
         inner.complete = false;
+        inner.fresh = false;
         inner.target = None;
         set_all(initial);
         Ok(())
@@ -249,11 +253,15 @@ unsafe impl TaskSet for Tasks {
     fn pending(&self, moves: &Moves, each: &mut dyn FnMut(TaskId)) -> Result<(), Error> {
         let mut inner = self.inner.lock();
         Self::catch_up(&mut inner)?;
+        let fresh = core::mem::take(&mut inner.fresh);
         let listing = &mut inner.listing;
         let is_pending = |record: &Record| record.state() != moves.target();
         {
             let mut registry = registry();
-            registry.retire(|record| is_pending(record) && !thread_exists(record.tid()));
+            // Who has ended since is found to be gone when it is to be stopped.
+            if !fresh {
+                registry.retire(|record| is_pending(record) && !thread_exists(record.tid()));
+            }
             contexts::retire();
         }
         list_tasks(listing, moves.target())?;
