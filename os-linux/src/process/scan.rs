@@ -49,7 +49,7 @@ impl Threads {
     pub(crate) fn file(&self, tid: u32, name: &str) -> io::Result<File> {
         use core::fmt::Write;
         let mut path = heapless::String::<32>::new();
-        write!(path, "{tid}/{name}\0").map_err(|_| io::ErrorKind::InvalidFilename)?;
+        write!(path, "{tid}/{name}\0").map_err(|_| io::ErrorKind::InvalidInput)?;
         let path = CStr::from_bytes_until_nul(path.as_bytes());
         sys::open_at(&self.directory, path.map_err(io::Error::other)?)
     }
