@@ -90,7 +90,8 @@ impl Arch {
                         "power10",
                     ],
                     package: "qemu-system-ppc",
-                    processors: 2,
+                    // The second of two that take turns may wait for many seconds.
+                    processors: 1,
                     console: "hvc0",
                     // When a page of 64 KiB in a radix tree comes to lie elsewhere, QEMU (10.0, too)
                     // forgets the way to its translations for the first 4 KiB only, and goes on with

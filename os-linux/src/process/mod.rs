@@ -83,6 +83,7 @@ mod libraries;
 mod library;
 mod linker;
 mod livepatch;
+mod loaded;
 mod lock;
 mod maps;
 mod memory;

@@ -3,6 +3,7 @@
 use super::arch::{Table, text};
 use super::elf_file::{self, ElfFile};
 use super::error::Error;
+use super::loaded;
 use super::lock::{self, FutexLock, Mutex};
 use super::maps::{self, FileId, Mapping};
 use super::origin::{self, Stamp};
@@ -10,7 +11,7 @@ use super::peek::Copied;
 use super::symbol_table::Symbol;
 use alloc::sync::Arc;
 use core::ffi::CStr;
-use core::ops::Range;
+use core::ops::{ControlFlow, Range};
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::model::VMLINUX;
@@ -473,32 +474,11 @@ fn object_name(path: &Path) -> String {
     stem.replace(['.', '-'], "_")
 }
 
-/// Calls `each` for every object, the executable first, until it returns `false`.
-fn dl_iterate(each: &mut dyn FnMut(&libc::dl_phdr_info) -> bool) {
-    unsafe extern "C" fn callback(
-        info: *mut libc::dl_phdr_info,
-        _size: libc::size_t,
-        each: *mut libc::c_void,
-    ) -> libc::c_int {
-        // SAFETY: `each` is the reference given below, `info` is valid during the callback.
-        let (each, info) = unsafe {
-            (
-                &mut *each.cast::<&mut dyn FnMut(&libc::dl_phdr_info) -> bool>(),
-                &*info,
-            )
-        };
-        libc::c_int::from(!each(info))
-    }
-    let mut each = each;
-    // SAFETY: the callback gets what it expects.
-    unsafe { libc::dl_iterate_phdr(Some(callback), (&raw mut each).cast()) };
-}
-
 fn dl_counts() -> (u64, u64) {
     let mut counts = (0, 0);
-    dl_iterate(&mut |info| {
+    loaded::each(&mut |info| {
         counts = (info.dlpi_adds, info.dlpi_subs);
-        false
+        ControlFlow::Break(())
     });
     counts
 }
@@ -506,7 +486,7 @@ fn dl_counts() -> (u64, u64) {
 /// Shows every object that is mapped. None of them is unmapped meanwhile.
 fn dl_objects(show: &mut dyn FnMut(Object)) {
     let mut first = true;
-    dl_iterate(&mut |info| {
+    loaded::each(&mut |info| {
         // SAFETY: the dynamic linker's data is valid during the callback.
         let (path, headers) = unsafe {
             let path = if info.dlpi_name.is_null() {
@@ -521,7 +501,7 @@ fn dl_objects(show: &mut dyn FnMut(Object)) {
         };
         show(dl_object(first, path, info.dlpi_addr, headers));
         first = false;
-        true
+        ControlFlow::Continue(())
     });
 }
 

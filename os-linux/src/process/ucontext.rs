@@ -9,8 +9,10 @@
 //! stacks by hand.
 
 use super::arch;
+use super::loaded;
 use super::sys::KeepErrno;
-use core::ffi::{CStr, c_int, c_void};
+use core::ffi::{CStr, c_void};
+use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// Somebody has called `makecontext`.
@@ -89,41 +91,28 @@ pub(crate) fn begin() {
 
 /// Takes note of objects that ask for functions that make contexts.
 pub(crate) fn look_at_objects() {
-    let mut came = 0_u64;
-    // SAFETY: the callback is given the number that it takes.
-    unsafe { libc::dl_iterate_phdr(Some(look_at), (&raw mut came).cast()) };
+    let mut came = 0;
+    loaded::each(&mut |info| {
+        came = info.dlpi_adds;
+        if came == LOOKED_AT.load(Ordering::Relaxed) {
+            return ControlFlow::Break(());
+        }
+        // SAFETY: it is mapped, and stays so during the call.
+        if let Some(imports) = unsafe { Imports::of(info) } {
+            if !IN_FORCE.load(Ordering::Relaxed) && imports.name(c"makecontext") {
+                note(WANTED);
+            }
+            if imports.name(c"make_fcontext") {
+                note(BOOST);
+            }
+        }
+        ControlFlow::Continue(())
+    });
     LOOKED_AT.store(came, Ordering::Relaxed);
 }
 
 /// How many objects had come when all were looked at.
 static LOOKED_AT: AtomicU64 = AtomicU64::new(0);
-
-/// # Safety
-///
-/// Called by `dl_iterate_phdr`; `came` is a number, which will be how many objects have come.
-unsafe extern "C" fn look_at(
-    info: *mut libc::dl_phdr_info,
-    _: libc::size_t,
-    came: *mut c_void,
-) -> c_int {
-    // SAFETY: the dynamic linker describes an object that is mapped, and stays so during the call.
-    // The number is the caller's.
-    let (info, came) = unsafe { (&*info, &mut *came.cast::<u64>()) };
-    *came = info.dlpi_adds;
-    if *came == LOOKED_AT.load(Ordering::Relaxed) {
-        return 1;
-    }
-    // SAFETY: it is mapped.
-    if let Some(imports) = unsafe { Imports::of(info) } {
-        if !IN_FORCE.load(Ordering::Relaxed) && imports.name(c"makecontext") {
-            note(WANTED);
-        }
-        if imports.name(c"make_fcontext") {
-            note(BOOST);
-        }
-    }
-    0
-}
 
 /// The symbols by which an object is to be relocated (System V ABI, "Dynamic Section").
 struct Imports<'a> {
@@ -319,24 +308,15 @@ mod tests {
 
     #[test]
     fn an_object_that_asks_for_a_function_is_found() {
-        unsafe extern "C" fn look(
-            info: *mut libc::dl_phdr_info,
-            _: libc::size_t,
-            data: *mut c_void,
-        ) -> c_int {
-            // SAFETY: as in `look_at`; the data is the count below.
-            unsafe {
-                if let Some(imports) = Imports::of(&*info) {
-                    let found = data.cast::<[u32; 2]>();
-                    (*found)[0] += u32::from(imports.name(c"sigaction"));
-                    (*found)[1] += u32::from(imports.name(c"klp no such function"));
-                }
+        let mut found = [0; 2];
+        loaded::each(&mut |info| {
+            // SAFETY: as in `look_at_objects`.
+            if let Some(imports) = unsafe { Imports::of(info) } {
+                found[0] += u32::from(imports.name(c"sigaction"));
+                found[1] += u32::from(imports.name(c"klp no such function"));
             }
-            0
-        }
-        let mut found = [0_u32; 2];
-        // SAFETY: the callback writes to `found` alone.
-        unsafe { libc::dl_iterate_phdr(Some(look), (&raw mut found).cast()) };
+            ControlFlow::Continue(())
+        });
         assert!(found[0] > 0, "this program asks for sigaction");
         assert_eq!(found[1], 0);
     }
