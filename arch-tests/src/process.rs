@@ -266,6 +266,9 @@ pub fn through_a_signal_frame_on_another_stack<P: Running>() {
 /// Interrupts a busy thread at whatever instruction it is: prologues, epilogues, library code, the
 /// kernel's vDSO. More than `times` as many stacks are reliable as are not, but for those in a vDSO
 /// without tables, where none can be.
+///
+/// The variable `KLP_CONTEXTS` says how many reliable ones are compared at least, and may take as
+/// long as it takes; without it, as many as there are in two seconds.
 pub fn interrupted_anywhere<P: Running>(times: usize) {
     objects::<P>();
     let signal = libc::SIGRTMIN() + 3;
@@ -303,15 +306,17 @@ pub fn interrupted_anywhere<P: Running>(times: usize) {
                 pthread => break pthread,
             }
         };
-        // An emulated machine takes longer.
-        let (end, last) = (
-            Instant::now() + Duration::from_secs(2),
-            Instant::now() + Duration::from_secs(60),
-        );
+        let begin = Instant::now();
+        let wanted = std::env::var("KLP_CONTEXTS").ok();
+        let (wanted, patience) = match wanted.and_then(|number| number.parse().ok()) {
+            Some(number) => (number, Duration::MAX),
+            // An emulated machine takes longer.
+            None => (1000, Duration::from_secs(60)),
+        };
         let all = [&RELIABLE, &UNRELIABLE, &WITHOUT_TABLE, &DIFFERENT];
         let handled = || all.map(|count| count.load(Relaxed));
-        let enough = || RELIABLE.load(Relaxed) > reliable + 1000;
-        while Instant::now() < end || !enough() && Instant::now() < last {
+        let enough = || RELIABLE.load(Relaxed) > reliable + wanted;
+        while begin.elapsed() < Duration::from_secs(2) || !enough() && begin.elapsed() < patience {
             let before = handled();
             // SAFETY: the thread lives until it is told to end, below.
             assert_eq!(unsafe { libc::pthread_kill(pthread, signal) }, 0);

@@ -89,7 +89,9 @@ fn main() -> Result<()> {
             soak(60)?;
             bench()?;
             install::check()?;
-            linux::landing()
+            linux::landing()?;
+            arch::test(arch::Arch::Aarch64, &[])?;
+            arch::test(arch::Arch::Ppc64le, &[])
         }
     }
 }
