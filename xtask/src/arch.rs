@@ -141,7 +141,7 @@ pub(crate) fn test(arch: Arch, only: &[String]) -> Result<()> {
     let rust = toolchain::for_target(names.machine.debian, names.rust)?;
     if only.is_empty() {
         run(names
-            .cargo_test(&rust, &["klp-core", "klp-unwind", names.ours])
+            .cargo_test(&rust, &["klp-core", "klp-unwind", "klp-build", names.ours])
             .args(["--lib", "--tests"]))?;
         if let Some(older) = names.older {
             run(names
