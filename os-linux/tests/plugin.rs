@@ -72,9 +72,20 @@ fn the_engine_is_linked_to_a_static_executable() {
         // GCC asks for it only where there is a dynamic linker.
         ("static_indexed", "-static -Wl,--eh-frame-hdr"),
     ] {
+        if name == "static_pie" && !starts_anywhere() {
+            println!("skipped: {way}: the C library has no rcrt1.o");
+            continue;
+        }
         let args: Vec<_> = way.split(' ').collect();
         assert_good(&run(&build_static(name, &args), &[]));
     }
+}
+
+/// Whether the C library has what static executables begin with that are loaded anywhere.
+fn starts_anywhere() -> bool {
+    let found = Command::new("cc").arg("-print-file-name=rcrt1.o").output();
+    // It answers with the bare name if there is none.
+    found.expect("a C compiler").stdout.starts_with(b"/")
 }
 
 /// Takes the section headers out of an ELF file: `e_shoff`, `e_shnum` and `e_shstrndx` are 0.

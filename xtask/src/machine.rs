@@ -21,17 +21,11 @@ const INIT: &str = include_str!("machine/init.sh");
 const ENDED: &str = "klp-guest: ended ";
 /// What the shell and its tools are in.
 const BUSYBOX: &str = "bin/busybox";
-/// Libraries of the cross compiler that programs need.
-const LIBRARIES: [&str; 8] = [
-    "ld-linux-",
-    "ld64.so.2",
-    "libc.so.6",
-    "libm.so.6",
-    "libgcc_s.so.1",
-    "libstdc++.so.6",
-    "libdl.so.2",
-    "libpthread.so.0",
-];
+/// Compilers for C and C++: some tests compile programs.
+const COMPILERS: [&str; 2] = ["gcc", "g++"];
+
+/// Folders of ours with files that tests compile.
+const SOURCES: [&str; 3] = ["klp-build/include", "libklp", "os-linux"];
 
 /// What a machine is called.
 pub(crate) struct Machine {
@@ -51,6 +45,8 @@ pub(crate) struct Machine {
     pub(crate) console: &'static str,
     /// What else the kernel is told.
     pub(crate) kernel_args: &'static str,
+    /// What C and C++ are compiled with, here and there.
+    pub(crate) c_flags: &'static str,
 }
 
 /// A program to be run.
@@ -62,9 +58,11 @@ pub(crate) struct Program {
     pub(crate) folder: PathBuf,
 }
 
-/// Unpacks the package `$1` into `$2`, without a kernel's modules.
+/// Unpacks the package `$1` into `$2`, without a kernel's modules, and without what compilers have
+/// for whole programs and for sanitizers.
 const UNPACK: &str = "dpkg-deb --fsys-tarfile \"$1\" | tar -x -C \"$2\" \
-                      --exclude='./lib/modules*' --exclude='./usr/share*'";
+                      --exclude='./lib/modules*' --exclude='./usr/share*' \
+                      --exclude='*/lto*' --exclude='*-lto-dump*' --exclude='*san.*'";
 /// Seconds that one program may take.
 const LIMIT_OF_ONE: u32 = 900;
 /// What all of them may take.
@@ -130,7 +128,8 @@ impl Machine {
         Ok(())
     }
 
-    /// The kernel and the shell of the machine; fetched on first use.
+    /// The kernel of the machine. With it come its shell, compilers and libraries; fetched on first
+    /// use.
     fn kernel(&self, folder: &Path) -> Result<PathBuf> {
         let root = folder.join("root");
         let found = || -> Option<PathBuf> {
@@ -138,21 +137,22 @@ impl Machine {
             let kernel = boot.find(|file| file.file_name().to_string_lossy().starts_with("vmlinu"));
             Some(kernel?.path()).filter(|_| root.join(BUSYBOX).exists())
         };
-        if let Some(kernel) = found() {
+        let complete = folder.join("complete");
+        if let (true, Some(kernel)) = (complete.exists(), found()) {
             return Ok(kernel);
         }
         let package = |name: &str| format!("{name}:{}", self.debian);
-        let depends = Command::new("apt-cache")
-            .arg("depends")
-            .arg(package(self.kernel))
-            .output()?;
-        let depends = String::from_utf8_lossy(&depends.stdout).into_owned();
-        let newest = depends
-            .lines()
-            .find_map(|line| line.trim().strip_prefix("Depends: "));
+        let newest = packages::depends(&package(self.kernel), false)?;
+        let newest = newest.first();
         let newest = newest.with_context(|| format!("Debian has no {}", self.kernel))?;
+        let mut wanted = vec![newest.to_owned(), package("busybox-static")];
+        for compiler in COMPILERS.map(package) {
+            wanted.extend(packages::depends(&compiler, true)?);
+            wanted.push(compiler);
+        }
+        wanted.sort_unstable();
+        wanted.dedup();
         let fetched = std::path::absolute(folder)?.join("packages");
-        let wanted = [newest.to_owned(), package("busybox-static")];
         packages::download(&wanted, &fetched)?;
         for file in std::fs::read_dir(&fetched)? {
             let mut unpack = Command::new("sh");
@@ -161,6 +161,7 @@ impl Machine {
             run(unpack.arg(file?.path()).arg(&root))?;
         }
         std::fs::remove_dir_all(fetched)?;
+        File::create(complete)?;
         found().context("the kernel's package has no kernel")
     }
 
@@ -175,27 +176,25 @@ impl Machine {
         let mut list = String::new();
         let mut packed = Files::new(image)?;
         packed.add(Path::new("/init"), INIT.as_bytes())?;
-        packed.add(
-            Path::new("/bin/busybox"),
-            &std::fs::read(folder.join("root").join(BUSYBOX))?,
-        )?;
+        packed.tree(&folder.join("root"), Path::new("/"), &|path| {
+            !path.starts_with("/boot")
+        })?;
+        for (name, compiler) in [("cc", "gcc"), ("c++", "g++")] {
+            let script = format!("#!/bin/sh\nexec {compiler} {} \"$@\"\n", self.c_flags);
+            packed.add(&Path::new("/usr/bin").join(name), script.as_bytes())?;
+        }
+        for ours in SOURCES {
+            let ours = std::path::absolute(ours)?;
+            packed.tree(&ours, &ours, &|path| {
+                path.extension().is_none_or(|extension| extension != "rs")
+            })?;
+        }
         packed.add(
             Path::new("/etc/passwd"),
             b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
         )?;
         for folder in ["/dev", "/proc", "/sys", "/tmp", "/root"] {
             packed.folder(Path::new(folder))?;
-        }
-        for file in std::fs::read_dir(format!("/usr/{}/lib", self.gnu))? {
-            let file = file?.path();
-            let name = file
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            if LIBRARIES.iter().any(|library| name.starts_with(library)) {
-                packed.add(&Path::new("/lib").join(&name), &std::fs::read(&file)?)?;
-            }
         }
         let stripped = folder.join("stripped");
         for program in programs {
@@ -292,6 +291,32 @@ impl Files {
         }
         let entry = self.entry(&path.to_string_lossy(), 0o755, ModeFileType::Regular);
         self.write(entry, bytes)
+    }
+
+    fn link(&mut self, path: &Path, to: &Path) -> Result<()> {
+        let entry = self.entry(&path.to_string_lossy(), 0o777, ModeFileType::Symlink);
+        self.write(entry, to.as_os_str().as_encoded_bytes())
+    }
+
+    /// Adds what is in the folder `from` to the folder `to`: all whose path `wanted` lets through.
+    fn tree(&mut self, from: &Path, to: &Path, wanted: &dyn Fn(&Path) -> bool) -> Result<()> {
+        self.folder(to)?;
+        for file in std::fs::read_dir(from)? {
+            let file = file?;
+            let (path, to) = (file.path(), to.join(file.file_name()));
+            let kind = file.file_type()?;
+            if !wanted(&to) {
+                continue;
+            }
+            if kind.is_dir() {
+                self.tree(&path, &to, wanted)?;
+            } else if kind.is_symlink() {
+                self.link(&to, &std::fs::read_link(&path)?)?;
+            } else {
+                self.add(&to, &std::fs::read(&path)?)?;
+            }
+        }
+        Ok(())
     }
 
     fn end(mut self) -> Result<()> {

@@ -55,6 +55,25 @@ pub(crate) fn update() {
     }
 }
 
+/// What `package`, of which the processor is said (`gcc:arm64`), depends on; with `all`, directly or
+/// not, as far as it is for the same processor.
+pub(crate) fn depends(package: &str, all: bool) -> Result<Vec<String>> {
+    let mut depends = Command::new("apt-cache");
+    depends.args(["depends", "--important"]);
+    if all {
+        depends.arg("--recurse");
+    }
+    let output = depends.arg(package).output()?;
+    let (_, processor) = package.split_once(':').unwrap_or_default();
+    let output = String::from_utf8_lossy(&output.stdout).into_owned();
+    let named = output.lines().filter_map(|line| match all {
+        true => line.strip_suffix(processor)?.ends_with(':').then_some(line),
+        false => line.trim().strip_prefix("Depends: "),
+    });
+    let named = named.filter(|line| !line.starts_with([' ', '|']) && !line.contains('<'));
+    Ok(named.map(str::to_owned).collect())
+}
+
 /// Downloads `packages` into `folder`.
 pub(crate) fn download(packages: &[String], folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder)?;

@@ -1,13 +1,12 @@
 #!/bin/busybox sh
 # The machine's first process: mounts what programs need, runs them, and says how each ended.
 /bin/busybox --install -s /bin
-export PATH=/bin HOME=/root TERM=dumb
+export PATH=/usr/bin:/bin HOME=/root TERM=dumb
 mount -t devtmpfs devtmpfs /dev
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 chmod 1777 /tmp
 ln -sf /proc/self/fd /dev/fd
-ln -s lib /lib64
 mkdir -p /dev/shm /dev/pts && mount -t devpts devpts /dev/pts
 mount -t tmpfs shm /dev/shm
 ip link set lo up
