@@ -5,7 +5,7 @@
 //! whatever its image has beside. What of a patch can be attributed to a function counts for that
 //! function; the rest counts for all of them.
 
-use super::batch::moving;
+use super::batch::{bounds, moving};
 use super::inner::{Inner, Record};
 use super::objects::{Bound, BoundFunc};
 use crate::addr::{CodeAddr, TextRange};
@@ -39,6 +39,7 @@ impl<P: Platform> Inner<P> {
     /// whether tasks may switch themselves at its entry.
     pub(super) fn affected(&self, host: &P, judge: Judge) -> Result<Affected, OutOfMemory> {
         let mut affected = Affected::default();
+        affected.reserve(bounds(&self.patches).map(Bound::len).sum())?;
         let versions = Versions::of(&self.patches)?;
         let writer = &self.sites.writer;
         // Versions that tasks leave or come back to, of patches that stay.

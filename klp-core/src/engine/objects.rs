@@ -316,6 +316,11 @@ impl<P: Platform> Bound<P> {
         self.funcs.is_empty()
     }
 
+    /// How many functions there are.
+    pub(super) fn len(&self) -> usize {
+        self.funcs.len()
+    }
+
     /// Whether one of the functions is in `set`.
     pub(super) fn shares_function_with(&self, set: &FuncSet) -> bool {
         self.funcs.iter().any(|func| set.contains(func.ops))

@@ -84,8 +84,11 @@ impl<P: Platform> Inner<P> {
     /// Adds to the newest of the patches in transition what those that give way have and none of
     /// the former has: these functions go back to the original.
     pub(super) fn add_nops(&mut self) -> Result<(), OutOfMemory> {
-        let own = FuncSet::new(bounds(&self.patches))?;
         let old = (0..self.patches.len()).filter(|old| self.gives_way_now(*old));
+        if old.clone().next().is_none() {
+            return Ok(());
+        }
+        let own = FuncSet::new(bounds(&self.patches))?;
         let nops = Bound::nops(
             old.flat_map(|old| self.patches[old].bounds()),
             &own,

@@ -574,20 +574,18 @@ unsafe impl<A: Arch, T: Text, H: EntryHost> Tracer for EntryTracer<A, T, H> {
     unsafe fn retire(&self, site: EntrySite) {
         let State { sites, arenas, .. } = &mut *self.state.lock();
         let site = &mut sites[site.0 as usize];
-        let mut slots = core::mem::take(&mut site.slots);
-        slots.retain(|slot| {
-            let stays = matches!(slot.to, Onward::Stub(_)) || site.leads_through::<A>(slot);
-            if !stays {
-                if let Some(arena) = arenas
-                    .iter_mut()
-                    .find(|arena| arena.image.text.contains(slot.at))
-                {
-                    arena.free.push(slot.at);
-                }
+        let is_idle = |site: &Site, slot: &Slot| {
+            matches!(slot.to, Onward::Func(_)) && !site.leads_through::<A>(slot)
+        };
+        while let Some(idle) = site.slots.iter().position(|slot| is_idle(site, slot)) {
+            let slot = site.slots.swap_remove(idle);
+            if let Some(arena) = arenas
+                .iter_mut()
+                .find(|arena| arena.image.text.contains(slot.at))
+            {
+                arena.free.push(slot.at);
             }
-            stays
-        });
-        site.slots = slots;
+        }
     }
 
     fn synchronize(&self) {

@@ -84,6 +84,17 @@ impl Affected {
         }
     }
 
+    /// Makes room for the entries of `count` functions and one range of each on each side.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`].
+    pub(crate) fn reserve(&mut self, count: usize) -> Result<(), OutOfMemory> {
+        self.unpatched.funcs.0.try_reserve(count)?;
+        self.patched.funcs.0.try_reserve(count)?;
+        Ok(self.entries.0.try_reserve(count)?)
+    }
+
     /// Adds code that belongs to one side: that tasks in state `side` may be in because of `func`.
     ///
     /// # Errors

@@ -2,16 +2,24 @@
 //! makes).
 
 use super::arch;
+use super::elf_file::ElfFile;
 use super::objects::Object;
 use super::sites;
 use super::space::Space;
+use super::symbol_table::Kind;
 use alloc::sync::Arc;
 use core::fmt::{self, Write};
-use klp_core::addr::TextRange;
+use klp_core::addr::{CodeAddr, TextRange};
 
 /// The engine's crates. Redirected calls and stop signals run their code: a patch
 /// there would call itself.
 const ENGINE: [&str; 4] = ["klp_core::", "klp_unwind::", arch::CRATE, "klp_os_linux::"];
+
+/// Stands in the names of all of these.
+const CRATES: &str = "klp_";
+
+/// The section in which programs record the addresses of functions that must not be redirected.
+const MARKED: &str = "__klp_notrace";
 
 /// Marks functions as ones that must not be patched, by their paths; a patch for one of them is
 /// refused. Stands beside functions. (For C, there is `KLP_NOTRACE` in the header `klp/notrace.h`
@@ -41,24 +49,31 @@ macro_rules! notrace {
 /// Whether the function in `func` is marked, or the engine's own.
 pub(crate) fn is_notrace(space: &Space, func: TextRange) -> bool {
     let is_notrace = |object: &Arc<Object>| {
-        // Where this is not known, no entry site is known either.
-        let marked = sites::notrace(object)?;
-        let first = marked.partition_point(|addr| *addr < func.start());
-        let is_marked = marked.get(first).is_some_and(|addr| func.contains(*addr));
-        let is_engines = || {
-            let (file, (_, symbol)) = (object.file().ok()?, object.function_at(func.start())?);
-            Some(is_engine(file.symbols.name(symbol)))
-        };
-        Some(is_marked || is_engines().unwrap_or(false))
+        // Where these are not known, no entry site is known either.
+        let read = |file: &ElfFile| all(object, file);
+        let notrace = sites::read_once(object, &object.notrace, read)?;
+        let first = notrace.partition_point(|addr| *addr < func.start());
+        notrace.get(first).map(|addr| func.contains(*addr))
     };
     let object = space.objects.look_at(func.start(), is_notrace);
     object.flatten().unwrap_or(false)
 }
 
+/// Where the functions of `object`, whose file is `file`, begin that must not be redirected.
+fn all(object: &Object, file: &ElfFile) -> Vec<CodeAddr> {
+    let mut all = sites::words(object, file, &[MARKED]);
+    let functions = file
+        .symbols
+        .iter()
+        .filter(|symbol| symbol.kind == Kind::Function && is_engine(file.symbols.name(symbol)));
+    all.extend(functions.map(|symbol| object.in_memory(symbol.addr)));
+    all
+}
+
 /// Whether the symbol `name` is of a function of the engine's crates.
 fn is_engine(name: &str) -> bool {
-    // All of them are mangled.
-    if !name.starts_with('_') {
+    // All of them are mangled. A program may have many others.
+    if !name.starts_with('_') || !name.contains(CRATES) {
         return false;
     }
     let mut start = Start::default();

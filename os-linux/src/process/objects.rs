@@ -43,7 +43,7 @@ pub(crate) struct Object {
     pub(crate) unwind: OnceLock<Option<Arc<Table>>>,
     /// Its entry sites, sorted, once read.
     pub(crate) sites: OnceLock<Vec<CodeAddr>>,
-    /// Its functions that are marked as `notrace`, sorted, once read.
+    /// Its functions that must not be redirected, sorted, once read.
     pub(crate) notrace: OnceLock<Vec<CodeAddr>>,
     /// Objects are numbered in the order in which they were first seen.
     pub(crate) arrival: u64,

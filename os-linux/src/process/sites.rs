@@ -1,5 +1,6 @@
-//! Entry sites, as the compiler recorded them, and functions that programs except from patching.
+//! Entry sites, as the compiler recorded them.
 
+use super::elf_file::ElfFile;
 use super::objects::{Object, Objects};
 use alloc::sync::Arc;
 use klp_core::addr::{CodeAddr, TextRange};
@@ -10,10 +11,6 @@ use std::sync::OnceLock;
 /// are relocated.
 const TABLES: [&str; 2] = ["__patchable_function_entries", "__mcount_loc"];
 
-/// The section in which programs record the addresses of functions that must not be redirected, in
-/// the same way.
-const NOTRACE: &str = "__klp_notrace";
-
 /// Bytes that may stand between the start of a function and its pad: an `endbr64`, and room for
 /// what compilers may add.
 const BEFORE_PAD: u64 = 20;
@@ -21,7 +18,7 @@ const BEFORE_PAD: u64 = 20;
 /// The address of the entry pad recorded for the function in `func`.
 pub(crate) fn recorded(objects: &Objects, func: TextRange) -> Option<CodeAddr> {
     let first = |object: &Arc<Object>| {
-        let sites = read_once(object, &object.sites, &TABLES)?;
+        let sites = read_once(object, &object.sites, |file| words(object, file, &TABLES))?;
         let index = sites.partition_point(|site| *site < func.start());
         sites.get(index).copied()
     };
@@ -30,18 +27,12 @@ pub(crate) fn recorded(objects: &Objects, func: TextRange) -> Option<CodeAddr> {
     })
 }
 
-/// The functions that `object` marks as ones that must not be redirected, sorted; `None` as for
-/// [`read_once`].
-pub(crate) fn notrace(object: &Object) -> Option<&[CodeAddr]> {
-    read_once(object, &object.notrace, &[NOTRACE])
-}
-
-/// The addresses in the sections `names` of `object`, sorted, which `once` keeps; `None` if its
-/// file cannot be read, or if it is not alive: before, the tables are not relocated.
-fn read_once<'a>(
+/// The addresses that `read` finds in the file of `object`, sorted, which `once` keeps; `None` if
+/// the file cannot be read, or if the object is not alive: before, its tables are not relocated.
+pub(crate) fn read_once<'a>(
     object: &Object,
     once: &'a OnceLock<Vec<CodeAddr>>,
-    names: &[&str],
+    read: impl FnOnce(&ElfFile) -> Vec<CodeAddr>,
 ) -> Option<&'a [CodeAddr]> {
     if !object.is_alive() {
         return None;
@@ -49,7 +40,14 @@ fn read_once<'a>(
     if let Some(known) = once.get() {
         return Some(known);
     }
-    let file = object.file().ok()?;
+    let mut addresses = read(object.file().ok()?);
+    addresses.sort_unstable();
+    addresses.dedup();
+    Some(once.get_or_init(|| addresses))
+}
+
+/// The addresses in the sections `names` of `object`, whose file is `file`.
+pub(crate) fn words(object: &Object, file: &ElfFile, names: &[&str]) -> Vec<CodeAddr> {
     let bytes = |name: &&str| {
         let section = file.section(name)?;
         let start = section.start().wrapping_add(object.bias);
@@ -61,8 +59,5 @@ fn read_once<'a>(
         .flat_map(|bytes| bytes.chunks_exact(8));
     let words = words.filter_map(|word| Some(u64::from_le_bytes(word.try_into().ok()?)));
     // The linker leaves a zero where it dropped the function.
-    let mut addresses: Vec<_> = words.filter(|&word| word != 0).map(CodeAddr::new).collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    Some(once.get_or_init(|| addresses))
+    words.filter(|&word| word != 0).map(CodeAddr::new).collect()
 }

@@ -184,7 +184,10 @@ impl SymbolTable {
     /// The functions that a compiler made of functions called `name`, and has their callers call.
     pub(crate) fn clones_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Symbol> {
         let clones = self.clones.get_or_init(|| self.related(clone_of));
-        self.named(name)
+        // Most programs have none: then nothing has to be looked up.
+        let names = (!clones.0.is_empty()).then_some(name).into_iter();
+        names
+            .flat_map(|name| self.named(name))
             .flat_map(|symbol| clones.at(symbol.addr))
             .filter_map(|index| self.symbols.get(index))
             .filter(|symbol| symbol.kind == Kind::Function)
