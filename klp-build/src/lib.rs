@@ -9,9 +9,23 @@
 
 extern crate alloc;
 
+mod bias;
+mod calls;
+mod compare;
 pub mod convert;
+mod diff;
+mod error;
+mod frames;
+mod matches;
+mod select;
+mod target;
+mod unit;
+mod write;
 
 pub use convert::{ConvertError, convert};
+pub use diff::{Built, PatchBuilder};
+pub use error::{BuildError, Refusal, Why};
+pub use target::Target;
 
 /// The folder to be given to a C compiler (`-I`), so that it finds `klp/patch.h` and
 /// `klp/shadow.h`, for authors of patches, and `klp/notrace.h`, for authors of programs that can be
