@@ -32,6 +32,9 @@ struct Place {
     len: u64,
 }
 
+/// Bytes of a pointer in a table of contents (64-Bit ELF V2 ABI, "TOC").
+const TOC_POINTER: u64 = 8;
+
 /// Sections that only say where code is, or are written anew.
 const BESIDE: [&str; 4] = [
     ".eh_frame",
@@ -288,6 +291,15 @@ impl Pair {
             let same_place =
                 before_in.item <= 1 || before % before_in.item == after % before_in.item;
             return same_place && item(before_in, before) == item(after_in, after);
+        }
+        // Linkers lay out tables of contents themselves: each of its pointers stands alone.
+        if before_in.is_toc() && after_in.is_toc() {
+            let pointer = |section, start| Place {
+                section,
+                start,
+                len: TOC_POINTER,
+            };
+            return self.same_constant(pointer(old, before), pointer(new, after));
         }
         let whole = |section: usize, unit: &Unit| Place {
             section,

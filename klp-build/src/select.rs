@@ -15,6 +15,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The section with unwind information.
 const EH_FRAME: &str = ".eh_frame";
 
+/// What each program, library, and patch has its own of.
+const LINKERS: [&str; 2] = [".TOC.", "_GLOBAL_OFFSET_TABLE_"];
+
 /// The contents of a patch object.
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
@@ -265,7 +268,7 @@ impl<'a> Selection<'a> {
             Referent::Nothing => (0, reloc.addend),
             Referent::Nameless { section, offset } => {
                 let symbol = self.nameless(pair, section);
-                (symbol, offset - reloc.bias)
+                (symbol, offset.wrapping_sub(reloc.bias))
             }
             Referent::Named { symbol, offset } => {
                 let at = At { pair, symbol };
@@ -284,7 +287,7 @@ impl<'a> Selection<'a> {
         let unit = &self.pairs[pair].patched;
         let from = &unit.sections[section];
         // Of what can be written to, there is one.
-        if !from.is_constant() && from.name != ".toc" || from.is_code() {
+        if !from.is_constant() && !from.is_toc() || from.is_code() {
             let name = from.name.clone();
             let refusal = self.pairs[pair].refuse(
                 &name,
@@ -389,7 +392,8 @@ impl<'a> Selection<'a> {
         let visibility = symbol.other.visibility();
         let hidden = [elf::STV_HIDDEN, elf::STV_INTERNAL].contains(&visibility);
         let defined = |target: &Target| target.defines(&symbol.name);
-        if !hidden && !self.target.is_some_and(defined) {
+        let linkers = LINKERS.contains(&&*symbol.name);
+        if linkers || !hidden && !self.target.is_some_and(defined) {
             return self.known_or_add(Key::Outside(symbol.name.clone()), symbol.clone());
         }
         let position = self

@@ -314,6 +314,11 @@ impl Section {
         self.has(elf::SHF_ALLOC) && (!self.has(elf::SHF_WRITE) || relocated_once)
     }
 
+    /// Whether it is a part of a table of contents, as ppc64le has it.
+    pub(crate) fn is_toc(&self) -> bool {
+        self.name == ".toc"
+    }
+
     /// The relocations in the `len` bytes from `start` on.
     pub(crate) fn relocs_in(&self, start: u64, len: u64) -> &[Reloc] {
         let from = self.relocs.partition_point(|reloc| reloc.at < start);
