@@ -35,6 +35,9 @@ struct Place {
 /// Bytes of a pointer in a table of contents (64-Bit ELF V2 ABI, "TOC").
 const TOC_POINTER: u64 = 8;
 
+/// What compilers have functions call at their entries (`-pg`).
+const PROFILERS: [&str; 3] = ["__fentry__", "_mcount", "mcount"];
+
 /// Sections that only say where code is, or are written anew.
 const BESIDE: [&str; 4] = [
     ".eh_frame",
@@ -78,6 +81,13 @@ impl Pair {
             .filter(|whole| matches!(self.matches[*whole], Match::Same(_)));
         let known: Vec<_> = known.collect();
         self.changed.extend(known);
+    }
+
+    /// The functions that other object files can call, and that the original does not have.
+    pub(crate) fn new_functions(&self) -> impl Iterator<Item = usize> {
+        self.patched.functions().filter(|function| {
+            self.matches[*function] == Match::New && !self.patched.symbols[*function].is_local()
+        })
     }
 
     /// The function that `part` is a part of.
@@ -321,14 +331,20 @@ impl Pair {
             return true;
         };
         let Symbol { value, len, .. } = unit.symbols[original];
-        sites.peek().is_none()
-            || sites.any(|site| {
-                unit.symbols.get(site.symbol).is_some_and(|symbol| {
-                    let at = site.addend.wrapping_add_unsigned(symbol.value);
-                    let at = u64::try_from(at).ok().and_then(|at| at.checked_sub(value));
-                    symbol.home == Home::Section(section) && at.is_some_and(|at| at < len)
-                })
+        let is_inside = |site: &Reloc| {
+            unit.symbols.get(site.symbol).is_some_and(|symbol| {
+                let at = site.addend.wrapping_add_unsigned(symbol.value);
+                let at = u64::try_from(at).ok().and_then(|at| at.checked_sub(value));
+                symbol.home == Home::Section(section) && at.is_some_and(|at| at < len)
             })
+        };
+        // A table of the calls of a profiler may be made later.
+        let mut calls = unit.sections[section].relocs_in(value, len).iter();
+        let is_profiled = calls.any(|call| {
+            let symbol = unit.symbols.get(call.symbol);
+            symbol.is_some_and(|symbol| PROFILERS.contains(&&*symbol.name))
+        });
+        sites.peek().is_none() || is_profiled || sites.any(is_inside)
     }
 
     /// Sections in which a tool has noted something of code, beside that code: they are no code,

@@ -1,5 +1,9 @@
-//! For patch authors: from C sources to a patch object that `klp_core::elf::load` and Linux
-//! understand.
+//! For patch authors: patch objects that `klp_core::elf::load` and Linux understand.
+//!
+//! Out of two builds, the original and the repaired one: [`PatchBuilder`], or the program
+//! `klp-build`.
+//!
+//! From functions that are written by hand:
 //!
 //! 1. Write the new functions in C with the headers `klp/patch.h` and, for shadow variables,
 //!    `klp/shadow.h` of [`include_dir`].

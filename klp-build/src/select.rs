@@ -76,6 +76,10 @@ pub(crate) fn select(
                 symbol: *symbol,
             });
         }
+        // Others may want to call it, now or later.
+        for symbol in each.new_functions() {
+            selection.own(At { pair, symbol });
+        }
     }
     selection.follow();
     selection.add_frames();
