@@ -6,6 +6,9 @@
 use crate::unit::{Reloc, Section};
 use object::elf;
 
+/// A call by code that does not use register 2 (64-Bit ELF V2 ABI, "Relocation Types").
+const R_PPC64_REL24_NOTOC: elf::RelocationType = elf::RelocationType(116);
+
 /// Whether `reloc`, in `section`, is of a call or a jump.
 pub(crate) fn is_call(machine: elf::Machine, section: &Section, reloc: &Reloc) -> bool {
     match machine {
@@ -23,7 +26,7 @@ pub(crate) fn is_call(machine: elf::Machine, section: &Section, reloc: &Reloc) -
             branches.iter().any(|branch| branch.0 == reloc.kind)
         }
         elf::EM_PPC64 => {
-            let branches = [elf::R_PPC64_REL24, elf::R_PPC64_REL14];
+            let branches = [elf::R_PPC64_REL24, elf::R_PPC64_REL14, R_PPC64_REL24_NOTOC];
             branches.iter().any(|branch| branch.0 == reloc.kind)
         }
         _ => false,

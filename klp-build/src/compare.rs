@@ -2,7 +2,7 @@
 
 use crate::error::{Refusal, Why};
 use crate::matches::{Match, matches};
-use crate::unit::{Home, Referent, Reloc, Section, Symbol, Unit};
+use crate::unit::{Home, Referent, Reloc, Section, Symbol, TOC_POINTER, Unit};
 use klp_core::elf::names::part_of;
 use object::elf;
 use std::cell::RefCell;
@@ -31,9 +31,6 @@ struct Place {
     start: u64,
     len: u64,
 }
-
-/// Bytes of a pointer in a table of contents (64-Bit ELF V2 ABI, "TOC").
-const TOC_POINTER: u64 = 8;
 
 /// What compilers have functions call at their entries (`-pg`).
 const PROFILERS: [&str; 3] = ["__fentry__", "_mcount", "mcount"];

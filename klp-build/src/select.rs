@@ -7,7 +7,7 @@ use crate::error::{Refusal, Why};
 use crate::frames;
 use crate::matches::Match;
 use crate::target::Target;
-use crate::unit::{Home, Referent, Reloc, Section, Symbol};
+use crate::unit::{Home, Referent, Reloc, Section, Symbol, TOC_POINTER};
 use klp_core::elf::names::{SymbolName, part_of};
 use object::elf;
 use std::collections::{BTreeMap, BTreeSet};
@@ -110,6 +110,8 @@ struct Selection<'a> {
     /// Sections of the patch whose references are not followed yet, each with its pair.
     open: Vec<(usize, usize)>,
     symbols: BTreeMap<Key, usize>,
+    /// Pointers in tables of contents, each by its table in the patch and its place in the pair's.
+    pointers: BTreeMap<(usize, i64), i64>,
     contents: Contents,
     refusals: Vec<Refusal>,
 }
@@ -130,6 +132,7 @@ impl<'a> Selection<'a> {
             sections: BTreeMap::new(),
             open: Vec::new(),
             symbols: BTreeMap::new(),
+            pointers: BTreeMap::new(),
             contents: Contents {
                 symbols: vec![Symbol::null()],
                 ..Contents::default()
@@ -270,6 +273,11 @@ impl<'a> Selection<'a> {
     fn resolve(&mut self, pair: usize, section: usize, reloc: &Reloc) -> Reloc {
         let (symbol, addend) = match self.pairs[pair].patched.referent(reloc) {
             Referent::Nothing => (0, reloc.addend),
+            Referent::Nameless { section, offset }
+                if self.pairs[pair].patched.sections[section].is_toc() =>
+            {
+                self.pointer(pair, section, offset)
+            }
             Referent::Nameless { section, offset } => {
                 let symbol = self.nameless(pair, section);
                 (symbol, offset.wrapping_sub(reloc.bias))
@@ -291,7 +299,7 @@ impl<'a> Selection<'a> {
         let unit = &self.pairs[pair].patched;
         let from = &unit.sections[section];
         // Of what can be written to, there is one.
-        if !from.is_constant() && !from.is_toc() || from.is_code() {
+        if !from.is_constant() || from.is_code() {
             let name = from.name.clone();
             let refusal = self.pairs[pair].refuse(
                 &name,
@@ -303,11 +311,49 @@ impl<'a> Selection<'a> {
             return 0;
         }
         let place = self.section(pair, section);
-        let key = Key::Section(place);
-        if let Some(known) = self.symbols.get(&key) {
-            return *known;
+        self.known_or_add(Key::Section(place), Symbol::section(place))
+    }
+
+    /// The patch's copy of the pointer at `offset` of a table of contents: its symbol, and where it
+    /// is from there. Of the others, the patch needs none.
+    fn pointer(&mut self, pair: usize, section: usize, offset: i64) -> (usize, i64) {
+        let from = &self.pairs[pair].patched.sections[section];
+        let table = match self.sections.get(&(pair, section)) {
+            Some(known) => *known,
+            None => {
+                let empty = Section {
+                    len: 0,
+                    bytes: Vec::new(),
+                    relocs: Vec::new(),
+                    ..from.clone()
+                };
+                let table = self.contents.sections.len();
+                self.contents.sections.push(empty);
+                self.sections.insert((pair, section), table);
+                table
+            }
+        };
+        let symbol = self.known_or_add(Key::Section(table), Symbol::section(table));
+        let key = (table, offset);
+        if let Some(known) = self.pointers.get(&key) {
+            return (symbol, *known);
         }
-        self.add(key, Symbol::section(place))
+        let start = offset.unsigned_abs();
+        let bytes = from.bytes_in(start, TOC_POINTER);
+        let out = &mut self.contents.sections[table];
+        let place = out.len;
+        out.bytes.extend_from_slice(bytes);
+        out.len += bytes.len() as u64;
+        let at = i64::try_from(place).unwrap_or(0);
+        self.pointers.insert(key, at);
+        for reloc in from.relocs_in(start, TOC_POINTER) {
+            let moved = Reloc {
+                at: reloc.at - start + place,
+                ..self.resolve(pair, table, reloc)
+            };
+            self.contents.sections[table].relocs.push(moved);
+        }
+        (symbol, at)
     }
 
     /// The patch's symbol for what is `offset` bytes from `at`, as `reloc` has it.

@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 
 type Header = elf::FileHeader64<Endianness>;
 
+/// Bytes of a pointer in a table of contents (64-Bit ELF V2 ABI, "TOC").
+pub(crate) const TOC_POINTER: u64 = 8;
+
 /// An object file that a compiler made.
 #[derive(Debug)]
 pub(crate) struct Unit {

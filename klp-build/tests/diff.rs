@@ -8,13 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// What a program must be compiled with to be compared.
-const FLAGS: [&str; 5] = [
-    "-O2",
-    "-fPIC",
-    "-fno-ipa-ra",
-    "-ffunction-sections",
-    "-fdata-sections",
-];
+const FLAGS: [&str; 4] = ["-O2", "-fPIC", "-ffunction-sections", "-fdata-sections"];
 
 /// Code that each test changes in its own way.
 const SHOP: &str = r#"
@@ -117,7 +111,10 @@ fn livepatch_symbols(bytes: &[u8]) -> Vec<String> {
     let live = symbols.filter(|symbol| symbol.home == Home::Livepatch);
     let parse = |name: &str| {
         let SymbolName { object, name, pos } = SymbolName::parse(name).expect("valid");
-        format!("{object}:{}:{pos}", name.split('.').next().unwrap_or(name))
+        // GCC calls a static variable of a function `NAME.NUMBER`, clang `FUNCTION.NAME`.
+        let mut parts = name.split('.').rev();
+        let is_name = |part: &&str| !part.bytes().all(|byte| byte.is_ascii_digit());
+        format!("{object}:{}:{pos}", parts.find(is_name).unwrap_or(name))
     };
     let mut names: Vec<_> = live.map(|symbol| parse(symbol.name)).collect();
     names.sort_unstable();
@@ -169,23 +166,11 @@ fn a_static_variable_is_known_by_its_function() {
     assert_eq!(built.functions, ["price"]);
     let live = livepatch_symbols(&built.bytes);
     // The function's own is the one that runs; the new function's is new.
-    assert_eq!(
-        live.iter()
-            .filter(|name| *name == "vmlinux:count:0")
-            .count(),
-        1
-    );
+    let counts = |names: &[String]| names.iter().filter(|name| name.contains("count")).count();
+    assert_eq!(counts(&live), 1, "{live:?}");
     let own = own(&built.bytes);
-    assert_eq!(
-        own.iter().filter(|name| name.starts_with("count")).count(),
-        1,
-        "{own:?}"
-    );
-    assert_eq!(
-        own.iter().filter(|name| name.starts_with("extra")).count(),
-        1,
-        "{own:?}"
-    );
+    assert_eq!(counts(&own), 1, "{own:?}");
+    assert!(own.iter().any(|name| name.starts_with("extra")), "{own:?}");
 }
 
 #[test]
@@ -195,7 +180,12 @@ fn constants_go_in_with_the_functions_that_use_them() {
     assert_eq!(own(&built.bytes), ["price", "steps"]);
     let built = change(&[("\"two\"", "\"three\"")]).expect("a patch");
     assert_eq!(built.functions, ["label"]);
-    assert_eq!(own(&built.bytes), ["label", "names"]);
+    // Clang has a table of its own made of the constant.
+    let own = own(&built.bytes);
+    assert!(
+        own == ["label", "names"] || own == ["label", "reltable.label"],
+        "{own:?}"
+    );
     let built = change(&[("x * 2.5", "x * 3.5")]).expect("a patch");
     assert_eq!(built.functions, ["choose"]);
 }
@@ -257,9 +247,12 @@ fn what_ran_at_the_beginning_is_not_changed() {
         let start = "__attribute__((constructor)) static void start(void)";
         compile(&format!("{SHOP}{start} {{ {body} }}"), &FLAGS)
     };
-    let (name, why) = refusal(build(&starts("total = 1;"), &starts("total = 2;")));
+    let (name, why) = refusal(build(
+        &starts("total = rand();"),
+        &starts("total = rand() + 1;"),
+    ));
     assert_eq!((&*name, why), ("start", Why::ChangedInit));
-    let (_, why) = refusal(build(&compile(SHOP, &FLAGS), &starts("total = 1;")));
+    let (_, why) = refusal(build(&compile(SHOP, &FLAGS), &starts("total = rand();")));
     assert_eq!(why, Why::ChangedInit);
 }
 
@@ -300,7 +293,7 @@ fn functions_without_an_entry_pad_are_refused() {
     };
     let flags: Vec<_> = FLAGS
         .into_iter()
-        .chain(["-fpatchable-function-entry=16"])
+        .chain(["-fpatchable-function-entry=14"])
         .collect();
     let (original, patched) = (
         compile(&source("calls++;"), &flags),
