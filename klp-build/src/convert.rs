@@ -80,10 +80,16 @@ pub fn convert(object: &[u8]) -> Result<Vec<u8>, ConvertError> {
     if wants_executable_stack(&elf) {
         return Err(ConvertError::ExecutableStack);
     }
+    drop_sections(&mut elf, &for_linkers);
+    finish(elf)
+}
+
+/// Writes `elf` as a patch object. What is undefined and called as livepatch symbols are becomes
+/// one.
+pub(crate) fn finish(mut elf: Builder<'_>) -> Result<Vec<u8>, ConvertError> {
     let objects = mark_symbols(&mut elf)?;
     move_relocations(&mut elf, &objects);
     mark_file(&mut elf);
-    drop_sections(&mut elf, &for_linkers);
     split_names(&mut elf);
     let mut bytes = Vec::new();
     elf.write(&mut bytes)?;

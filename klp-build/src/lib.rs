@@ -1,5 +1,9 @@
-//! For patch authors: from C sources to a patch object that `klp_core::elf::load` and Linux
-//! understand.
+//! For patch authors: patch objects that `klp_core::elf::load` and Linux understand.
+//!
+//! Out of two builds, the original and the repaired one: [`PatchBuilder`], or the program
+//! `klp-build`.
+//!
+//! From functions that are written by hand:
 //!
 //! 1. Write the new functions in C with the headers `klp/patch.h` and, for shadow variables,
 //!    `klp/shadow.h` of [`include_dir`].
@@ -9,9 +13,23 @@
 
 extern crate alloc;
 
+mod bias;
+mod calls;
+mod compare;
 pub mod convert;
+mod diff;
+mod error;
+mod frames;
+mod matches;
+mod select;
+mod target;
+mod unit;
+mod write;
 
 pub use convert::{ConvertError, convert};
+pub use diff::{Built, PatchBuilder};
+pub use error::{BuildError, Refusal, Why};
+pub use target::Target;
 
 /// The folder to be given to a C compiler (`-I`), so that it finds `klp/patch.h` and
 /// `klp/shadow.h`, for authors of patches, and `klp/notrace.h`, for authors of programs that can be

@@ -37,6 +37,49 @@ fn a_program_that_patches_itself() {
     }
 }
 
+/// The commands of docs/authoring.md, "From a diff".
+#[test]
+fn a_patch_that_is_made_of_two_builds() {
+    let workshop = Workshop::new();
+    let greeter = workshop.patchable("examples/greeter.c");
+    let program = workshop.shared("examples/embed.c", &greeter);
+    let original = std::fs::read_to_string(source("examples/greeter.c")).expect("it is there");
+    let fixed = original.replace("\"helo\"", "\"hello\"");
+    assert_ne!(original, fixed);
+    let built = |build: &str, text: &str| {
+        let folder = workshop.path(build);
+        std::fs::create_dir(&folder).expect("there is room");
+        let c = folder.join("greeter.c");
+        std::fs::write(&c, text).expect("there is room");
+        let flags = [
+            "-c",
+            "-fno-ipa-ra",
+            "-ffunction-sections",
+            "-fdata-sections",
+        ];
+        let c = c.to_str().expect("plain");
+        workshop.compile("cc", c, &format!("{build}/greeter.o"), flags);
+        folder
+    };
+    let (before, after) = (built("before", &original), built("after", &fixed));
+    let fix = workshop.path("greeter_fix.ko");
+    let target = std::fs::read(&program).expect("it was linked");
+    let mut patch = klp_build::PatchBuilder::new("greeter_fix");
+    patch.target(klp_build::Target::read(&target).expect("a program"));
+    let object = |folder: &Path| std::fs::read(folder.join("greeter.o")).expect("compiled");
+    patch
+        .pair(
+            Path::new("greeter.o"),
+            Some(&object(&before)),
+            &object(&after),
+        )
+        .expect("object files");
+    let built = patch.build().expect("a patch");
+    assert_eq!(built.functions, ["greeting"]);
+    std::fs::write(&fix, built.bytes).expect("there is room");
+    assert_eq!(run(&program, &fix), ("helo\nhello\nhelo\n".into(), Some(0)));
+}
+
 #[test]
 fn every_mistake_has_an_answer() {
     let workshop = Workshop::new();

@@ -6,8 +6,9 @@
 //!
 //! Interpreters of Lua 5.4.0 serve requests from a queue. CVE-2020-24370 is in them: one line of
 //! Lua kills the process. The run shows that line killing a child of this process; enables a patch
-//! object (`os-linux/demo/lua/c/fix.c`) while all interpreters work; runs the same line in this
-//! process; disables the patch; and shows the line killing a child again.
+//! that was made of a source diff (`os-linux/demo/lua/c/cve-2020-24370.diff`) while all interpreters
+//! work; runs the same line in this process; disables the patch; and shows the line killing a child
+//! again.
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;

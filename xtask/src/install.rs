@@ -33,7 +33,7 @@ pub(crate) fn install(prefix: &Path) -> Result<()> {
         std::fs::copy(from, &to).with_context(|| from.display().to_string())?;
         Ok(())
     };
-    for name in ["klp", "klp-convert"] {
+    for name in ["klp", "klp-build", "klp-convert"] {
         copy(&built.join(name), &format!("bin/{name}"))?;
     }
     copy(&built.join("libklp.so"), &format!("lib/{SONAME}"))?;

@@ -13,26 +13,34 @@ use alloc::vec::Vec;
 use object::elf;
 
 /// The section with the array of `struct klp_object_ext`.
-pub(super) const OBJECTS_SECTION: &str = ".init.klp_objects";
+pub const OBJECTS_SECTION: &str = ".init.klp_objects";
 
 /// The section with the arrays of `struct klp_func_ext`.
-pub(super) const FUNCS_SECTION: &str = ".init.klp_funcs";
+pub const FUNCS_SECTION: &str = ".init.klp_funcs";
 
 /// `struct klp_object_ext`: `name`, `funcs`, four callbacks, `post_unpatch_enabled`, `nr_funcs`.
-mod object_ext {
-    pub(super) const NAME: u64 = 0;
-    pub(super) const FUNCS: u64 = 8;
-    pub(super) const CALLBACKS: u64 = 16;
-    pub(super) const NR_FUNCS: u64 = 56;
-    pub(super) const LEN: u64 = 64;
+pub mod object_ext {
+    /// Where the pointer to the object's name is; null for the base image.
+    pub const NAME: u64 = 0;
+    /// Where the pointer to the first function is.
+    pub const FUNCS: u64 = 8;
+    pub(in super::super) const CALLBACKS: u64 = 16;
+    /// Where the number of functions is, of four bytes.
+    pub const NR_FUNCS: u64 = 56;
+    /// Bytes of all.
+    pub const LEN: u64 = 64;
 }
 
 /// `struct klp_func_ext`: `old_name`, `new_func`, `sympos`.
-mod func_ext {
-    pub(super) const OLD_NAME: u64 = 0;
-    pub(super) const NEW_FUNC: u64 = 8;
-    pub(super) const SYMPOS: u64 = 16;
-    pub(super) const LEN: u64 = 24;
+pub mod func_ext {
+    /// Where the pointer to the function's name is.
+    pub const OLD_NAME: u64 = 0;
+    /// Where the pointer to the new function is.
+    pub const NEW_FUNC: u64 = 8;
+    /// Where the position is, of eight bytes.
+    pub const SYMPOS: u64 = 16;
+    /// Bytes of all.
+    pub const LEN: u64 = 24;
 }
 
 /// The callbacks, in the order of `struct klp_callbacks`.

@@ -31,7 +31,7 @@ mod layout;
 mod linker;
 #[allow(unsafe_code, reason = "frees the memory of patch images")]
 mod loader;
-mod manifest;
+pub mod manifest;
 pub mod names;
 pub mod view;
 mod whole;

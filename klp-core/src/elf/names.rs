@@ -140,6 +140,17 @@ fn split_object(tail: &str) -> Result<(&str, &str), BadName> {
     Ok((object, rest))
 }
 
+/// The function that a symbol called `symbol` is a part of: `NAME` of `NAME.cold` and
+/// `NAME.cold.N`.
+#[must_use]
+pub fn part_of(symbol: &str) -> Option<&str> {
+    let (name, number) = symbol.rsplit_once(".cold")?;
+    let digits = number
+        .strip_prefix('.')
+        .unwrap_or(if number.is_empty() { "0" } else { "" });
+    (!digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit())).then_some(name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,5 +230,21 @@ mod tests {
         assert_eq!(symbol(OBJECT_NAME_LEN, SYMBOL_NAME_LEN), Ok(()));
         assert_eq!(symbol(OBJECT_NAME_LEN + 1, 1), Err(BadName::Object));
         assert_eq!(symbol(1, SYMBOL_NAME_LEN + 1), Err(BadName::Symbol));
+    }
+
+    #[test]
+    fn parts_have_the_name_of_their_function() {
+        assert_eq!(part_of("work.cold"), Some("work"));
+        assert_eq!(part_of("work.cold.12"), Some("work"));
+        assert_eq!(part_of("work.constprop.0.cold"), Some("work.constprop.0"));
+        for other in [
+            "work",
+            "work.cold.",
+            "work.cold.x",
+            "work.colder",
+            "work.part.0",
+        ] {
+            assert_eq!(part_of(other), None, "{other}");
+        }
     }
 }

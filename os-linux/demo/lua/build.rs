@@ -1,6 +1,7 @@
-//! Compiles Lua with an entry pad in each function, and the patch object that repairs it.
+//! Compiles Lua with an entry pad in each function, and makes the patch that repairs it out of a
+//! source diff.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,6 +12,18 @@ const PATCHABLE: [&str; 3] = [
     "-fpatchable-function-entry=16",
     "-fno-ipa-ra",
     "-fno-function-sections",
+];
+
+/// The file with the hole.
+const HOLED: &str = "ldebug.c";
+
+/// What repairs it.
+const DIFF: &str = "c/cve-2020-24370.diff";
+
+/// There, local functions stay functions, so that tests can call them.
+const IN_HOLED: [&str; 2] = [
+    "-fno-inline-functions-called-once",
+    "-fno-inline-small-functions",
 ];
 
 /// Lua's library, but for `ldebug`, in which the hole is.
@@ -25,40 +38,52 @@ fn main() -> Result<()> {
     let lua = lua_sources()?;
     let out = PathBuf::from(std::env::var_os("OUT_DIR").context("no OUT_DIR")?);
 
-    // Where the hole is, local functions stay functions, so that the patch can call them.
-    let holed = compiler(&lua)
+    let holed = lua.join(HOLED);
+    let holed_object = compiler(&lua)
         .flags(PATCHABLE)
-        .flag("-fno-inline-functions-called-once")
-        .flag("-fno-inline-small-functions")
-        .file(lua.join("ldebug.c"))
+        .flags(IN_HOLED)
+        .file(&holed)
         .try_compile_intermediates()?;
     compiler(&lua)
         .flags(PATCHABLE)
         .files(LUA.map(|name| lua.join(name).with_extension("c")))
-        .objects(holed)
+        .objects(holed_object)
         .try_compile("klp-demo-lua")?;
     println!("cargo:rustc-link-lib=m");
     println!("cargo:rustc-link-lib=dl");
 
-    let objects = compiler(&lua)
-        .file("c/fix.c")
-        .include(klp_build::include_dir())
-        .pic(true)
-        .try_compile_intermediates()?;
-    let [object] = &objects[..] else {
-        anyhow::bail!("one source, but {} object files", objects.len())
-    };
-    let patch = klp_build::convert(&std::fs::read(object)?)?;
+    let repaired = out.join(HOLED);
+    let (source, diff) = (
+        std::fs::read_to_string(&holed)?,
+        std::fs::read_to_string(DIFF)?,
+    );
+    std::fs::write(
+        &repaired,
+        diffy::apply(&source, &diffy::Patch::from_str(&diff)?)?,
+    )?;
+    let mut patch = klp_build::PatchBuilder::new("lua_cve_2020_24370");
+    let (original, patched) = (object(&lua, &holed)?, object(&lua, &repaired)?);
+    patch.pair(Path::new(HOLED), Some(&original), &patched)?;
     let path = out.join("lua_cve_2020_24370.ko");
-    std::fs::write(&path, patch)?;
+    std::fs::write(&path, patch.build()?.bytes)?;
     println!("cargo:rustc-env=KLP_DEMO_LUA_PATCH={}", path.display());
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed=c/fix.c");
-    println!(
-        "cargo:rerun-if-changed={}",
-        klp_build::include_dir().display()
-    );
+    println!("cargo:rerun-if-changed={DIFF}");
     Ok(())
+}
+
+/// Compiles the file with the hole, or without it, to be compared: each function and each variable
+/// in a section of its own.
+fn object(lua: &Path, source: &Path) -> Result<Vec<u8>> {
+    let objects = compiler(lua)
+        .flags(IN_HOLED)
+        .flags(["-fno-ipa-ra", "-fdata-sections"])
+        .file(source)
+        .try_compile_intermediates()?;
+    let [object] = &objects[..] else {
+        bail!("one source, but {} object files", objects.len())
+    };
+    Ok(std::fs::read(object)?)
 }
 
 fn compiler(lua: &Path) -> cc::Build {

@@ -7,13 +7,13 @@ use super::arch::{EhFrame, Table};
 use super::error::Error;
 use super::lock::{self, FutexLock, Mutex};
 use super::retired::{Retired, first_page};
-use super::symbol_table::part_of;
 use super::tables;
 use super::unwinders::Unwinder;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::elf::LoadedImage;
+use klp_core::elf::names::part_of;
 use klp_core::engine::PatchId;
 
 /// The patch objects in memory.

@@ -3,6 +3,7 @@
 use core::hash::BuildHasher;
 use hashbrown::hash_table::Entry;
 use hashbrown::{DefaultHashBuilder, HashTable};
+use klp_core::elf::names::part_of;
 use object::LittleEndian;
 use object::elf::{
     FileHeader64, SHN_UNDEF, STB_LOCAL, STT_COMMON, STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE,
@@ -253,16 +254,6 @@ fn without_default_version(name: &[u8]) -> &[u8] {
     &name[..end.unwrap_or(name.len())]
 }
 
-/// The function that a symbol called `symbol` is a part of: `NAME` of `NAME.cold` and
-/// `NAME.cold.N`.
-pub(crate) fn part_of(symbol: &str) -> Option<&str> {
-    let (name, number) = symbol.rsplit_once(".cold")?;
-    let digits = number
-        .strip_prefix('.')
-        .unwrap_or(if number.is_empty() { "0" } else { "" });
-    (!digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit())).then_some(name)
-}
-
 /// The function that a symbol called `symbol` is a clone of: `NAME` of `NAME.constprop.0`,
 /// `NAME.isra.0`, `NAME.part.0`, … Not parts, which have no callers of their own, nor functions
 /// that were renamed only, to keep local ones of several files apart.
@@ -315,22 +306,6 @@ impl NameIndex {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn parts_have_the_name_of_their_function() {
-        assert_eq!(part_of("work.cold"), Some("work"));
-        assert_eq!(part_of("work.cold.12"), Some("work"));
-        assert_eq!(part_of("work.constprop.0.cold"), Some("work.constprop.0"));
-        for other in [
-            "work",
-            "work.cold.",
-            "work.cold.x",
-            "work.colder",
-            "work.part.0",
-        ] {
-            assert_eq!(part_of(other), None, "{other}");
-        }
-    }
 
     #[test]
     fn clones_have_the_name_of_their_function() {

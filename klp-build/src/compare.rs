@@ -1,0 +1,446 @@
+//! What differs between two builds of one object file.
+
+use crate::error::{Refusal, Why};
+use crate::matches::{Match, matches};
+use crate::unit::{Home, Referent, Reloc, Section, Symbol, TOC_POINTER, Unit};
+use klp_core::elf::names::part_of;
+use object::elf;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+/// Two builds of one object file.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    /// The file of the patched build, for people.
+    pub(crate) file: PathBuf,
+    pub(crate) original: Unit,
+    pub(crate) patched: Unit,
+    /// What each symbol of the patched build is.
+    pub(crate) matches: Vec<Match>,
+    /// The functions of the patched build, and parts of them, that differ from the original's.
+    pub(crate) changed: BTreeSet<usize>,
+    /// Constants that were compared: whether they are equal.
+    constants: RefCell<BTreeMap<(Place, Place), bool>>,
+}
+
+/// A range of bytes in a section of one build.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Place {
+    section: usize,
+    start: u64,
+    len: u64,
+}
+
+/// What compilers have functions call at their entries (`-pg`).
+const PROFILERS: [&str; 3] = ["__fentry__", "_mcount", "mcount"];
+
+/// Sections that only say where code is, or are written anew.
+const BESIDE: [&str; 4] = [
+    ".eh_frame",
+    "__patchable_function_entries",
+    "__mcount_loc",
+    ".note.",
+];
+
+impl Pair {
+    /// Compares both builds.
+    pub(crate) fn new(file: PathBuf, original: Unit, patched: Unit) -> Self {
+        let matches = matches(&original, &patched);
+        let mut pair = Self {
+            file,
+            original,
+            patched,
+            matches,
+            changed: BTreeSet::new(),
+            constants: RefCell::default(),
+        };
+        let functions = pair.patched.functions();
+        let differs = |function: &usize| match pair.matches[*function] {
+            Match::Same(original) => !pair.same(original, *function),
+            Match::New | Match::Ambiguous(_) => false,
+        };
+        pair.changed = functions.filter(differs).collect();
+        pair.add_whole_functions();
+        pair
+    }
+
+    /// A part has no callers of its own: if one differs, so does the function that it is of.
+    fn add_whole_functions(&mut self) {
+        let is_new = |part: &usize| self.matches[*part] == Match::New;
+        let parts = self
+            .patched
+            .functions()
+            .filter(|function| self.changed.contains(function) || is_new(function));
+        let wholes: Vec<_> = parts.filter_map(|part| self.whole(part)).collect();
+        let known = wholes
+            .into_iter()
+            .filter(|whole| matches!(self.matches[*whole], Match::Same(_)));
+        let known: Vec<_> = known.collect();
+        self.changed.extend(known);
+    }
+
+    /// The functions that other object files can call, and that the original does not have.
+    pub(crate) fn new_functions(&self) -> impl Iterator<Item = usize> {
+        self.patched.functions().filter(|function| {
+            self.matches[*function] == Match::New && !self.patched.symbols[*function].is_local()
+        })
+    }
+
+    /// The function that `part` is a part of.
+    pub(crate) fn whole(&self, part: usize) -> Option<usize> {
+        let whole = part_of(&self.patched.symbols[part].name)?;
+        let mut functions = self.patched.functions();
+        functions.find(|function| self.patched.symbols[*function].name == whole)
+    }
+
+    /// Says what of the change cannot be patched, whatever uses it.
+    pub(crate) fn refusals(&self) -> Vec<Refusal> {
+        let mut refusals = Vec::new();
+        for (symbol, matched) in self.matches.iter().enumerate() {
+            let Match::Same(original) = *matched else {
+                continue;
+            };
+            let (old, new) = (
+                &self.original.symbols[original],
+                &self.patched.symbols[symbol],
+            );
+            let in_place = match new.home {
+                Home::Section(section) => {
+                    let section = &self.patched.sections[section];
+                    !section.is_code() && !section.is_constant() && section.has(elf::SHF_ALLOC)
+                }
+                Home::Common => true,
+                Home::Outside | Home::Absolute => false,
+            };
+            if !in_place {
+                continue;
+            }
+            if old.len != new.len {
+                let (original, patched) = (old.len, new.len);
+                refusals.push(self.refuse(&new.name, Why::ChangedSize { original, patched }));
+            } else if !self.same(original, symbol) {
+                refusals.push(self.refuse(&new.name, Why::ChangedData));
+            }
+        }
+        refusals.extend(self.init_refusals());
+        refusals
+    }
+
+    /// Refuses changes of what runs when the object is loaded or unloaded.
+    fn init_refusals(&self) -> Vec<Refusal> {
+        let (before, after) = (init(&self.original), init(&self.patched));
+        let mut refusals = Vec::new();
+        let names = |unit: &Unit, init: &Init| -> Vec<String> {
+            let names = init
+                .called
+                .iter()
+                .map(|symbol| unit.symbols[*symbol].name.clone());
+            names.collect()
+        };
+        if names(&self.original, &before) != names(&self.patched, &after) {
+            let mut sections = after.sections.iter().chain(&before.sections);
+            let name = sections.next().cloned().unwrap_or_default();
+            refusals.push(self.refuse(&name, Why::ChangedInit));
+        }
+        let changed = self.changed.iter().filter(|function| {
+            let section = self.patched.section_of(**function);
+            after.called.contains(function)
+                || section.is_some_and(|section| {
+                    self.patched.sections[section]
+                        .name
+                        .starts_with(".init.text")
+                })
+        });
+        for function in changed {
+            let name = &self.patched.symbols[*function].name;
+            refusals.push(self.refuse(name, Why::ChangedInit));
+        }
+        refusals
+    }
+
+    pub(crate) fn refuse(&self, name: &str, why: Why) -> Refusal {
+        Refusal {
+            file: self.file.clone(),
+            name: name.to_owned(),
+            why,
+        }
+    }
+
+    /// Whether symbol `patched` is what `original` was: the same bytes, and the same things
+    /// referred to.
+    fn same(&self, original: usize, patched: usize) -> bool {
+        match (
+            place(&self.original, original),
+            place(&self.patched, patched),
+        ) {
+            (Some(original), Some(patched)) => self.same_place(original, patched),
+            (None, None) => true,
+            _ => false,
+        }
+    }
+
+    fn same_place(&self, original: Place, patched: Place) -> bool {
+        let (old, new) = (
+            &self.original.sections[original.section],
+            &self.patched.sections[patched.section],
+        );
+        if original.len != patched.len
+            || old.flags != new.flags
+            || !same_bytes(
+                old.bytes_in(original.start, original.len),
+                new.bytes_in(patched.start, patched.len),
+            )
+        {
+            return false;
+        }
+        let (before, after) = (
+            old.relocs_in(original.start, original.len),
+            new.relocs_in(patched.start, patched.len),
+        );
+        before.len() == after.len()
+            && before.iter().zip(after).all(|(before, after)| {
+                before.at - original.start == after.at - patched.start
+                    && self.same_reloc(before, after)
+            })
+    }
+
+    fn same_reloc(&self, before: &Reloc, after: &Reloc) -> bool {
+        let (old, new) = (self.original.referent(before), self.patched.referent(after));
+        before.kind == after.kind
+            && match (old, new) {
+                (Referent::Nothing, Referent::Nothing) => before.addend == after.addend,
+                (
+                    Referent::Named {
+                        symbol: old,
+                        offset: before,
+                    },
+                    Referent::Named {
+                        symbol: new,
+                        offset: after,
+                    },
+                ) => before == after && self.same_name(old, new),
+                (
+                    Referent::Nameless {
+                        section: old,
+                        offset: before,
+                    },
+                    Referent::Nameless {
+                        section: new,
+                        offset: after,
+                    },
+                ) => self.same_nameless((old, before), (new, after)),
+                _ => false,
+            }
+    }
+
+    /// Whether both symbols mean the same thing, and what is constant has the same contents.
+    fn same_name(&self, original: usize, patched: usize) -> bool {
+        let (old, new) = (
+            &self.original.symbols[original],
+            &self.patched.symbols[patched],
+        );
+        match (old.home, new.home) {
+            (Home::Outside | Home::Absolute, Home::Outside | Home::Absolute) => {
+                old.name == new.name
+            }
+            _ => self.matches[patched] == Match::Same(original) && !self.is_new_constant(patched),
+        }
+    }
+
+    /// Whether symbol `patched` is a constant whose contents differ from the original's.
+    pub(crate) fn is_new_constant(&self, patched: usize) -> bool {
+        let Match::Same(original) = self.matches[patched] else {
+            return false;
+        };
+        let is_constant = |unit: &Unit, symbol| {
+            let section = unit
+                .section_of(symbol)
+                .map(|section| &unit.sections[section]);
+            section.is_some_and(|section| section.is_constant() && !section.is_code())
+        };
+        if !is_constant(&self.patched, patched) || !is_constant(&self.original, original) {
+            return false;
+        }
+        match (
+            place(&self.original, original),
+            place(&self.patched, patched),
+        ) {
+            (Some(original), Some(patched)) => !self.same_constant(original, patched),
+            _ => true,
+        }
+    }
+
+    /// The same, for places, each pair of which is compared once.
+    fn same_constant(&self, original: Place, patched: Place) -> bool {
+        let key = (original, patched);
+        if let Some(known) = self.constants.borrow().get(&key) {
+            return *known;
+        }
+        // What refers to itself is no different for that.
+        self.constants.borrow_mut().insert(key, true);
+        let same = self.same_place(original, patched);
+        self.constants.borrow_mut().insert(key, same);
+        same
+    }
+
+    /// Whether what has no name is the same at both places: a string, a number, or the whole
+    /// section.
+    fn same_nameless(&self, (old, before): (usize, i64), (new, after): (usize, i64)) -> bool {
+        let (before_in, after_in) = (&self.original.sections[old], &self.patched.sections[new]);
+        if before_in.flags != after_in.flags || before_in.item != after_in.item {
+            return false;
+        }
+        let (Ok(before), Ok(after)) = (u64::try_from(before), u64::try_from(after)) else {
+            return false;
+        };
+        if before_in.has(elf::SHF_MERGE) {
+            let same_place =
+                before_in.item <= 1 || before % before_in.item == after % before_in.item;
+            return same_place && item(before_in, before) == item(after_in, after);
+        }
+        // Linkers lay out tables of contents themselves: each of its pointers stands alone.
+        if before_in.is_toc() && after_in.is_toc() {
+            let pointer = |section, start| Place {
+                section,
+                start,
+                len: TOC_POINTER,
+            };
+            return self.same_constant(pointer(old, before), pointer(new, after));
+        }
+        let whole = |section: usize, unit: &Unit| Place {
+            section,
+            start: 0,
+            len: unit.sections[section].len,
+        };
+        before == after && self.same_constant(whole(old, &self.original), whole(new, &self.patched))
+    }
+
+    /// Whether a compiler left room at the entry of function `original`; `true` also if this build
+    /// does not record it.
+    pub(crate) fn has_entry_site(&self, original: usize) -> bool {
+        let unit = &self.original;
+        let tables = unit.sections.iter().filter(|section| {
+            ["__patchable_function_entries", "__mcount_loc"].contains(&&*section.name)
+        });
+        let mut sites = tables.flat_map(|table| &table.relocs).peekable();
+        let Some(section) = unit.section_of(original) else {
+            return true;
+        };
+        let Symbol { value, len, .. } = unit.symbols[original];
+        let is_inside = |site: &Reloc| {
+            unit.symbols.get(site.symbol).is_some_and(|symbol| {
+                let at = site.addend.wrapping_add_unsigned(symbol.value);
+                let at = u64::try_from(at).ok().and_then(|at| at.checked_sub(value));
+                symbol.home == Home::Section(section) && at.is_some_and(|at| at < len)
+            })
+        };
+        // A table of the calls of a profiler may be made later.
+        let mut calls = unit.sections[section].relocs_in(value, len).iter();
+        let is_profiled = calls.any(|call| {
+            let symbol = unit.symbols.get(call.symbol);
+            symbol.is_some_and(|symbol| PROFILERS.contains(&&*symbol.name))
+        });
+        sites.peek().is_none() || is_profiled || sites.any(is_inside)
+    }
+
+    /// Sections in which a tool has noted something of code, beside that code: they are no code,
+    /// name nothing, and nobody refers to them.
+    pub(crate) fn special_sections(&self) -> impl Iterator<Item = &Section> {
+        let unit = &self.patched;
+        let referred: BTreeSet<usize> = unit
+            .sections
+            .iter()
+            .filter(|section| section.has(elf::SHF_ALLOC))
+            .flat_map(|section| &section.relocs)
+            .filter_map(|reloc| match unit.referent(reloc) {
+                Referent::Nameless { section, .. } => Some(section),
+                _ => None,
+            })
+            .collect();
+        let sections = unit.sections.iter().enumerate();
+        let special = sections.filter(move |(index, section)| {
+            section.has(elf::SHF_ALLOC)
+                && !section.is_code()
+                && !section.relocs.is_empty()
+                && unit.names_in(*index).is_empty()
+                && !referred.contains(index)
+                && !is_init(section)
+                && !section.name.starts_with(".gcc_except_table")
+                && !BESIDE.iter().any(|name| section.name.starts_with(name))
+        });
+        special.map(|(_, section)| section)
+    }
+}
+
+/// Whether the bytes are the same. What begins with zeroes has them in its file, or none at all.
+fn same_bytes(original: &[u8], patched: &[u8]) -> bool {
+    match (original, patched) {
+        ([], rest) | (rest, []) => rest.iter().all(|byte| *byte == 0),
+        _ => original == patched,
+    }
+}
+
+/// The bytes of `symbol`, if it has some.
+fn place(unit: &Unit, symbol: usize) -> Option<Place> {
+    let section = unit.section_of(symbol)?;
+    let symbol = &unit.symbols[symbol];
+    Some(Place {
+        section,
+        start: symbol.value,
+        len: symbol.len,
+    })
+}
+
+/// The string or the number at `at` in a section of such: from there to its end.
+fn item(section: &Section, at: u64) -> Option<&[u8]> {
+    let at = usize::try_from(at).ok()?;
+    let rest = section.bytes.get(at..)?;
+    let item = usize::try_from(section.item.max(1)).ok()?;
+    if section.has(elf::SHF_STRINGS) {
+        let end = rest
+            .chunks_exact(item)
+            .position(|letter| letter.iter().all(|byte| *byte == 0));
+        return rest.get(..end? * item);
+    }
+    rest.get(..item - at % item)
+}
+
+/// What runs when an object is loaded or unloaded.
+#[derive(Default)]
+struct Init {
+    /// The sections that say so.
+    sections: Vec<String>,
+    /// The functions, in their order.
+    called: Vec<usize>,
+}
+
+fn init(unit: &Unit) -> Init {
+    let mut init = Init::default();
+    for section in unit.sections.iter().filter(|section| is_init(section)) {
+        init.sections.push(section.name.clone());
+        let referents = section.relocs.iter().map(|reloc| unit.referent(reloc));
+        init.called
+            .extend(referents.filter_map(|referent| match referent {
+                Referent::Named { symbol, .. } => Some(symbol),
+                Referent::Nameless { .. } | Referent::Nothing => None,
+            }));
+    }
+    init
+}
+
+fn is_init(section: &Section) -> bool {
+    let kinds = [
+        elf::SHT_INIT_ARRAY,
+        elf::SHT_FINI_ARRAY,
+        elf::SHT_PREINIT_ARRAY,
+    ];
+    let names = [
+        ".init_array",
+        ".fini_array",
+        ".ctors",
+        ".dtors",
+        ".initcall",
+    ];
+    kinds.contains(&section.kind) || names.iter().any(|name| section.name.starts_with(name))
+}

@@ -1,0 +1,206 @@
+//! Why no patch can be made.
+
+use crate::convert::ConvertError;
+use core::fmt;
+use std::path::PathBuf;
+
+/// Why no patch can be made of two builds.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// A file cannot be read as an ELF file.
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        why: object::read::Error,
+    },
+    /// A file is no object file of a compiler.
+    NotRelocatable {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Object files are of different architectures, or of different variants of one.
+    Mismatch {
+        /// One that differs from those before it.
+        file: PathBuf,
+    },
+    /// The name of the object is none that a livepatch symbol can have.
+    BadObject {
+        /// The name.
+        object: String,
+    },
+    /// Both builds are the same.
+    NothingChanged,
+    /// What was changed cannot be patched.
+    Refused(Vec<Refusal>),
+    /// The result cannot be written.
+    Convert(ConvertError),
+}
+
+/// A change that cannot be patched.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Refusal {
+    /// The object file of the patched build.
+    pub file: PathBuf,
+    /// What is at fault: a symbol, or a section.
+    pub name: String,
+    /// Why.
+    pub why: Why,
+}
+
+/// Why a change cannot be patched.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[non_exhaustive]
+pub enum Why {
+    /// The variable begins with another value. It has one already where the program runs.
+    ChangedData,
+    /// The variable has another size.
+    ChangedSize {
+        /// Bytes in the original build.
+        original: u64,
+        /// Bytes in the patched build.
+        patched: u64,
+    },
+    /// What runs when the object is loaded or unloaded was changed: it has run.
+    ChangedInit,
+    /// The compiler left no room at the function's entry.
+    NoEntrySite,
+    /// Several variables or functions of the original may be meant, or one of several.
+    Ambiguous {
+        /// Those of the original.
+        original: Vec<String>,
+    },
+    /// The target has several symbols of that name, and nothing tells which one is meant.
+    Position {
+        /// How many.
+        count: usize,
+    },
+    /// The target has no such symbol.
+    NotInTarget,
+    /// Functions share a section: nothing tells where one ends for certain.
+    SharedSection {
+        /// The section.
+        section: String,
+    },
+    /// A variable of which each thread has its own.
+    ThreadLocal,
+    /// A new variable that the linker would make room for.
+    Common,
+    /// The section says something of a function that the patch would have, and is not known.
+    SpecialSection {
+        /// The section.
+        section: String,
+    },
+    /// No symbol of the original names what a function refers to.
+    Nameless {
+        /// The section that it is in.
+        section: String,
+    },
+    /// Unwind information cannot be read.
+    Frames,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ChangedData => f.write_str(
+                "the variable begins with another value, but in the running program it has one \
+                 already: set it in a pre_patch or post_patch callback, or use a new variable",
+            ),
+            Self::ChangedSize { original, patched } => write!(
+                f,
+                "the variable has {patched} bytes instead of {original}, but there is room for \
+                 {original}: use a new variable, or shadow variables",
+            ),
+            Self::ChangedInit => f.write_str(
+                "what runs when the object is loaded or unloaded was changed, but it has run: do \
+                 the same in a callback",
+            ),
+            Self::NoEntrySite => f.write_str(
+                "the function has no entry pad: compile it with -fpatchable-function-entry, or \
+                 patch its callers",
+            ),
+            Self::Ambiguous { original } => write!(
+                f,
+                "this may be any of the original's {}: give them different names",
+                original.join(", ")
+            ),
+            Self::Position { count } => write!(
+                f,
+                "the target has {count} symbols of that name, and nothing tells which one this is",
+            ),
+            Self::NotInTarget => f.write_str("the target has no symbol of that name"),
+            Self::SharedSection { section } => write!(
+                f,
+                "it shares the section {section} with others: compile both builds with \
+                 -ffunction-sections -fdata-sections",
+            ),
+            Self::ThreadLocal => f.write_str(
+                "a patched function uses a thread-local variable, which patches cannot: have a \
+                 function that is not patched do so, or use shadow variables",
+            ),
+            Self::Common => f.write_str(
+                "a new variable without a section: compile both builds with -fno-common",
+            ),
+            Self::SpecialSection { section } => write!(
+                f,
+                "the section {section} refers to it, and this tool does not know what it says",
+            ),
+            Self::Nameless { section } => write!(
+                f,
+                "it refers to something in the section {section} that has no name in the running \
+                 program: make it a variable of its own",
+            ),
+            Self::Frames => f.write_str("its unwind information cannot be read"),
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}: {}", self.file.display(), self.name, self.why)
+    }
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable { file, why } => {
+                write!(f, "cannot read the object file {}: {why}", file.display())
+            }
+            Self::NotRelocatable { file } => write!(
+                f,
+                "{} is no object file of a compiler (compile with -c; without -flto)",
+                file.display()
+            ),
+            Self::Mismatch { file } => write!(
+                f,
+                "{} is for another processor than the files before it",
+                file.display()
+            ),
+            Self::BadObject { object } => write!(
+                f,
+                "'{object}' names no object: it must have 1 to 55 bytes, and no dot",
+            ),
+            Self::NothingChanged => {
+                f.write_str("both builds are the same: there is nothing to patch")
+            }
+            Self::Refused(refusals) => {
+                f.write_str("the change cannot be patched")?;
+                refusals
+                    .iter()
+                    .try_for_each(|refusal| write!(f, "\n  {refusal}"))
+            }
+            Self::Convert(why) => write!(f, "cannot write the patch object: {why}"),
+        }
+    }
+}
+
+impl core::error::Error for BuildError {}
+
+impl From<ConvertError> for BuildError {
+    fn from(why: ConvertError) -> Self {
+        Self::Convert(why)
+    }
+}

@@ -1,0 +1,230 @@
+//! Which symbols of the patched build are which of the original one.
+//!
+//! Compilers number what would have the same name otherwise: static variables of functions
+//! (`count.0`), and functions that they make (`scale.isra.0`). Such numbers change when anything is
+//! added, so they say nothing; who uses a thing does.
+
+use crate::unit::{Home, Referent, Unit};
+use klp_core::elf::names::part_of;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a symbol of the patched build is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Match {
+    /// The original has nothing like it, or it is not defined here.
+    New,
+    /// It is this one of the original.
+    Same(usize),
+    /// It may be one of these.
+    Ambiguous(Vec<usize>),
+}
+
+/// A name without the compiler's numbers, and whether code has it.
+type Key = (String, bool);
+
+/// Matches each symbol of `patched`.
+pub(crate) fn matches(original: &Unit, patched: &Unit) -> Vec<Match> {
+    let mut groups: BTreeMap<Key, (Vec<usize>, Vec<usize>)> = BTreeMap::new();
+    for symbol in things(original) {
+        groups
+            .entry(key(original, symbol))
+            .or_default()
+            .0
+            .push(symbol);
+    }
+    for symbol in things(patched) {
+        groups
+            .entry(key(patched, symbol))
+            .or_default()
+            .1
+            .push(symbol);
+    }
+    let mut matches = vec![Match::New; patched.symbols.len()];
+    let mut open = Vec::new();
+    for group in groups.into_values() {
+        match group {
+            (original, patched) if original.len() == 1 && patched.len() == 1 => {
+                matches[patched[0]] = Match::Same(original[0]);
+            }
+            (original, patched) if original.is_empty() || patched.is_empty() => {}
+            group => open.push(group),
+        }
+    }
+    for (originals, symbols) in &mut open {
+        match_equal(original, patched, originals, symbols, &mut matches);
+    }
+    let users = (Users::of(original), Users::of(patched));
+    // A function that is matched may tell which its variables are.
+    while open
+        .iter_mut()
+        .any(|(originals, symbols)| match_by_users(&users, originals, symbols, &mut matches))
+    {}
+    for (originals, symbols) in open {
+        for symbol in symbols.into_iter().filter(|_| !originals.is_empty()) {
+            matches[symbol] = Match::Ambiguous(originals.clone());
+        }
+    }
+    matches
+}
+
+/// The symbols that are defined in the unit and name a function or a variable.
+fn things(unit: &Unit) -> impl Iterator<Item = usize> {
+    (0..unit.symbols.len()).filter(|symbol| unit.is_thing(*symbol))
+}
+
+fn key(unit: &Unit, symbol: usize) -> Key {
+    (stem(&unit.symbols[symbol].name), unit.is_function(symbol))
+}
+
+/// The name without the numbers that the compiler has put into it.
+fn stem(name: &str) -> String {
+    let name = without_hash(name);
+    let mut parts = name.split('.');
+    let first = parts.next().unwrap_or_default().to_owned();
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    parts
+        .filter(|part| !is_number(part))
+        .fold(first, |stem, part| stem + "." + part)
+}
+
+/// A Rust name without the hash at its end (`…17h0123456789abcdefE`).
+fn without_hash(name: &str) -> &str {
+    const HASH: usize = 16;
+    let hash = || {
+        let (front, hash) = name.strip_suffix('E')?.rsplit_once("17h")?;
+        let is_hash = hash.len() == HASH && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+        (name.starts_with("_ZN") && is_hash).then_some(front)
+    };
+    hash().unwrap_or(name)
+}
+
+/// Matches those of the same name and the same contents. Variables are told by their users alone:
+/// most begin with zeroes.
+fn match_equal(
+    original: &Unit,
+    patched: &Unit,
+    originals: &mut Vec<usize>,
+    symbols: &mut Vec<usize>,
+    matches: &mut [Match],
+) {
+    let code = |unit: &Unit, symbol: usize| {
+        let section = unit.section_of(symbol)?;
+        let symbol = &unit.symbols[symbol];
+        let bytes = unit.sections[section].bytes_in(symbol.value, symbol.len);
+        (!bytes.is_empty()).then(|| (symbol.name.clone(), bytes.to_vec()))
+    };
+    symbols.retain(|&symbol| {
+        if !patched.is_function(symbol) {
+            return true;
+        }
+        let own = code(patched, symbol);
+        let equal = originals
+            .iter()
+            .position(|&other| own.is_some() && code(original, other) == own);
+        if let Some(equal) = equal {
+            matches[symbol] = Match::Same(originals.remove(equal));
+        }
+        equal.is_none()
+    });
+}
+
+/// Matches those that the same functions use, and no others of the name. Says whether it did.
+fn match_by_users(
+    (of_original, of_patched): &(Users, Users),
+    originals: &mut Vec<usize>,
+    symbols: &mut Vec<usize>,
+    matches: &mut [Match],
+) -> bool {
+    let mut known: Vec<BTreeSet<usize>> = Vec::new();
+    for symbol in symbols.iter() {
+        let users = of_patched.0.get(symbol).into_iter().flatten();
+        let users = users.filter_map(|user| match matches[*user] {
+            Match::Same(original) => Some(original),
+            _ => None,
+        });
+        known.push(users.collect());
+    }
+    let shares = |original: &usize, users: &BTreeSet<usize>| {
+        let others = of_original.0.get(original);
+        others.is_some_and(|others| !others.is_disjoint(users))
+    };
+    let only = |mut found: Vec<usize>| found.pop().filter(|_| found.is_empty());
+    for (place, symbol) in symbols.iter().enumerate() {
+        let candidates = originals.iter().copied();
+        let mine = candidates.filter(|original| shares(original, &known[place]));
+        let Some(original) = only(mine.collect()) else {
+            continue;
+        };
+        let rivals = known.iter().filter(|users| shares(&original, users));
+        if rivals.count() == 1 {
+            matches[*symbol] = Match::Same(original);
+            originals.retain(|other| *other != original);
+            symbols.remove(place);
+            return true;
+        }
+    }
+    false
+}
+
+/// The functions that refer to each symbol; a part counts as its function.
+struct Users(BTreeMap<usize, BTreeSet<usize>>);
+
+impl Users {
+    fn of(unit: &Unit) -> Self {
+        let by_name: BTreeMap<&str, usize> = unit
+            .functions()
+            .map(|function| (&*unit.symbols[function].name, function))
+            .collect();
+        let mut users = BTreeMap::<_, BTreeSet<_>>::new();
+        for function in unit.functions() {
+            let symbol = &unit.symbols[function];
+            let whole = part_of(&symbol.name).and_then(|whole| by_name.get(whole));
+            let user = whole.copied().unwrap_or(function);
+            let Some(section) = unit.section_of(function) else {
+                continue;
+            };
+            for reloc in unit.sections[section].relocs_in(symbol.value, symbol.len) {
+                if let Referent::Named { symbol, .. } = unit.referent(reloc) {
+                    users.entry(symbol).or_default().insert(user);
+                }
+            }
+        }
+        Self(users)
+    }
+}
+
+impl Unit {
+    /// Whether the symbol is defined here and names a function or a variable.
+    pub(crate) fn is_thing(&self, symbol: usize) -> bool {
+        match self.symbols[symbol].home {
+            Home::Section(_) => self.symbols[symbol].is_a_name(),
+            Home::Common => true,
+            Home::Outside | Home::Absolute => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_the_compiler_do_not_count() {
+        for (name, expected) in [
+            ("count", "count"),
+            ("count.0", "count"),
+            ("scale.isra.0", "scale.isra"),
+            ("scale.constprop.12.cold", "scale.constprop.cold"),
+            ("scale.llvm.8271", "scale.llvm"),
+            ("v2", "v2"),
+            (
+                "_ZN4core3fmt5write17h0123456789abcdefE",
+                "_ZN4core3fmt5write",
+            ),
+            ("_ZN4core3fmt5write17hE", "_ZN4core3fmt5write17hE"),
+            ("17h0123456789abcdefE", "17h0123456789abcdefE"),
+        ] {
+            assert_eq!(stem(name), expected, "{name}");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! The program or library that the original object files were linked into: which of its symbols is
+//! which.
+
+use crate::error::Why;
+use object::elf;
+use object::read::elf::{FileHeader, Sym};
+use object::{Endianness, read};
+use std::collections::BTreeMap;
+
+/// The symbols of a program or a library.
+#[derive(Debug, Default)]
+pub struct Target {
+    /// The source files of the symbols of each name, in the order of the table; `None` for symbols
+    /// that all object files were linked to. Linkers make hidden ones local, but keep them apart.
+    by_name: BTreeMap<String, Vec<Option<String>>>,
+}
+
+impl Target {
+    /// Reads an ELF file of 64 bits that is not stripped.
+    ///
+    /// # Errors
+    ///
+    /// It is no such file.
+    pub fn read(file: &[u8]) -> Result<Self, read::Error> {
+        let header = elf::FileHeader64::<Endianness>::parse(file)?;
+        let endian = header.endian()?;
+        let sections = header.sections(endian, file)?;
+        let symbols = sections.symbols(endian, file, elf::SHT_SYMTAB)?;
+        let mut target = Self::default();
+        let mut source = None;
+        for symbol in symbols.iter() {
+            let name = String::from_utf8_lossy(symbol.name(endian, symbols.strings())?);
+            let is_thing = match symbol.st_type() {
+                elf::STT_FILE => {
+                    source = Some(name.into_owned()).filter(|name| !name.is_empty());
+                    continue;
+                }
+                elf::STT_SECTION | elf::STT_TLS => false,
+                _ => true,
+            };
+            if !is_thing || symbol.st_shndx(endian) == elf::SHN_UNDEF {
+                continue;
+            }
+            let local = symbol.st_bind() == elf::STB_LOCAL;
+            let source = source.clone().filter(|_| local);
+            let sources = target.by_name.entry(name.into_owned()).or_default();
+            sources.push(source);
+        }
+        Ok(target)
+    }
+
+    /// Whether object files were linked to a symbol of that name.
+    pub(crate) fn defines(&self, name: &str) -> bool {
+        self.by_name
+            .get(name)
+            .is_some_and(|sources| sources.contains(&None))
+    }
+
+    /// The position of a symbol, as livepatch symbols have it: 0 if there is no other of its name,
+    /// otherwise its number among those, from 1. `source` is the name of its source file if it is
+    /// local.
+    pub(crate) fn position(&self, name: &str, source: Option<&str>) -> Result<u32, Why> {
+        let sources = self.by_name.get(name).map_or(&[][..], Vec::as_slice);
+        let mut fitting = (1..)
+            .zip(sources)
+            .filter(|(_, each)| each.as_deref() == source);
+        match (sources, fitting.next(), fitting.next()) {
+            ([], ..) => Err(Why::NotInTarget),
+            ([_], ..) => Ok(0),
+            (_, Some((position, _)), None) => Ok(position),
+            (sources, ..) => Err(Why::Position {
+                count: sources.len(),
+            }),
+        }
+    }
+}

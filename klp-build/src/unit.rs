@@ -1,0 +1,392 @@
+//! An object file, read to be compared with another one.
+
+use crate::bias;
+use object::elf;
+use object::read::elf::{FileHeader, Rela as _, SectionHeader, Sym};
+use object::{Endianness, SymbolIndex};
+use std::collections::BTreeMap;
+
+type Header = elf::FileHeader64<Endianness>;
+
+/// Bytes of a pointer in a table of contents (64-Bit ELF V2 ABI, "TOC").
+pub(crate) const TOC_POINTER: u64 = 8;
+
+/// An object file that a compiler made.
+#[derive(Debug)]
+pub(crate) struct Unit {
+    pub(crate) header: UnitHeader,
+    /// Index 0 is the null section.
+    pub(crate) sections: Vec<Section>,
+    /// Index 0 is the null symbol.
+    pub(crate) symbols: Vec<Symbol>,
+    /// The symbols of each section that name something in it, by place.
+    named: Vec<Vec<usize>>,
+}
+
+/// What must be the same in all object files of a patch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct UnitHeader {
+    pub(crate) endian: Endianness,
+    pub(crate) machine: elf::Machine,
+    pub(crate) flags: elf::FileFlags,
+}
+
+/// A section.
+#[derive(Clone, Debug)]
+pub(crate) struct Section {
+    pub(crate) name: String,
+    pub(crate) kind: elf::SectionType,
+    pub(crate) flags: elf::SectionFlags,
+    pub(crate) align: u64,
+    /// Bytes of each item, if all are alike.
+    pub(crate) item: u64,
+    /// Bytes in memory.
+    pub(crate) len: u64,
+    /// None if it begins with zeroes (`SHT_NOBITS`).
+    pub(crate) bytes: Vec<u8>,
+    /// By place.
+    pub(crate) relocs: Vec<Reloc>,
+}
+
+/// A relocation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reloc {
+    pub(crate) at: u64,
+    pub(crate) kind: u32,
+    pub(crate) symbol: usize,
+    pub(crate) addend: i64,
+    /// What the processor adds before it uses the sum: how far behind the relocated field the
+    /// instruction ends to which the field is relative.
+    pub(crate) bias: i64,
+}
+
+/// A symbol.
+#[derive(Clone, Debug)]
+pub(crate) struct Symbol {
+    pub(crate) name: String,
+    pub(crate) home: Home,
+    pub(crate) value: u64,
+    pub(crate) len: u64,
+    pub(crate) info: elf::SymbolInfo,
+    pub(crate) other: elf::SymbolOther,
+}
+
+/// Where a symbol is defined.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Home {
+    /// In another object.
+    Outside,
+    /// Nowhere: its value is what it is.
+    Absolute,
+    /// The linker makes room for it.
+    Common,
+    /// In the section with this index.
+    Section(usize),
+}
+
+/// What a relocation refers to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Referent {
+    /// Nothing: the relocation says something of its place.
+    Nothing,
+    /// What the symbol names, or so many bytes from there (with the bias, if there is one).
+    Named { symbol: usize, offset: i64 },
+    /// A place in a section that has no name, as strings have none. `offset` is without the bias.
+    Nameless { section: usize, offset: i64 },
+}
+
+impl Unit {
+    /// Reads an ELF file of 64 bits.
+    ///
+    /// # Errors
+    ///
+    /// It is not a whole object file.
+    pub(crate) fn read(file: &[u8]) -> Result<Self, object::read::Error> {
+        let header = Header::parse(file)?;
+        let endian = header.endian()?;
+        let table = header.sections(endian, file)?;
+        let symbols = table.symbols(endian, file, elf::SHT_SYMTAB)?;
+        let mut sections = Vec::new();
+        for section in table.iter() {
+            let name = table.section_name(endian, section)?;
+            sections.push(Section {
+                name: text(name),
+                kind: section.sh_type(endian),
+                flags: section.sh_flags(endian),
+                align: section.sh_addralign(endian).max(1),
+                item: section.sh_entsize(endian),
+                len: section.sh_size(endian),
+                bytes: section.data(endian, file)?.to_vec(),
+                relocs: Vec::new(),
+            });
+        }
+        let home = |index, symbol: &elf::Sym64<Endianness>| {
+            Ok(match symbol.st_shndx(endian) {
+                elf::SHN_UNDEF => Home::Outside,
+                elf::SHN_ABS => Home::Absolute,
+                elf::SHN_COMMON => Home::Common,
+                _ => match symbols.symbol_section(endian, symbol, index)? {
+                    Some(section) if section.0 < sections.len() => Home::Section(section.0),
+                    _ => Home::Outside,
+                },
+            })
+        };
+        let read_symbol = |(index, symbol): (SymbolIndex, &elf::Sym64<Endianness>)| {
+            Ok::<_, object::read::Error>(Symbol {
+                name: text(symbol.name(endian, symbols.strings())?),
+                home: home(index, symbol)?,
+                value: symbol.st_value(endian),
+                len: symbol.st_size(endian),
+                info: symbol.st_info(),
+                other: symbol.st_other(),
+            })
+        };
+        let symbols = symbols.enumerate().map(read_symbol);
+        let symbols: Vec<_> = symbols.collect::<Result<_, _>>()?;
+        let machine = header.e_machine(endian);
+        for section in table.iter() {
+            let Some((relas, _)) = section.rela(endian, file)? else {
+                continue;
+            };
+            let target = section.sh_info(endian) as usize;
+            let Some(target) = sections.get_mut(target) else {
+                continue;
+            };
+            target.relocs.extend(relas.iter().map(|rela| Reloc {
+                at: rela.r_offset(endian),
+                kind: rela.r_type(endian, false).0,
+                symbol: rela.r_sym(endian, false) as usize,
+                addend: rela.r_addend(endian),
+                bias: 0,
+            }));
+            target.relocs.sort_by_key(|reloc| reloc.at);
+            bias::find(machine, target);
+        }
+        let mut named = vec![Vec::new(); sections.len()];
+        for (index, symbol) in symbols.iter().enumerate() {
+            if let (Home::Section(section), true) = (symbol.home, symbol.is_a_name()) {
+                if let Some(list) = named.get_mut(section) {
+                    list.push(index);
+                }
+            }
+        }
+        for list in &mut named {
+            list.sort_by_key(|index| symbols[*index].value);
+        }
+        Ok(Self {
+            header: UnitHeader {
+                endian,
+                machine,
+                flags: header.e_flags(endian),
+            },
+            sections,
+            symbols,
+            named,
+        })
+    }
+
+    /// One with nothing in it.
+    pub(crate) fn empty(header: UnitHeader) -> Self {
+        Self {
+            header,
+            sections: Vec::new(),
+            symbols: Vec::new(),
+            named: Vec::new(),
+        }
+    }
+
+    /// Whether the file is for linkers, and not a program or a library.
+    pub(crate) fn is_relocatable(file: &[u8]) -> bool {
+        let kind = |header: &Header| Some(header.e_type(header.endian().ok()?));
+        Header::parse(file).ok().and_then(kind) == Some(elf::ET_REL)
+    }
+
+    /// The symbols that name something in section `section`, by place.
+    pub(crate) fn names_in(&self, section: usize) -> &[usize] {
+        self.named.get(section).map_or(&[], Vec::as_slice)
+    }
+
+    /// The functions and parts of functions, in the order of the symbol table.
+    pub(crate) fn functions(&self) -> impl Iterator<Item = usize> {
+        (0..self.symbols.len()).filter(|symbol| self.is_function(*symbol))
+    }
+
+    /// Whether the symbol names code of its own.
+    pub(crate) fn is_function(&self, symbol: usize) -> bool {
+        let symbol = &self.symbols[symbol];
+        symbol.kind() == elf::STT_FUNC && matches!(symbol.home, Home::Section(_))
+    }
+
+    /// The section that the symbol is in.
+    pub(crate) fn section_of(&self, symbol: usize) -> Option<usize> {
+        match self.symbols.get(symbol)?.home {
+            Home::Section(section) => Some(section),
+            Home::Outside | Home::Absolute | Home::Common => None,
+        }
+    }
+
+    /// What `reloc` refers to.
+    pub(crate) fn referent(&self, reloc: &Reloc) -> Referent {
+        let Some(symbol) = self.symbols.get(reloc.symbol).filter(|_| reloc.symbol != 0) else {
+            return Referent::Nothing;
+        };
+        let Home::Section(section) = symbol.home else {
+            return Referent::Named {
+                symbol: reloc.symbol,
+                offset: reloc.addend,
+            };
+        };
+        if symbol.is_a_name() {
+            return Referent::Named {
+                symbol: reloc.symbol,
+                offset: reloc.addend,
+            };
+        }
+        let from_start = reloc.addend.wrapping_add_unsigned(symbol.value);
+        let place = from_start.wrapping_add(reloc.bias);
+        match self.name_at(section, place) {
+            Some(name) => Referent::Named {
+                symbol: name,
+                offset: from_start.wrapping_sub_unsigned(self.symbols[name].value),
+            },
+            None => Referent::Nameless {
+                section,
+                offset: place,
+            },
+        }
+    }
+
+    /// The symbol that names what lies at `place` in the section: of several at one place, the
+    /// first one that is not local, or the first.
+    fn name_at(&self, section: usize, place: i64) -> Option<usize> {
+        let names = self.names_in(section);
+        let covers = |name: &&usize| {
+            let symbol = &self.symbols[**name];
+            let behind = place.checked_sub_unsigned(symbol.value);
+            behind.is_some_and(|behind| behind >= 0 && (behind as u64) < symbol.len.max(1))
+        };
+        // Code also refers to what lies right behind a variable, or before it.
+        let alone = || match names {
+            [first, rest @ ..] => {
+                let start = self.symbols[*first].value;
+                let alone = rest.iter().all(|name| self.symbols[*name].value == start);
+                alone.then(|| self.best_name(names.iter()))?
+            }
+            [] => None,
+        };
+        self.best_name(names.iter().filter(covers)).or_else(alone)
+    }
+
+    fn best_name<'a>(&self, mut names: impl Iterator<Item = &'a usize> + Clone) -> Option<usize> {
+        let global = |name: &&usize| !self.symbols[**name].is_local();
+        names.clone().find(global).or_else(|| names.next()).copied()
+    }
+
+    /// Symbols by their names.
+    pub(crate) fn globals(&self) -> BTreeMap<&str, usize> {
+        let symbols = self.symbols.iter().enumerate();
+        let globals = symbols.filter(|(_, symbol)| {
+            !symbol.is_local() && matches!(symbol.home, Home::Section(_) | Home::Common)
+        });
+        globals
+            .map(|(index, symbol)| (&*symbol.name, index))
+            .collect()
+    }
+
+    /// The name of the source file, as the compiler noted it.
+    pub(crate) fn source(&self) -> Option<&str> {
+        let mut symbols = self.symbols.iter();
+        let file = symbols.find(|symbol| symbol.kind() == elf::STT_FILE)?;
+        Some(&file.name)
+    }
+}
+
+impl Section {
+    pub(crate) fn has(&self, flag: elf::SectionFlags) -> bool {
+        self.flags.contains(flag)
+    }
+
+    /// Whether it is code.
+    pub(crate) fn is_code(&self) -> bool {
+        self.has(elf::SHF_EXECINSTR)
+    }
+
+    /// Whether it is in memory, and cannot be written to there when the program runs.
+    pub(crate) fn is_constant(&self) -> bool {
+        let relocated_once = self.name.starts_with(".data.rel.ro");
+        self.has(elf::SHF_ALLOC) && (!self.has(elf::SHF_WRITE) || relocated_once)
+    }
+
+    /// Whether it is a part of a table of contents, as ppc64le has it.
+    pub(crate) fn is_toc(&self) -> bool {
+        self.name == ".toc"
+    }
+
+    /// The relocations in the `len` bytes from `start` on.
+    pub(crate) fn relocs_in(&self, start: u64, len: u64) -> &[Reloc] {
+        let from = self.relocs.partition_point(|reloc| reloc.at < start);
+        let rest = &self.relocs[from..];
+        let to = rest.partition_point(|reloc| reloc.at - start < len);
+        &rest[..to]
+    }
+
+    /// The `len` bytes from `start` on.
+    pub(crate) fn bytes_in(&self, start: u64, len: u64) -> &[u8] {
+        let range = usize::try_from(start)
+            .ok()
+            .zip(usize::try_from(start.saturating_add(len)).ok());
+        range
+            .and_then(|(from, to)| self.bytes.get(from..to))
+            .unwrap_or_default()
+    }
+}
+
+impl Symbol {
+    /// The first one of each table.
+    pub(crate) fn null() -> Self {
+        Self::undefined(String::new(), elf::SymbolInfo(0))
+    }
+
+    pub(crate) fn undefined(name: String, info: elf::SymbolInfo) -> Self {
+        Self {
+            name,
+            home: Home::Outside,
+            value: 0,
+            len: 0,
+            info,
+            other: elf::SymbolOther(0),
+        }
+    }
+
+    /// The symbol of section `section`.
+    pub(crate) fn section(section: usize) -> Self {
+        Self {
+            home: Home::Section(section),
+            ..Self::undefined(String::new(), elf::STB_LOCAL | elf::STT_SECTION)
+        }
+    }
+
+    pub(crate) fn kind(&self) -> elf::SymbolType {
+        self.info.st_type()
+    }
+
+    pub(crate) fn is_local(&self) -> bool {
+        self.info.st_bind() == elf::STB_LOCAL
+    }
+
+    /// Whether it names a function, a variable, or another thing of the source, and is no mere
+    /// label.
+    pub(crate) fn is_a_name(&self) -> bool {
+        let is_thing = match self.kind() {
+            elf::STT_SECTION | elf::STT_FILE => false,
+            // Mapping symbols of AArch64 tell code from data.
+            elf::STT_NOTYPE => !self.name.starts_with('$'),
+            _ => true,
+        };
+        is_thing && !self.name.is_empty() && !self.name.starts_with(".L")
+    }
+}
+
+fn text(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).into_owned()
+}

@@ -1,0 +1,463 @@
+//! Two builds of real C code become a patch object, or are refused.
+
+use klp_build::{BuildError, Built, PatchBuilder, Target, Why};
+use klp_core::elf::names::SymbolName;
+use klp_core::elf::view::{Home, View};
+use object::elf;
+use std::path::Path;
+use std::process::Command;
+
+/// What a program must be compiled with to be compared.
+const FLAGS: [&str; 4] = ["-O2", "-fPIC", "-ffunction-sections", "-fdata-sections"];
+
+/// Code that each test changes in its own way.
+const SHOP: &str = r#"
+#include <stdio.h>
+#include <stdlib.h>
+#define KEPT __attribute__((noinline))
+int total = 5;
+static int calls;
+static const int steps[] = { 10, 20, 30 };
+static const char *const names[] = { "zero", "one", "two" };
+KEPT static int untouched(int n) { static int count; count += n; return count; }
+KEPT int price(int n) { static int count; count++; calls++; total += n; return untouched(n) + steps[n & 1]; }
+KEPT int label(int n) { return puts(names[n]); }
+KEPT int rare(int n) { if (__builtin_expect(n > 2, 0)) { fprintf(stderr, "too many: %d\n", n); abort(); } return n + 1; }
+KEPT double choose(int n, double x) {
+	switch (n) {
+	case 0: return x * 1.5;
+	case 1: return x + 7;
+	case 2: return 99;
+	case 3: return x * 2.5;
+	case 4: return rand();
+	case 5: return price(2);
+	}
+	return 0;
+}
+int (*chosen(int n))(int) { return n ? price : rare; }
+int both(int n) { return price(n) + rare(n); }
+"#;
+
+fn compile(source: &str, flags: &[&str]) -> Vec<u8> {
+    let folder = tempfile::tempdir().expect("a folder");
+    compile_in(folder.path(), "shop.c", source, flags)
+}
+
+fn compile_in(folder: &Path, name: &str, source: &str, flags: &[&str]) -> Vec<u8> {
+    let c = folder.join(name);
+    let object = c.with_extension("o");
+    std::fs::write(&c, source).expect("written");
+    let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+    let status = Command::new(compiler)
+        .current_dir(folder)
+        .args(flags)
+        .args(["-c", name, "-o"])
+        .arg(&object)
+        .status()
+        .expect("a C compiler");
+    assert!(status.success());
+    std::fs::read(object).expect("an object file")
+}
+
+fn build(original: &[u8], patched: &[u8]) -> Result<Built, BuildError> {
+    let mut patch = PatchBuilder::new("fix");
+    patch.pair(Path::new("shop.o"), Some(original), patched)?;
+    patch.build()
+}
+
+/// Builds a patch of [`SHOP`] with each `from` made a `to`.
+fn change(changes: &[(&str, &str)]) -> Result<Built, BuildError> {
+    build(&compile(SHOP, &FLAGS), &compile(&changed(changes), &FLAGS))
+}
+
+fn changed(changes: &[(&str, &str)]) -> String {
+    let mut source = SHOP.to_owned();
+    for (from, to) in changes {
+        assert!(source.contains(from), "{from}");
+        source = source.replace(from, to);
+    }
+    source
+}
+
+/// Why the change of one thing is refused, and its name.
+fn refusal(result: Result<Built, BuildError>) -> (String, Why) {
+    match result {
+        Err(BuildError::Refused(refusals)) => {
+            let [refusal] = &refusals[..] else {
+                panic!("{refusals:?}");
+            };
+            (refusal.name.clone(), refusal.why.clone())
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn view(bytes: &[u8]) -> View<'_> {
+    View::parse(bytes, machine(bytes), false).expect("a patch object")
+}
+
+fn this_test() -> std::path::PathBuf {
+    std::env::current_exe().expect("it has a name")
+}
+
+fn machine(bytes: &[u8]) -> u16 {
+    u16::from_le_bytes([bytes[18], bytes[19]])
+}
+
+/// What of the running system the patch refers to.
+fn livepatch_symbols(bytes: &[u8]) -> Vec<String> {
+    let view = view(bytes);
+    let symbols = view.symbols().iter();
+    let live = symbols.filter(|symbol| symbol.home == Home::Livepatch);
+    let parse = |name: &str| {
+        let SymbolName { object, name, pos } = SymbolName::parse(name).expect("valid");
+        // GCC calls a static variable of a function `NAME.NUMBER`, clang `FUNCTION.NAME`.
+        let mut parts = name.split('.').rev();
+        let is_name = |part: &&str| !part.bytes().all(|byte| byte.is_ascii_digit());
+        format!("{object}:{}:{pos}", parts.find(is_name).unwrap_or(name))
+    };
+    let mut names: Vec<_> = live.map(|symbol| parse(symbol.name)).collect();
+    names.sort_unstable();
+    names
+}
+
+/// The functions and variables of the patch's own.
+fn own(bytes: &[u8]) -> Vec<String> {
+    let view = view(bytes);
+    let symbols = view.symbols().iter();
+    let own = symbols.filter(|symbol| {
+        matches!(symbol.home, Home::Section(_))
+            && [elf::STT_FUNC.0, elf::STT_OBJECT.0].contains(&symbol.kind)
+    });
+    let mut names: Vec<_> = own.map(|symbol| symbol.name.to_owned()).collect();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn a_changed_function_goes_in_and_refers_to_the_rest() {
+    let built = change(&[("total += n;", "total += 2 * n;")]).expect("a patch");
+    assert_eq!(built.functions, ["price"]);
+    assert_eq!(own(&built.bytes), ["price"]);
+    let names = ["calls", "count", "steps", "total", "untouched"];
+    let names = names.map(|name| format!("vmlinux:{name}:0"));
+    assert_eq!(livepatch_symbols(&built.bytes), names);
+}
+
+#[test]
+fn what_only_moved_is_the_same() {
+    let moved = SHOP.replace("static int calls;", "\n\n/* moved */\n\nstatic int calls;");
+    let same = build(&compile(SHOP, &FLAGS), &compile(&moved, &FLAGS));
+    assert!(matches!(same, Err(BuildError::NothingChanged)), "{same:?}");
+    // Compilers number static variables of functions.
+    let more = "KEPT int new_one(int n) { static int count; return count += n; }\nKEPT static int untouched";
+    let same = change(&[("KEPT static int untouched", more)]);
+    assert!(matches!(same, Err(BuildError::NothingChanged)), "{same:?}");
+}
+
+#[test]
+fn a_static_variable_is_known_by_its_function() {
+    let more = "KEPT static int extra(int n) { static int count = 1; return count += n; }\nKEPT static int untouched";
+    let built = change(&[
+        ("KEPT static int untouched", more),
+        ("count++; calls++;", "count += 2; calls += extra(n);"),
+    ]);
+    let built = built.expect("a patch");
+    assert_eq!(built.functions, ["price"]);
+    let live = livepatch_symbols(&built.bytes);
+    // The function's own is the one that runs; the new function's is new.
+    let counts = |names: &[String]| names.iter().filter(|name| name.contains("count")).count();
+    assert_eq!(counts(&live), 1, "{live:?}");
+    let own = own(&built.bytes);
+    assert_eq!(counts(&own), 1, "{own:?}");
+    assert!(own.iter().any(|name| name.starts_with("extra")), "{own:?}");
+}
+
+#[test]
+fn constants_go_in_with_the_functions_that_use_them() {
+    let built = change(&[("10, 20, 30", "10, 25, 30")]).expect("a patch");
+    assert_eq!(built.functions, ["price"]);
+    assert_eq!(own(&built.bytes), ["price", "steps"]);
+    let built = change(&[("\"two\"", "\"three\"")]).expect("a patch");
+    assert_eq!(built.functions, ["label"]);
+    // Clang has a table of its own made of the constant.
+    let own = own(&built.bytes);
+    assert!(
+        own == ["label", "names"] || own == ["label", "reltable.label"],
+        "{own:?}"
+    );
+    let built = change(&[("x * 2.5", "x * 3.5")]).expect("a patch");
+    assert_eq!(built.functions, ["choose"]);
+}
+
+#[test]
+fn a_part_goes_in_with_its_function() {
+    let built = change(&[("too many", "far too many")]).expect("a patch");
+    assert_eq!(built.functions, ["rare"]);
+    let own = own(&built.bytes);
+    assert!(own.iter().all(|name| name.starts_with("rare")), "{own:?}");
+}
+
+#[test]
+fn calls_go_to_the_new_function_and_addresses_stay() {
+    let built = change(&[
+        ("total += n;", "total += 2 * n;"),
+        ("return n ? price : rare;", "return n > 1 ? price : rare;"),
+        ("return price(n) + rare(n);", "return price(n) - rare(n);"),
+    ]);
+    let built = built.expect("a patch");
+    assert_eq!(built.functions, ["price", "chosen", "both"]);
+    // `both` calls the new `price`; `chosen` answers the address that the program knows.
+    let live = livepatch_symbols(&built.bytes);
+    assert!(live.contains(&"vmlinux:price:0".to_owned()), "{live:?}");
+    let view = view(&built.bytes);
+    let (both, _) = view.section(".text.both").expect("it changed");
+    let symbols = view.symbols();
+    let called = view.sections().iter().flat_map(|section| {
+        let of_both = section.relas().filter(move |_| section.target() == both);
+        of_both.map(|rela| (symbols[rela.symbol].name, symbols[rela.symbol].home))
+    });
+    let called: Vec<_> = called.collect();
+    assert!(
+        called
+            .iter()
+            .any(|(name, home)| *name == "price" && matches!(home, Home::Section(_)))
+    );
+    assert!(
+        called.iter().any(|(name, _)| name.contains(".rare,")),
+        "{called:?}"
+    );
+}
+
+#[test]
+fn data_that_runs_is_not_changed() {
+    let (name, why) = refusal(change(&[("int total = 5", "int total = 6")]));
+    assert_eq!((&*name, why), ("total", Why::ChangedData));
+    let (name, why) = refusal(change(&[("static int calls;", "static long calls;")]));
+    let (original, patched) = (4, 8);
+    assert_eq!(
+        (&*name, why),
+        ("calls", Why::ChangedSize { original, patched })
+    );
+}
+
+#[test]
+fn what_ran_at_the_beginning_is_not_changed() {
+    let starts = |body: &str| {
+        let start = "__attribute__((constructor)) static void start(void)";
+        compile(&format!("{SHOP}{start} {{ {body} }}"), &FLAGS)
+    };
+    let (name, why) = refusal(build(
+        &starts("total = rand();"),
+        &starts("total = rand() + 1;"),
+    ));
+    assert_eq!((&*name, why), ("start", Why::ChangedInit));
+    let (_, why) = refusal(build(&compile(SHOP, &FLAGS), &starts("total = rand();")));
+    assert_eq!(why, Why::ChangedInit);
+}
+
+#[test]
+fn what_cannot_be_told_apart_is_refused() {
+    let flags = ["-O2", "-fPIC"];
+    let original = compile(SHOP, &flags);
+    let patched = compile(&changed(&[("total += n;", "total += 2 * n;")]), &flags);
+    let Err(BuildError::Refused(refusals)) = build(&original, &patched) else {
+        panic!("functions share a section");
+    };
+    let shared = |why: &Why| matches!(why, Why::SharedSection { section } if section == ".text");
+    assert!(
+        refusals.iter().any(|refusal| shared(&refusal.why)),
+        "{refusals:?}"
+    );
+}
+
+#[test]
+fn thread_local_variables_are_refused() {
+    let changes = [
+        (
+            "static int calls;",
+            "static int calls; static __thread int mine;",
+        ),
+        ("count++;", "count++; mine++;"),
+    ];
+    let (name, why) = refusal(change(&changes));
+    assert_eq!((&*name, why), ("mine", Why::ThreadLocal));
+}
+
+#[test]
+fn functions_without_an_entry_pad_are_refused() {
+    let source = |n: &str| {
+        let no_pad = "__attribute__((patchable_function_entry(0, 0)))";
+        SHOP.replace("KEPT int price", &format!("{no_pad} KEPT int price"))
+            .replace("calls++;", n)
+    };
+    let flags: Vec<_> = FLAGS
+        .into_iter()
+        .chain(["-fpatchable-function-entry=14"])
+        .collect();
+    let (original, patched) = (
+        compile(&source("calls++;"), &flags),
+        compile(&source("calls--;"), &flags),
+    );
+    let (name, why) = refusal(build(&original, &patched));
+    assert_eq!((&*name, why), ("price", Why::NoEntrySite));
+    let patched = compile(&changed(&[("n + 1", "n + 2")]), &flags);
+    let built = build(&compile(SHOP, &flags), &patched).expect("others have one");
+    assert_eq!(built.functions, ["rare"]);
+}
+
+#[test]
+fn several_files_make_one_patch() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let compile = |name: &str, source: &str| compile_in(folder.path(), name, source, &FLAGS);
+    let first = |body: &str| {
+        let declared = "int limit(int); extern int hidden(int) __attribute__((visibility(\"hidden\"))); int added(int);";
+        compile(
+            "first.c",
+            &format!("{declared} int first(int n) {{ {body} }}"),
+        )
+    };
+    let second = |more: &str| {
+        let source = format!(
+            "static int lowest = 3; void lower(void) {{ lowest--; }} int limit(int n) {{ return n < lowest ? lowest : n; }} {more}"
+        );
+        compile("second.c", &source)
+    };
+    let mut patch = PatchBuilder::new("fix");
+    patch.object("libshop").expect("a name");
+    let pair = [
+        first("return limit(n);"),
+        first("return limit(n) + hidden(n) + added(n);"),
+    ];
+    patch
+        .pair(Path::new("first.o"), Some(&pair[0]), &pair[1])
+        .expect("readable");
+    let pair = [
+        second(""),
+        second("int spare; int added(int n) { return lowest + spare++ + n; }"),
+    ];
+    patch
+        .pair(Path::new("second.o"), Some(&pair[0]), &pair[1])
+        .expect("readable");
+    let built = patch.build().expect("a patch");
+    assert_eq!(built.functions, ["first"]);
+    assert_eq!(own(&built.bytes), ["added", "first", "spare"]);
+    let live = ["libshop:hidden:0", "libshop:limit:0", "libshop:lowest:0"];
+    assert_eq!(livepatch_symbols(&built.bytes), live);
+}
+
+#[test]
+fn the_program_tells_which_function_of_a_name_is_meant() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let compile = |name: &str, source: &str| compile_in(folder.path(), name, source, &FLAGS);
+    let kept = "__attribute__((noinline)) static int helper(int n)";
+    let source = |outer: &str, body: &str| {
+        format!("{kept} {{ {body} }} int {outer}(int n) {{ return helper(n) + 1; }}")
+    };
+    let one = compile("one.c", &source("one", "return n * 3;"));
+    let two = compile("two.c", &source("two", "return n * 5;"));
+    let fixed = compile("two.c", &source("two", "return n * 7;"));
+    std::fs::write(folder.path().join("one.o"), one).expect("written");
+    std::fs::write(folder.path().join("two.o"), &two).expect("written");
+    let main = "int one(int); int two(int); int main(void) { return one(1) + two(2); }";
+    std::fs::write(folder.path().join("main.c"), main).expect("written");
+    let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+    let linked = Command::new(compiler)
+        .current_dir(folder.path())
+        .args(["main.c", "one.o", "two.o", "-o", "program"])
+        .status()
+        .expect("a C compiler");
+    assert!(linked.success());
+    let program = std::fs::read(folder.path().join("program")).expect("linked");
+    let mut patch = PatchBuilder::new("fix");
+    patch.target(Target::read(&program).expect("a program"));
+    patch
+        .pair(Path::new("two.o"), Some(&two), &fixed)
+        .expect("readable");
+    let built = patch.build().expect("a patch");
+    assert_eq!(built.functions, ["helper"]);
+    // The second one, in the order of the link.
+    let view = view(&built.bytes);
+    let (_, funcs) = view.section(".init.klp_funcs").expect("a manifest");
+    assert_eq!(funcs.bytes[16..24], 2_u64.to_le_bytes());
+    let other = Target::read(&std::fs::read(this_test()).expect("readable")).expect("ELF");
+    let mut patch = PatchBuilder::new("fix");
+    patch.target(other);
+    patch
+        .pair(Path::new("two.o"), Some(&two), &fixed)
+        .expect("readable");
+    let (name, why) = refusal(patch.build());
+    assert_eq!((&*name, why), ("helper", Why::NotInTarget));
+}
+
+#[test]
+fn bad_files_get_an_error() {
+    let object = compile(SHOP, &FLAGS);
+    let other = compile(&changed(&[("n + 1", "n + 2")]), &FLAGS);
+    for len in (0..object.len()).step_by(7) {
+        if let Ok(built) = build(&object[..len], &other) {
+            panic!("{len} bytes make a patch: {:?}", built.functions);
+        }
+        if let Ok(built) = build(&object, &other[..len]) {
+            panic!("{len} bytes make a patch: {:?}", built.functions);
+        }
+    }
+    // Whatever a byte says, nothing panics.
+    for at in (0..other.len()).step_by(5) {
+        let mut broken = other.clone();
+        broken[at] ^= 0x41;
+        let _ = build(&object, &broken);
+    }
+    let program = std::fs::read(this_test()).expect("readable");
+    assert!(matches!(
+        build(&program, &program),
+        Err(BuildError::NotRelocatable { .. })
+    ));
+    let mut foreign = other.clone();
+    foreign[18] ^= 0x7f;
+    assert!(matches!(
+        build(&object, &foreign),
+        Err(BuildError::Mismatch { .. })
+    ));
+    let mut patch = PatchBuilder::new("fix");
+    assert!(matches!(
+        patch.object("lib.so"),
+        Err(BuildError::BadObject { .. })
+    ));
+}
+
+#[test]
+fn the_program_compares_folders() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    for build in ["before", "after"] {
+        std::fs::create_dir_all(path(build).join("src")).expect("a folder");
+    }
+    let fixed = changed(&[("n + 1", "n + 2")]);
+    std::fs::write(path("before/src/shop.o"), compile(SHOP, &FLAGS)).expect("written");
+    std::fs::write(path("after/src/shop.o"), compile(&fixed, &FLAGS)).expect("written");
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_klp-build"));
+        let output = command.current_dir(folder.path()).args(arguments).output();
+        let output = output.expect("it runs");
+        let text = [output.stdout, output.stderr].concat();
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&text).into_owned(),
+        )
+    };
+    let (ok, said) = run(&["before", "after", "-o", "rare_fix.ko"]);
+    assert!(ok, "{said}");
+    assert_eq!(said, "rare_fix.ko: the patch rare_fix replaces\n  rare\n");
+    let bytes = std::fs::read(path("rare_fix.ko")).expect("written");
+    assert_eq!(view(&bytes).modinfo("name"), Some("rare_fix"));
+    let (ok, said) = run(&["before", "before", "-o", "none.ko"]);
+    assert!(
+        !ok && said.contains("nothing to patch") && !path("none.ko").exists(),
+        "{said}"
+    );
+    let (ok, said) = run(&["before", "after/src/shop.o", "-o", "none.ko"]);
+    assert!(!ok && said.contains("both be folders"), "{said}");
+    let (ok, said) = run(&["before/src/nowhere.o", "after/src/shop.o", "-o", "none.ko"]);
+    assert!(!ok && said.contains("before/src/nowhere.o"), "{said}");
+}
