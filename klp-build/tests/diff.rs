@@ -425,39 +425,3 @@ fn bad_files_get_an_error() {
         Err(BuildError::BadObject { .. })
     ));
 }
-
-#[test]
-fn the_program_compares_folders() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = |name: &str| folder.path().join(name);
-    for build in ["before", "after"] {
-        std::fs::create_dir_all(path(build).join("src")).expect("a folder");
-    }
-    let fixed = changed(&[("n + 1", "n + 2")]);
-    std::fs::write(path("before/src/shop.o"), compile(SHOP, &FLAGS)).expect("written");
-    std::fs::write(path("after/src/shop.o"), compile(&fixed, &FLAGS)).expect("written");
-    let run = |arguments: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_klp-build"));
-        let output = command.current_dir(folder.path()).args(arguments).output();
-        let output = output.expect("it runs");
-        let text = [output.stdout, output.stderr].concat();
-        (
-            output.status.success(),
-            String::from_utf8_lossy(&text).into_owned(),
-        )
-    };
-    let (ok, said) = run(&["before", "after", "-o", "rare_fix.ko"]);
-    assert!(ok, "{said}");
-    assert_eq!(said, "rare_fix.ko: the patch rare_fix replaces\n  rare\n");
-    let bytes = std::fs::read(path("rare_fix.ko")).expect("written");
-    assert_eq!(view(&bytes).modinfo("name"), Some("rare_fix"));
-    let (ok, said) = run(&["before", "before", "-o", "none.ko"]);
-    assert!(
-        !ok && said.contains("nothing to patch") && !path("none.ko").exists(),
-        "{said}"
-    );
-    let (ok, said) = run(&["before", "after/src/shop.o", "-o", "none.ko"]);
-    assert!(!ok && said.contains("both be folders"), "{said}");
-    let (ok, said) = run(&["before/src/nowhere.o", "after/src/shop.o", "-o", "none.ko"]);
-    assert!(!ok && said.contains("before/src/nowhere.o"), "{said}");
-}

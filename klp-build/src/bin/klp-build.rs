@@ -35,7 +35,12 @@ struct Args {
 }
 
 fn main() -> Result<()> {
-    let args = Args::parse();
+    print!("{}", make(&Args::parse())?);
+    Ok(())
+}
+
+/// Does what `args` say, and says what it did.
+fn make(args: &Args) -> Result<String> {
     let name = args.name.clone().or_else(|| {
         let stem = args.output.file_stem()?.to_str()?;
         Some(stem.to_owned())
@@ -54,11 +59,11 @@ fn main() -> Result<()> {
     let built = patch.build()?;
     std::fs::write(&args.output, &built.bytes)
         .with_context(|| format!("cannot write {}", args.output.display()))?;
-    println!("{}: the patch {name} replaces", args.output.display());
+    let mut said = format!("{}: the patch {name} replaces\n", args.output.display());
     for function in &built.functions {
-        println!("  {function}");
+        said += &format!("  {function}\n");
     }
-    Ok(())
+    Ok(said)
 }
 
 fn read(path: impl AsRef<Path>) -> Result<Vec<u8>> {
@@ -113,4 +118,66 @@ fn collect(root: &Path, folder: &Path, files: &mut BTreeSet<PathBuf>) -> Result<
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use klp_core::elf::view::View;
+    use std::process::Command;
+
+    /// Compiles a function that returns `number` to `object`.
+    fn compile(object: &Path, number: u32) {
+        let c = object.with_extension("c");
+        std::fs::create_dir_all(c.parent().expect("it has a folder")).expect("there is room");
+        let source = format!("int answer(int n) {{ return n + {number}; }}");
+        std::fs::write(&c, source).expect("there is room");
+        let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+        let status = Command::new(compiler)
+            .args(["-O2", "-ffunction-sections", "-c", "-o"])
+            .args([object, &c])
+            .status();
+        assert!(status.expect("a C compiler").success());
+    }
+
+    #[test]
+    fn folders_and_files_are_compared() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        compile(&path("before/src/answer.o"), 41);
+        compile(&path("after/src/answer.o"), 42);
+        let run = |original: &str, patched: &str, output: &str| {
+            let output = path(output);
+            let args = [path(original), path(patched), "-o".into(), output.clone()];
+            let args = Args::try_parse_from([PathBuf::from("klp-build")].iter().chain(&args));
+            let said = make(&args.expect("complete")).map_err(|error| format!("{error:#}"));
+            (said, output)
+        };
+        for (original, patched, output) in [
+            ("before", "after", "answer_fix.ko"),
+            ("before/src/answer.o", "after/src/answer.o", "again.ko"),
+        ] {
+            let (said, output) = run(original, patched, output);
+            let name = output.file_stem().and_then(|name| name.to_str());
+            let name = name.expect("it has one");
+            let path = output.display();
+            assert_eq!(
+                said,
+                Ok(format!("{path}: the patch {name} replaces\n  answer\n"))
+            );
+            let bytes = std::fs::read(&output).expect("written");
+            let machine = u16::from_le_bytes([bytes[18], bytes[19]]);
+            let view = View::parse(&bytes, machine, false).expect("a patch object");
+            assert_eq!(view.modinfo("name"), Some(name));
+        }
+        for (original, patched, why) in [
+            ("before", "before", "nothing to patch"),
+            ("before", "after/src/answer.o", "both be folders"),
+            ("nowhere.o", "after/src/answer.o", "nowhere.o: No such file"),
+        ] {
+            let (said, output) = run(original, patched, "none.ko");
+            let said = said.expect_err("refused");
+            assert!(said.contains(why) && !output.exists(), "{said}");
+        }
+    }
 }
