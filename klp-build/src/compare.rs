@@ -1,6 +1,7 @@
 //! What differs between two builds of one object file.
 
 use crate::error::{Refusal, Why};
+use crate::frames::{self, EXCEPTION_TABLE, Tables};
 use crate::matches::{Match, matches};
 use crate::unit::{Home, Referent, Reloc, Section, Symbol, TOC_POINTER, Unit};
 use klp_core::elf::names::part_of;
@@ -20,6 +21,8 @@ pub(crate) struct Pair {
     pub(crate) matches: Vec<Match>,
     /// The functions of the patched build, and parts of them, that differ from the original's.
     pub(crate) changed: BTreeSet<usize>,
+    /// The tables of exceptions of both builds.
+    exceptions: (Tables, Tables),
     /// Constants that were compared: whether they are equal.
     constants: RefCell<BTreeMap<(Place, Place), bool>>,
 }
@@ -47,8 +50,10 @@ impl Pair {
     /// Compares both builds.
     pub(crate) fn new(file: PathBuf, original: Unit, patched: Unit) -> Self {
         let matches = matches(&original, &patched);
+        let exceptions = (frames::tables(&original), frames::tables(&patched));
         let mut pair = Self {
             file,
+            exceptions,
             original,
             patched,
             matches,
@@ -57,12 +62,30 @@ impl Pair {
         };
         let functions = pair.patched.functions();
         let differs = |function: &usize| match pair.matches[*function] {
-            Match::Same(original) => !pair.same(original, *function),
+            Match::Same(original) => {
+                !pair.same(original, *function) || !pair.same_exceptions(original, *function)
+            }
             Match::New | Match::Ambiguous(_) => false,
         };
         pair.changed = functions.filter(differs).collect();
         pair.add_whole_functions();
         pair
+    }
+
+    /// Whether exceptions that pass through the function are treated the same way.
+    fn same_exceptions(&self, original: usize, patched: usize) -> bool {
+        let table = |unit: &Unit, tables: &Tables, function| {
+            unit.section_of(function)
+                .and_then(|code| tables.get(&code).copied())
+        };
+        let (before, after) = &self.exceptions;
+        match (
+            table(&self.original, before, original),
+            table(&self.patched, after, patched),
+        ) {
+            (Some(before), Some(after)) => self.same_nameless(before, after),
+            (before, after) => before.is_none() && after.is_none(),
+        }
     }
 
     /// A part has no callers of its own: if one differs, so does the function that it is of.
@@ -85,6 +108,26 @@ impl Pair {
         self.patched.functions().filter(|function| {
             self.matches[*function] == Match::New && !self.patched.symbols[*function].is_local()
         })
+    }
+
+    /// The functions that refer to what other object files define and `is_meant` is.
+    pub(crate) fn users_of(&self, is_meant: impl Fn(&str) -> bool) -> Vec<usize> {
+        let unit = &self.patched;
+        let uses = |function: &usize| {
+            let Some(section) = unit.section_of(*function) else {
+                return false;
+            };
+            let symbol = &unit.symbols[*function];
+            let relocs = unit.sections[section].relocs_in(symbol.value, symbol.len);
+            relocs.iter().any(|reloc| match unit.final_referent(reloc) {
+                Referent::Named { symbol, .. } => {
+                    let symbol = &unit.symbols[symbol];
+                    symbol.home == Home::Outside && is_meant(&symbol.name)
+                }
+                Referent::Nameless { .. } | Referent::Nothing => false,
+            })
+        };
+        unit.functions().filter(uses).collect()
     }
 
     /// The function that `part` is a part of.
@@ -124,6 +167,25 @@ impl Pair {
             }
         }
         refusals.extend(self.init_refusals());
+        refusals.extend(self.assembly_refusals());
+        refusals
+    }
+
+    /// Refuses changes of code that belongs to no function, as hand-written code may.
+    fn assembly_refusals(&self) -> Vec<Refusal> {
+        let mut refusals = Vec::new();
+        for section in code_without_functions(&self.patched) {
+            let name = &self.patched.sections[section].name;
+            let mut before = code_without_functions(&self.original);
+            let before = before.find(|before| self.original.sections[*before].name == *name);
+            let same = |before| {
+                let original = whole(&self.original, before);
+                self.same_place(original, whole(&self.patched, section))
+            };
+            if !before.is_some_and(same) {
+                refusals.push(self.refuse(name, Why::Assembly));
+            }
+        }
         refusals
     }
 
@@ -250,24 +312,27 @@ impl Pair {
 
     /// Whether symbol `patched` is a constant whose contents differ from the original's.
     pub(crate) fn is_new_constant(&self, patched: usize) -> bool {
-        let Match::Same(original) = self.matches[patched] else {
-            return false;
-        };
-        let is_constant = |unit: &Unit, symbol| {
-            let section = unit
-                .section_of(symbol)
-                .map(|section| &unit.sections[section]);
-            section.is_some_and(|section| section.is_constant() && !section.is_code())
-        };
-        if !is_constant(&self.patched, patched) || !is_constant(&self.original, original) {
+        match self.matches[patched] {
+            Match::Same(original) => {
+                is_constant(&self.original, original)
+                    && is_constant(&self.patched, patched)
+                    && !self.same_constants(original, patched)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether both are constants with the same contents.
+    fn same_constants(&self, original: usize, patched: usize) -> bool {
+        if !is_constant(&self.original, original) || !is_constant(&self.patched, patched) {
             return false;
         }
         match (
             place(&self.original, original),
             place(&self.patched, patched),
         ) {
-            (Some(original), Some(patched)) => !self.same_constant(original, patched),
-            _ => true,
+            (Some(original), Some(patched)) => self.same_constant(original, patched),
+            _ => false,
         }
     }
 
@@ -366,11 +431,37 @@ impl Pair {
                 && unit.names_in(*index).is_empty()
                 && !referred.contains(index)
                 && !is_init(section)
-                && !section.name.starts_with(".gcc_except_table")
+                && !section.name.starts_with(EXCEPTION_TABLE)
                 && !BESIDE.iter().any(|name| section.name.starts_with(name))
         });
         special.map(|(_, section)| section)
     }
+}
+
+/// All of a section.
+fn whole(unit: &Unit, section: usize) -> Place {
+    Place {
+        section,
+        start: 0,
+        len: unit.sections[section].len,
+    }
+}
+
+/// The sections with code in which no function is.
+fn code_without_functions(unit: &Unit) -> impl Iterator<Item = usize> {
+    (0..unit.sections.len()).filter(|section| {
+        let has_code = unit.sections[*section].is_code() && unit.sections[*section].len > 0;
+        let mut names = unit.names_in(*section).iter();
+        has_code && !names.any(|name| unit.is_function(*name))
+    })
+}
+
+/// Whether the symbol names data that does not change.
+pub(crate) fn is_constant(unit: &Unit, symbol: usize) -> bool {
+    let section = unit
+        .section_of(symbol)
+        .map(|section| &unit.sections[section]);
+    section.is_some_and(|section| section.is_constant() && !section.is_code())
 }
 
 /// Whether the bytes are the same. What begins with zeroes has them in its file, or none at all.

@@ -97,6 +97,8 @@ pub enum Why {
         /// The section that it is in.
         section: String,
     },
+    /// Code that belongs to no function was changed.
+    Assembly,
     /// Unwind information cannot be read.
     Frames,
 }
@@ -151,6 +153,10 @@ impl fmt::Display for Why {
                 f,
                 "it refers to something in the section {section} that has no name in the running \
                  program: make it a variable of its own",
+            ),
+            Self::Assembly => f.write_str(
+                "code in this section was changed that belongs to no function: mark its functions \
+                 (.type NAME, @function; .size), or leave it as it is",
             ),
             Self::Frames => f.write_str("its unwind information cannot be read"),
         }

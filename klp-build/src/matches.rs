@@ -4,7 +4,7 @@
 //! (`count.0`), and functions that they make (`scale.isra.0`). Such numbers change when anything is
 //! added, so they say nothing; who uses a thing does.
 
-use crate::unit::{Home, Referent, Unit};
+use crate::unit::{Home, Referent, Reloc, Unit};
 use klp_core::elf::names::part_of;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,9 +22,12 @@ pub(crate) enum Match {
 /// A name without the compiler's numbers, and whether code has it.
 type Key = (String, bool);
 
+/// What has the same key in the original, and in the patched build.
+type Group = (Vec<usize>, Vec<usize>);
+
 /// Matches each symbol of `patched`.
 pub(crate) fn matches(original: &Unit, patched: &Unit) -> Vec<Match> {
-    let mut groups: BTreeMap<Key, (Vec<usize>, Vec<usize>)> = BTreeMap::new();
+    let mut groups: BTreeMap<Key, Group> = BTreeMap::new();
     for symbol in things(original) {
         groups
             .entry(key(original, symbol))
@@ -59,6 +62,7 @@ pub(crate) fn matches(original: &Unit, patched: &Unit) -> Vec<Match> {
         .iter_mut()
         .any(|(originals, symbols)| match_by_users(&users, originals, symbols, &mut matches))
     {}
+    match_by_places(original, patched, &mut open, &mut matches);
     for (originals, symbols) in open {
         for symbol in symbols.into_iter().filter(|_| !originals.is_empty()) {
             matches[symbol] = Match::Ambiguous(originals.clone());
@@ -108,10 +112,8 @@ fn match_equal(
     matches: &mut [Match],
 ) {
     let code = |unit: &Unit, symbol: usize| {
-        let section = unit.section_of(symbol)?;
-        let symbol = &unit.symbols[symbol];
-        let bytes = unit.sections[section].bytes_in(symbol.value, symbol.len);
-        (!bytes.is_empty()).then(|| (symbol.name.clone(), bytes.to_vec()))
+        let bytes = code(unit, symbol).bytes;
+        (!bytes.is_empty()).then(|| (unit.symbols[symbol].name.clone(), bytes.to_vec()))
     };
     symbols.retain(|&symbol| {
         if !patched.is_function(symbol) {
@@ -166,6 +168,59 @@ fn match_by_users(
     false
 }
 
+/// Matches what functions refer to at the same places whose code is the same but for the names of
+/// what it refers to.
+fn match_by_places(original: &Unit, patched: &Unit, open: &mut [Group], matches: &mut [Match]) {
+    for function in patched.functions() {
+        let Match::Same(other) = matches[function] else {
+            continue;
+        };
+        let (before, after) = (code(original, other), code(patched, function));
+        let place = |reloc: &Reloc, (symbol, unit): (usize, &Unit)| {
+            (reloc.at - unit.symbols[symbol].value, reloc.kind)
+        };
+        let alike =
+            before.bytes == after.bytes
+                && before.relocs.len() == after.relocs.len()
+                && before.relocs.iter().zip(after.relocs).all(|(old, new)| {
+                    place(old, (other, original)) == place(new, (function, patched))
+                });
+        for (old, new) in before.relocs.iter().zip(after.relocs).filter(|_| alike) {
+            let referents = (original.final_referent(old), patched.final_referent(new));
+            let (Referent::Named { symbol: old, .. }, Referent::Named { symbol: new, .. }) =
+                referents
+            else {
+                continue;
+            };
+            let group = open
+                .iter_mut()
+                .find(|(originals, symbols)| originals.contains(&old) && symbols.contains(&new));
+            if let Some((originals, symbols)) = group {
+                originals.retain(|each| *each != old);
+                symbols.retain(|each| *each != new);
+                matches[new] = Match::Same(old);
+            }
+        }
+    }
+}
+
+/// The code of a function.
+struct Code<'a> {
+    bytes: &'a [u8],
+    relocs: &'a [Reloc],
+}
+
+fn code(unit: &Unit, function: usize) -> Code<'_> {
+    let section = unit
+        .section_of(function)
+        .map(|section| &unit.sections[section]);
+    let symbol = &unit.symbols[function];
+    Code {
+        bytes: section.map_or(&[], |section| section.bytes_in(symbol.value, symbol.len)),
+        relocs: section.map_or(&[], |section| section.relocs_in(symbol.value, symbol.len)),
+    }
+}
+
 /// The functions that refer to each symbol; a part counts as its function.
 struct Users(BTreeMap<usize, BTreeSet<usize>>);
 
@@ -184,7 +239,7 @@ impl Users {
                 continue;
             };
             for reloc in unit.sections[section].relocs_in(symbol.value, symbol.len) {
-                if let Referent::Named { symbol, .. } = unit.referent(reloc) {
+                if let Referent::Named { symbol, .. } = unit.final_referent(reloc) {
                     users.entry(symbol).or_default().insert(user);
                 }
             }

@@ -2,18 +2,15 @@
 //! no name in the running system. All other references become livepatch symbols.
 
 use crate::calls;
-use crate::compare::Pair;
+use crate::compare::{Pair, is_constant};
 use crate::error::{Refusal, Why};
-use crate::frames;
+use crate::frames::{self, EH_FRAME, EXCEPTION_TABLE};
 use crate::matches::Match;
 use crate::target::Target;
 use crate::unit::{Home, Referent, Reloc, Section, Symbol, TOC_POINTER};
 use klp_core::elf::names::{SymbolName, part_of};
 use object::elf;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// The section with unwind information.
-const EH_FRAME: &str = ".eh_frame";
 
 /// What each program, library, and patch has its own of.
 const LINKERS: [&str; 2] = [".TOC.", "_GLOBAL_OFFSET_TABLE_"];
@@ -68,14 +65,11 @@ pub(crate) fn select(
     target: Option<&Target>,
 ) -> Result<Contents, Vec<Refusal>> {
     let mut selection = Selection::new(pairs, object, target);
+    for at in selection.changed.clone() {
+        selection.replace(at);
+    }
     for (pair, each) in pairs.iter().enumerate() {
         selection.refusals.extend(each.refusals());
-        for symbol in &each.changed {
-            selection.replace(At {
-                pair,
-                symbol: *symbol,
-            });
-        }
         // Others may want to call it, now or later.
         for symbol in each.new_functions() {
             selection.own(At { pair, symbol });
@@ -103,6 +97,8 @@ struct Selection<'a> {
     pairs: &'a [Pair],
     object: &'a str,
     target: Option<&'a Target>,
+    /// The functions that changed, and parts of functions.
+    changed: BTreeSet<At>,
     /// Where what is not local is defined: of several copies of one thing, the first.
     globals: BTreeMap<&'a str, At>,
     /// Sections of pairs that are in the patch, and where.
@@ -124,10 +120,23 @@ impl<'a> Selection<'a> {
                 globals.entry(name).or_insert(At { pair, symbol });
             }
         }
+        // A constant that changed changes who uses it, in other object files, too.
+        let is_new_constant = |name: &str| {
+            let at: Option<&At> = globals.get(name);
+            at.is_some_and(|at| pairs[at.pair].is_new_constant(at.symbol))
+        };
+        let mut changed = BTreeSet::new();
+        for (pair, each) in pairs.iter().enumerate() {
+            let users = each.users_of(is_new_constant).into_iter();
+            let users = users.map(|user| each.whole(user).unwrap_or(user));
+            let symbols = each.changed.iter().copied().chain(users);
+            changed.extend(symbols.map(|symbol| At { pair, symbol }));
+        }
         Self {
             pairs,
             object,
             target,
+            changed,
             globals,
             sections: BTreeMap::new(),
             open: Vec::new(),
@@ -278,8 +287,11 @@ impl<'a> Selection<'a> {
             {
                 self.pointer(pair, section, offset)
             }
-            Referent::Nameless { section, offset } => {
-                let symbol = self.nameless(pair, section);
+            Referent::Nameless {
+                section: of,
+                offset,
+            } => {
+                let symbol = self.nameless(pair, of, section);
                 (symbol, offset.wrapping_sub(reloc.bias))
             }
             Referent::Named { symbol, offset } => {
@@ -294,12 +306,17 @@ impl<'a> Selection<'a> {
         }
     }
 
-    /// The patch's symbol for a section with things that have no name.
-    fn nameless(&mut self, pair: usize, section: usize) -> usize {
+    /// The patch's symbol for a section with things that have no name, which section `user` of the
+    /// patch refers to.
+    fn nameless(&mut self, pair: usize, section: usize, user: usize) -> usize {
         let unit = &self.pairs[pair].patched;
         let from = &unit.sections[section];
+        let user = &self.contents.sections[user].name;
+        // Clang has pointers to types stand there that nobody writes to.
+        let for_unwinder = user == EH_FRAME || user.starts_with(EXCEPTION_TABLE);
+        let is_constant = from.is_constant() || for_unwinder && unit.names_in(section).is_empty();
         // Of what can be written to, there is one.
-        if !from.is_constant() || from.is_code() {
+        if !is_constant || from.is_code() {
             let name = from.name.clone();
             let refusal = self.pairs[pair].refuse(
                 &name,
@@ -379,6 +396,7 @@ impl<'a> Selection<'a> {
                 0
             }
             Match::New => self.own(at),
+            Match::Ambiguous(_) if is_constant(&pair.patched, at.symbol) => self.own(at),
             Match::Ambiguous(originals) => {
                 let name = |original: &usize| pair.original.symbols[*original].name.clone();
                 let original = originals.iter().map(name).collect();
@@ -387,7 +405,7 @@ impl<'a> Selection<'a> {
             }
             Match::Same(_) if is_function => {
                 let is_part = part_of(&symbol.name).is_some();
-                let changed = pair.changed.contains(&at.symbol);
+                let changed = self.changed.contains(&at);
                 let inside = offset.wrapping_add(reloc.bias) != 0;
                 let machine = pair.patched.header.machine;
                 let from = &self.contents.sections[section];

@@ -256,6 +256,20 @@ impl Unit {
         }
     }
 
+    /// The same, by way of a table of contents, if the pointer to it stands there.
+    pub(crate) fn final_referent(&self, reloc: &Reloc) -> Referent {
+        let direct = self.referent(reloc);
+        let Referent::Nameless { section, offset } = direct else {
+            return direct;
+        };
+        let pointer = u64::try_from(offset).ok().and_then(|offset| {
+            let table = &self.sections[section];
+            let pointers = table.relocs_in(offset, TOC_POINTER);
+            pointers.first().filter(|_| table.is_toc())
+        });
+        pointer.map_or(direct, |pointer| self.referent(pointer))
+    }
+
     /// The symbol that names what lies at `place` in the section: of several at one place, the
     /// first one that is not local, or the first.
     fn name_at(&self, section: usize, place: i64) -> Option<usize> {
@@ -383,7 +397,11 @@ impl Symbol {
             elf::STT_NOTYPE => !self.name.starts_with('$'),
             _ => true,
         };
-        is_thing && !self.name.is_empty() && !self.name.starts_with(".L")
+        // The last is how clang numbers tables of exceptions.
+        let is_label = [".L", "GCC_except_table"]
+            .iter()
+            .any(|label| self.name.starts_with(label));
+        is_thing && !self.name.is_empty() && !is_label
     }
 }
 

@@ -81,12 +81,17 @@ fn changed(changes: &[(&str, &str)]) -> String {
 
 /// Why the change of one thing is refused, and its name.
 fn refusal(result: Result<Built, BuildError>) -> (String, Why) {
+    let mut refusals = refusals(result);
+    assert_eq!(refusals.len(), 1, "{refusals:?}");
+    refusals.swap_remove(0)
+}
+
+/// The same for all that is at fault.
+fn refusals(result: Result<Built, BuildError>) -> Vec<(String, Why)> {
     match result {
         Err(BuildError::Refused(refusals)) => {
-            let [refusal] = &refusals[..] else {
-                panic!("{refusals:?}");
-            };
-            (refusal.name.clone(), refusal.why.clone())
+            let pair = |refusal: klp_build::Refusal| (refusal.name, refusal.why);
+            refusals.into_iter().map(pair).collect()
         }
         other => panic!("{other:?}"),
     }
@@ -424,4 +429,77 @@ fn bad_files_get_an_error() {
         patch.object("lib.so"),
         Err(BuildError::BadObject { .. })
     ));
+}
+
+#[test]
+fn variables_of_one_name_in_one_function_are_told_apart_where_it_is_the_same() {
+    let twice = "KEPT int twice(int n) { \
+                 if (n) { static int seen; return seen += n; } \
+                 static int seen; return seen += 2; }\nint both";
+    let source = |n: &str| SHOP.replace("int both", twice).replace("n + 1", n);
+    let build = |from: &str, to: &str| build(&compile(from, &FLAGS), &compile(to, &FLAGS));
+    let built = build(&source("n + 1"), &source("n + 2")).expect("it did not change");
+    assert_eq!(built.functions, ["rare"]);
+    let changed = source("n + 1").replace("seen += 2", "seen += 3");
+    let (name, why) = refusals(build(&source("n + 1"), &changed)).swap_remove(0);
+    assert!(
+        name.contains("seen") && matches!(why, Why::Ambiguous { .. }),
+        "{name}: {why}"
+    );
+}
+
+#[test]
+fn a_constant_changes_its_users_in_other_files() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let compile = |name: &str, source: &str| compile_in(folder.path(), name, source, &FLAGS);
+    let table =
+        |numbers: &str| compile("table.c", &format!("const int table[] = {{ {numbers} }};"));
+    let user = "extern const int table[]; int pick(int n) { return table[n]; } int other(void) { return 1; }";
+    let user = compile("user.c", user);
+    let mut patch = PatchBuilder::new("fix");
+    let (before, after) = (table("1, 2, 3"), table("1, 2, 4"));
+    patch
+        .pair(Path::new("table.o"), Some(&before), &after)
+        .expect("readable");
+    patch
+        .pair(Path::new("user.o"), Some(&user), &user)
+        .expect("readable");
+    let built = patch.build().expect("a patch");
+    assert_eq!(built.functions, ["pick"]);
+    assert_eq!(own(&built.bytes), ["pick", "table"]);
+}
+
+#[test]
+fn code_that_is_no_function_is_not_changed() {
+    let source = |n: u32| {
+        format!("{SHOP}\n__asm__(\".pushsection .text.raw,\\\"ax\\\"\\n.long {n}\\n.popsection\");")
+    };
+    let (before, after) = (compile(&source(1), &FLAGS), compile(&source(2), &FLAGS));
+    let (name, why) = refusal(build(&before, &after));
+    assert_eq!((&*name, why), (".text.raw", Why::Assembly));
+    let same = build(&before, &before);
+    assert!(matches!(same, Err(BuildError::NothingChanged)), "{same:?}");
+}
+
+#[test]
+fn another_exception_that_is_caught_is_a_change() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let compile = |name: &str| {
+        let source = format!(
+            "void work(int); int tried(int n) {{ try {{ work(n); }} catch ({name}) {{ return 1; }} \
+             return 0; }} int other(int n) {{ return n; }}"
+        );
+        let flags: Vec<_> = FLAGS.into_iter().chain(["-x", "c++"]).collect();
+        compile_in(folder.path(), "tried.cc", &source, &flags)
+    };
+    let built = build(&compile("int"), &compile("long")).expect("a patch");
+    assert_eq!(built.functions, ["_Z5triedi"]);
+    let view = view(&built.bytes);
+    assert!(
+        view.sections()
+            .iter()
+            .any(|section| section.name.starts_with(".gcc_except_table"))
+    );
+    let same = build(&compile("int"), &compile("int"));
+    assert!(matches!(same, Err(BuildError::NothingChanged)), "{same:?}");
 }
