@@ -1,24 +1,47 @@
-//! `klp-build ORIGINAL PATCHED -o PATCH`: a patch object out of two builds.
+//! `klp-build ORIGINAL PATCHED -o PATCH`: a patch object out of two builds, or, with `--diff`, out
+//! of a source diff.
+
+mod rebuild;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use klp_build::{PatchBuilder, Target};
+use rebuild::Project;
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// Makes a patch object out of two builds of a program, a library, or a kernel module.
 ///
-/// Both builds must be made by the same compiler with the same flags, with -ffunction-sections
-/// -fdata-sections among them. What cannot be patched is refused, with the names of all that is at
-/// fault.
+/// Either of object files, which must be made by the same compiler with the same flags, with
+/// -ffunction-sections -fdata-sections among them; or of a source diff: then the project is built
+/// twice, in a copy of its sources, by the command behind --, and the flags are added.
+///
+/// What cannot be patched is refused, with the names of all that is at fault.
 #[derive(Parser)]
 #[command(version)]
+#[command(override_usage = "klp-build [OPTIONS] -o OUTPUT ORIGINAL PATCHED
+       klp-build [OPTIONS] -o OUTPUT --diff DIFF -- COMMAND...")]
 struct Args {
     /// The original's object file, or a folder with object files, which is searched
-    original: PathBuf,
+    #[arg(required_unless_present = "diff", conflicts_with = "diff")]
+    original: Option<PathBuf>,
     /// The patched one's; a file is compared with the one that has the same place in the other
     /// folder
-    patched: PathBuf,
+    #[arg(required_unless_present = "diff")]
+    patched: Option<PathBuf>,
+    /// A diff of the project's sources
+    #[arg(long, requires = "command")]
+    diff: Option<PathBuf>,
+    /// The project's sources, where the command is run
+    #[arg(long, default_value = ".", requires = "diff")]
+    source: PathBuf,
+    /// How many folders the names in the diff have in front, as for patch(1)
+    #[arg(long, short = 'p', default_value_t = 1, requires = "diff")]
+    strip: usize,
+    /// What builds the project
+    #[arg(last = true, requires = "diff")]
+    command: Vec<OsString>,
     /// Where to write the patch object
     #[arg(short, long)]
     output: PathBuf,
@@ -52,7 +75,22 @@ fn make(args: &Args) -> Result<String> {
         let target = Target::read(&read(path)?);
         patch.target(target.with_context(|| format!("cannot read {}", path.display()))?);
     }
-    for (file, original, patched) in pairs(&args.original, &args.patched)? {
+    let builds = args.diff.as_deref().map(|diff| {
+        let project = Project {
+            source: &args.source,
+            diff,
+            strip: args.strip,
+            command: &args.command,
+        };
+        project.build()
+    });
+    let builds = builds.transpose()?;
+    let (original, patched) = match (&builds, &args.original, &args.patched) {
+        (Some(builds), ..) => (builds.original(), builds.patched()),
+        (None, Some(original), Some(patched)) => (original.clone(), patched.clone()),
+        _ => bail!("there must be two builds, or a diff: see --help"),
+    };
+    for (file, original, patched) in pairs(&original, &patched)? {
         let original = original.as_deref().map(read).transpose()?;
         patch.pair(&file, original.as_deref(), &read(&patched)?)?;
     }
@@ -178,6 +216,100 @@ mod tests {
             let (said, output) = run(original, patched, "none.ko");
             let said = said.expect_err("refused");
             assert!(said.contains(why) && !output.exists(), "{said}");
+        }
+    }
+
+    /// What `klp-build` says to `arguments`, as a person sees it.
+    fn run(arguments: &[&str]) -> Result<String, String> {
+        let args = Args::try_parse_from([&["klp-build"], arguments].concat());
+        make(&args.map_err(|error| error.to_string())?).map_err(|error| format!("{error:#}"))
+    }
+
+    const DIFF: &str = "\
+--- a/src/price.c
++++ b/src/price.c
+@@ -1,4 +1,4 @@
+ #include \"shop.h\"
+ int price(int n) {
+-\treturn n * RATE;
++\treturn n * RATE + tax(n);
+ }
+--- a/shop.h
++++ b/shop.h
+@@ -1,2 +1,3 @@
+ #define RATE 3
+ int price(int);
++int tax(int);
+--- /dev/null
++++ b/src/tax.c
+@@ -0,0 +1,2 @@
++#include \"../shop.h\"
++int tax(int n) { return n / 5; }
+";
+
+    #[test]
+    fn a_project_is_built_twice() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name).to_str().expect("plain").to_owned();
+        std::fs::create_dir_all(path("shop/src")).expect("there is room");
+        let write =
+            |name: &str, text: &str| std::fs::write(path(name), text).expect("there is room");
+        write("shop/shop.h", "#define RATE 3\nint price(int);\n");
+        let price = "#include \"shop.h\"\nint price(int n) {\n\treturn n * RATE;\n}\n";
+        write("shop/src/price.c", price);
+        write("shop/src/other.c", "int other(int n) { return n; }\n");
+        write("shop/stale.o", "made by hand");
+        write("fix.diff", DIFF);
+        let build = "for file in src/*.c; do cc -O2 -I. -c $file -o ${file%.c}.o || exit; done";
+        let (shop, diff, output) = (path("shop"), path("fix.diff"), path("price_fix.ko"));
+        let all = |diff: &str, build: &str| {
+            let options = ["--source", &shop, "--diff", diff, "-o", &output];
+            run(&[&options[..], &["--", "sh", "-c", build]].concat())
+        };
+        let said = all(&diff, build);
+        assert_eq!(
+            said,
+            Ok(format!("{output}: the patch price_fix replaces\n  price\n"))
+        );
+        // Nothing of the project's was touched.
+        assert_eq!(
+            std::fs::read_to_string(path("shop/src/price.c")).ok(),
+            Some(price.into())
+        );
+        assert!(!folder.path().join("shop/src/price.o").exists());
+
+        let refused = |diff: &str, build: &str, why: &str| {
+            let _ = std::fs::remove_file(&output);
+            let said = all(diff, build).expect_err("refused");
+            assert!(said.contains(why), "{said}");
+            assert!(!Path::new(&output).exists());
+        };
+        refused(
+            &diff,
+            "echo the compiler is ill; exit 3",
+            "the compiler is ill",
+        );
+        refused(&diff, "true", "made no object files");
+        refused(&path("nowhere.diff"), build, "nowhere.diff");
+        write(
+            "misfit.diff",
+            &DIFF.replace("return n * RATE;", "return n * RATIO;"),
+        );
+        refused(&path("misfit.diff"), build, "does not fit src/price.c");
+        write(
+            "elsewhere.diff",
+            &DIFF.replace("b/src/price.c", "b/../price.c"),
+        );
+        refused(&path("elsewhere.diff"), build, "outside of the sources");
+        write("empty.diff", "");
+        refused(&path("empty.diff"), build, "empty.diff is no diff");
+        for bad in [
+            &["before"][..],
+            &["before", "after", "--diff", "x"],
+            &["--diff", "x"],
+        ] {
+            let error = run(&[bad, &["-o", "none.ko"]].concat()).expect_err("incomplete");
+            assert!(error.contains("klp-build"), "{error}");
         }
     }
 }
