@@ -83,8 +83,9 @@ impl PatchBuilder {
         Ok(())
     }
 
-    /// The program or library that the original was linked into. Without it, symbols that others
-    /// have the name of are refused when the patch is enabled.
+    /// The program or library that the original was linked into. The patch is for this build of it
+    /// alone, then, if it has a build-id. Without it, symbols that others have the name of are
+    /// refused when the patch is enabled.
     pub fn target(&mut self, target: Target) {
         self.target = Some(target);
     }
@@ -137,7 +138,8 @@ impl PatchBuilder {
         let functions: Vec<_> = replaced.map(|replaced| replaced.old_name.clone()).collect();
         let header = self.header.filter(|_| !functions.is_empty());
         let header = header.ok_or(BuildError::NothingChanged)?;
-        let bytes = write(header, &self.name, &self.object, contents)?;
+        let build = self.target.as_ref().and_then(Target::build_id);
+        let bytes = write(header, &self.name, (&self.object, build), contents)?;
         Ok(Built { bytes, functions })
     }
 }

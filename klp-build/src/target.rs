@@ -3,7 +3,7 @@
 
 use crate::error::Why;
 use object::elf;
-use object::read::elf::{FileHeader, Sym};
+use object::read::elf::{FileHeader, SectionHeader, SectionTable, Sym};
 use object::{Endianness, read};
 use std::collections::BTreeMap;
 
@@ -13,6 +13,7 @@ pub struct Target {
     /// The source files of the symbols of each name, in the order of the table; `None` for symbols
     /// that all object files were linked to. Linkers make hidden ones local, but keep them apart.
     by_name: BTreeMap<String, Vec<Option<String>>>,
+    build_id: Option<Vec<u8>>,
 }
 
 impl Target {
@@ -26,7 +27,10 @@ impl Target {
         let endian = header.endian()?;
         let sections = header.sections(endian, file)?;
         let symbols = sections.symbols(endian, file, elf::SHT_SYMTAB)?;
-        let mut target = Self::default();
+        let mut target = Self {
+            build_id: build_id(&sections, endian, file)?,
+            ..Self::default()
+        };
         let mut source = None;
         for symbol in symbols.iter() {
             let name = String::from_utf8_lossy(symbol.name(endian, symbols.strings())?);
@@ -47,6 +51,12 @@ impl Target {
             sources.push(source);
         }
         Ok(target)
+    }
+
+    /// What tells the build from all others; `None`: it was linked without `--build-id`.
+    #[must_use]
+    pub fn build_id(&self) -> Option<&[u8]> {
+        self.build_id.as_deref()
     }
 
     /// Whether object files were linked to a symbol of that name.
@@ -73,4 +83,22 @@ impl Target {
             }),
         }
     }
+}
+
+fn build_id(
+    sections: &SectionTable<'_, elf::FileHeader64<Endianness>>,
+    endian: Endianness,
+    file: &[u8],
+) -> read::Result<Option<Vec<u8>>> {
+    for section in sections.iter() {
+        let Some(mut notes) = section.notes(endian, file)? else {
+            continue;
+        };
+        while let Some(note) = notes.next()? {
+            if note.name() == elf::ELF_NOTE_GNU && note.n_type(endian) == elf::NT_GNU_BUILD_ID {
+                return Ok(Some(note.desc().to_vec()));
+            }
+        }
+    }
+    Ok(None)
 }

@@ -8,16 +8,23 @@ use klp_core::model::VMLINUX;
 use object::build::elf::{Builder, Relocation, SectionData, SectionId, SymbolId};
 use object::{Endian, elf};
 
-/// Writes `contents` as the patch called `name`, of the object `object`.
+/// Writes `contents` as the patch called `name`, of the object `object`; `build` is the build-id of
+/// that, if it has one.
 pub(crate) fn write(
     header: UnitHeader,
     name: &str,
-    object: &str,
+    (object, build): (&str, Option<&[u8]>),
     mut contents: Contents,
 ) -> Result<Vec<u8>, ConvertError> {
     add_manifest(header, object, &mut contents);
-    let info = format!("name={name}\0livepatch=Y\0").into_bytes();
-    contents.sections.push(data(".modinfo", 1, info));
+    let mut info = format!("name={name}\0livepatch=Y\0");
+    if let Some(build) = build {
+        let digits: String = build.iter().map(|byte| format!("{byte:02x}")).collect();
+        info += &format!("klp_build={object}:{digits}\0");
+    }
+    contents
+        .sections
+        .push(data(".modinfo", 1, info.into_bytes()));
     finish(builder(header, &contents))
 }
 

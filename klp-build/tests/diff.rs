@@ -369,7 +369,14 @@ fn the_program_tells_which_function_of_a_name_is_meant() {
     let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
     let linked = Command::new(compiler)
         .current_dir(folder.path())
-        .args(["main.c", "one.o", "two.o", "-o", "program"])
+        .args([
+            "main.c",
+            "one.o",
+            "two.o",
+            "-o",
+            "program",
+            "-Wl,--build-id=sha1",
+        ])
         .status()
         .expect("a C compiler");
     assert!(linked.success());
@@ -385,6 +392,9 @@ fn the_program_tells_which_function_of_a_name_is_meant() {
     let view = view(&built.bytes);
     let (_, funcs) = view.section(".init.klp_funcs").expect("a manifest");
     assert_eq!(funcs.bytes[16..24], 2_u64.to_le_bytes());
+    let build = view.modinfo("klp_build");
+    let id = build.and_then(|build| build.strip_prefix("vmlinux:"));
+    assert_eq!(id.map(str::len), Some(40), "{build:?}: an SHA-1");
     let other = Target::read(&std::fs::read(this_test()).expect("readable")).expect("ELF");
     let mut patch = PatchBuilder::new("fix");
     patch.target(other);

@@ -93,6 +93,13 @@ pub enum PatchReason {
         /// The symbol resolver's words.
         why: &'static str,
     },
+    /// The object is another build than the one that the patch was made for.
+    OtherBuild {
+        /// The build-id of the one that it was made for.
+        expected: Name,
+        /// That of what runs; `None`: nothing tells it.
+        found: Option<Name>,
+    },
     /// Its new version is code of a simulated system, and this is none.
     #[cfg(feature = "sim")]
     Simulated,
@@ -202,6 +209,7 @@ impl Error {
         const EPERM: i32 = 1;
         const ENOENT: i32 = 2;
         const EIO: i32 = 5;
+        const ENOEXEC: i32 = 8;
         const ENOMEM: i32 = 12;
         const EBUSY: i32 = 16;
         const EINVAL: i32 = 22;
@@ -222,6 +230,11 @@ impl Error {
                 ..
             })
             | Self::Busy { .. } => EBUSY,
+            // What the kernel says of modules that were built for another kernel.
+            Self::Patch(PatchError {
+                reason: PatchReason::OtherBuild { .. },
+                ..
+            }) => ENOEXEC,
             Self::Patch(_) | Self::ApiMisuse(_) => EINVAL,
             Self::OutOfMemory => ENOMEM,
             Self::Bug(_) => EIO,
@@ -377,6 +390,20 @@ impl fmt::Display for PatchReason {
             Self::Simulated => f.write_str("its new version is code of a simulated system"),
             Self::NewFunctionUnknown => f.write_str("no symbol tells the size of its new version"),
             Self::Misfit { why } => write!(f, "its new version cannot take its place: {why}"),
+            Self::OtherBuild {
+                expected,
+                found: Some(found),
+            } => write!(
+                f,
+                "the patch is for build {expected}, but build {found} runs"
+            ),
+            Self::OtherBuild {
+                expected,
+                found: None,
+            } => write!(
+                f,
+                "the patch is for build {expected}, and nothing tells which build runs"
+            ),
             Self::NoEntrySite { detail } => write!(f, "it cannot be redirected: {detail}"),
             Self::Notrace => f.write_str("it is marked notrace: it must not be redirected"),
             Self::EntryHeld { detail } => write!(f, "its entry is taken: {detail}"),

@@ -70,6 +70,7 @@ extern crate std;
 pub mod addr;
 #[cfg(feature = "sim")]
 pub mod audit;
+mod builds;
 pub mod config;
 #[cfg(feature = "conformance")]
 #[allow(unsafe_code, reason = "calls of unsafe ports")]

@@ -43,6 +43,7 @@ fn a_patch_that_is_made_of_two_builds() {
     let workshop = Workshop::new();
     let greeter = workshop.patchable("examples/greeter.c");
     let program = workshop.shared("examples/embed.c", &greeter);
+    let rebuilt = workshop.fixed("examples/embed.c", &greeter);
     let original = std::fs::read_to_string(source("examples/greeter.c")).expect("it is there");
     let fixed = original.replace("\"helo\"", "\"hello\"");
     assert_ne!(original, fixed);
@@ -78,6 +79,10 @@ fn a_patch_that_is_made_of_two_builds() {
     assert_eq!(built.functions, ["greeting"]);
     std::fs::write(&fix, built.bytes).expect("there is room");
     assert_eq!(run(&program, &fix), ("helo\nhello\nhelo\n".into(), Some(0)));
+    // Another build has the same names, and other code.
+    let (said, code) = run(&rebuilt, &fix);
+    let refused = "object 'vmlinux': the patch is for build ";
+    assert!(code == Some(1) && said.contains(refused), "{said}");
 }
 
 #[test]

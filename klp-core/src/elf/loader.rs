@@ -9,6 +9,7 @@ use super::manifest::{self, CALLBACKS, FuncEntry, ObjectEntry, Pointee};
 use super::view::{Home, View};
 use super::whole;
 use crate::addr::{CodeAddr, TextRange};
+use crate::builds;
 use crate::error::{Error, PatchReason};
 use crate::mem::{Name, try_push, try_vec};
 use crate::model::{Callbacks, Func, Object, Patch};
@@ -113,6 +114,12 @@ pub unsafe fn load<P: Platform>(platform: &P, file: &[u8], name: &str) -> Result
         .of(patch));
     }
     let objects = manifest::read::<P::Relocator>(&view, patch)?;
+    for object in &objects {
+        let build = whole::build(&view, object.name).map_err(|refusal| refusal.of(patch))?;
+        if platform.symbols().is_loaded(object.name) {
+            builds::check(platform.symbols(), patch, object.name, build.as_ref())?;
+        }
+    }
     let layout =
         Layout::new::<P::Relocator>(&view, P::Arch::SLOT).map_err(|refusal| refusal.of(patch))?;
     let memory = Memory::alloc(platform, patch, &layout, near(platform, &objects))?;
@@ -260,9 +267,14 @@ impl Description<'_, '_> {
             let replacement = unsafe { Func::with_range(func.old_name, range) }?;
             funcs.push(replacement.sympos(func.sympos).with_other(func.other));
         }
-        let object = Object::module(entry.name)?
+        let mut object = Object::module(entry.name)?
             .with_relocs(relocs)
             .funcs_from(funcs)?;
+        if let Some(build) = whole::build(self.view, entry.name)
+            .map_err(|refusal| refusal.of_object(self.patch, Some(entry.name)))?
+        {
+            object = object.for_build(build);
+        }
         Ok(match self.callbacks(entry)? {
             Some(callbacks) => object.with_callbacks(callbacks),
             None => object,

@@ -15,8 +15,9 @@
 //!
 //! What a file must hold:
 //!
-//! * `livepatch=Y` in `.modinfo`; `name=` there is the patch's name, `klp_replace=` and
-//!   `klp_state=` (ours, not Linux's) say what other patches must know of it;
+//! * `livepatch=Y` in `.modinfo`; `name=` there is the patch's name, `klp_replace=`,
+//!   `klp_state=` and `klp_build=` (ours, not Linux's) say what other patches must know of it, and
+//!   for which builds it is;
 //! * `.init.klp_objects`, an array of `struct klp_object_ext`, one for each object, with its array
 //!   of `struct klp_func_ext` and its callbacks, which are functions of the file
 //!   (`post_unpatch_enabled` is the engine's business: it is not read);

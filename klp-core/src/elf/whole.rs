@@ -5,17 +5,20 @@
 //! * `klp_replace=set:N`: it takes the place of those of set N, a number below 2^32
 //! * `klp_state=ID:VERSION`: it changes state ID, a number below 2^64, in a version below 2^32; one
 //!   entry for each state
+//! * `klp_build=OBJECT:BUILDID`: what it has for OBJECT is for the build of it with this build-id, in
+//!   hexadecimal; one entry for each such object
 //!
 //! Numbers are written as in C: decimal, or hexadecimal behind `0x`. Leading zeros, which would
 //! mean octal there, are refused.
 
 use super::Refusal;
 use super::view::View;
-use crate::model::Replace;
+use crate::model::{BuildId, Replace};
 use crate::state::State;
 
 const REPLACE: &str = "klp_replace";
 const STATE: &str = "klp_state";
+const BUILD: &str = "klp_build";
 
 /// Which enabled patches the patch takes the place of.
 pub(super) fn replace(view: &View<'_>) -> Result<Replace, Refusal> {
@@ -64,6 +67,22 @@ pub(super) fn states(view: &View<'_>) -> impl Iterator<Item = Result<State, Refu
             )
         })
     })
+}
+
+/// For which build of `object` the patch is.
+pub(super) fn build(view: &View<'_>, object: &str) -> Result<Option<BuildId>, Refusal> {
+    let mut found = None;
+    for value in view.modinfo_all(BUILD) {
+        let (of, id) = value.split_once(':').unwrap_or((value, ""));
+        let Some(id) = BuildId::parse(id)? else {
+            let what = "not the name of an object, a colon, and a build-id in hexadecimal";
+            return Err(malformed(what, BUILD, value));
+        };
+        if of == object && found.replace(id).is_some() {
+            return Err(malformed("the build is said twice", BUILD, value));
+        }
+    }
+    Ok(found)
 }
 
 fn malformed(what: &'static str, key: &str, value: &str) -> Refusal {

@@ -3,6 +3,7 @@
 
 use super::sites::{SiteOf, Sites};
 use crate::addr::TextRange;
+use crate::builds;
 use crate::error::{Error, PatchReason};
 use crate::event::Event;
 use crate::mem::{Name, OutOfMemory, try_push, try_vec};
@@ -104,6 +105,7 @@ impl<P: Platform> Bound<P> {
             .objects()
             .get(index)
             .ok_or(Error::Bug("an object that the patch does not have"))?;
+        builds::check(host.symbols(), patch.name(), object.name(), object.build())?;
         let mut funcs = try_vec(object.funcs().len())?;
         let mut ranges = try_vec(object.funcs().len())?;
         for (number, func) in (0u32..).zip(object.funcs()) {

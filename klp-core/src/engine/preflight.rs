@@ -7,6 +7,7 @@ use super::objects::{Finder, FuncSet, Relocated};
 use super::replace::gives_way;
 use super::sets::Claims;
 use super::sites::SiteOf;
+use crate::builds;
 use crate::error::{ApiMisuse, Error, PatchReason};
 use crate::mem::{Name, OutOfMemory, try_push};
 use crate::model::Object;
@@ -169,6 +170,12 @@ impl<P: Platform> Inner<P> {
             if !host.symbols().is_loaded(object.name()) {
                 try_push(&mut report.waiting, object.name().try_clone()?)?;
                 continue;
+            }
+            let name = record.patch.name();
+            match builds::check(host.symbols(), name, object.name(), object.build()) {
+                Ok(()) => {}
+                Err(Error::OutOfMemory) => return Err(OutOfMemory),
+                Err(refused) => try_push(&mut report.findings, refused)?,
             }
             self.preflight_funcs(host, index, object, sites, report)?;
             if state.relocated == Relocated::No {

@@ -1,5 +1,6 @@
 //! The functions of one object (kernel: `struct klp_object`).
 
+use super::build_id::BuildId;
 use super::callbacks::Callbacks;
 use super::func::Func;
 use super::reloc::Reloc;
@@ -17,6 +18,7 @@ pub struct Object {
     funcs: Vec<Func>,
     relocs: Vec<Reloc>,
     callbacks: Option<Box<dyn Callbacks>>,
+    build: Option<BuildId>,
 }
 
 impl Object {
@@ -40,6 +42,7 @@ impl Object {
             funcs: Vec::new(),
             relocs: Vec::new(),
             callbacks: None,
+            build: None,
         })
     }
 
@@ -82,6 +85,13 @@ impl Object {
         self
     }
 
+    /// Sets for which build of the object this is: for any other, the patch is refused.
+    #[must_use]
+    pub fn for_build(mut self, build: BuildId) -> Self {
+        self.build = Some(build);
+        self
+    }
+
     /// The name; [`VMLINUX`] for the base image.
     #[must_use]
     pub fn name(&self) -> &Name {
@@ -100,6 +110,12 @@ impl Object {
         self.callbacks.as_deref()
     }
 
+    /// For which build of the object this is; `None`: for any.
+    #[must_use]
+    pub fn build(&self) -> Option<&BuildId> {
+        self.build.as_ref()
+    }
+
     /// The livepatch relocations that wait for this object.
     #[must_use]
     pub fn relocs(&self) -> &[Reloc] {
@@ -114,6 +130,7 @@ impl fmt::Debug for Object {
             .field("funcs", &self.funcs)
             .field("relocs", &self.relocs)
             .field("callbacks", &self.callbacks.is_some())
+            .field("build", &self.build)
             .finish()
     }
 }

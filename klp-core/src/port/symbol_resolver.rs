@@ -181,6 +181,18 @@ pub unsafe trait SymbolResolver: Sync {
         Ok(())
     }
 
+    /// Shows `is` what tells the build of `object` from others of it: its build-id. A patch may say
+    /// for which build of an object it was made; it is refused for all others, and where this is
+    /// not known, as it stands here.
+    ///
+    /// # Errors
+    ///
+    /// As for [`symbols`](Self::symbols).
+    fn build_id(&self, object: &str, is: &mut dyn FnMut(&[u8])) -> Result<(), Self::Error> {
+        let _ = (object, is);
+        Ok(())
+    }
+
     /// Writes `addr` for people: `function+0x12/0x40`, or the bare address if nothing is known.
     ///
     /// # Errors

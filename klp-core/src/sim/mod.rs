@@ -269,6 +269,15 @@ impl SimOs {
         }
     }
 
+    /// Makes `object` the build with this build-id.
+    pub fn set_build_id(&self, object: &str, id: &[u8]) {
+        let mut world = self.shared.world();
+        let mut modules = world.modules.iter_mut();
+        if let Some(module) = modules.find(|module| module.name == object) {
+            module.build_id = Some(id.to_vec());
+        }
+    }
+
     /// Takes an object away that no engine knows yet: [`insmod`] brings it.
     pub fn not_loaded(&self, object: &str) {
         self.shared.world().unmap(object);

@@ -85,6 +85,7 @@ pub(super) struct Module {
     pub(super) symbols: Vec<(String, Symbol)>,
     /// Names that new code may be bound to.
     pub(super) exports: Vec<String>,
+    pub(super) build_id: Option<Vec<u8>>,
     base: u64,
     pub(super) next: u64,
 }
@@ -162,6 +163,7 @@ impl World {
             loads: 0,
             symbols: Vec::new(),
             exports: Vec::new(),
+            build_id: None,
             base,
             next: base,
         });
@@ -359,6 +361,17 @@ unsafe impl SymbolResolver for SimSymbols {
             .collect();
         drop(world);
         inside.outside(|| hits.iter().for_each(|symbol| found(*symbol)));
+        Ok(())
+    }
+
+    fn build_id(&self, object: &str, is: &mut dyn FnMut(&[u8])) -> Result<(), SimError> {
+        let inside = self.0.enter("SymbolResolver::build_id")?;
+        let world = self.0.world();
+        let mut modules = world.modules.iter();
+        let module = modules.find(|module| module.name == object && module.is_loaded());
+        let id = module.and_then(|module| module.build_id.clone());
+        drop(world);
+        inside.outside(|| id.iter().for_each(|id| is(id)));
         Ok(())
     }
 

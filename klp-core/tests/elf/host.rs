@@ -50,6 +50,8 @@ pub(crate) struct Known {
 pub(crate) struct Host<const CALLS: bool = true> {
     pub(crate) symbols: Vec<Known>,
     pub(crate) exported: Vec<(&'static str, u64)>,
+    /// The build-id of `vmlinux`.
+    pub(crate) build_id: Option<&'static [u8]>,
     memory: Mutex<Memory>,
 }
 
@@ -286,6 +288,11 @@ unsafe impl<const CALLS: bool> Text for Host<CALLS> {
 // SAFETY: nothing is executed.
 unsafe impl<const CALLS: bool> SymbolResolver for Host<CALLS> {
     type Error = ToyError;
+
+    fn build_id(&self, object: &str, is: &mut dyn FnMut(&[u8])) -> Result<(), ToyError> {
+        self.build_id.filter(|_| object == "vmlinux").map(is);
+        Ok(())
+    }
 
     fn is_loaded(&self, object: &str) -> bool {
         self.symbols.iter().any(|known| known.object == object)

@@ -87,6 +87,24 @@ fn states_and_replaced_patches_are_those_that_the_file_says() {
 }
 
 #[test]
+fn the_build_is_the_one_that_the_file_says() {
+    let (mut file, _) = File::replacing_victim();
+    file.modinfo
+        .extend_from_slice(b"klp_build=other:00\0klp_build=vmlinux:0abc\0");
+    let file = file.bytes();
+    let mut host = Host::new();
+    let refused = load(&host, &file, "p").expect_err("nothing tells the build");
+    assert_eq!(
+        refused.to_string(),
+        "patch 'fix', object 'vmlinux': the patch is for build 0abc, and nothing tells which build runs"
+    );
+    host.build_id = Some(&[0x0a, 0xbc]);
+    let patch = load(&host, &file, "p").expect("loads").patch;
+    let build = patch.objects()[0].build().expect("it says so");
+    assert_eq!(build.to_string(), "0abc");
+}
+
+#[test]
 fn sections_go_to_their_parts() {
     let (mut file, text) = File::replacing_victim();
     let rodata = file.section(".rodata", ALLOC, 32, b"constant");

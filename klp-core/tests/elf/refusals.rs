@@ -113,6 +113,17 @@ fn what_is_said_of_the_patch_as_a_whole() {
             format!("patch 'fix': {what} (klp_state={state})")
         );
     }
+    for build in ["", "vmlinux", "vmlinux:", "vmlinux:0", "vmlinux:0x12", "m:"] {
+        let what = "not the name of an object, a colon, and a build-id in hexadecimal";
+        assert_eq!(
+            said(&format!("klp_build={build}\0")),
+            format!("patch 'fix': {what} (klp_build={build})")
+        );
+    }
+    assert_eq!(
+        said("klp_build=vmlinux:00\0klp_build=vmlinux:00\0"),
+        "patch 'fix': the build is said twice (klp_build=vmlinux:00)"
+    );
     assert_eq!(
         said("klp_state=0x10:1\0klp_state=16:2\0"),
         "patch 'fix': state 16 is listed twice"

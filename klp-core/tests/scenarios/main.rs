@@ -16,7 +16,7 @@ use common::{Basic, Sim, add, check, patch, patch_at};
 use klp_core::addr::CodeAddr;
 use klp_core::audit::audit;
 use klp_core::error::{ApiMisuse, Error, PatchReason};
-use klp_core::model::{Object, Patch, VMLINUX};
+use klp_core::model::{BuildId, Object, Patch, VMLINUX};
 use klp_core::port::{Doubt, Platform, PortErrorKind, Reason, TaskId, TaskState};
 use klp_core::sim::machine::Insn;
 use klp_core::sim::{self, Claim, Pad, Place, SimFunc, SimOs, Sleep, Step, insmod};

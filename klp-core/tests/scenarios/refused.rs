@@ -162,6 +162,65 @@ fn a_new_function_that_callers_cannot_bear() {
 }
 
 #[test]
+fn another_build() {
+    let [old, new] = [b"\x0a\xbc", b"\x0d\xef"];
+    let for_old = |host: &SimOs, object: &str, func| {
+        let code = host.replacement("p", func, Place::Near);
+        let build = BuildId::new(old).expect("memory");
+        let object = Object::module(object).and_then(|object| {
+            let object = object.func(sim::func("f", code)?)?;
+            Ok(object.for_build(build))
+        });
+        let patch = Patch::builder("p").object(object).build();
+        patch.expect("well formed")
+    };
+    let host = SimOs::new();
+    let f = host.function(VMLINUX, "f");
+    let patches = [0; 3].map(|_| for_old(&host, VMLINUX, f));
+    let engine = Engine::new(host);
+    let [unknown, other, same] = patches;
+    let error = refuse(
+        &engine,
+        unknown,
+        "patch 'p', object 'vmlinux': the patch is for build 0abc, and nothing tells which build runs",
+        -8,
+        &[],
+    );
+    assert!(matches!(
+        reason(error),
+        PatchReason::OtherBuild { found: None, .. }
+    ));
+    engine.host().set_build_id(VMLINUX, new);
+    refuse(
+        &engine,
+        other,
+        "patch 'p', object 'vmlinux': the patch is for build 0abc, but build 0def runs",
+        -8,
+        &[],
+    );
+    engine.host().set_build_id(VMLINUX, old);
+    let id = add(&engine, same);
+    engine.enable(id).expect("it is the build");
+
+    // An object that comes is looked at when it comes.
+    let host = SimOs::new();
+    let f = host.function("m", "f");
+    host.not_loaded("m");
+    host.set_build_id("m", new);
+    let patch = for_old(&host, "m", f);
+    let engine = Engine::new(host);
+    let id = add(&engine, patch);
+    engine.enable(id).expect("it waits");
+    let error = sim::insmod(&engine, "m").expect_err("it is another build");
+    assert_eq!(
+        error.to_string(),
+        "patch 'p', object 'm': the patch is for build 0abc, but build 0def runs"
+    );
+    engine.host().set_build_id("m", old);
+    sim::insmod(&engine, "m").expect("it is the build");
+}
+
+#[test]
 fn entry_held_by_somebody_else() {
     let host = SimOs::new();
     let f = host.function(VMLINUX, "f");

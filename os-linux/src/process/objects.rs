@@ -123,6 +123,11 @@ impl Object {
         &self.linker_name
     }
 
+    /// Its build-id, as it was when it was loaded.
+    pub(crate) fn build_id(&self) -> Option<&[u8]> {
+        self.build_id.as_ref().map(|id| &*id.bytes)
+    }
+
     /// The same, for people.
     pub(crate) fn path(&self) -> &Path {
         Path::new(OsStr::from_bytes(self.linker_name.to_bytes()))

@@ -77,6 +77,12 @@ unsafe impl SymbolResolver for Symbols {
         objects.look_at_named(object, look).unwrap_or(Ok(()))
     }
 
+    fn build_id(&self, object: &str, is: &mut dyn FnMut(&[u8])) -> Result<(), Error> {
+        let look = |object: &Arc<Object>| object.build_id().map(is);
+        let _ = self.space.objects.look_at_named(object, look);
+        Ok(())
+    }
+
     fn exported(&self, name: &str) -> Result<Option<CodeAddr>, Error> {
         if let Some(function) = shadow::function(name) {
             return Ok(Some(function));

@@ -52,7 +52,8 @@ struct Args {
     /// for . and -
     #[arg(long, default_value = "vmlinux")]
     object: String,
-    /// The program or library that the original was linked into: tells apart what has the same name
+    /// The program or library that the original was linked into: tells apart what has the same
+    /// name, and no other build of it can be patched by mistake
     #[arg(long)]
     target: Option<PathBuf>,
 }
@@ -73,7 +74,12 @@ fn make(args: &Args) -> Result<String> {
     patch.object(&args.object)?;
     if let Some(path) = &args.target {
         let target = Target::read(&read(path)?);
-        patch.target(target.with_context(|| format!("cannot read {}", path.display()))?);
+        let target = target.with_context(|| format!("cannot read {}", path.display()))?;
+        if target.build_id().is_none() {
+            let path = path.display();
+            eprintln!("{path} has no build-id: the patch does not tell other builds from it");
+        }
+        patch.target(target);
     }
     let builds = args.diff.as_deref().map(|diff| {
         let project = Project {
