@@ -110,14 +110,14 @@ impl Pair {
         })
     }
 
-    /// The functions that refer to what other object files define and `is_meant` is.
+    /// The functions and variables that refer to what other object files define and `is_meant` is.
     pub(crate) fn users_of(&self, is_meant: impl Fn(&str) -> bool) -> Vec<usize> {
         let unit = &self.patched;
-        let uses = |function: &usize| {
-            let Some(section) = unit.section_of(*function) else {
+        let uses = |user: &usize| {
+            let Some(section) = unit.section_of(*user).filter(|_| unit.is_thing(*user)) else {
                 return false;
             };
-            let symbol = &unit.symbols[*function];
+            let symbol = &unit.symbols[*user];
             let relocs = unit.sections[section].relocs_in(symbol.value, symbol.len);
             relocs.iter().any(|reloc| match unit.final_referent(reloc) {
                 Referent::Named { symbol, .. } => {
@@ -127,7 +127,7 @@ impl Pair {
                 Referent::Nameless { .. } | Referent::Nothing => false,
             })
         };
-        unit.functions().filter(uses).collect()
+        (0..unit.symbols.len()).filter(uses).collect()
     }
 
     /// The function that `part` is a part of.

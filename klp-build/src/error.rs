@@ -97,6 +97,11 @@ pub enum Why {
         /// The section that it is in.
         section: String,
     },
+    /// It was moved here from another object file.
+    Moved {
+        /// That one.
+        from: PathBuf,
+    },
     /// Code that belongs to no function was changed.
     Assembly,
     /// Unwind information cannot be read.
@@ -153,6 +158,12 @@ impl fmt::Display for Why {
                 f,
                 "it refers to something in the section {section} that has no name in the running \
                  program: make it a variable of its own",
+            ),
+            Self::Moved { from } => write!(
+                f,
+                "it was moved here from {}, and is not compared with what it was there: leave it \
+                 there",
+                from.display()
             ),
             Self::Assembly => f.write_str(
                 "code in this section was changed that belongs to no function: mark its functions \

@@ -101,6 +101,8 @@ struct Selection<'a> {
     changed: BTreeSet<At>,
     /// Where what is not local is defined: of several copies of one thing, the first.
     globals: BTreeMap<&'a str, At>,
+    /// The pairs whose originals define what is not local.
+    before: BTreeMap<&'a str, usize>,
     /// Sections of pairs that are in the patch, and where.
     sections: BTreeMap<(usize, usize), usize>,
     /// Sections of the patch whose references are not followed yet, each with its pair.
@@ -114,10 +116,21 @@ struct Selection<'a> {
 
 impl<'a> Selection<'a> {
     fn new(pairs: &'a [Pair], object: &'a str, target: Option<&'a Target>) -> Self {
-        let mut globals = BTreeMap::new();
+        let (mut globals, mut before) = (BTreeMap::new(), BTreeMap::new());
         for (pair, each) in pairs.iter().enumerate() {
+            before.extend(each.original.globals().into_keys().map(|name| (name, pair)));
             for (name, symbol) in each.patched.globals() {
-                globals.entry(name).or_insert(At { pair, symbol });
+                let at = At { pair, symbol };
+                let known: &mut At = globals.entry(name).or_insert(at);
+                // Linkers take a weak one if there is no other.
+                if each.patched.symbols[symbol].info.st_bind() != elf::STB_WEAK
+                    && pairs[known.pair].patched.symbols[known.symbol]
+                        .info
+                        .st_bind()
+                        == elf::STB_WEAK
+                {
+                    *known = at;
+                }
             }
         }
         // A constant that changed changes who uses it, in other object files, too.
@@ -125,12 +138,17 @@ impl<'a> Selection<'a> {
             let at: Option<&At> = globals.get(name);
             at.is_some_and(|at| pairs[at.pair].is_new_constant(at.symbol))
         };
-        let mut changed = BTreeSet::new();
+        let (mut changed, mut refusals) = (BTreeSet::new(), Vec::new());
         for (pair, each) in pairs.iter().enumerate() {
             let users = each.users_of(is_new_constant).into_iter();
-            let users = users.map(|user| each.whole(user).unwrap_or(user));
-            let symbols = each.changed.iter().copied().chain(users);
+            let (functions, data): (Vec<_>, Vec<_>) =
+                users.partition(|user| each.patched.is_function(*user));
+            let functions = functions.into_iter();
+            let functions = functions.map(|user| each.whole(user).unwrap_or(user));
+            let symbols = each.changed.iter().copied().chain(functions);
             changed.extend(symbols.map(|symbol| At { pair, symbol }));
+            let data = data.iter().map(|data| &each.patched.symbols[*data].name);
+            refusals.extend(data.map(|name| each.refuse(name, Why::ChangedData)));
         }
         Self {
             pairs,
@@ -138,6 +156,7 @@ impl<'a> Selection<'a> {
             target,
             changed,
             globals,
+            before,
             sections: BTreeMap::new(),
             open: Vec::new(),
             symbols: BTreeMap::new(),
@@ -146,7 +165,7 @@ impl<'a> Selection<'a> {
                 symbols: vec![Symbol::null()],
                 ..Contents::default()
             },
-            refusals: Vec::new(),
+            refusals,
         }
     }
 
@@ -227,6 +246,12 @@ impl<'a> Selection<'a> {
         };
         let names = pair.patched.names_in(section);
         let symbol = self.symbol(at);
+        if pair.matches[at.symbol] == Match::New && !symbol.is_local() {
+            if let Some(from) = self.before.get(&*symbol.name) {
+                let from = self.pairs[*from].file.clone();
+                self.refuse(at, Why::Moved { from });
+            }
+        }
         if names
             .iter()
             .any(|name| pair.patched.symbols[*name].value != symbol.value)

@@ -477,6 +477,16 @@ fn a_constant_changes_its_users_in_other_files() {
     let built = patch.build().expect("a patch");
     assert_eq!(built.functions, ["pick"]);
     assert_eq!(own(&built.bytes), ["pick", "table"]);
+    // A variable of another file points to the old one.
+    let holder = compile(
+        "holder.c",
+        "extern const int table[]; const int *now = table;",
+    );
+    patch
+        .pair(Path::new("holder.o"), Some(&holder), &holder)
+        .expect("readable");
+    let (name, why) = refusal(patch.build());
+    assert_eq!((&*name, why), ("now", Why::ChangedData));
 }
 
 #[test]
@@ -512,4 +522,69 @@ fn another_exception_that_is_caught_is_a_change() {
     );
     let same = build(&compile("int"), &compile("int"));
     assert!(matches!(same, Err(BuildError::NothingChanged)), "{same:?}");
+}
+
+#[test]
+fn what_moves_to_another_file_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let compile = |name: &str, source: &str| compile_in(folder.path(), name, source, &FLAGS);
+    let moving = |n: u32| format!("int moving(int n) {{ return n + {n}; }}");
+    let (one, two) = ("int one(void) { return 1; }", "int two(void) { return 2; }");
+    let mut patch = PatchBuilder::new("fix");
+    let pair = [
+        compile("one.c", &format!("{one} {}", moving(1))),
+        compile("one.c", one),
+    ];
+    patch
+        .pair(Path::new("one.o"), Some(&pair[0]), &pair[1])
+        .expect("readable");
+    let pair = [
+        compile("two.c", two),
+        compile("two.c", &format!("{two} {}", moving(2))),
+    ];
+    patch
+        .pair(Path::new("two.o"), Some(&pair[0]), &pair[1])
+        .expect("readable");
+    let (name, why) = refusal(patch.build());
+    assert!(
+        name == "moving"
+            && why
+                == Why::Moved {
+                    from: "one.o".into()
+                },
+        "{name}: {why}"
+    );
+}
+
+#[test]
+fn the_strong_definition_is_the_one_that_runs() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let compile = |name: &str, source: &str| compile_in(folder.path(), name, source, &FLAGS);
+    let weak = |n: u32| format!("__attribute__((weak)) int which(int n) {{ return n + {n}; }}");
+    let strong = |n: u32| format!("int which(int n) {{ return n * {n}; }}");
+    for (weak_after, strong_after, expected) in [(2, 3, None), (1, 5, Some("which"))] {
+        let mut patch = PatchBuilder::new("fix");
+        let pair = [
+            compile("weak.c", &weak(1)),
+            compile("weak.c", &weak(weak_after)),
+        ];
+        patch
+            .pair(Path::new("weak.o"), Some(&pair[0]), &pair[1])
+            .expect("readable");
+        let pair = [
+            compile("strong.c", &strong(3)),
+            compile("strong.c", &strong(strong_after)),
+        ];
+        patch
+            .pair(Path::new("strong.o"), Some(&pair[0]), &pair[1])
+            .expect("readable");
+        let built = patch.build();
+        match expected {
+            Some(name) => assert_eq!(built.expect("a patch").functions, [name]),
+            None => assert!(
+                matches!(built, Err(BuildError::NothingChanged)),
+                "{built:?}"
+            ),
+        }
+    }
 }
