@@ -316,6 +316,44 @@ fn a_transition_that_is_held_back() {
     assert_eq!((said.as_str(), code), ("'greeter_fix': enabled\n", 0));
 }
 
+/// A file that is loaded already is known by what is in it.
+#[test]
+fn a_file_is_enabled_again() {
+    let server = Server::start(10);
+    let enabled = ("'greeter_fix': enabled\n", 0);
+    let enable = |file: &str| {
+        let (said, code) = server.plain(&["enable", file]);
+        let last = said.lines().last().unwrap_or_default().to_owned() + "\n";
+        (last, code)
+    };
+    let copy = server.folder.0.join("copy.ko");
+    std::fs::copy(&server.patch, &copy).expect("there is room");
+    let copy = copy.to_string_lossy();
+    for file in [&*server.patch, &*server.patch, &*copy] {
+        let (said, code) = enable(file);
+        assert_eq!((&*said, code), enabled);
+        let (said, code) = server.plain(&["disable", "greeter_fix"]);
+        assert_eq!(code, 0, "{said}");
+        let (said, code) = server.plain(&["check", file]);
+        assert!(code == 0 && said.contains("can be enabled"), "{said}");
+    }
+    let (said, _) = server.plain(&["list"]);
+    assert_eq!(said.matches("greeter_fix").count(), 1, "{said}");
+
+    // The same name, and other contents.
+    let mut bytes = std::fs::read(&server.patch).expect("it was built");
+    bytes.push(0);
+    let other = server.folder.0.join("other.ko");
+    std::fs::write(&other, bytes).expect("there is room");
+    let other = other.to_string_lossy();
+    for verb in ["check", "enable"] {
+        let (said, code) = server.plain(&[verb, &other]);
+        let why =
+            format!("a patch of that name is there already, made of another file than {other}");
+        assert!(code == 1 && said.contains(&why), "{said}");
+    }
+}
+
 /// The same patch under another name, on top of the first.
 #[test]
 fn two_patches_as_one() {
@@ -335,7 +373,7 @@ fn two_patches_as_one() {
     let (said, code) = server.plain(&["enable", both[0], both[0]]);
     assert_eq!(
         (said.as_str(), code),
-        ("klp: a patch of that name is there already\n", 1)
+        ("klp: patch 'greeter_fix': it is listed twice\n", 1)
     );
     assert_eq!(
         server.plain(&["list"]),

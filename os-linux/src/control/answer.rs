@@ -167,11 +167,14 @@ fn enable(livepatch: &'static Livepatch, patches: &[Source]) -> Result<Reply, Re
     let enabled = patches.iter().try_for_each(|source| {
         let id = match source {
             Source::Loaded(name) => find(livepatch, name)?,
-            Source::File(file) => {
-                let id = livepatch.load_file(file)?;
-                loaded.push(id);
-                id
-            }
+            Source::File(file) => match livepatch.loaded_from(file)? {
+                Some(known) => known,
+                None => {
+                    let id = load(livepatch, file)?;
+                    loaded.push(id);
+                    id
+                }
+            },
         };
         ids.push(id);
         Ok(())
@@ -215,9 +218,32 @@ fn blockers(livepatch: &'static Livepatch, patch: &str) -> Result<Reply, Refusal
     })
 }
 
+/// Loads a file that is not loaded already.
+fn load(livepatch: &'static Livepatch, file: &Path) -> Result<PatchId, Refusal> {
+    livepatch.load_file(file).map_err(|error| {
+        let taken = matches!(
+            error,
+            LoadError::Engine(Error::ApiMisuse(ApiMisuse::NameTaken))
+        );
+        let mut refusal = Refusal::from(error);
+        if taken {
+            let file = file.display();
+            refusal.error += &format!(
+                ", made of another file than {file}: remove that one, or give this one a name of \
+                 its own"
+            );
+        }
+        refusal
+    })
+}
+
 fn check(livepatch: &'static Livepatch, file: &Path) -> Result<Reply, Refusal> {
     let engine = livepatch.engine();
-    let id = livepatch.load_file(file)?;
+    let known = livepatch.loaded_from(file)?;
+    let id = match known {
+        Some(known) => known,
+        None => load(livepatch, file)?,
+    };
     let checked = engine
         .with_patch(id, |patch| patch.name().to_string())
         .and_then(|patch| {
@@ -234,7 +260,9 @@ fn check(livepatch: &'static Livepatch, file: &Path) -> Result<Reply, Refusal> {
                 clones: report.clones.iter().map(ToString::to_string).collect(),
             })
         });
-    livepatch.unload(id)?;
+    if known.is_none() {
+        livepatch.unload(id)?;
+    }
     Ok(checked?)
 }
 

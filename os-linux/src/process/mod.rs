@@ -148,6 +148,7 @@ use klp_core::mem::Name;
 use klp_core::model::VMLINUX;
 use klp_core::port::{EntryTracer, Platform};
 use linker::Handle;
+use patches::Digest;
 use space::Space;
 use std::path::Path;
 use std::time::Instant;
@@ -204,6 +205,13 @@ fn check_unwind_tables(space: &Space) -> Result<(), Error> {
         Some(library) if !space.stacks.knows(call) => missing(&library.name),
         _ => Ok(()),
     }
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, LoadError> {
+    std::fs::read(path).map_err(|error| LoadError::File {
+        path: path.to_owned(),
+        error,
+    })
 }
 
 /// Holds the library that the engine is in, if it is in one: its handlers stay installed.
@@ -267,12 +275,19 @@ impl Livepatch {
     /// [`LoadError`]; nothing has changed then.
     pub fn load_file(&'static self, path: impl AsRef<Path>) -> Result<PatchId, LoadError> {
         let path = path.as_ref();
-        let file = std::fs::read(path).map_err(|error| LoadError::File {
-            path: path.to_owned(),
-            error,
-        })?;
+        let file = read_file(path)?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
         self.load(&file, &name)
+    }
+
+    /// The patch that was loaded from a file with the same contents as the one at `path` has now.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::File`].
+    pub fn loaded_from(&self, path: impl AsRef<Path>) -> Result<Option<PatchId>, LoadError> {
+        let file = read_file(path.as_ref())?;
+        Ok(self.space().patches.made_of(Digest::of(&file)))
     }
 
     /// Loads the patch object in the bytes `file`. `name` is the patch's name if it does not give
@@ -304,7 +319,7 @@ impl Livepatch {
             unsafe { self.unload_image(page) };
             LoadError::Engine(refused.error)
         })?;
-        self.space().patches.own(page, added);
+        self.space().patches.own(page, added, Digest::of(file));
         self.free_removed();
         Ok(added)
     }

@@ -15,6 +15,7 @@ use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::elf::LoadedImage;
 use klp_core::elf::names::part_of;
 use klp_core::engine::PatchId;
+use std::hash::{DefaultHasher, Hasher};
 
 /// The patch objects in memory.
 #[derive(Default)]
@@ -37,6 +38,8 @@ struct Unwinders {
 struct Loaded {
     image: LoadedImage,
     owner: Owner,
+    /// What it was made of.
+    file: Option<Digest>,
     table: Option<Arc<Table>>,
     /// What the compiler split off functions, by where those start.
     parts: Vec<(CodeAddr, TextRange)>,
@@ -50,6 +53,25 @@ enum Owner {
     Patch(PatchId),
     /// One that the engine has forgotten.
     Retired,
+}
+
+/// Tells the bytes of one file from those of others, unless somebody wants them to look alike: who
+/// may have a file enabled need not.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Digest {
+    len: usize,
+    hash: u64,
+}
+
+impl Digest {
+    pub(crate) fn of(file: &[u8]) -> Self {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(file);
+        Self {
+            len: file.len(),
+            hash: hasher.finish(),
+        }
+    }
 }
 
 impl Patches {
@@ -79,6 +101,7 @@ impl Patches {
             parts: parts(&image),
             image,
             owner: Owner::New,
+            file: None,
             table,
         });
         self.count.store(images.len(), Ordering::Relaxed);
@@ -125,15 +148,27 @@ impl Patches {
         Ok(())
     }
 
-    /// Says which patch the one is of that begins with page number `page`.
-    pub(crate) fn own(&self, page: u64, patch: PatchId) {
+    /// Says which patch the one is of that begins with page number `page`, and of which file it was
+    /// made.
+    pub(crate) fn own(&self, page: u64, patch: PatchId, file: Digest) {
         let mut images = self.images.lock();
         if let Some(loaded) = images
             .iter_mut()
             .find(|loaded| first_page(loaded.image.image()) == page)
         {
             loaded.owner = Owner::Patch(patch);
+            loaded.file = Some(file);
         }
+    }
+
+    /// The patch that was made of `file`, if the engine knows it still.
+    pub(crate) fn made_of(&self, file: Digest) -> Option<PatchId> {
+        let images = self.images.lock();
+        let mut made = images.iter().filter(|loaded| loaded.file == Some(file));
+        made.find_map(|loaded| match loaded.owner {
+            Owner::Patch(patch) => Some(patch),
+            Owner::New | Owner::Retired => None,
+        })
     }
 
     /// The engine has forgotten `patch`. If it was loaded from a file, says which page its image
