@@ -47,8 +47,8 @@ pub(crate) fn tables(unit: &Unit) -> Tables {
     tables
 }
 
-/// Takes from `section`, the `.eh_frame` of `unit`, what it says of the code in `wanted`. `None`: it
-/// cannot be read.
+/// Takes from `section`, the `.eh_frame` of `unit`, what it says of the code in `wanted`. `None`:
+/// it cannot be read.
 pub(crate) fn of(unit: &Unit, section: &Section, wanted: &BTreeSet<usize>) -> Option<Section> {
     let mut out = Section {
         len: 0,

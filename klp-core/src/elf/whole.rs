@@ -5,8 +5,8 @@
 //! * `klp_replace=set:N`: it takes the place of those of set N, a number below 2^32
 //! * `klp_state=ID:VERSION`: it changes state ID, a number below 2^64, in a version below 2^32; one
 //!   entry for each state
-//! * `klp_build=OBJECT:BUILDID`: what it has for OBJECT is for the build of it with this build-id, in
-//!   hexadecimal; one entry for each such object
+//! * `klp_build=OBJECT:BUILDID`: what it has for OBJECT is for the build of it with this build-id,
+//!   in hexadecimal; one entry for each such object
 //!
 //! Numbers are written as in C: decimal, or hexadecimal behind `0x`. Leading zeros, which would
 //! mean octal there, are refused.
