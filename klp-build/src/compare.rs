@@ -4,7 +4,6 @@ use crate::error::{Refusal, Why};
 use crate::frames::{self, EXCEPTION_TABLE, Tables};
 use crate::matches::{Match, matches};
 use crate::unit::{Home, Referent, Reloc, Section, Symbol, TOC_POINTER, Unit};
-use klp_core::elf::names::part_of;
 use object::elf;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -95,7 +94,7 @@ impl Pair {
             .patched
             .functions()
             .filter(|function| self.changed.contains(function) || is_new(function));
-        let wholes: Vec<_> = parts.filter_map(|part| self.whole(part)).collect();
+        let wholes: Vec<_> = parts.filter_map(|part| self.patched.whole(part)).collect();
         let known = wholes
             .into_iter()
             .filter(|whole| matches!(self.matches[*whole], Match::Same(_)));
@@ -128,13 +127,6 @@ impl Pair {
             })
         };
         (0..unit.symbols.len()).filter(uses).collect()
-    }
-
-    /// The function that `part` is a part of.
-    pub(crate) fn whole(&self, part: usize) -> Option<usize> {
-        let whole = part_of(&self.patched.symbols[part].name)?;
-        let mut functions = self.patched.functions();
-        functions.find(|function| self.patched.symbols[*function].name == whole)
     }
 
     /// Says what of the change cannot be patched, whatever uses it.
@@ -306,7 +298,11 @@ impl Pair {
             (Home::Outside | Home::Absolute, Home::Outside | Home::Absolute) => {
                 old.name == new.name
             }
-            _ => self.matches[patched] == Match::Same(original) && !self.is_new_constant(patched),
+            _ => match self.matches[patched] {
+                Match::Same(same) => same == original && !self.is_new_constant(patched),
+                // Of a constant, only the contents matter.
+                Match::New | Match::Ambiguous(_) => self.same_constants(original, patched),
+            },
         }
     }
 
@@ -373,12 +369,7 @@ impl Pair {
             };
             return self.same_constant(pointer(old, before), pointer(new, after));
         }
-        let whole = |section: usize, unit: &Unit| Place {
-            section,
-            start: 0,
-            len: unit.sections[section].len,
-        };
-        before == after && self.same_constant(whole(old, &self.original), whole(new, &self.patched))
+        before == after && self.same_constant(whole(&self.original, old), whole(&self.patched, new))
     }
 
     /// Whether a compiler left room at the entry of function `original`; `true` also if this build

@@ -4,8 +4,7 @@
 //! (`count.0`), and functions that they make (`scale.isra.0`). Such numbers change when anything is
 //! added, so they say nothing; who uses a thing does.
 
-use crate::unit::{Home, Referent, Reloc, Unit};
-use klp_core::elf::names::part_of;
+use crate::unit::{Referent, Reloc, Unit};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a symbol of the patched build is.
@@ -68,7 +67,33 @@ pub(crate) fn matches(original: &Unit, patched: &Unit) -> Vec<Match> {
             matches[symbol] = Match::Ambiguous(originals.clone());
         }
     }
+    doubt_others(original, patched, &users, &mut matches);
     matches
+}
+
+/// A variable of a function is not that of another one, though there is only one of the name in each
+/// build: a new one may have the name of one that is gone.
+fn doubt_others(
+    original: &Unit,
+    patched: &Unit,
+    (of_original, of_patched): &(Users, Users),
+    matches: &mut [Match],
+) {
+    let is_numbered = |name: &str| stem(name) != name;
+    for symbol in things(patched).filter(|symbol| !patched.is_function(*symbol)) {
+        let Match::Same(other) = matches[symbol] else {
+            continue;
+        };
+        let names = [&original.symbols[other].name, &patched.symbols[symbol].name];
+        let (Some(before), after) = (of_original.0.get(&other), of_patched.known(symbol, matches))
+        else {
+            continue;
+        };
+        let is_another = !after.is_empty() && before.is_disjoint(&after);
+        if is_another && names.iter().any(|name| is_numbered(name)) {
+            matches[symbol] = Match::Ambiguous(vec![other]);
+        }
+    }
 }
 
 /// The symbols that are defined in the unit and name a function or a variable.
@@ -137,15 +162,10 @@ fn match_by_users(
     symbols: &mut Vec<usize>,
     matches: &mut [Match],
 ) -> bool {
-    let mut known: Vec<BTreeSet<usize>> = Vec::new();
-    for symbol in symbols.iter() {
-        let users = of_patched.0.get(symbol).into_iter().flatten();
-        let users = users.filter_map(|user| match matches[*user] {
-            Match::Same(original) => Some(original),
-            _ => None,
-        });
-        known.push(users.collect());
-    }
+    let known: Vec<_> = symbols
+        .iter()
+        .map(|symbol| of_patched.known(*symbol, matches))
+        .collect();
     let shares = |original: &usize, users: &BTreeSet<usize>| {
         let others = of_original.0.get(original);
         others.is_some_and(|others| !others.is_disjoint(users))
@@ -226,15 +246,10 @@ struct Users(BTreeMap<usize, BTreeSet<usize>>);
 
 impl Users {
     fn of(unit: &Unit) -> Self {
-        let by_name: BTreeMap<&str, usize> = unit
-            .functions()
-            .map(|function| (&*unit.symbols[function].name, function))
-            .collect();
         let mut users = BTreeMap::<_, BTreeSet<_>>::new();
         for function in unit.functions() {
             let symbol = &unit.symbols[function];
-            let whole = part_of(&symbol.name).and_then(|whole| by_name.get(whole));
-            let user = whole.copied().unwrap_or(function);
+            let user = unit.whole(function).unwrap_or(function);
             let Some(section) = unit.section_of(function) else {
                 continue;
             };
@@ -246,16 +261,15 @@ impl Users {
         }
         Self(users)
     }
-}
 
-impl Unit {
-    /// Whether the symbol is defined here and names a function or a variable.
-    pub(crate) fn is_thing(&self, symbol: usize) -> bool {
-        match self.symbols[symbol].home {
-            Home::Section(_) => self.symbols[symbol].is_a_name(),
-            Home::Common => true,
-            Home::Outside | Home::Absolute => false,
-        }
+    /// Those of `symbol`, of the patched build, by what they are in the original.
+    fn known(&self, symbol: usize, matches: &[Match]) -> BTreeSet<usize> {
+        let users = self.0.get(&symbol).into_iter().flatten();
+        let known = users.filter_map(|user| match matches[*user] {
+            Match::Same(original) => Some(original),
+            Match::New | Match::Ambiguous(_) => None,
+        });
+        known.collect()
     }
 }
 

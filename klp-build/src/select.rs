@@ -72,7 +72,10 @@ pub(crate) fn select(
         selection.refusals.extend(each.refusals());
         // Others may want to call it, now or later.
         for symbol in each.new_functions() {
-            selection.own(At { pair, symbol });
+            let at = At { pair, symbol };
+            if selection.definition(at) == at {
+                selection.own(at);
+            }
         }
     }
     selection.follow();
@@ -144,7 +147,7 @@ impl<'a> Selection<'a> {
             let (functions, data): (Vec<_>, Vec<_>) =
                 users.partition(|user| each.patched.is_function(*user));
             let functions = functions.into_iter();
-            let functions = functions.map(|user| each.whole(user).unwrap_or(user));
+            let functions = functions.map(|user| each.patched.whole(user).unwrap_or(user));
             let symbols = each.changed.iter().copied().chain(functions);
             changed.extend(symbols.map(|symbol| At { pair, symbol }));
             let data = data.iter().map(|data| &each.patched.symbols[*data].name);
@@ -199,7 +202,7 @@ impl<'a> Selection<'a> {
             return;
         };
         let new = self.own(at);
-        if pair.whole(at.symbol).is_some() {
+        if pair.patched.whole(at.symbol).is_some() {
             return;
         }
         let old = &pair.original.symbols[original];
@@ -252,10 +255,9 @@ impl<'a> Selection<'a> {
                 self.refuse(at, Why::Moved { from });
             }
         }
-        if names
-            .iter()
-            .any(|name| pair.patched.symbols[*name].value != symbol.value)
-        {
+        let shares = |name: &usize| pair.patched.symbols[*name].value != symbol.value;
+        // Of constants, others may come along.
+        if !is_constant(&pair.patched, at.symbol) && names.iter().any(shares) {
             let section = pair.patched.sections[section].name.clone();
             self.refuse(at, Why::SharedSection { section });
         }

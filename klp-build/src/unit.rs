@@ -1,6 +1,7 @@
 //! An object file, read to be compared with another one.
 
 use crate::bias;
+use klp_core::elf::names::part_of;
 use object::elf;
 use object::read::elf::{FileHeader, Rela as _, SectionHeader, Sym};
 use object::{Endianness, SymbolIndex};
@@ -209,6 +210,22 @@ impl Unit {
     /// The functions and parts of functions, in the order of the symbol table.
     pub(crate) fn functions(&self) -> impl Iterator<Item = usize> {
         (0..self.symbols.len()).filter(|symbol| self.is_function(*symbol))
+    }
+
+    /// The function that `part` is a part of.
+    pub(crate) fn whole(&self, part: usize) -> Option<usize> {
+        let whole = part_of(&self.symbols[part].name)?;
+        let mut functions = self.functions();
+        functions.find(|function| self.symbols[*function].name == whole)
+    }
+
+    /// Whether the symbol is defined here and names a function or a variable.
+    pub(crate) fn is_thing(&self, symbol: usize) -> bool {
+        match self.symbols[symbol].home {
+            Home::Section(_) => self.symbols[symbol].is_a_name(),
+            Home::Common => true,
+            Home::Outside | Home::Absolute => false,
+        }
     }
 
     /// Whether the symbol names code of its own.

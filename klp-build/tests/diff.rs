@@ -588,3 +588,50 @@ fn the_strong_definition_is_the_one_that_runs() {
         }
     }
 }
+
+#[test]
+fn a_new_variable_is_not_one_of_another_function_that_is_gone() {
+    let two = |first: &str, second: &str| {
+        let kept = "__attribute__((noinline))";
+        let first = format!("{kept} int first(int n) {{ {first} }}");
+        compile(
+            &format!("{first} {kept} int second(int n) {{ {second} }}"),
+            &FLAGS,
+        )
+    };
+    let counts = "static int seen; return seen += n;";
+    let (before, after) = (two(counts, "return n;"), two("return n;", counts));
+    match build(&before, &after) {
+        // GCC numbers both alike.
+        Err(BuildError::Refused(refusals)) => {
+            assert_eq!(refusals.len(), 1, "{refusals:?}");
+            assert!(refusals[0].name.starts_with("seen."), "{refusals:?}");
+        }
+        // Clang's names have the function in them: it is new.
+        Ok(built) => assert_eq!(own(&built.bytes), ["first", "second", "second.seen"]),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn constants_of_one_name_are_told_by_their_contents() {
+    let source = |n: &str, m: u32| {
+        format!(
+            "__attribute__((noinline)) int pick(int n) {{ \
+             if (n < 4) {{ static const int table[] = {{ 1, 7, 3, {m} }}; return table[n & 3]; }} \
+             static const int table[] = {{ 5, 2, 9, 4 }}; return table[n & 3] + {n}; }} \
+             int other(int n) {{ return n + {n}; }}"
+        )
+    };
+    let built = build(
+        &compile(&source("1", 8), &FLAGS),
+        &compile(&source("2", 8), &FLAGS),
+    );
+    let built = built.expect("constants have no state");
+    assert_eq!(built.functions, ["pick", "other"]);
+    let built = build(
+        &compile(&source("1", 8), &FLAGS),
+        &compile(&source("1", 6), &FLAGS),
+    );
+    assert_eq!(built.expect("a patch").functions, ["pick"]);
+}
