@@ -92,6 +92,19 @@ pub enum Why {
         /// The section.
         section: String,
     },
+    /// The section is a table, and it cannot be told where its entries begin.
+    Entries,
+    /// An entry of the section refers to something in the object, and is applied before that has
+    /// its place.
+    AppliedEarly {
+        /// The section.
+        section: String,
+    },
+    /// A function of ppc64le ends in a jump to what is not in the patch.
+    SiblingCall {
+        /// What it jumps to.
+        callee: String,
+    },
     /// No symbol of the original names what a function refers to.
     Nameless {
         /// The section that it is in.
@@ -153,6 +166,22 @@ impl fmt::Display for Why {
             Self::SpecialSection { section } => write!(
                 f,
                 "the section {section} refers to it, and this tool does not know what it says",
+            ),
+            Self::Entries => f.write_str(
+                "it cannot be told where the entries of this section begin: was it made by another \
+                 tool, or cut off?",
+            ),
+            Self::AppliedEarly { section } => write!(
+                f,
+                "an entry of the section {section} refers to it, and is applied when the patch is \
+                 loaded, but then it is not known where the module has it: do without the static \
+                 branch, static call, or alternative (static_key_enabled() in place of \
+                 static_branch_likely())",
+            ),
+            Self::SiblingCall { callee } => write!(
+                f,
+                "it ends in a jump to {callee}, and nothing would restore register 2 for its \
+                 caller: compile it with -fno-optimize-sibling-calls",
             ),
             Self::Nameless { section } => write!(
                 f,

@@ -2,13 +2,17 @@
 //! no name in the running system. All other references become livepatch symbols.
 
 use crate::calls;
-use crate::compare::{Pair, is_constant};
+use crate::compare::{Pair, Place, is_constant};
 use crate::error::{Refusal, Why};
 use crate::frames::{self, EH_FRAME, EXCEPTION_TABLE};
 use crate::matches::Match;
+use crate::pieces::piece_at;
+use crate::special;
+use crate::statics;
 use crate::target::Target;
-use crate::unit::{Home, Referent, Reloc, Section, Symbol, TOC_POINTER};
+use crate::unit::{Home, Referent, Reloc, Section, Symbol, Unit};
 use klp_core::elf::names::{SymbolName, part_of};
+use klp_core::model::VMLINUX;
 use object::elf;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,6 +28,8 @@ pub(crate) struct Contents {
     pub(crate) symbols: Vec<Symbol>,
     /// The functions that are replaced.
     pub(crate) replaced: Vec<Replaced>,
+    /// What else the patch's `.modinfo` must say.
+    pub(crate) info: BTreeSet<String>,
 }
 
 /// A function that is replaced.
@@ -80,9 +86,15 @@ pub(crate) fn select(
     }
     selection.follow();
     selection.add_frames();
-    // Frames refer to tables of exceptions, and these to types.
+    // Frames refer to tables of exceptions, and these to types; entries of special sections to code
+    // of which there are entries, too.
     selection.follow();
+    while selection.add_entries() {
+        selection.follow();
+    }
     selection.check_special_sections();
+    let units = pairs.iter().map(|pair| &pair.patched);
+    selection.contents.info = units.flat_map(imported_namespaces).collect();
     let Selection {
         mut refusals,
         contents,
@@ -96,6 +108,31 @@ pub(crate) fn select(
     Err(refusals)
 }
 
+/// Relocations of a section of the patch, which still mean symbols of a pair.
+struct Open {
+    pair: usize,
+    section: usize,
+    relocs: Vec<Reloc>,
+}
+
+/// The namespaces that a part of the kernel takes symbols from. Linux lets no module have them that
+/// does not say so (core-api/symbol-namespaces). What is built in has its name in front.
+fn imported_namespaces(unit: &Unit) -> Vec<String> {
+    let sections = unit.sections.iter();
+    let info = sections.filter(|section| section.name == MODULE_INFO);
+    let lines = info.flat_map(|section| section.bytes.split(|byte| *byte == 0));
+    let lines = lines.map(String::from_utf8_lossy);
+    let namespaces = lines.filter_map(|line| {
+        let (front, namespace) = line.split_once(IMPORT)?;
+        (front.is_empty() || front.ends_with('.')).then(|| format!("{IMPORT}{namespace}"))
+    });
+    namespaces.collect()
+}
+
+/// Where a module says what it is, and the field for a namespace.
+const MODULE_INFO: &str = ".modinfo";
+const IMPORT: &str = "import_ns=";
+
 struct Selection<'a> {
     pairs: &'a [Pair],
     object: &'a str,
@@ -108,11 +145,13 @@ struct Selection<'a> {
     before: BTreeMap<&'a str, usize>,
     /// Sections of pairs that are in the patch, and where.
     sections: BTreeMap<(usize, usize), usize>,
-    /// Sections of the patch whose references are not followed yet, each with its pair.
-    open: Vec<(usize, usize)>,
+    /// Relocations that are not followed yet.
+    open: Vec<Open>,
     symbols: BTreeMap<Key, usize>,
-    /// Pointers in tables of contents, each by its table in the patch and its place in the pair's.
-    pointers: BTreeMap<(usize, i64), i64>,
+    /// Sections of the patch that are put together of pieces, by their names and flags.
+    tables: BTreeMap<(&'a str, u64), usize>,
+    /// The pieces in them: where they are in a pair, and there.
+    pieces: BTreeMap<(usize, Place), (usize, u64)>,
     contents: Contents,
     refusals: Vec<Refusal>,
 }
@@ -163,7 +202,8 @@ impl<'a> Selection<'a> {
             sections: BTreeMap::new(),
             open: Vec::new(),
             symbols: BTreeMap::new(),
-            pointers: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            pieces: BTreeMap::new(),
             contents: Contents {
                 symbols: vec![Symbol::null()],
                 ..Contents::default()
@@ -256,21 +296,79 @@ impl<'a> Selection<'a> {
             }
         }
         let shares = |name: &usize| pair.patched.symbols[*name].value != symbol.value;
+        let shares = names.iter().any(shares);
+        if shares && statics::is_patchs_own(&pair.patched, at.symbol) {
+            let piece = Place {
+                section,
+                start: symbol.value,
+                len: symbol.len,
+            };
+            let (table, value) = self.piece(at.pair, piece, self.alignment(at.pair, piece));
+            return self.add(key, local(symbol, table, value));
+        }
         // Of constants, others may come along.
-        if !is_constant(&pair.patched, at.symbol) && names.iter().any(shares) {
+        if shares && !is_constant(&pair.patched, at.symbol) {
             let section = pair.patched.sections[section].name.clone();
             self.refuse(at, Why::SharedSection { section });
         }
         let place = self.section(at.pair, section);
-        // Linkers see no others of a patch.
-        let info = elf::STB_LOCAL | symbol.kind();
-        let own = Symbol {
-            name: symbol.name.clone(),
-            home: Home::Section(place),
-            info,
-            ..*symbol
-        };
-        self.add(key, own)
+        for prefix in pair.patched.prefixes_of(at.symbol) {
+            let prefix = &pair.patched.symbols[*prefix];
+            self.contents
+                .symbols
+                .push(local(prefix, place, prefix.value));
+        }
+        self.add(key, local(symbol, place, symbol.value))
+    }
+
+    /// What a piece of a pair's section is aligned to.
+    fn alignment(&self, pair: usize, piece: Place) -> u64 {
+        let section = &self.pairs[pair].patched.sections[piece.section];
+        let place = 1_u64.checked_shl(piece.start.trailing_zeros());
+        place.map_or(section.align, |place| section.align.min(place))
+    }
+
+    /// The patch's copy of a piece of a pair's section: the section that it is in, and its place
+    /// there.
+    fn piece(&mut self, pair: usize, piece: Place, align: u64) -> (usize, u64) {
+        if let Some(known) = self.pieces.get(&(pair, piece)) {
+            return *known;
+        }
+        let from = &self.pairs[pair].patched.sections[piece.section];
+        // Order is for linkers.
+        let flags = elf::SectionFlags(from.flags.0 & !elf::SHF_LINK_ORDER.0);
+        let sections = &mut self.contents.sections;
+        let table = *self.tables.entry((&from.name, flags.0)).or_insert_with(|| {
+            sections.push(Section {
+                flags,
+                len: 0,
+                bytes: Vec::new(),
+                relocs: Vec::new(),
+                ..from.clone()
+            });
+            sections.len() - 1
+        });
+        let out = &mut sections[table];
+        out.align = out.align.max(from.align);
+        let place = out.len.next_multiple_of(align.max(1));
+        out.len = place.saturating_add(piece.len);
+        if out.kind != elf::SHT_NOBITS {
+            out.bytes.resize(usize::try_from(place).unwrap_or(0), 0);
+            let bytes = from.bytes_in(piece.start, piece.len);
+            out.bytes.extend_from_slice(bytes);
+        }
+        self.pieces.insert((pair, piece), (table, place));
+        let relocs = from.relocs_in(piece.start, piece.len).iter();
+        let relocs = relocs.map(|reloc| Reloc {
+            at: reloc.at - piece.start + place,
+            ..*reloc
+        });
+        self.open.push(Open {
+            pair,
+            section: table,
+            relocs: relocs.collect(),
+        });
+        (table, place)
     }
 
     /// The patch's copy of section `section` of a pair.
@@ -278,11 +376,22 @@ impl<'a> Selection<'a> {
         if let Some(known) = self.sections.get(&(pair, section)) {
             return *known;
         }
-        let place = self.contents.sections.len();
-        let copy = self.pairs[pair].patched.sections[section].clone();
-        self.contents.sections.push(copy);
+        let mut copy = self.pairs[pair].patched.sections[section].clone();
+        let relocs = core::mem::take(&mut copy.relocs);
+        let place = self.add_section(pair, copy, relocs);
         self.sections.insert((pair, section), place);
-        self.open.push((pair, place));
+        place
+    }
+
+    /// Adds a section with these relocations of a pair.
+    fn add_section(&mut self, pair: usize, section: Section, relocs: Vec<Reloc>) -> usize {
+        let place = self.contents.sections.len();
+        self.contents.sections.push(section);
+        self.open.push(Open {
+            pair,
+            section: place,
+            relocs,
+        });
         place
     }
 
@@ -295,13 +404,16 @@ impl<'a> Selection<'a> {
 
     /// Follows all references.
     fn follow(&mut self) {
-        while let Some((pair, section)) = self.open.pop() {
-            let relocs = core::mem::take(&mut self.contents.sections[section].relocs);
-            let resolved = relocs
-                .iter()
-                .map(|reloc| self.resolve(pair, section, reloc));
-            let resolved = resolved.collect();
-            self.contents.sections[section].relocs = resolved;
+        while let Some(Open {
+            pair,
+            section,
+            relocs,
+        }) = self.open.pop()
+        {
+            for reloc in &relocs {
+                let resolved = self.resolve(pair, section, reloc);
+                self.contents.sections[section].relocs.push(resolved);
+            }
         }
     }
 
@@ -309,16 +421,11 @@ impl<'a> Selection<'a> {
     fn resolve(&mut self, pair: usize, section: usize, reloc: &Reloc) -> Reloc {
         let (symbol, addend) = match self.pairs[pair].patched.referent(reloc) {
             Referent::Nothing => (0, reloc.addend),
-            Referent::Nameless { section, offset }
-                if self.pairs[pair].patched.sections[section].is_toc() =>
-            {
-                self.pointer(pair, section, offset)
-            }
             Referent::Nameless {
                 section: of,
                 offset,
             } => {
-                let symbol = self.nameless(pair, of, section);
+                let (symbol, offset) = self.nameless(pair, (of, offset), section);
                 (symbol, offset.wrapping_sub(reloc.bias))
             }
             Referent::Named { symbol, offset } => {
@@ -333,17 +440,37 @@ impl<'a> Selection<'a> {
         }
     }
 
-    /// The patch's symbol for a section with things that have no name, which section `user` of the
-    /// patch refers to.
-    fn nameless(&mut self, pair: usize, section: usize, user: usize) -> usize {
+    /// The patch's symbol for a section with things that have no name, one of which section `user`
+    /// of the patch refers to, and the place of that in it.
+    fn nameless(
+        &mut self,
+        pair: usize,
+        (section, offset): (usize, i64),
+        user: usize,
+    ) -> (usize, i64) {
         let unit = &self.pairs[pair].patched;
+        if let Some((start, len)) = piece_at(unit, section, offset) {
+            let piece = Place {
+                section,
+                start,
+                len,
+            };
+            let (table, place) = self.piece(pair, piece, self.alignment(pair, piece));
+            let symbol = self.known_or_add(Key::Section(table), Symbol::section(table));
+            let moved = offset.wrapping_sub_unsigned(start);
+            return (symbol, moved.wrapping_add_unsigned(place));
+        }
         let from = &unit.sections[section];
         let user = &self.contents.sections[user].name;
         // Clang has pointers to types stand there that nobody writes to.
         let for_unwinder = user == EH_FRAME || user.starts_with(EXCEPTION_TABLE);
-        let is_constant = from.is_constant() || for_unwinder && unit.names_in(section).is_empty();
+        let is_unnamed = unit.names_in(section).is_empty();
+        let is_own = from.is_constant() && !from.is_code()
+            || is_unnamed && (for_unwinder || from.is_compilers_own())
+            // Entries of special sections are about places in code, not functions.
+            || from.is_code() && self.sections.contains_key(&(pair, section));
         // Of what can be written to, there is one.
-        if !is_constant || from.is_code() {
+        if !is_own {
             let name = from.name.clone();
             let refusal = self.pairs[pair].refuse(
                 &name,
@@ -352,52 +479,11 @@ impl<'a> Selection<'a> {
                 },
             );
             self.refusals.push(refusal);
-            return 0;
+            return (0, 0);
         }
         let place = self.section(pair, section);
-        self.known_or_add(Key::Section(place), Symbol::section(place))
-    }
-
-    /// The patch's copy of the pointer at `offset` of a table of contents: its symbol, and where it
-    /// is from there. Of the others, the patch needs none.
-    fn pointer(&mut self, pair: usize, section: usize, offset: i64) -> (usize, i64) {
-        let from = &self.pairs[pair].patched.sections[section];
-        let table = match self.sections.get(&(pair, section)) {
-            Some(known) => *known,
-            None => {
-                let empty = Section {
-                    len: 0,
-                    bytes: Vec::new(),
-                    relocs: Vec::new(),
-                    ..from.clone()
-                };
-                let table = self.contents.sections.len();
-                self.contents.sections.push(empty);
-                self.sections.insert((pair, section), table);
-                table
-            }
-        };
-        let symbol = self.known_or_add(Key::Section(table), Symbol::section(table));
-        let key = (table, offset);
-        if let Some(known) = self.pointers.get(&key) {
-            return (symbol, *known);
-        }
-        let start = offset.unsigned_abs();
-        let bytes = from.bytes_in(start, TOC_POINTER);
-        let out = &mut self.contents.sections[table];
-        let place = out.len;
-        out.bytes.extend_from_slice(bytes);
-        out.len += bytes.len() as u64;
-        let at = i64::try_from(place).unwrap_or(0);
-        self.pointers.insert(key, at);
-        for reloc in from.relocs_in(start, TOC_POINTER) {
-            let moved = Reloc {
-                at: reloc.at - start + place,
-                ..self.resolve(pair, table, reloc)
-            };
-            self.contents.sections[table].relocs.push(moved);
-        }
-        (symbol, at)
+        let symbol = self.known_or_add(Key::Section(place), Symbol::section(place));
+        (symbol, offset)
     }
 
     /// The patch's symbol for what is `offset` bytes from `at`, as `reloc` has it.
@@ -436,9 +522,9 @@ impl<'a> Selection<'a> {
                 let inside = offset.wrapping_add(reloc.bias) != 0;
                 let machine = pair.patched.header.machine;
                 let from = &self.contents.sections[section];
-                // Unwind information is of the code that the patch has.
-                let is_here =
-                    inside || from.name == EH_FRAME || calls::is_call(machine, from, reloc);
+                // Unwind information and special sections are about the code that the patch has.
+                let is_beside = from.name == EH_FRAME || special::kind_of(&from.name).is_some();
+                let is_here = inside || is_beside || calls::is_call(machine, from, reloc);
                 if is_part || changed && is_here {
                     self.own(at)
                 } else {
@@ -525,9 +611,9 @@ impl<'a> Selection<'a> {
                 .filter(|section| section.name == EH_FRAME);
             for table in tables.filter(|_| !code.is_empty()) {
                 match frames::of(unit, table, &code) {
-                    Some(frames) => {
-                        self.open.push((pair, self.contents.sections.len()));
-                        self.contents.sections.push(frames);
+                    Some(mut frames) => {
+                        let relocs = core::mem::take(&mut frames.relocs);
+                        self.add_section(pair, frames, relocs);
                     }
                     None => self.refusals.push(each.refuse(&table.name, Why::Frames)),
                 }
@@ -535,10 +621,48 @@ impl<'a> Selection<'a> {
         }
     }
 
-    /// Refuses code that a section says something of which is not understood.
+    /// Adds the entries of special sections that are about code that was taken. Says whether there
+    /// were any.
+    fn add_entries(&mut self) -> bool {
+        let known = self.pieces.len();
+        for (pair, each) in self.pairs.iter().enumerate() {
+            for (section, entries) in &each.special {
+                for entry in entries.iter().flatten() {
+                    let (code, place) = entry.code;
+                    let piece = Place {
+                        section: *section,
+                        start: entry.start,
+                        len: entry.len,
+                    };
+                    if self.has_code(pair, code, place) {
+                        self.piece(pair, piece, 1);
+                    }
+                }
+            }
+        }
+        self.pieces.len() > known
+    }
+
+    /// Whether the patch has the code at `place` of a pair's section.
+    fn has_code(&self, pair: usize, section: usize, place: u64) -> bool {
+        let has_piece = || {
+            let place = i64::try_from(place).ok()?;
+            let (start, len) = piece_at(&self.pairs[pair].patched, section, place)?;
+            let piece = Place {
+                section,
+                start,
+                len,
+            };
+            self.pieces.get(&(pair, piece))
+        };
+        self.sections.contains_key(&(pair, section)) || has_piece().is_some()
+    }
+
+    /// Refuses code that a section says something of which is not understood, and what the kernel
+    /// would need before it is there.
     fn check_special_sections(&mut self) {
         for (pair, each) in self.pairs.iter().enumerate() {
-            for special in each.special_sections() {
+            for special in each.unknown_sections() {
                 for reloc in &special.relocs {
                     let Referent::Named { symbol, .. } = each.patched.referent(reloc) else {
                         continue;
@@ -553,5 +677,66 @@ impl<'a> Selection<'a> {
                 }
             }
         }
+        self.check_order();
+        self.check_sibling_calls();
+    }
+
+    /// What the patch jumps to without being there itself would have to restore a register.
+    fn check_sibling_calls(&mut self) {
+        let Some(pair) = self.pairs.first() else {
+            return;
+        };
+        let machine = pair.patched.header.machine;
+        for (index, section) in self.contents.sections.iter().enumerate() {
+            for reloc in section.relocs.iter().filter(|_| section.is_code()) {
+                let callee = &self.contents.symbols[reloc.symbol];
+                if callee.home != Home::Outside || !calls::is_sibling_call(machine, section, reloc)
+                {
+                    continue;
+                }
+                let callee =
+                    SymbolName::parse(&callee.name).map_or(&*callee.name, |name| name.name);
+                let mut symbols = self.contents.symbols.iter();
+                let caller = symbols.find(|symbol| symbol.home == Home::Section(index));
+                let caller = caller.map_or(&section.name, |symbol| &symbol.name);
+                let callee = callee.to_owned();
+                self.refusals
+                    .push(pair.refuse(caller, Why::SiblingCall { callee }));
+            }
+        }
+    }
+
+    /// The kernel applies special sections when the patch is loaded. What the patch needs of a
+    /// module it gets when that is there, which may be later (Linux, livepatch/module-elf-format);
+    /// what it needs of the kernel itself is there already.
+    fn check_order(&mut self) {
+        if self.object == VMLINUX {
+            return;
+        }
+        let is_early = |section: &&Section| {
+            special::is_copied(&section.name)
+                || special::kind_of(&section.name).is_some_and(|kind| kind.is_applied)
+        };
+        for section in self.contents.sections.iter().filter(is_early) {
+            for reloc in &section.relocs {
+                let name = &self.contents.symbols[reloc.symbol].name;
+                if let (Ok(needed), Some(pair)) = (SymbolName::parse(name), self.pairs.first()) {
+                    let section = section.name.clone();
+                    let refusal = pair.refuse(needed.name, Why::AppliedEarly { section });
+                    self.refusals.push(refusal);
+                }
+            }
+        }
+    }
+}
+
+/// The patch's symbol for its own copy of what `symbol` is. Linkers see no others of a patch.
+fn local(symbol: &Symbol, section: usize, value: u64) -> Symbol {
+    Symbol {
+        name: symbol.name.clone(),
+        home: Home::Section(section),
+        value,
+        info: elf::STB_LOCAL | symbol.kind(),
+        ..*symbol
     }
 }

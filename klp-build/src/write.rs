@@ -22,6 +22,9 @@ pub(crate) fn write(
         let digits: String = build.iter().map(|byte| format!("{byte:02x}")).collect();
         info += &format!("klp_build={object}:{digits}\0");
     }
+    for line in &contents.info {
+        info += &format!("{line}\0");
+    }
     contents
         .sections
         .push(data(".modinfo", 1, info.into_bytes()));
