@@ -2,12 +2,14 @@
 
 use crate::error::{Refusal, Why};
 use crate::frames::{self, EXCEPTION_TABLE, Tables};
+use crate::ignored::{self, Ignored};
+use crate::init;
 use crate::lines;
 use crate::matches::{Match, matches};
 use crate::pieces::piece_at;
-use crate::special::{self, Entry};
+use crate::special::{self, Entry, Purpose};
 use crate::statics;
-use crate::unit::{Home, Referent, Reloc, Section, Symbol, Unit};
+use crate::unit::{Home, Referent, Reloc, Section, Unit};
 use object::elf;
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -29,8 +31,7 @@ pub(crate) struct Pair {
     pub(crate) special: Specials,
     /// The same of the original.
     special_before: Specials,
-    /// Sections that the patch's author does not want to be looked at.
-    ignored: BTreeSet<String>,
+    ignored: Ignored,
     /// The tables of exceptions of both builds.
     exceptions: (Tables, Tables),
     /// Constants that were compared: whether they are equal.
@@ -49,9 +50,6 @@ pub(crate) struct Place {
 /// these begin.
 type Specials = Vec<(usize, Option<Vec<Entry>>)>;
 
-/// What compilers have functions call at their entries (`-pg`).
-const PROFILERS: [&str; 3] = ["__fentry__", "_mcount", "mcount"];
-
 impl Pair {
     /// Compares both builds.
     pub(crate) fn new(file: PathBuf, original: Unit, patched: Unit) -> Self {
@@ -61,7 +59,7 @@ impl Pair {
             file,
             special: specials(&patched),
             special_before: specials(&original),
-            ignored: special::ignored(&patched),
+            ignored: Ignored::of(&patched),
             exceptions,
             original,
             patched,
@@ -70,7 +68,10 @@ impl Pair {
             constants: RefCell::default(),
         };
         let functions = pair.patched.functions();
-        let entries = (by_code(&pair.special_before), by_code(&pair.special));
+        let entries = (
+            by_code(&pair.original, &pair.special_before),
+            by_code(&pair.patched, &pair.special),
+        );
         let differs = |function: &usize| match pair.matches[*function] {
             Match::Same(original) => {
                 !pair.same(original, *function)
@@ -80,16 +81,10 @@ impl Pair {
             }
             Match::New | Match::Ambiguous(_) => false,
         };
-        let is_meant = |function: &usize| !pair.is_ignored(*function);
+        let is_meant = |function: &usize| !pair.ignored.has(&pair.patched, *function);
         pair.changed = functions.filter(is_meant).filter(differs).collect();
         pair.add_whole_functions();
         pair
-    }
-
-    /// Whether the patch's author does not want a symbol of the patched build to be looked at.
-    fn is_ignored(&self, symbol: usize) -> bool {
-        let section = self.patched.section_of(symbol);
-        section.is_some_and(|section| self.ignored.contains(&self.patched.sections[section].name))
     }
 
     /// Whether special sections say the same of the function.
@@ -188,7 +183,7 @@ impl Pair {
                 Home::Common => true,
                 Home::Outside | Home::Absolute => false,
             };
-            if !in_place || self.is_ignored(symbol) {
+            if !in_place || self.ignored.has(&self.patched, symbol) {
                 continue;
             }
             if old.len != new.len {
@@ -198,8 +193,11 @@ impl Pair {
                 refusals.push(self.refuse(&new.name, Why::ChangedData));
             }
         }
-        refusals.extend(self.init_refusals());
+        refusals.extend(init::changes(self).map(|name| self.refuse(&name, Why::ChangedInit)));
         refusals.extend(self.assembly_refusals());
+        let for_kpatch = self.patched.sections.iter();
+        let for_kpatch = for_kpatch.filter(|section| ignored::is_for_kpatch(&section.name));
+        refusals.extend(for_kpatch.map(|section| self.refuse(&section.name, Why::ForKpatch)));
         for (unit, specials) in [
             (&self.original, &self.special_before),
             (&self.patched, &self.special),
@@ -227,38 +225,6 @@ impl Pair {
             if !before.is_some_and(same) {
                 refusals.push(self.refuse(name, Why::Assembly));
             }
-        }
-        refusals
-    }
-
-    /// Refuses changes of what runs when the object is loaded or unloaded.
-    fn init_refusals(&self) -> Vec<Refusal> {
-        let (before, after) = (init(&self.original), init(&self.patched));
-        let mut refusals = Vec::new();
-        let names = |unit: &Unit, init: &Init| -> Vec<String> {
-            let names = init
-                .called
-                .iter()
-                .map(|symbol| unit.symbols[*symbol].name.clone());
-            names.collect()
-        };
-        if names(&self.original, &before) != names(&self.patched, &after) {
-            let mut sections = after.sections.iter().chain(&before.sections);
-            let name = sections.next().cloned().unwrap_or_default();
-            refusals.push(self.refuse(&name, Why::ChangedInit));
-        }
-        let changed = self.changed.iter().filter(|function| {
-            let section = self.patched.section_of(**function);
-            after.called.contains(function)
-                || section.is_some_and(|section| {
-                    self.patched.sections[section]
-                        .name
-                        .starts_with(".init.text")
-                })
-        });
-        for function in changed {
-            let name = &self.patched.symbols[*function].name;
-            refusals.push(self.refuse(name, Why::ChangedInit));
         }
         refusals
     }
@@ -439,41 +405,6 @@ impl Pair {
         before == after && self.same_constant(whole(&self.original, old), whole(&self.patched, new))
     }
 
-    /// Whether a compiler left room at the entry of function `original`; `true` also if this build
-    /// does not record it.
-    pub(crate) fn has_entry_site(&self, original: usize) -> bool {
-        let unit = &self.original;
-        let tables = unit.sections.iter().filter(|section| {
-            ["__patchable_function_entries", "__mcount_loc"].contains(&&*section.name)
-        });
-        let mut sites = tables.flat_map(|table| &table.relocs).peekable();
-        let Some(section) = unit.section_of(original) else {
-            return true;
-        };
-        let Symbol { value, len, .. } = unit.symbols[original];
-        // The pad may begin in front of the function, behind what is there.
-        let names = unit.names_in(section).iter();
-        let before = names.map(|name| &unit.symbols[*name]);
-        let before = before.filter(|before| before.value < value);
-        let free = before.map(|before| before.value.saturating_add(before.len));
-        let free = free.max().unwrap_or(0).min(value);
-        let is_inside = |site: &Reloc| {
-            unit.symbols.get(site.symbol).is_some_and(|symbol| {
-                let at = site.addend.wrapping_add_unsigned(symbol.value);
-                let at = u64::try_from(at).ok().and_then(|at| at.checked_sub(free));
-                let len = len.saturating_add(value - free);
-                symbol.home == Home::Section(section) && at.is_some_and(|at| at < len)
-            })
-        };
-        // A table of the calls of a profiler may be made later.
-        let mut calls = unit.sections[section].relocs_in(value, len).iter();
-        let is_profiled = calls.any(|call| {
-            let symbol = unit.symbols.get(call.symbol);
-            symbol.is_some_and(|symbol| PROFILERS.contains(&&*symbol.name))
-        });
-        sites.peek().is_none() || is_profiled || sites.any(is_inside)
-    }
-
     /// Sections in which a tool has noted something of code, beside that code, which are not known:
     /// they are no code, name nothing, and nobody refers to them.
     pub(crate) fn unknown_sections(&self) -> impl Iterator<Item = &Section> {
@@ -495,7 +426,7 @@ impl Pair {
                 && !section.relocs.is_empty()
                 && unit.names_in(*index).is_empty()
                 && !referred.contains(index)
-                && !is_init(section)
+                && !init::is_table(section)
                 && !section.name.starts_with(EXCEPTION_TABLE)
                 && !special::is_not_needed(&section.name)
                 && special::kind_of(&section.name).is_none()
@@ -518,9 +449,13 @@ fn specials(unit: &Unit) -> Specials {
 /// The entries of special sections, each by the section and the place of its code.
 type ByCode = BTreeMap<(usize, u64), Vec<Place>>;
 
-fn by_code(specials: &Specials) -> ByCode {
+fn by_code(unit: &Unit, specials: &Specials) -> ByCode {
     let mut by_code = ByCode::new();
     for (section, entries) in specials {
+        let kind = special::kind_of(&unit.sections[*section].name);
+        if kind.is_some_and(|kind| kind.purpose == Purpose::Derived) {
+            continue;
+        }
         for entry in entries.iter().flatten() {
             let Entry { start, len, code } = *entry;
             let entries = by_code.entry(code).or_default();
@@ -642,43 +577,4 @@ fn item(section: &Section, at: u64) -> Option<&[u8]> {
         return rest.get(..end? * item);
     }
     rest.get(..item - at % item)
-}
-
-/// What runs when an object is loaded or unloaded.
-#[derive(Default)]
-struct Init {
-    /// The sections that say so.
-    sections: Vec<String>,
-    /// The functions, in their order.
-    called: Vec<usize>,
-}
-
-fn init(unit: &Unit) -> Init {
-    let mut init = Init::default();
-    for section in unit.sections.iter().filter(|section| is_init(section)) {
-        init.sections.push(section.name.clone());
-        let referents = section.relocs.iter().map(|reloc| unit.referent(reloc));
-        init.called
-            .extend(referents.filter_map(|referent| match referent {
-                Referent::Named { symbol, .. } => Some(symbol),
-                Referent::Nameless { .. } | Referent::Nothing => None,
-            }));
-    }
-    init
-}
-
-fn is_init(section: &Section) -> bool {
-    let kinds = [
-        elf::SHT_INIT_ARRAY,
-        elf::SHT_FINI_ARRAY,
-        elf::SHT_PREINIT_ARRAY,
-    ];
-    let names = [
-        ".init_array",
-        ".fini_array",
-        ".ctors",
-        ".dtors",
-        ".initcall",
-    ];
-    kinds.contains(&section.kind) || names.iter().any(|name| section.name.starts_with(name))
 }

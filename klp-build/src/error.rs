@@ -30,7 +30,7 @@ pub enum BuildError {
         /// The name.
         object: String,
     },
-    /// Both builds are the same.
+    /// No function of the original has changed: both builds are the same, or there are only new ones.
     NothingChanged,
     /// What was changed cannot be patched.
     Refused(Vec<Refusal>),
@@ -92,6 +92,8 @@ pub enum Why {
         /// The section.
         section: String,
     },
+    /// The section says to kpatch what this tool does not do: run callbacks, for instance.
+    ForKpatch,
     /// The section is a table, and it cannot be told where its entries begin.
     Entries,
     /// An entry of the section refers to something in the object, and is applied before that has
@@ -167,6 +169,9 @@ impl fmt::Display for Why {
                 f,
                 "the section {section} refers to it, and this tool does not know what it says",
             ),
+            Self::ForKpatch => f.write_str(
+                "the macros of kpatch-macros.h are for kpatch: write callbacks with klp/patch.h",
+            ),
             Self::Entries => f.write_str(
                 "it cannot be told where the entries of this section begin: was it made by another \
                  tool, or cut off?",
@@ -230,7 +235,7 @@ impl fmt::Display for BuildError {
                 "'{object}' names no object: it must have 1 to 55 bytes, and no dot",
             ),
             Self::NothingChanged => {
-                f.write_str("both builds are the same: there is nothing to patch")
+                f.write_str("no function of the original has changed: there is nothing to patch")
             }
             Self::Refused(refusals) => {
                 f.write_str("the change cannot be patched")?;

@@ -11,7 +11,7 @@
 
 use crate::calls;
 use crate::compare::{Pair, Place, place};
-use crate::special::is_file_name;
+use crate::texts::is_file_name;
 use crate::unit::{Referent, Reloc, Unit};
 use object::elf;
 use yaxpeax_arch::LengthedInstruction;

@@ -2,17 +2,20 @@
 //! no name in the running system. All other references become livepatch symbols.
 
 use crate::calls;
+use crate::check;
 use crate::compare::{Pair, Place, is_constant};
+use crate::copies::{Copies, Open};
 use crate::error::{Refusal, Why};
-use crate::frames::{self, EH_FRAME, EXCEPTION_TABLE};
+use crate::frames::{EH_FRAME, EXCEPTION_TABLE};
 use crate::matches::Match;
+use crate::namespaces;
 use crate::pieces::piece_at;
+use crate::sites;
 use crate::special;
 use crate::statics;
 use crate::target::Target;
-use crate::unit::{Home, Referent, Reloc, Section, Symbol, Unit};
+use crate::unit::{Home, Referent, Reloc, Section, Symbol};
 use klp_core::elf::names::{SymbolName, part_of};
-use klp_core::model::VMLINUX;
 use object::elf;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -85,21 +88,33 @@ pub(crate) fn select(
         }
     }
     selection.follow();
-    selection.add_frames();
+    let unreadable = selection.copies.add_frames();
+    selection.refusals.extend(unreadable);
     // Frames refer to tables of exceptions, and these to types; entries of special sections to code
     // of which there are entries, too.
     selection.follow();
-    while selection.add_entries() {
+    while selection.copies.add_entries() {
         selection.follow();
     }
-    selection.check_special_sections();
-    let units = pairs.iter().map(|pair| &pair.patched);
-    selection.contents.info = units.flat_map(imported_namespaces).collect();
+    selection.check_unknown_sections();
     let Selection {
         mut refusals,
-        contents,
+        copies,
+        made: symbols,
+        replaced,
         ..
     } = selection;
+    let units = pairs.iter().map(|pair| &pair.patched);
+    let mut contents = Contents {
+        sections: copies.sections,
+        symbols,
+        replaced,
+        info: units.flat_map(namespaces::imported).collect(),
+    };
+    if let Some(pair) = pairs.first() {
+        sites::note_calls(pair.patched.header, &mut contents);
+        refusals.extend(check::check(pair, object, &contents));
+    }
     if refusals.is_empty() {
         return Ok(contents);
     }
@@ -107,31 +122,6 @@ pub(crate) fn select(
     refusals.dedup();
     Err(refusals)
 }
-
-/// Relocations of a section of the patch, which still mean symbols of a pair.
-struct Open {
-    pair: usize,
-    section: usize,
-    relocs: Vec<Reloc>,
-}
-
-/// The namespaces that a part of the kernel takes symbols from. Linux lets no module have them that
-/// does not say so (core-api/symbol-namespaces). What is built in has its name in front.
-fn imported_namespaces(unit: &Unit) -> Vec<String> {
-    let sections = unit.sections.iter();
-    let info = sections.filter(|section| section.name == MODULE_INFO);
-    let lines = info.flat_map(|section| section.bytes.split(|byte| *byte == 0));
-    let lines = lines.map(String::from_utf8_lossy);
-    let namespaces = lines.filter_map(|line| {
-        let (front, namespace) = line.split_once(IMPORT)?;
-        (front.is_empty() || front.ends_with('.')).then(|| format!("{IMPORT}{namespace}"))
-    });
-    namespaces.collect()
-}
-
-/// Where a module says what it is, and the field for a namespace.
-const MODULE_INFO: &str = ".modinfo";
-const IMPORT: &str = "import_ns=";
 
 struct Selection<'a> {
     pairs: &'a [Pair],
@@ -143,16 +133,11 @@ struct Selection<'a> {
     globals: BTreeMap<&'a str, At>,
     /// The pairs whose originals define what is not local.
     before: BTreeMap<&'a str, usize>,
-    /// Sections of pairs that are in the patch, and where.
-    sections: BTreeMap<(usize, usize), usize>,
-    /// Relocations that are not followed yet.
-    open: Vec<Open>,
+    copies: Copies<'a>,
     symbols: BTreeMap<Key, usize>,
-    /// Sections of the patch that are put together of pieces, by their names and flags.
-    tables: BTreeMap<(&'a str, u64), usize>,
-    /// The pieces in them: where they are in a pair, and there.
-    pieces: BTreeMap<(usize, Place), (usize, u64)>,
-    contents: Contents,
+    /// The symbols of the patch.
+    made: Vec<Symbol>,
+    replaced: Vec<Replaced>,
     refusals: Vec<Refusal>,
 }
 
@@ -199,15 +184,10 @@ impl<'a> Selection<'a> {
             changed,
             globals,
             before,
-            sections: BTreeMap::new(),
-            open: Vec::new(),
+            copies: Copies::new(pairs),
             symbols: BTreeMap::new(),
-            tables: BTreeMap::new(),
-            pieces: BTreeMap::new(),
-            contents: Contents {
-                symbols: vec![Symbol::null()],
-                ..Contents::default()
-            },
+            made: vec![Symbol::null()],
+            replaced: Vec::new(),
             refusals,
         }
     }
@@ -246,19 +226,19 @@ impl<'a> Selection<'a> {
             return;
         }
         let old = &pair.original.symbols[original];
-        if !pair.has_entry_site(original) {
+        if !sites::has_site(&pair.original, original) {
             self.refuse(at, Why::NoEntrySite);
         }
         let is_alias = |other: &Replaced| {
-            let other = &self.contents.symbols[other.symbol];
-            let new = &self.contents.symbols[new];
+            let other = &self.made[other.symbol];
+            let new = &self.made[new];
             other.home == new.home && other.value == symbol.value
         };
-        if self.contents.replaced.iter().any(is_alias) {
+        if self.replaced.iter().any(is_alias) {
             return;
         }
         match self.position(at, old) {
-            Ok(position) => self.contents.replaced.push(Replaced {
+            Ok(position) => self.replaced.push(Replaced {
                 old_name: old.name.clone(),
                 position,
                 symbol: new,
@@ -303,7 +283,7 @@ impl<'a> Selection<'a> {
                 start: symbol.value,
                 len: symbol.len,
             };
-            let (table, value) = self.piece(at.pair, piece, self.alignment(at.pair, piece));
+            let (table, value) = self.copies.piece(at.pair, piece);
             return self.add(key, local(symbol, table, value));
         }
         // Of constants, others may come along.
@@ -311,93 +291,17 @@ impl<'a> Selection<'a> {
             let section = pair.patched.sections[section].name.clone();
             self.refuse(at, Why::SharedSection { section });
         }
-        let place = self.section(at.pair, section);
+        let place = self.copies.whole(at.pair, section);
         for prefix in pair.patched.prefixes_of(at.symbol) {
             let prefix = &pair.patched.symbols[*prefix];
-            self.contents
-                .symbols
-                .push(local(prefix, place, prefix.value));
+            self.made.push(local(prefix, place, prefix.value));
         }
         self.add(key, local(symbol, place, symbol.value))
     }
 
-    /// What a piece of a pair's section is aligned to.
-    fn alignment(&self, pair: usize, piece: Place) -> u64 {
-        let section = &self.pairs[pair].patched.sections[piece.section];
-        let place = 1_u64.checked_shl(piece.start.trailing_zeros());
-        place.map_or(section.align, |place| section.align.min(place))
-    }
-
-    /// The patch's copy of a piece of a pair's section: the section that it is in, and its place
-    /// there.
-    fn piece(&mut self, pair: usize, piece: Place, align: u64) -> (usize, u64) {
-        if let Some(known) = self.pieces.get(&(pair, piece)) {
-            return *known;
-        }
-        let from = &self.pairs[pair].patched.sections[piece.section];
-        // Order is for linkers.
-        let flags = elf::SectionFlags(from.flags.0 & !elf::SHF_LINK_ORDER.0);
-        let sections = &mut self.contents.sections;
-        let table = *self.tables.entry((&from.name, flags.0)).or_insert_with(|| {
-            sections.push(Section {
-                flags,
-                len: 0,
-                bytes: Vec::new(),
-                relocs: Vec::new(),
-                ..from.clone()
-            });
-            sections.len() - 1
-        });
-        let out = &mut sections[table];
-        out.align = out.align.max(from.align);
-        let place = out.len.next_multiple_of(align.max(1));
-        out.len = place.saturating_add(piece.len);
-        if out.kind != elf::SHT_NOBITS {
-            out.bytes.resize(usize::try_from(place).unwrap_or(0), 0);
-            let bytes = from.bytes_in(piece.start, piece.len);
-            out.bytes.extend_from_slice(bytes);
-        }
-        self.pieces.insert((pair, piece), (table, place));
-        let relocs = from.relocs_in(piece.start, piece.len).iter();
-        let relocs = relocs.map(|reloc| Reloc {
-            at: reloc.at - piece.start + place,
-            ..*reloc
-        });
-        self.open.push(Open {
-            pair,
-            section: table,
-            relocs: relocs.collect(),
-        });
-        (table, place)
-    }
-
-    /// The patch's copy of section `section` of a pair.
-    fn section(&mut self, pair: usize, section: usize) -> usize {
-        if let Some(known) = self.sections.get(&(pair, section)) {
-            return *known;
-        }
-        let mut copy = self.pairs[pair].patched.sections[section].clone();
-        let relocs = core::mem::take(&mut copy.relocs);
-        let place = self.add_section(pair, copy, relocs);
-        self.sections.insert((pair, section), place);
-        place
-    }
-
-    /// Adds a section with these relocations of a pair.
-    fn add_section(&mut self, pair: usize, section: Section, relocs: Vec<Reloc>) -> usize {
-        let place = self.contents.sections.len();
-        self.contents.sections.push(section);
-        self.open.push(Open {
-            pair,
-            section: place,
-            relocs,
-        });
-        place
-    }
-
     fn add(&mut self, key: Key, symbol: Symbol) -> usize {
-        let index = self.contents.symbols.len();
-        self.contents.symbols.push(symbol);
+        let index = self.made.len();
+        self.made.push(symbol);
         self.symbols.insert(key, index);
         index
     }
@@ -408,11 +312,11 @@ impl<'a> Selection<'a> {
             pair,
             section,
             relocs,
-        }) = self.open.pop()
+        }) = self.copies.open.pop()
         {
             for reloc in &relocs {
                 let resolved = self.resolve(pair, section, reloc);
-                self.contents.sections[section].relocs.push(resolved);
+                self.copies.sections[section].relocs.push(resolved);
             }
         }
     }
@@ -455,20 +359,20 @@ impl<'a> Selection<'a> {
                 start,
                 len,
             };
-            let (table, place) = self.piece(pair, piece, self.alignment(pair, piece));
+            let (table, place) = self.copies.piece(pair, piece);
             let symbol = self.known_or_add(Key::Section(table), Symbol::section(table));
             let moved = offset.wrapping_sub_unsigned(start);
             return (symbol, moved.wrapping_add_unsigned(place));
         }
         let from = &unit.sections[section];
-        let user = &self.contents.sections[user].name;
+        let user = &self.copies.sections[user].name;
         // Clang has pointers to types stand there that nobody writes to.
         let for_unwinder = user == EH_FRAME || user.starts_with(EXCEPTION_TABLE);
         let is_unnamed = unit.names_in(section).is_empty();
         let is_own = from.is_constant() && !from.is_code()
             || is_unnamed && (for_unwinder || from.is_compilers_own())
             // Entries of special sections are about places in code, not functions.
-            || from.is_code() && self.sections.contains_key(&(pair, section));
+            || from.is_code() && self.copies.has_whole(pair, section);
         // Of what can be written to, there is one.
         if !is_own {
             let name = from.name.clone();
@@ -481,7 +385,7 @@ impl<'a> Selection<'a> {
             self.refusals.push(refusal);
             return (0, 0);
         }
-        let place = self.section(pair, section);
+        let place = self.copies.whole(pair, section);
         let symbol = self.known_or_add(Key::Section(place), Symbol::section(place));
         (symbol, offset)
     }
@@ -521,7 +425,7 @@ impl<'a> Selection<'a> {
                 let changed = self.changed.contains(&at);
                 let inside = offset.wrapping_add(reloc.bias) != 0;
                 let machine = pair.patched.header.machine;
-                let from = &self.contents.sections[section];
+                let from = &self.copies.sections[section];
                 // Unwind information and special sections are about the code that the patch has.
                 let is_beside = from.name == EH_FRAME || special::kind_of(&from.name).is_some();
                 let is_here = inside || is_beside || calls::is_call(machine, from, reloc);
@@ -573,8 +477,8 @@ impl<'a> Selection<'a> {
         let visibility = symbol.other.visibility();
         let hidden = [elf::STV_HIDDEN, elf::STV_INTERNAL].contains(&visibility);
         let defined = |target: &Target| target.defines(&symbol.name);
-        let linkers = LINKERS.contains(&&*symbol.name);
-        if linkers || !hidden && !self.target.is_some_and(defined) {
+        let everybodys = LINKERS.contains(&&*symbol.name) || sites::is_profilers(&symbol.name);
+        if everybodys || !hidden && !self.target.is_some_and(defined) {
             return self.known_or_add(Key::Outside(symbol.name.clone()), symbol.clone());
         }
         let position = self
@@ -596,134 +500,21 @@ impl<'a> Selection<'a> {
         }
     }
 
-    /// Adds the unwind information of the code that was taken.
-    fn add_frames(&mut self) {
+    /// Refuses code that a section says something of which is not known.
+    fn check_unknown_sections(&mut self) {
         for (pair, each) in self.pairs.iter().enumerate() {
-            let unit = &each.patched;
-            let taken = self
-                .sections
-                .keys()
-                .filter(|(of, section)| *of == pair && unit.sections[*section].is_code());
-            let code: BTreeSet<_> = taken.map(|(_, section)| *section).collect();
-            let tables = unit
-                .sections
-                .iter()
-                .filter(|section| section.name == EH_FRAME);
-            for table in tables.filter(|_| !code.is_empty()) {
-                match frames::of(unit, table, &code) {
-                    Some(mut frames) => {
-                        let relocs = core::mem::take(&mut frames.relocs);
-                        self.add_section(pair, frames, relocs);
-                    }
-                    None => self.refusals.push(each.refuse(&table.name, Why::Frames)),
-                }
-            }
-        }
-    }
-
-    /// Adds the entries of special sections that are about code that was taken. Says whether there
-    /// were any.
-    fn add_entries(&mut self) -> bool {
-        let known = self.pieces.len();
-        for (pair, each) in self.pairs.iter().enumerate() {
-            for (section, entries) in &each.special {
-                for entry in entries.iter().flatten() {
-                    let (code, place) = entry.code;
-                    let piece = Place {
-                        section: *section,
-                        start: entry.start,
-                        len: entry.len,
-                    };
-                    if self.has_code(pair, code, place) {
-                        self.piece(pair, piece, 1);
-                    }
-                }
-            }
-        }
-        self.pieces.len() > known
-    }
-
-    /// Whether the patch has the code at `place` of a pair's section.
-    fn has_code(&self, pair: usize, section: usize, place: u64) -> bool {
-        let has_piece = || {
-            let place = i64::try_from(place).ok()?;
-            let (start, len) = piece_at(&self.pairs[pair].patched, section, place)?;
-            let piece = Place {
-                section,
-                start,
-                len,
-            };
-            self.pieces.get(&(pair, piece))
-        };
-        self.sections.contains_key(&(pair, section)) || has_piece().is_some()
-    }
-
-    /// Refuses code that a section says something of which is not understood, and what the kernel
-    /// would need before it is there.
-    fn check_special_sections(&mut self) {
-        for (pair, each) in self.pairs.iter().enumerate() {
-            for special in each.unknown_sections() {
-                for reloc in &special.relocs {
+            for unknown in each.unknown_sections() {
+                for reloc in &unknown.relocs {
                     let Referent::Named { symbol, .. } = each.patched.referent(reloc) else {
                         continue;
                     };
                     let code = each.patched.section_of(symbol);
-                    if code.is_some_and(|code| self.sections.contains_key(&(pair, code))) {
-                        let section = special.name.clone();
+                    if code.is_some_and(|code| self.copies.has_whole(pair, code)) {
+                        let section = unknown.name.clone();
                         let name = &each.patched.symbols[symbol].name;
                         self.refusals
                             .push(each.refuse(name, Why::SpecialSection { section }));
                     }
-                }
-            }
-        }
-        self.check_order();
-        self.check_sibling_calls();
-    }
-
-    /// What the patch jumps to without being there itself would have to restore a register.
-    fn check_sibling_calls(&mut self) {
-        let Some(pair) = self.pairs.first() else {
-            return;
-        };
-        let machine = pair.patched.header.machine;
-        for (index, section) in self.contents.sections.iter().enumerate() {
-            for reloc in section.relocs.iter().filter(|_| section.is_code()) {
-                let callee = &self.contents.symbols[reloc.symbol];
-                if callee.home != Home::Outside || !calls::is_sibling_call(machine, section, reloc)
-                {
-                    continue;
-                }
-                let callee =
-                    SymbolName::parse(&callee.name).map_or(&*callee.name, |name| name.name);
-                let mut symbols = self.contents.symbols.iter();
-                let caller = symbols.find(|symbol| symbol.home == Home::Section(index));
-                let caller = caller.map_or(&section.name, |symbol| &symbol.name);
-                let callee = callee.to_owned();
-                self.refusals
-                    .push(pair.refuse(caller, Why::SiblingCall { callee }));
-            }
-        }
-    }
-
-    /// The kernel applies special sections when the patch is loaded. What the patch needs of a
-    /// module it gets when that is there, which may be later (Linux, livepatch/module-elf-format);
-    /// what it needs of the kernel itself is there already.
-    fn check_order(&mut self) {
-        if self.object == VMLINUX {
-            return;
-        }
-        let is_early = |section: &&Section| {
-            special::is_copied(&section.name)
-                || special::kind_of(&section.name).is_some_and(|kind| kind.is_applied)
-        };
-        for section in self.contents.sections.iter().filter(is_early) {
-            for reloc in &section.relocs {
-                let name = &self.contents.symbols[reloc.symbol].name;
-                if let (Ok(needed), Some(pair)) = (SymbolName::parse(name), self.pairs.first()) {
-                    let section = section.name.clone();
-                    let refusal = pair.refuse(needed.name, Why::AppliedEarly { section });
-                    self.refusals.push(refusal);
                 }
             }
         }

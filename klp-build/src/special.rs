@@ -20,20 +20,32 @@
 //! | `.kcfi_traps` | tells traps of control flow integrity (linux/cfi.h) |
 //! | `__mcount_loc`, `__patchable_function_entries` | traces functions (linux/ftrace.h) |
 //! | `_kprobe_blacklist` | puts no probe there (asm/kprobes.h) |
-//! | `.orc_unwind_ip`, `.orc_unwind` | unwinds stacks (asm/orc_types.h) |
+//! | `.orc_unwind_ip`, `.orc_unwind`, `.orc_header` | unwinds stacks (asm/orc_types.h) |
+//! | `.printk_index` | lists all messages (linux/printk.h) |
 
+use crate::ignored;
+use crate::texts::{is_file_name, text_at};
 use crate::unit::{Home, Referent, Reloc, Section, Unit};
 use object::{Endianness, elf};
-use std::collections::BTreeSet;
 
 /// A kind of special section.
 #[derive(Debug)]
 pub(crate) struct Kind {
     name: &'static str,
     layout: Layout,
-    /// Whether the module loader changes code as the entries say, before it is known where things
-    /// of other modules are.
-    pub(crate) is_applied: bool,
+    pub(crate) purpose: Purpose,
+}
+
+/// What the entries of a section are for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Purpose {
+    /// The module loader changes code as they say, before it is known where things of other modules
+    /// are.
+    Applied,
+    /// The kernel looks them up later.
+    LookedUp,
+    /// They follow from code and source, so they tell no change.
+    Derived,
 }
 
 /// What the entries of a section look like.
@@ -50,48 +62,68 @@ enum Layout {
     Fixed { len: u64, code: u64 },
     /// They belong to those of another section with the same number.
     Beside(&'static str),
+    /// Each is a pointer to a record with a pointer to the function's name at a place.
+    ByName(u64),
 }
 
-const fn kind(name: &'static str, layout: Layout, is_applied: bool) -> Kind {
+const fn kind(name: &'static str, layout: Layout, purpose: Purpose) -> Kind {
     Kind {
         name,
         layout,
-        is_applied,
+        purpose,
     }
 }
 
-/// A name ends with `*` if others begin with it.
 const KINDS: &[Kind] = &[
-    kind("__ex_table", Layout::Records(2), false),
-    kind("__bug_table", Layout::Records(1), false),
-    kind("__jump_table", Layout::Records(3), true),
-    kind(".static_call_sites", Layout::Records(2), true),
-    kind(".altinstructions", Layout::Records(2), true),
-    kind(".parainstructions", Layout::Padded, true),
-    kind("__ftr_fixup", FEATURE, true),
-    kind("__fw_ftr_fixup", FEATURE, true),
-    kind("__mmu_ftr_fixup", FEATURE, true),
-    kind("__lwsync_fixup", Layout::Places, true),
-    kind("__barrier_nospec_fixup", Layout::Places, true),
-    kind("__rfi_flush_fixup", Layout::Places, true),
-    kind("__entry_flush_fixup", Layout::Places, true),
-    kind("__uaccess_flush_fixup", Layout::Places, true),
-    kind("__scv_entry_flush_fixup", Layout::Places, true),
-    kind("__stf_entry_barrier_fixup", Layout::Places, true),
-    kind("__stf_exit_barrier_fixup", Layout::Places, true),
-    kind(".smp_locks", Layout::Places, true),
-    kind(".retpoline_sites", Layout::Places, true),
-    kind(".return_sites", Layout::Places, true),
-    kind(".call_sites", Layout::Places, true),
-    kind(".ibt_endbr_seal", Layout::Places, true),
-    kind(".cfi_sites", Layout::Places, true),
-    kind(".kcfi_traps", Layout::Places, false),
-    kind("__mcount_loc", Layout::Places, true),
-    kind("__patchable_function_entries", Layout::Places, true),
-    kind("_kprobe_blacklist", Layout::Places, false),
-    kind(".orc_unwind_ip", Layout::Places, false),
-    kind(".orc_unwind", Layout::Beside(".orc_unwind_ip"), false),
+    kind("__ex_table", Layout::Records(2), Purpose::LookedUp),
+    kind("__bug_table", Layout::Records(1), Purpose::LookedUp),
+    kind("__jump_table", Layout::Records(3), Purpose::Applied),
+    kind(".static_call_sites", Layout::Records(2), Purpose::Applied),
+    kind(".altinstructions", Layout::Records(2), Purpose::Applied),
+    kind(".parainstructions", Layout::Padded, Purpose::Applied),
+    kind("__ftr_fixup", FEATURE, Purpose::Applied),
+    kind("__fw_ftr_fixup", FEATURE, Purpose::Applied),
+    kind("__mmu_ftr_fixup", FEATURE, Purpose::Applied),
+    kind("__lwsync_fixup", Layout::Places, Purpose::Applied),
+    kind("__barrier_nospec_fixup", Layout::Places, Purpose::Applied),
+    kind("__rfi_flush_fixup", Layout::Places, Purpose::Applied),
+    kind("__entry_flush_fixup", Layout::Places, Purpose::Applied),
+    kind("__uaccess_flush_fixup", Layout::Places, Purpose::Applied),
+    kind("__scv_entry_flush_fixup", Layout::Places, Purpose::Applied),
+    kind(
+        "__stf_entry_barrier_fixup",
+        Layout::Places,
+        Purpose::Applied,
+    ),
+    kind("__stf_exit_barrier_fixup", Layout::Places, Purpose::Applied),
+    kind(".smp_locks", Layout::Places, Purpose::Applied),
+    kind(".retpoline_sites", Layout::Places, Purpose::Applied),
+    kind(".return_sites", Layout::Places, Purpose::Applied),
+    kind(".call_sites", Layout::Places, Purpose::Applied),
+    kind(".ibt_endbr_seal", Layout::Places, Purpose::Applied),
+    kind(".cfi_sites", Layout::Places, Purpose::Applied),
+    kind(".kcfi_traps", Layout::Places, Purpose::LookedUp),
+    kind("__mcount_loc", Layout::Places, Purpose::Derived),
+    kind(
+        "__patchable_function_entries",
+        Layout::Places,
+        Purpose::Derived,
+    ),
+    kind("_kprobe_blacklist", Layout::Places, Purpose::LookedUp),
+    kind(".orc_unwind_ip", Layout::Places, Purpose::Derived),
+    kind(".printk_index", MESSAGE, Purpose::Derived),
+    kind(
+        ".orc_unwind",
+        Layout::Beside(".orc_unwind_ip"),
+        Purpose::Derived,
+    ),
 ];
+
+/// Sections that say something of the whole of another section, once.
+const HEADERS: [(&str, &str); 1] = [(".orc_header", ".orc_unwind")];
+
+/// `struct pi_entry`: the message's format, and the function's name.
+const MESSAGE: Layout = Layout::ByName(8);
 
 /// `struct fixup_entry` of ppc64: a mask, a value, and four distances from its beginning.
 const FEATURE: Layout = Layout::Fixed { len: 48, code: 16 };
@@ -125,12 +157,8 @@ const NOT_NEEDED: &[(&str, &str)] = &[
     ("__tracepoints_ptrs", "the same"),
     ("__bpf_raw_tp_map", "the same"),
     ("__syscalls_metadata", "the same"),
-    (IGNORED_SECTIONS, "read by itself"),
+    (ignored::AUTHORS, "read by itself"),
 ];
-
-/// Pointers to the names of sections that the author of a patch does not want to be looked at:
-/// `KPATCH_IGNORE_SECTION` of kpatch's header.
-const IGNORED_SECTIONS: &str = ".kpatch.ignore.sections";
 
 /// Sections with pieces of code that hold no functions: each piece is a part of whatever refers to
 /// it.
@@ -158,6 +186,12 @@ pub(crate) struct Entry {
 /// The kind of the section that is called `name`.
 pub(crate) fn kind_of(name: &str) -> Option<&'static Kind> {
     KINDS.iter().find(|kind| kind.name == name)
+}
+
+/// The section that says something of the whole of the section that is called `name`.
+pub(crate) fn header_of(name: &str) -> Option<&'static str> {
+    let header = HEADERS.iter().find(|(_, of)| *of == name);
+    header.map(|(header, _)| *header)
 }
 
 /// Whether a patch needs nothing of a section that is called `name`, whatever refers to it.
@@ -195,6 +229,10 @@ pub(crate) fn entries(unit: &Unit, section: usize, kind: &Kind) -> Option<Vec<En
             let second = table.relocs.get(1).map_or(table.len, |second| second.at);
             split_padded(unit, table, second, 0, true)
         }
+        Layout::ByName(name) => {
+            let entry = |pointer: &Reloc| by_name(unit, pointer, name);
+            Some(table.relocs.iter().filter_map(entry).collect())
+        }
         Layout::Beside(name) => {
             let mut sections = 0..unit.sections.len();
             let others = sections.find(|other| unit.sections[*other].name == name)?;
@@ -212,6 +250,24 @@ pub(crate) fn entries(unit: &Unit, section: usize, kind: &Kind) -> Option<Vec<En
             Some(beside.collect())
         }
     }
+}
+
+/// The entry that is `pointer`, if its function is one of the object's: that of an inlined one is
+/// nobody's.
+fn by_name(unit: &Unit, pointer: &Reloc, name: u64) -> Option<Entry> {
+    let Referent::Named { symbol, offset: 0 } = unit.referent(pointer) else {
+        return None;
+    };
+    let record = unit.section_of(symbol)?;
+    let at = unit.symbols[symbol].value.checked_add(name)?;
+    let name = unit.sections[record].relocs_in(at, 1).first()?;
+    let name = text_at(unit, name)?;
+    let function = unit.function_called(core::str::from_utf8(name).ok()?)?;
+    Some(Entry {
+        start: pointer.at,
+        len: POINTER,
+        code: (unit.section_of(function)?, unit.symbols[function].value),
+    })
 }
 
 /// Finds the size of entries that begin with `fields` relocated fields: where the second one
@@ -281,17 +337,6 @@ fn code_of(unit: &Unit, reloc: &Reloc) -> Option<(usize, u64)> {
     unit.sections[section].is_code().then_some((section, place))
 }
 
-/// The names of the sections of `unit` that the author of the patch does not want to be looked at.
-pub(crate) fn ignored(unit: &Unit) -> BTreeSet<String> {
-    let tables = unit.sections.iter();
-    let names = tables.filter(|table| table.name == IGNORED_SECTIONS);
-    let names = names.flat_map(|table| &table.relocs);
-    let names = names.filter_map(|name| text_at(unit, name));
-    names
-        .map(|name| String::from_utf8_lossy(name).into_owned())
-        .collect()
-}
-
 /// What the kernel adds to a field of a special section that is called `name`: distances of
 /// ppc64's are from the beginning of their entry.
 pub(crate) fn bias(machine: elf::Machine, name: &str, at: u64) -> i64 {
@@ -334,23 +379,3 @@ pub(crate) fn line_in(unit: &Unit, section: usize, start: u64, len: u64) -> Opti
 
 /// Bytes of a pointer.
 const POINTER: u64 = 8;
-
-/// Whether `reloc` refers to the name of a source file.
-pub(crate) fn is_file_name(unit: &Unit, reloc: &Reloc) -> bool {
-    let is_file = |text: &[u8]| SOURCES.iter().any(|ending| text.ends_with(ending));
-    text_at(unit, reloc).is_some_and(is_file)
-}
-
-/// What names of source files end with.
-const SOURCES: [&[u8]; 4] = [b".c", b".h", b".S", b".rs"];
-
-/// The string that `reloc` refers to.
-fn text_at<'a>(unit: &'a Unit, reloc: &Reloc) -> Option<&'a [u8]> {
-    let Referent::Nameless { section, offset } = unit.final_referent(reloc) else {
-        return None;
-    };
-    let section = &unit.sections[section];
-    let text = section.bytes.get(usize::try_from(offset).ok()?..)?;
-    let text = text.split(|byte| *byte == 0).next();
-    text.filter(|_| section.has(elf::SHF_STRINGS))
-}

@@ -22,6 +22,16 @@ const NAMES: [(&str, &str); 5] = [
     ("_rs", "printk_ratelimited"),
 ];
 
+/// Constants that macros and compilers make. Of those it does not matter where they are, and not
+/// every kernel has their names (`CONFIG_KALLSYMS_ALL`).
+const CONSTANTS: [(&str, &str); 5] = [
+    ("__func__", "the function's name (C11 6.4.2.2)"),
+    ("__FUNCTION__", "the same, as GCC calls it"),
+    ("__msg", "NL_SET_ERR_MSG: a message for netlink"),
+    ("_entry", "printk_index: what a message looks like"),
+    ("CSWTCH", "GCC's table in place of a switch"),
+];
+
 /// Sections of such variables, whatever these are called.
 const SECTIONS: [(&str, &str); 2] = [
     (
@@ -36,21 +46,27 @@ pub(crate) fn is_patchs_own(unit: &Unit, symbol: usize) -> bool {
     let Some(section) = unit.section_of(symbol) else {
         return false;
     };
-    let section = &*unit.sections[section].name;
+    let section = &unit.sections[section];
     let symbol = &unit.symbols[symbol];
     let is_variable = symbol.kind() == elf::STT_OBJECT && symbol.is_local();
-    let in_section = SECTIONS.iter().any(|(name, _)| *name == section);
-    is_variable && (in_section || macros_name(symbol).is_some())
+    let in_section = SECTIONS.iter().any(|(name, _)| *name == section.name);
+    let is_known = || macros_name(symbol, &NAMES).is_some();
+    let is_constant = || section.is_constant() && macros_name(symbol, &CONSTANTS).is_some();
+    is_variable && (in_section || is_known() || is_constant())
 }
 
 /// Whether both are variables of the same macro.
 pub(crate) fn are_alike(original: &Symbol, patched: &Symbol) -> bool {
-    macros_name(original) == macros_name(patched)
+    let name = |symbol| {
+        let names = macros_name(symbol, &NAMES);
+        names.or_else(|| macros_name(symbol, &CONSTANTS))
+    };
+    name(original) == name(patched)
 }
 
 /// What the macro calls the variable. GCC adds a number (`_rs.12`), clang the function's name in
 /// front of it (`probe._rs.3`).
-fn macros_name(symbol: &Symbol) -> Option<&'static str> {
+fn macros_name<'a>(symbol: &Symbol, names: &[(&'a str, &str)]) -> Option<&'a str> {
     let is_number = |part: &&str| part.bytes().all(|byte| byte.is_ascii_digit());
     let parts: Vec<_> = symbol.name.split('.').collect();
     let name = match &*parts {
@@ -59,6 +75,6 @@ fn macros_name(symbol: &Symbol) -> Option<&'static str> {
         [_, name, number] if is_number(number) => name,
         _ => return None,
     };
-    let known = NAMES.iter().find(|(known, _)| known == name);
+    let known = names.iter().find(|(known, _)| known == name);
     known.map(|(known, _)| *known)
 }

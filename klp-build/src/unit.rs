@@ -227,9 +227,13 @@ impl Unit {
 
     /// The function that `part` is a part of.
     pub(crate) fn whole(&self, part: usize) -> Option<usize> {
-        let whole = part_of(&self.symbols[part].name)?;
+        self.function_called(part_of(&self.symbols[part].name)?)
+    }
+
+    /// The function that is called `name`.
+    pub(crate) fn function_called(&self, name: &str) -> Option<usize> {
         let mut functions = self.functions();
-        functions.find(|function| self.symbols[*function].name == whole)
+        functions.find(|function| self.symbols[*function].name == name)
     }
 
     /// The symbols of what stands in front of `function` and belongs to it, from its beginning on.
