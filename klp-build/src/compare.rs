@@ -1,8 +1,8 @@
 //! What differs between two builds of one object file.
 
+use crate::authors::{self, Ignored};
 use crate::error::{Refusal, Why};
 use crate::frames::{self, EXCEPTION_TABLE, Tables};
-use crate::ignored::{self, Ignored};
 use crate::init;
 use crate::lines;
 use crate::matches::{Match, matches};
@@ -195,8 +195,14 @@ impl Pair {
         }
         refusals.extend(init::changes(self).map(|name| self.refuse(&name, Why::ChangedInit)));
         refusals.extend(self.assembly_refusals());
+        let odd = self
+            .patched
+            .sections
+            .iter()
+            .filter(|section| !section.is_aligned());
+        refusals.extend(odd.map(|section| self.refuse(&section.name, Why::Alignment)));
         let for_kpatch = self.patched.sections.iter();
-        let for_kpatch = for_kpatch.filter(|section| ignored::is_for_kpatch(&section.name));
+        let for_kpatch = for_kpatch.filter(|section| authors::is_not_known(&section.name));
         refusals.extend(for_kpatch.map(|section| self.refuse(&section.name, Why::ForKpatch)));
         for (unit, specials) in [
             (&self.original, &self.special_before),

@@ -79,6 +79,8 @@ impl<'a> Copies<'a> {
         let section = &self.pairs[pair].patched.sections[piece.section];
         let place = 1_u64.checked_shl(piece.start.trailing_zeros());
         let align = place.map_or(section.align, |place| section.align.min(place));
+        // What is not aligned to anything that there is, is refused.
+        let align = if section.is_aligned() { align } else { 1 };
         self.aligned(pair, piece, align)
     }
 

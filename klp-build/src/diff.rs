@@ -11,7 +11,7 @@
 //! | `special.rs` | what the kernel's build notes beside code: entries, and what they are about |
 //! | `pieces.rs` | sections of which each piece stands alone |
 //! | `statics.rs` | static variables of the kernel's macros |
-//! | `ignored.rs` | what the author does not want to be looked at |
+//! | `authors.rs` | what the author says to kpatch: callbacks, and what is not to be looked at |
 //! | `texts.rs` | strings that an object file refers to |
 //! | `calls.rs` | which references are calls |
 //! | `sites.rs` | the sites at the entries of functions |
@@ -147,7 +147,8 @@ impl PatchBuilder {
         let contents = contents.map_err(BuildError::Refused)?;
         let replaced = contents.replaced.iter();
         let functions: Vec<_> = replaced.map(|replaced| replaced.old_name.clone()).collect();
-        let header = self.header.filter(|_| !functions.is_empty());
+        let does_nothing = functions.is_empty() && contents.callbacks.is_empty();
+        let header = self.header.filter(|_| !does_nothing);
         let header = header.ok_or(BuildError::NothingChanged)?;
         let build = self.target.as_ref().and_then(Target::build_id);
         let bytes = write(header, &self.name, (&self.object, build), contents)?;

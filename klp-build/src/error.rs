@@ -92,8 +92,12 @@ pub enum Why {
         /// The section.
         section: String,
     },
-    /// The section says to kpatch what this tool does not do: run callbacks, for instance.
+    /// The section says to kpatch what this tool does not do.
     ForKpatch,
+    /// The section is aligned to what is no power of two, or to more than two megabytes.
+    Alignment,
+    /// An object has several callbacks of one kind.
+    SecondCallback,
     /// The section is a table, and it cannot be told where its entries begin.
     Entries,
     /// An entry of the section refers to something in the object, and is applied before that has
@@ -170,7 +174,13 @@ impl fmt::Display for Why {
                 "the section {section} refers to it, and this tool does not know what it says",
             ),
             Self::ForKpatch => f.write_str(
-                "the macros of kpatch-macros.h are for kpatch: write callbacks with klp/patch.h",
+                "this tool does not do what the macro of kpatch-macros.h asks for: do without it",
+            ),
+            Self::Alignment => f.write_str(
+                "the section is aligned to what no compiler aligns to: is the object file damaged?",
+            ),
+            Self::SecondCallback => f.write_str(
+                "the patch has a callback of this kind already: have that one call this one",
             ),
             Self::Entries => f.write_str(
                 "it cannot be told where the entries of this section begin: was it made by another \

@@ -13,6 +13,7 @@
 
 extern crate alloc;
 
+mod authors;
 mod bias;
 mod calls;
 mod check;
@@ -22,7 +23,6 @@ mod copies;
 mod diff;
 mod error;
 mod frames;
-mod ignored;
 mod init;
 mod lines;
 mod matches;

@@ -121,17 +121,19 @@ fn argument(machine: elf::Machine, code: &[u8], field: usize) -> Option<usize> {
             X86_64.iter().position(|each| *each == register)
         }
         elf::EM_AARCH64 => {
-            let register = word(code, field & !(FIELD - 1))? & 0x1f;
-            usize::try_from(register)
-                .ok()
-                .filter(|register| *register < 8)
+            let word = word(code, field & !(FIELD - 1))?;
+            // movz; add with a number: what adrp computes is no address yet.
+            let is_last = word & 0xffe0_0000 == 0x5280_0000 || word & 0xff80_0000 == 0x9100_0000;
+            let register = usize::try_from(word & 0x1f).ok();
+            register.filter(|register| is_last && *register < 8)
         }
         elf::EM_PPC64 => {
             let word = word(code, field & !(FIELD - 1))?;
-            // Of a load, and of addi and the like.
-            let register = (word >> 21) & 0x1f;
-            let first = usize::try_from(register).ok()?.checked_sub(3);
-            first.filter(|argument| *argument < 8)
+            // addi, ld: what addis computes is no address yet.
+            let is_last = matches!(word >> 26, 14 | 58);
+            let register = usize::try_from((word >> 21) & 0x1f).ok()?;
+            let first = register.checked_sub(3);
+            first.filter(|argument| is_last && *argument < 8)
         }
         _ => None,
     }

@@ -1,6 +1,7 @@
 //! What goes into the patch: the functions that changed, what is new, and whatever of the rest has
 //! no name in the running system. All other references become livepatch symbols.
 
+use crate::authors;
 use crate::calls;
 use crate::check;
 use crate::compare::{Pair, Place, is_constant};
@@ -31,6 +32,8 @@ pub(crate) struct Contents {
     pub(crate) symbols: Vec<Symbol>,
     /// The functions that are replaced.
     pub(crate) replaced: Vec<Replaced>,
+    /// Callbacks: their places in `struct klp_object_ext`, and their symbols.
+    pub(crate) callbacks: BTreeMap<u64, usize>,
     /// What else the patch's `.modinfo` must say.
     pub(crate) info: BTreeSet<String>,
 }
@@ -79,6 +82,9 @@ pub(crate) fn select(
     }
     for (pair, each) in pairs.iter().enumerate() {
         selection.refusals.extend(each.refusals());
+        for (place, symbol) in authors::callbacks(&each.patched) {
+            selection.call_back(At { pair, symbol }, place);
+        }
         // Others may want to call it, now or later.
         for symbol in each.new_functions() {
             let at = At { pair, symbol };
@@ -102,6 +108,7 @@ pub(crate) fn select(
         copies,
         made: symbols,
         replaced,
+        callbacks,
         ..
     } = selection;
     let units = pairs.iter().map(|pair| &pair.patched);
@@ -109,6 +116,7 @@ pub(crate) fn select(
         sections: copies.sections,
         symbols,
         replaced,
+        callbacks,
         info: units.flat_map(namespaces::imported).collect(),
     };
     if let Some(pair) = pairs.first() {
@@ -138,6 +146,7 @@ struct Selection<'a> {
     /// The symbols of the patch.
     made: Vec<Symbol>,
     replaced: Vec<Replaced>,
+    callbacks: BTreeMap<u64, usize>,
     refusals: Vec<Refusal>,
 }
 
@@ -188,6 +197,7 @@ impl<'a> Selection<'a> {
             symbols: BTreeMap::new(),
             made: vec![Symbol::null()],
             replaced: Vec::new(),
+            callbacks: BTreeMap::new(),
             refusals,
         }
     }
@@ -244,6 +254,15 @@ impl<'a> Selection<'a> {
                 symbol: new,
             }),
             Err(why) => self.refuse(at, why),
+        }
+    }
+
+    /// Has the function called back, at its place in the patch; there is one such place for all of
+    /// the object.
+    fn call_back(&mut self, at: At, place: u64) {
+        let new = self.own(at);
+        if self.callbacks.insert(place, new).is_some() {
+            self.refuse(at, Why::SecondCallback);
         }
     }
 

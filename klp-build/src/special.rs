@@ -23,9 +23,10 @@
 //! | `.orc_unwind_ip`, `.orc_unwind`, `.orc_header` | unwinds stacks (asm/orc_types.h) |
 //! | `.printk_index` | lists all messages (linux/printk.h) |
 
-use crate::ignored;
+use crate::authors;
 use crate::texts::{is_file_name, text_at};
 use crate::unit::{Home, Referent, Reloc, Section, Unit};
+use core::ops::RangeInclusive;
 use object::{Endianness, elf};
 
 /// A kind of special section.
@@ -49,12 +50,12 @@ pub(crate) enum Purpose {
 }
 
 /// What the entries of a section look like.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Layout {
     /// Each is one field: the code.
     Places,
-    /// Each begins with so many fields that are relocated; the first one is the code.
-    Records(usize),
+    /// Each begins with so many fields that are relocated, of which the first one is the code.
+    Records(RangeInclusive<usize>),
     /// Each begins with the code, and is padded, which the last one may not be: assemblers align
     /// what follows.
     Padded,
@@ -75,11 +76,15 @@ const fn kind(name: &'static str, layout: Layout, purpose: Purpose) -> Kind {
 }
 
 const KINDS: &[Kind] = &[
-    kind("__ex_table", Layout::Records(2), Purpose::LookedUp),
-    kind("__bug_table", Layout::Records(1), Purpose::LookedUp),
-    kind("__jump_table", Layout::Records(3), Purpose::Applied),
-    kind(".static_call_sites", Layout::Records(2), Purpose::Applied),
-    kind(".altinstructions", Layout::Records(2), Purpose::Applied),
+    kind("__ex_table", Layout::Records(2..=3), Purpose::LookedUp),
+    kind("__bug_table", Layout::Records(1..=3), Purpose::LookedUp),
+    kind("__jump_table", Layout::Records(3..=3), Purpose::Applied),
+    kind(
+        ".static_call_sites",
+        Layout::Records(2..=2),
+        Purpose::Applied,
+    ),
+    kind(".altinstructions", Layout::Records(1..=2), Purpose::Applied),
     kind(".parainstructions", Layout::Padded, Purpose::Applied),
     kind("__ftr_fixup", FEATURE, Purpose::Applied),
     kind("__fw_ftr_fixup", FEATURE, Purpose::Applied),
@@ -122,6 +127,9 @@ const KINDS: &[Kind] = &[
 /// Sections that say something of the whole of another section, once.
 const HEADERS: [(&str, &str); 1] = [(".orc_header", ".orc_unwind")];
 
+/// Bytes that fields may have: distances, and pointers or large distances.
+const FIELDS: [usize; 2] = [4, 8];
+
 /// `struct pi_entry`: the message's format, and the function's name.
 const MESSAGE: Layout = Layout::ByName(8);
 
@@ -157,7 +165,7 @@ const NOT_NEEDED: &[(&str, &str)] = &[
     ("__tracepoints_ptrs", "the same"),
     ("__bpf_raw_tp_map", "the same"),
     ("__syscalls_metadata", "the same"),
-    (ignored::AUTHORS, "read by itself"),
+    (authors::AUTHORS, "read by itself"),
 ];
 
 /// Sections with pieces of code that hold no functions: each piece is a part of whatever refers to
@@ -216,26 +224,26 @@ pub(crate) fn entries(unit: &Unit, section: usize, kind: &Kind) -> Option<Vec<En
     if table.len == 0 {
         return Some(Vec::new());
     }
-    match kind.layout {
+    match &kind.layout {
         Layout::Places => {
             let count = u64::try_from(table.relocs.len()).ok()?;
             let len = table.len.checked_div(count)?;
-            let is_field = [4, 8].contains(&len);
+            let is_field = FIELDS.iter().any(|field| *field as u64 == len);
             split(unit, table, len, 0).filter(|_| is_field)
         }
-        Layout::Fixed { len, code } => split(unit, table, len, code),
+        Layout::Fixed { len, code } => split(unit, table, *len, *code),
         Layout::Records(fields) => records(unit, table, fields),
         Layout::Padded => {
             let second = table.relocs.get(1).map_or(table.len, |second| second.at);
             split_padded(unit, table, second, 0, true)
         }
         Layout::ByName(name) => {
-            let entry = |pointer: &Reloc| by_name(unit, pointer, name);
+            let entry = |pointer: &Reloc| by_name(unit, pointer, *name);
             Some(table.relocs.iter().filter_map(entry).collect())
         }
         Layout::Beside(name) => {
             let mut sections = 0..unit.sections.len();
-            let others = sections.find(|other| unit.sections[*other].name == name)?;
+            let others = sections.find(|other| unit.sections[*other].name == *name)?;
             let others = entries(unit, others, kind_of(name)?)?;
             let len = table.len / u64::try_from(others.len()).ok()?.max(1);
             if len == 0 || len * others.len() as u64 != table.len || !table.relocs.is_empty() {
@@ -270,24 +278,27 @@ fn by_name(unit: &Unit, pointer: &Reloc, name: u64) -> Option<Entry> {
     })
 }
 
-/// Finds the size of entries that begin with `fields` relocated fields: where the second one
-/// begins, the first field refers to code again, and so on to the end.
-fn records(unit: &Unit, table: &Section, fields: usize) -> Option<Vec<Entry>> {
+/// Finds the size of entries with so many relocated fields: where one begins, the first field
+/// refers to code again, and so on to the end.
+fn records(unit: &Unit, table: &Section, fields: &RangeInclusive<usize>) -> Option<Vec<Entry>> {
+    let is_record = |entry: &Entry| {
+        let relocs = table.relocs_in(entry.start, entry.len);
+        let places = || relocs.iter().map(|field| field.at - entry.start);
+        let follow = |len: usize| places().eq((0..).step_by(len).take(relocs.len()));
+        fields.contains(&relocs.len()) && FIELDS.iter().any(|len| follow(*len))
+    };
+    let split = |len| split(unit, table, len, 0).filter(|all| all.iter().all(is_record));
     // Assemblers are told the size by newer kernels.
     if table.item > 1 {
-        return split(unit, table, table.item, 0);
+        return split(table.item);
     }
-    let [first, rest @ ..] = &*table.relocs else {
-        return None;
-    };
-    let field = rest.first().map_or(0, |second| second.at - first.at);
-    let shortest = match fields {
-        0 | 1 => 1,
-        _ => field.checked_mul(fields as u64)?,
-    };
-    let ends = rest.iter().map(|reloc| reloc.at).chain([table.len]);
-    let mut ends = ends.filter(|end| *end >= shortest);
-    ends.find_map(|len| split(unit, table, len, 0))
+    let most = table
+        .relocs
+        .iter()
+        .take(fields.end() + 1)
+        .skip(*fields.start());
+    let mut ends = most.map(|reloc| reloc.at).chain([table.len]);
+    ends.find_map(split)
 }
 
 /// Splits a section into entries of `len` bytes with the code at `code`. `None`: that is not what
@@ -340,7 +351,7 @@ fn code_of(unit: &Unit, reloc: &Reloc) -> Option<(usize, u64)> {
 /// What the kernel adds to a field of a special section that is called `name`: distances of
 /// ppc64's are from the beginning of their entry.
 pub(crate) fn bias(machine: elf::Machine, name: &str, at: u64) -> i64 {
-    match kind_of(name).map(|kind| kind.layout) {
+    match kind_of(name).map(|kind| &kind.layout) {
         Some(Layout::Fixed { len, .. }) if machine == elf::EM_PPC64 => {
             i64::try_from(at % len).unwrap_or(0).wrapping_neg()
         }

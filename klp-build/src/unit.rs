@@ -363,6 +363,13 @@ impl Section {
         self.flags.contains(flag)
     }
 
+    /// Whether its alignment is one that there is.
+    pub(crate) fn is_aligned(&self) -> bool {
+        // The largest pages of the architectures have 16 GiB, but nothing is linked to such.
+        const LARGEST: u64 = 1 << 21;
+        self.align.is_power_of_two() && self.align <= LARGEST
+    }
+
     /// Whether it is code.
     pub(crate) fn is_code(&self) -> bool {
         self.has(elf::SHF_EXECINSTR)

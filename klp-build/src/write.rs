@@ -68,6 +68,9 @@ fn add_manifest(header: UnitHeader, object: &str, contents: &mut Contents) {
         objects.push(to(object_ext::NAME, names_symbol, add_name(object)));
     }
     objects.push(to(object_ext::FUNCS, funcs_symbol, 0));
+    for (place, callback) in &contents.callbacks {
+        objects.push(to(*place, *callback, 0));
+    }
     let count = u32::try_from(contents.replaced.len()).unwrap_or(u32::MAX);
     let count = header.endian.write_u32(count);
     put(&mut entry, object_ext::NR_FUNCS as usize, &count);

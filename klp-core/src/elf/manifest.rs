@@ -24,7 +24,9 @@ pub mod object_ext {
     pub const NAME: u64 = 0;
     /// Where the pointer to the first function is.
     pub const FUNCS: u64 = 8;
-    pub(in super::super) const CALLBACKS: u64 = 16;
+    /// Where the first of the pointers to the four callbacks is, in the order of
+    /// `struct klp_callbacks`.
+    pub const CALLBACKS: u64 = 16;
     /// Where the number of functions is, of four bytes.
     pub const NR_FUNCS: u64 = 56;
     /// Bytes of all.

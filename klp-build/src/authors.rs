@@ -2,6 +2,7 @@
 
 use crate::texts::text_at;
 use crate::unit::{Referent, Unit};
+use klp_core::elf::manifest::object_ext;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
@@ -49,7 +50,31 @@ impl Ignored {
     }
 }
 
+/// The sections with callbacks (`KPATCH_PRE_PATCH_CALLBACK` and others), each with the place of its
+/// pointer in the patch. Linux has the same callbacks, with the same arguments.
+const CALLBACKS: [(&str, u64); 4] = [
+    (".kpatch.callbacks.pre_patch", object_ext::CALLBACKS),
+    (".kpatch.callbacks.post_patch", object_ext::CALLBACKS + 8),
+    (".kpatch.callbacks.pre_unpatch", object_ext::CALLBACKS + 16),
+    (".kpatch.callbacks.post_unpatch", object_ext::CALLBACKS + 24),
+];
+
+/// The callbacks in `unit`: their places in the patch, and the functions.
+pub(crate) fn callbacks(unit: &Unit) -> impl Iterator<Item = (u64, usize)> {
+    let sections = unit.sections.iter();
+    let callbacks = sections.flat_map(|section| {
+        let known = CALLBACKS.iter().find(|(name, _)| *name == section.name);
+        section.relocs.iter().zip(known.into_iter().cycle())
+    });
+    callbacks.filter_map(|(pointer, (_, place))| match unit.referent(pointer) {
+        Referent::Named { symbol, offset: 0 } => Some((*place, symbol)),
+        _ => None,
+    })
+}
+
 /// Whether the section says something to kpatch that this tool does not do.
-pub(crate) fn is_for_kpatch(name: &str) -> bool {
-    name.starts_with(AUTHORS) && ![IGNORED_SECTIONS, IGNORED_FUNCTIONS].contains(&name)
+pub(crate) fn is_not_known(name: &str) -> bool {
+    let is_callback = CALLBACKS.iter().any(|(callback, _)| *callback == name);
+    let is_ignored = [IGNORED_SECTIONS, IGNORED_FUNCTIONS].contains(&name);
+    name.starts_with(AUTHORS) && !is_callback && !is_ignored
 }
