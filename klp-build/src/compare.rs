@@ -1,18 +1,19 @@
 //! What differs between two builds of one object file.
 
 use crate::authors::{self, Ignored};
+use crate::entries::{ByCode, Specials, by_code, entries_of, specials};
 use crate::error::{Refusal, Why};
 use crate::frames::{self, EXCEPTION_TABLE, Tables};
 use crate::init;
 use crate::lines;
 use crate::matches::{Match, matches};
 use crate::pieces::piece_at;
-use crate::special::{self, Entry, Purpose};
+use crate::special;
 use crate::statics;
 use crate::unit::{Home, Referent, Reloc, Section, Unit};
 use object::elf;
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -36,7 +37,12 @@ pub(crate) struct Pair {
     exceptions: (Tables, Tables),
     /// Constants that were compared: whether they are equal.
     constants: RefCell<BTreeMap<(Place, Place), bool>>,
+    /// How many of them are being compared, each because the one before refers to it.
+    depth: Cell<usize>,
 }
+
+/// Constants that refer to one another are followed so far: what is behind counts as changed.
+const DEEPEST: usize = 500;
 
 /// A range of bytes in a section of one build.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -45,10 +51,6 @@ pub(crate) struct Place {
     pub(crate) start: u64,
     pub(crate) len: u64,
 }
-
-/// The special sections of one build: each with its entries, or `None` if it cannot be told where
-/// these begin.
-type Specials = Vec<(usize, Option<Vec<Entry>>)>;
 
 impl Pair {
     /// Compares both builds.
@@ -66,6 +68,7 @@ impl Pair {
             matches,
             changed: BTreeSet::new(),
             constants: RefCell::default(),
+            depth: Cell::default(),
         };
         let functions = pair.patched.functions();
         let entries = (
@@ -195,6 +198,17 @@ impl Pair {
         }
         refusals.extend(init::changes(self).map(|name| self.refuse(&name, Why::ChangedInit)));
         refusals.extend(self.assembly_refusals());
+        let offers = self.matches.iter().enumerate();
+        let offers = offers.filter(|(symbol, matched)| {
+            let section = self.patched.section_of(*symbol);
+            **matched == Match::New
+                && self.patched.is_thing(*symbol)
+                && section.is_some_and(|of| special::is_offer(&self.patched.sections[of].name))
+        });
+        refusals.extend(
+            offers
+                .map(|(symbol, _)| self.refuse(&self.patched.symbols[symbol].name, Why::NewOffer)),
+        );
         let odd = self
             .patched
             .sections
@@ -379,9 +393,15 @@ impl Pair {
         if let Some(known) = self.constants.borrow().get(&key) {
             return *known;
         }
+        let depth = self.depth.get();
+        if depth == DEEPEST {
+            return false;
+        }
         // What refers to itself is no different for that.
         self.constants.borrow_mut().insert(key, true);
+        self.depth.set(depth + 1);
         let same = self.same_place(original, patched);
+        self.depth.set(depth);
         self.constants.borrow_mut().insert(key, same);
         same
     }
@@ -439,57 +459,6 @@ impl Pair {
         });
         special.map(|(_, section)| section)
     }
-}
-
-/// The special sections of `unit`.
-fn specials(unit: &Unit) -> Specials {
-    let sections = unit.sections.iter().enumerate();
-    let known = sections.filter_map(|(index, section)| {
-        let kind = special::kind_of(&section.name)?;
-        let entries = special::entries(unit, index, kind);
-        section.has(elf::SHF_ALLOC).then_some((index, entries))
-    });
-    known.collect()
-}
-
-/// The entries of special sections, each by the section and the place of its code.
-type ByCode = BTreeMap<(usize, u64), Vec<Place>>;
-
-fn by_code(unit: &Unit, specials: &Specials) -> ByCode {
-    let mut by_code = ByCode::new();
-    for (section, entries) in specials {
-        let kind = special::kind_of(&unit.sections[*section].name);
-        if kind.is_some_and(|kind| kind.purpose == Purpose::Derived) {
-            continue;
-        }
-        for entry in entries.iter().flatten() {
-            let Entry { start, len, code } = *entry;
-            let entries = by_code.entry(code).or_default();
-            entries.push(Place {
-                section: *section,
-                start,
-                len,
-            });
-        }
-    }
-    by_code
-}
-
-/// Those of the function.
-fn entries_of(unit: &Unit, by_code: &ByCode, function: usize) -> Vec<Place> {
-    let Some(Place {
-        section,
-        start,
-        len,
-    }) = place(unit, function)
-    else {
-        return Vec::new();
-    };
-    let code = (section, start)..(section, start.saturating_add(len.max(1)));
-    by_code
-        .range(code)
-        .flat_map(|(_, entries)| entries.clone())
-        .collect()
 }
 
 /// The bytes of `place`, without the line of the source that they may tell.

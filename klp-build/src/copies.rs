@@ -33,6 +33,9 @@ pub(crate) struct Open {
     pub(crate) relocs: Vec<Reloc>,
 }
 
+/// What the kernel's linker scripts align arrays to (`scripts/module.lds.S`).
+const ARRAY: u64 = 8;
+
 impl<'a> Copies<'a> {
     /// No sections.
     pub(crate) fn new(pairs: &'a [Pair]) -> Self {
@@ -144,8 +147,11 @@ impl<'a> Copies<'a> {
                         len: entry.len,
                     };
                     if self.has_code(pair, code, place) {
-                        // They are arrays, whatever sections are aligned to.
-                        self.aligned(pair, piece, 1);
+                        // They are an array. Linkers align what Linux reads as such, and assemblers
+                        // may not.
+                        let (table, _) = self.aligned(pair, piece, 1);
+                        let table = &mut self.sections[table];
+                        table.align = table.align.max(ARRAY);
                         self.add_header(pair, *section);
                     }
                 }

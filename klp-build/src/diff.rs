@@ -3,12 +3,14 @@
 //! | file | what it does |
 //! |---|---|
 //! | `unit.rs` | bytes → sections, symbols, relocations, and what these refer to |
+//! | `names.rs` | which symbols name what is at a place |
 //! | `bias.rs` | how far x86's instructions reach behind their fields |
 //! | `matches.rs` | which symbol of the patched build is which of the original |
 //! | `compare.rs` | which functions changed, and which changes cannot be patched |
 //! | `init.rs` | what runs when an object is loaded |
 //! | `lines.rs` | functions that differ in the numbers of lines alone |
 //! | `special.rs` | what the kernel's build notes beside code: entries, and what they are about |
+//! | `entries.rs` | those entries, by the code that they are about |
 //! | `pieces.rs` | sections of which each piece stands alone |
 //! | `statics.rs` | static variables of the kernel's macros |
 //! | `authors.rs` | what the author says to kpatch: callbacks, and what is not to be looked at |

@@ -30,7 +30,8 @@ pub enum BuildError {
         /// The name.
         object: String,
     },
-    /// No function of the original has changed: both builds are the same, or there are only new ones.
+    /// No function of the original has changed: both builds are the same, or only new functions were
+    /// added.
     NothingChanged,
     /// What was changed cannot be patched.
     Refused(Vec<Refusal>),
@@ -94,6 +95,8 @@ pub enum Why {
     },
     /// The section says to kpatch what this tool does not do.
     ForKpatch,
+    /// A new event, parameter, or the like, which the kernel would not find in a patch.
+    NewOffer,
     /// The section is aligned to what is no power of two, or to more than two megabytes.
     Alignment,
     /// An object has several callbacks of one kind.
@@ -175,6 +178,10 @@ impl fmt::Display for Why {
             ),
             Self::ForKpatch => f.write_str(
                 "this tool does not do what the macro of kpatch-macros.h asks for: do without it",
+            ),
+            Self::NewOffer => f.write_str(
+                "a new event or parameter, which the kernel does not look for in a patch: do without \
+                 it",
             ),
             Self::Alignment => f.write_str(
                 "the section is aligned to what no compiler aligns to: is the object file damaged?",

@@ -97,7 +97,8 @@ fn doubt_others(
     }
 }
 
-/// The symbols that are defined in the unit and name a function or a variable of which there is one.
+/// The symbols that are defined in the unit and name a function, or a variable of which there is
+/// one.
 fn things(unit: &Unit) -> impl Iterator<Item = usize> {
     let symbols = 0..unit.symbols.len();
     symbols.filter(|symbol| unit.is_thing(*symbol) && !is_patchs_own(unit, *symbol))

@@ -1,10 +1,10 @@
 //! The sites at the entries of functions: pads that compilers leave, and calls of a profiler.
 
 use crate::select::Contents;
-use crate::unit::{Home, Reloc, Section, Symbol, Unit, UnitHeader};
+use crate::unit::{Home, Reloc, Symbol, Unit, UnitHeader};
 use crate::write::{data, pointer};
 use object::elf;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Where compilers and tools note the sites.
 const TABLES: [&str; 2] = ["__patchable_function_entries", CALLS];
@@ -38,8 +38,8 @@ pub(crate) fn has_site(unit: &Unit, function: usize) -> bool {
     let free = before.map(|before| before.value.saturating_add(before.len));
     let free = free.max().unwrap_or(0).min(value);
     let is_inside = |site: &Reloc| {
-        let at = place_in(&unit.symbols, section, site);
-        let at = at.and_then(|at| at.checked_sub(free));
+        let at = place_of(&unit.symbols, site).filter(|(of, _)| *of == section);
+        let at = at.and_then(|(_, at)| at.checked_sub(free));
         at.is_some_and(|at| at < len.saturating_add(value - free))
     };
     // A table of the calls of a profiler may be made later.
@@ -54,63 +54,72 @@ pub(crate) fn note_calls(header: UnitHeader, contents: &mut Contents) {
     let Contents {
         sections, symbols, ..
     } = contents;
-    let mut found = Vec::new();
+    let tables = sections.iter().filter(|table| table.name == CALLS);
+    let mut noted: BTreeSet<_> = tables
+        .flat_map(|table| &table.relocs)
+        .filter_map(|site| place_of(symbols, site))
+        .collect();
+    let functions = symbols.iter().enumerate();
+    let functions = functions.filter(|(_, symbol)| symbol.kind() == elf::STT_FUNC);
+    let functions: BTreeMap<_, _> = functions
+        .map(|(index, symbol)| (symbol.home, index))
+        .collect();
+    // On x86_64, the relocated field is behind the first byte.
+    let ahead = u64::from(header.machine == elf::EM_X86_64);
+    let (mut bytes, mut relocs) = (Vec::new(), Vec::new());
     for (index, section) in sections.iter().enumerate() {
-        let tables = sections.iter().filter(|table| table.name == CALLS);
-        let noted = tables.flat_map(|table| &table.relocs);
-        let noted: BTreeSet<u64> = noted
-            .filter_map(|site| place_in(symbols, index, site))
-            .collect();
+        let function = functions.get(&Home::Section(index));
         let calls = section.relocs.iter().filter(|call| {
             section.is_code() && !is_gone(header.machine, call) && is_profiler(symbols, call)
         });
-        for call in calls {
-            // On x86_64, the relocated field is behind the first byte.
-            let ahead = u64::from(header.machine == elf::EM_X86_64);
+        for (call, function) in calls.zip(function.into_iter().cycle()) {
             let place = call.at.saturating_sub(ahead);
-            if !noted.contains(&place) {
-                found.push((index, place));
+            if noted.insert((index, place)) {
+                relocs.push(Reloc {
+                    at: bytes.len() as u64,
+                    kind: pointer(header.machine),
+                    symbol: *function,
+                    addend: place.wrapping_sub(symbols[*function].value) as i64,
+                    bias: 0,
+                });
+                bytes.extend_from_slice(&[0; POINTER]);
             }
         }
     }
-    for (section, place) in found {
-        let of = symbols.iter().position(|symbol| {
-            symbol.home == Home::Section(section) && symbol.kind() == elf::STT_FUNC
-        });
-        let symbol = of.unwrap_or_else(|| {
-            symbols.push(Symbol::section(section));
-            symbols.len() - 1
-        });
-        let table = sections.iter().position(|table| table.name == CALLS);
-        let table = table.unwrap_or_else(|| {
-            sections.push(data(CALLS, POINTER, Vec::new()));
-            sections.len() - 1
-        });
-        let Section {
-            bytes, len, relocs, ..
-        } = &mut sections[table];
-        let addend = place.wrapping_sub(symbols[symbol].value);
-        relocs.push(Reloc {
-            at: *len,
-            kind: pointer(header.machine),
-            symbol,
-            addend: addend as i64,
-            bias: 0,
-        });
-        bytes.extend_from_slice(&[0; POINTER as usize]);
-        *len += POINTER;
+    if relocs.is_empty() {
+        return;
     }
+    let table = sections.iter_mut().find(|table| table.name == CALLS);
+    let table = match table {
+        Some(table) => table,
+        None => {
+            sections.push(data(CALLS, POINTER as u64, Vec::new()));
+            let Some(table) = sections.last_mut() else {
+                return;
+            };
+            table
+        }
+    };
+    let start = table.len;
+    table.relocs.extend(relocs.iter().map(|reloc| Reloc {
+        at: reloc.at + start,
+        ..*reloc
+    }));
+    table.bytes.extend(bytes);
+    table.len = table.bytes.len() as u64;
 }
 
 /// Bytes of a pointer.
-const POINTER: u64 = 8;
+const POINTER: usize = 8;
 
-/// Where `site` is in `section`, if it is there.
-fn place_in(symbols: &[Symbol], section: usize, site: &Reloc) -> Option<u64> {
+/// The section that `site` is in, and the place there.
+fn place_of(symbols: &[Symbol], site: &Reloc) -> Option<(usize, u64)> {
     let symbol = symbols.get(site.symbol)?;
+    let Home::Section(section) = symbol.home else {
+        return None;
+    };
     let at = site.addend.wrapping_add_unsigned(symbol.value);
-    let at = u64::try_from(at).ok()?;
-    (symbol.home == Home::Section(section)).then_some(at)
+    Some((section, u64::try_from(at).ok()?))
 }
 
 fn is_profiler(symbols: &[Symbol], call: &Reloc) -> bool {

@@ -16,7 +16,7 @@
 //! | `__ftr_fixup` and others | the same on ppc64 (asm/feature-fixups.h) |
 //! | `.smp_locks` | drops lock prefixes on one processor (asm/alternative.h) |
 //! | `.parainstructions` | replaces calls of a hypervisor (asm/paravirt.h) |
-//! | `.retpoline_sites`, `.return_sites`, `.call_sites`, `.ibt_endbr_seal`, `.cfi_sites` | replaces what objtool has found |
+//! | `.return_sites`, `.call_sites`, and others | replaces what objtool has found |
 //! | `.kcfi_traps` | tells traps of control flow integrity (linux/cfi.h) |
 //! | `__mcount_loc`, `__patchable_function_entries` | traces functions (linux/ftrace.h) |
 //! | `_kprobe_blacklist` | puts no probe there (asm/kprobes.h) |
@@ -160,12 +160,17 @@ const NOT_NEEDED: &[(&str, &str)] = &[
         "_error_injection_whitelist",
         "errors are injected into the original",
     ),
-    ("__param", "parameters of a module are set in the original"),
-    ("_ftrace_events", "events are defined in the original"),
-    ("__tracepoints_ptrs", "the same"),
-    ("__bpf_raw_tp_map", "the same"),
-    ("__syscalls_metadata", "the same"),
     (authors::AUTHORS, "read by itself"),
+];
+
+/// Sections in which the kernel finds what it offers: events, parameters, exported symbols. It does
+/// not look there for what only a patch has.
+const OFFERS: &[&str] = &[
+    "_ftrace_events",
+    "__tracepoints_ptrs",
+    "__bpf_raw_tp_map",
+    "__syscalls_metadata",
+    "__param",
 ];
 
 /// Sections with pieces of code that hold no functions: each piece is a part of whatever refers to
@@ -205,7 +210,12 @@ pub(crate) fn header_of(name: &str) -> Option<&'static str> {
 /// Whether a patch needs nothing of a section that is called `name`, whatever refers to it.
 pub(crate) fn is_not_needed(name: &str) -> bool {
     let mut names = NOT_NEEDED.iter();
-    names.any(|(start, _)| name.starts_with(start))
+    is_offer(name) || names.any(|(start, _)| name.starts_with(start))
+}
+
+/// Whether the kernel finds what it offers in the section that is called `name`.
+pub(crate) fn is_offer(name: &str) -> bool {
+    OFFERS.contains(&name)
 }
 
 /// Whether a section that is called `name` has pieces of code.

@@ -1,6 +1,7 @@
 //! An object file, read to be compared with another one.
 
 use crate::bias;
+use crate::names::Names;
 use crate::pieces;
 use klp_core::elf::names::part_of;
 use object::elf;
@@ -22,7 +23,7 @@ pub(crate) struct Unit {
     /// Index 0 is the null symbol.
     pub(crate) symbols: Vec<Symbol>,
     /// The symbols of each section that name something in it, by place.
-    named: Vec<Vec<usize>>,
+    named: Vec<Names>,
     /// What stands in front of functions, and has a name of its own.
     prefixes: Prefixes,
     /// Where pieces begin in sections of such.
@@ -178,9 +179,8 @@ impl Unit {
                 }
             }
         }
-        for list in &mut named {
-            list.sort_by_key(|index| symbols[*index].value);
-        }
+        let named = named.into_iter().map(|names| Names::new(names, &symbols));
+        let named = named.collect();
         let mut unit = Self {
             header: UnitHeader {
                 endian,
@@ -217,7 +217,7 @@ impl Unit {
 
     /// The symbols that name something in section `section`, by place.
     pub(crate) fn names_in(&self, section: usize) -> &[usize] {
-        self.named.get(section).map_or(&[], Vec::as_slice)
+        self.named.get(section).map_or(&[], |names| &names.all)
     }
 
     /// The functions and parts of functions, in the order of the symbol table.
@@ -313,30 +313,9 @@ impl Unit {
         pointer.map_or(direct, |pointer| self.referent(pointer))
     }
 
-    /// The symbol that names what lies at `place` in the section: of several at one place, the
-    /// first one that is not local, or the first.
+    /// The symbol that names what lies at `place` in the section.
     fn name_at(&self, section: usize, place: i64) -> Option<usize> {
-        let names = self.names_in(section);
-        let covers = |name: &&usize| {
-            let symbol = &self.symbols[**name];
-            let behind = place.checked_sub_unsigned(symbol.value);
-            behind.is_some_and(|behind| behind >= 0 && (behind as u64) < symbol.len.max(1))
-        };
-        // Code also refers to what lies right behind a variable, or before it.
-        let alone = || match names {
-            [first, rest @ ..] => {
-                let start = self.symbols[*first].value;
-                let alone = rest.iter().all(|name| self.symbols[*name].value == start);
-                alone.then(|| self.best_name(names.iter()))?
-            }
-            [] => None,
-        };
-        self.best_name(names.iter().filter(covers)).or_else(alone)
-    }
-
-    fn best_name<'a>(&self, mut names: impl Iterator<Item = &'a usize> + Clone) -> Option<usize> {
-        let global = |name: &&usize| !self.symbols[**name].is_local();
-        names.clone().find(global).or_else(|| names.next()).copied()
+        self.named.get(section)?.at(&self.symbols, place)
     }
 
     /// Symbols by their names.

@@ -313,22 +313,36 @@ fn tables_that_cannot_be_split_are_refused_by_name() {
     let table = |name: &str, fields: &str| text() + &entry(name, fields);
     for (name, fields) in [
         // Cut off, in front of a relocation or behind it.
-        ("__ex_table", format!("{good}.long .Lfirst - ., .Lsecond - .\n")),
+        (
+            "__ex_table",
+            format!("{good}.long .Lfirst - ., .Lsecond - .\n"),
+        ),
         ("__ex_table", format!("{good}.long .Lfirst - .\n")),
         ("__ex_table", ".byte 1, 2, 3\n".to_owned()),
         // Of nobody: a number, a variable, something elsewhere.
         ("__ex_table", format!("{good}.long 1, 2, 3\n")),
-        ("__bug_table", ".long .Lfirst - ., 1, 2, .Lvalue - ., 1, 2\n".to_owned()),
-        (".smp_locks", ".long .Lfirst - ., elsewhere - .\n".to_owned()),
+        (
+            "__bug_table",
+            ".long .Lfirst - ., 1, 2, .Lvalue - ., 1, 2\n".to_owned(),
+        ),
+        (
+            ".smp_locks",
+            ".long .Lfirst - ., elsewhere - .\n".to_owned(),
+        ),
         (".smp_locks", ".long 7\n".to_owned()),
         // Fields that overlap, or are of no size that there is.
-        (".smp_locks", ".long .Lfirst - ., .Lfirst - .\n.reloc .Ltable, KIND, second\n".to_owned()),
+        (
+            ".smp_locks",
+            ".long .Lfirst - ., .Lfirst - .\n.reloc .Ltable, KIND, second\n".to_owned(),
+        ),
         (".smp_locks", ".long .Lfirst - .\n.short 1\n".to_owned()),
         // Beside nothing, or beside another number of entries.
         (".orc_unwind", ".long 1, 2\n".to_owned()),
         (
             ".orc_unwind",
-            ".long 1\n.short 2\n.section .orc_unwind_ip, \"a\"\n.long first - ., .Lfirst - ., second - ., .Lsecond - .".to_owned(),
+            ".long 1\n.short 2\n.section .orc_unwind_ip, \"a\"\n\
+             .long first - ., .Lfirst - ., second - ., .Lsecond - ."
+                .to_owned(),
         ),
         ("__ftr_fixup", ".quad 1, 2, .Lfirst - ., 3, 4\n".to_owned()),
     ] {
@@ -340,7 +354,10 @@ fn tables_that_cannot_be_split_are_refused_by_name() {
         let fields = format!(".Ltable:\n{fields}\n.data\n.Lvalue: .long 1\n").replace("KIND", kind);
         let bad = assemble(&table(name, &fields));
         let built = build(&bad, &bad);
-        assert!(matches!(built, Err(BuildError::Refused(_))), "{fields}: {built:?}");
+        assert!(
+            matches!(built, Err(BuildError::Refused(_))),
+            "{fields}: {built:?}"
+        );
         let refusals = refusals(built);
         assert_eq!(refusals[0], (name.to_owned(), Why::Entries), "{fields}");
     }
@@ -618,6 +635,53 @@ fn what_the_author_says_to_kpatch_is_done_or_refused() {
     let force = entry(".kpatch.force", ".quad first");
     let (name, why) = refusal(patch(&before, &source("nop\nnop", &force)));
     assert_eq!((&*name, why), (".kpatch.force", Why::ForKpatch));
+}
+
+#[test]
+fn what_the_kernel_does_not_look_for_in_a_patch_is_refused() {
+    let event = |name: &str| {
+        let label = format!(".type {name}, %object\n{name}: .quad first\n.size {name}, 8");
+        entry("_ftrace_events", &label)
+    };
+    let source = |body: &str, events: &str| function("first", body) + events;
+    let before = source("nop", &event("sale"));
+    assert!(patch(&before, &source("nop\nnop", &event("sale"))).is_ok());
+    let more = event("sale") + &event("refund");
+    let (name, why) = refusal(patch(&before, &source("nop\nnop", &more)));
+    assert_eq!((&*name, why), ("refund", Why::NewOffer));
+}
+
+#[test]
+fn a_long_chain_of_constants_is_followed_as_far_as_there_is_room() {
+    let source = |last: u32, count: usize| {
+        let pointer = "lea link_0(%rip), %rax";
+        let pointer = if compiler_is_for("x86_64") {
+            pointer
+        } else {
+            ".quad link_0"
+        };
+        let mut source = function("first", pointer) + ".section .rodata, \"a\", %progbits\n";
+        for link in 0..count {
+            let next = if link + 1 < count {
+                format!("link_{}", link + 1)
+            } else {
+                last.to_string()
+            };
+            writeln!(
+                source,
+                ".type link_{link}, %object\nlink_{link}: .quad {next}\n.size link_{link}, 8"
+            )
+            .expect("written");
+        }
+        source
+    };
+    let patch = patch(&source(1, 300), &source(2, 300)).expect("made");
+    assert_eq!(patch.functions, ["first"]);
+    let same = self::patch(&source(1, 300), &source(1, 300));
+    assert!(matches!(same, Err(BuildError::NothingChanged)), "{same:?}");
+    // Not knowing is not the same.
+    let patch = self::patch(&source(1, 3_000), &source(1, 3_000)).expect("made");
+    assert_eq!(patch.functions, ["first"]);
 }
 
 #[test]
