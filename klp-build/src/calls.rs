@@ -33,6 +33,15 @@ pub(crate) fn is_call(machine: elf::Machine, section: &Section, reloc: &Reloc) -
     }
 }
 
+/// Whether `reloc`, in `section`, is of a jump of ppc64le's that ends a function: whoever called
+/// that function finds register 2 as the jump's target leaves it.
+pub(crate) fn is_sibling_call(machine: elf::Machine, section: &Section, reloc: &Reloc) -> bool {
+    // "b": primary opcode 18, neither absolute nor with a link.
+    let is_jump = |word: [u8; 4]| u32::from_le_bytes(word) & 0xfc00_0003 == 0x4800_0000;
+    let word = <[u8; 4]>::try_from(section.bytes_in(reloc.at, 4));
+    machine == elf::EM_PPC64 && reloc.kind == elf::R_PPC64_REL24.0 && word.is_ok_and(is_jump)
+}
+
 /// Whether the field at `at` is that of a call or a jump of x86: assemblers before binutils 2.31
 /// write the relocation of any other field.
 fn follows_branch(section: &Section, at: u64) -> bool {

@@ -6,10 +6,21 @@
 //! | `bias.rs` | how far x86's instructions reach behind their fields |
 //! | `matches.rs` | which symbol of the patched build is which of the original |
 //! | `compare.rs` | which functions changed, and which changes cannot be patched |
+//! | `init.rs` | what runs when an object is loaded |
+//! | `lines.rs` | functions that differ in the numbers of lines alone |
+//! | `special.rs` | what the kernel's build notes beside code: entries, and what they are about |
+//! | `pieces.rs` | sections of which each piece stands alone |
+//! | `statics.rs` | static variables of the kernel's macros |
+//! | `ignored.rs` | what the author does not want to be looked at |
+//! | `texts.rs` | strings that an object file refers to |
 //! | `calls.rs` | which references are calls |
+//! | `sites.rs` | the sites at the entries of functions |
 //! | `target.rs` | the positions of symbols in the program |
 //! | `frames.rs` | unwind information of some functions |
 //! | `select.rs` | what goes into the patch |
+//! | `copies.rs` | the sections of the patch |
+//! | `namespaces.rs` | what the patch must say to be given symbols |
+//! | `check.rs` | what the patch must not ask of whoever loads it |
 //! | `write.rs` | the bytes of the patch |
 
 use crate::compare::Pair;

@@ -15,14 +15,25 @@ extern crate alloc;
 
 mod bias;
 mod calls;
+mod check;
 mod compare;
 pub mod convert;
+mod copies;
 mod diff;
 mod error;
 mod frames;
+mod ignored;
+mod init;
+mod lines;
 mod matches;
+mod namespaces;
+mod pieces;
 mod select;
+mod sites;
+mod special;
+mod statics;
 mod target;
+mod texts;
 mod unit;
 mod write;
 

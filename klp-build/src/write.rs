@@ -22,6 +22,9 @@ pub(crate) fn write(
         let digits: String = build.iter().map(|byte| format!("{byte:02x}")).collect();
         info += &format!("klp_build={object}:{digits}\0");
     }
+    for line in &contents.info {
+        info += &format!("{line}\0");
+    }
     contents
         .sections
         .push(data(".modinfo", 1, info.into_bytes()));
@@ -81,7 +84,7 @@ fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     bytes[at..at + value.len()].copy_from_slice(value);
 }
 
-fn data(name: &str, align: u64, bytes: Vec<u8>) -> Section {
+pub(crate) fn data(name: &str, align: u64, bytes: Vec<u8>) -> Section {
     Section {
         name: name.to_owned(),
         kind: elf::SHT_PROGBITS,
@@ -95,7 +98,7 @@ fn data(name: &str, align: u64, bytes: Vec<u8>) -> Section {
 }
 
 /// The relocation of a pointer.
-fn pointer(machine: elf::Machine) -> u32 {
+pub(crate) fn pointer(machine: elf::Machine) -> u32 {
     match machine {
         elf::EM_AARCH64 => elf::R_AARCH64_ABS64.0,
         elf::EM_PPC64 => elf::R_PPC64_ADDR64.0,
