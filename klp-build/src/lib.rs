@@ -17,19 +17,27 @@ mod bias;
 mod calls;
 mod compare;
 pub mod convert;
+mod debug;
+mod debug_sections;
+mod debug_types;
 mod diff;
 mod error;
 mod frames;
+mod layout;
 mod matches;
 mod select;
 mod target;
+mod types;
 mod unit;
+mod warnings;
 mod write;
 
 pub use convert::{ConvertError, convert};
 pub use diff::{Built, PatchBuilder};
 pub use error::{BuildError, Refusal, Why};
+pub use layout::LayoutChange;
 pub use target::Target;
+pub use warnings::Warning;
 
 /// The folder to be given to a C compiler (`-I`), so that it finds `klp/patch.h` and
 /// `klp/shadow.h`, for authors of patches, and `klp/notrace.h`, for authors of programs that can be

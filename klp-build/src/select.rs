@@ -24,6 +24,8 @@ pub(crate) struct Contents {
     pub(crate) symbols: Vec<Symbol>,
     /// The functions that are replaced.
     pub(crate) replaced: Vec<Replaced>,
+    /// What the sections were, with the pairs that they are of, and where they are here.
+    pub(crate) taken: BTreeMap<(usize, usize), usize>,
 }
 
 /// A function that is replaced.
@@ -85,9 +87,11 @@ pub(crate) fn select(
     selection.check_special_sections();
     let Selection {
         mut refusals,
-        contents,
+        mut contents,
+        sections,
         ..
     } = selection;
+    contents.taken = sections;
     if refusals.is_empty() {
         return Ok(contents);
     }
