@@ -21,16 +21,26 @@
 //! | `copies.rs` | the sections of the patch |
 //! | `namespaces.rs` | what the patch must say to be given symbols |
 //! | `check.rs` | what the patch must not ask of whoever loads it |
+//! | `debug_sections.rs` | the sections with debug information, as a linker lays them out |
+//! | `debug.rs` | what they say |
+//! | `debug_types.rs` | the types that they describe |
+//! | `layout.rs` | in what the layouts of two types differ |
+//! | `types.rs` | which types changed that objects of the program have |
+//! | `warnings.rs` | what the author should know |
 //! | `write.rs` | the bytes of the patch |
 
 use crate::compare::Pair;
 use crate::error::BuildError;
-use crate::select::select;
+use crate::matches::Match;
+use crate::select::{Contents, select};
 use crate::target::Target;
+use crate::types;
 use crate::unit::{Unit, UnitHeader};
+use crate::warnings::{Warning, warnings};
 use crate::write::write;
 use klp_core::config::OBJECT_NAME_LEN;
 use klp_core::model::VMLINUX;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Makes a patch object of the object files of two builds.
@@ -55,6 +65,7 @@ pub struct PatchBuilder {
     target: Option<Target>,
     header: Option<UnitHeader>,
     pairs: Vec<Pair>,
+    vouched: BTreeSet<String>,
 }
 
 /// A patch object.
@@ -64,6 +75,8 @@ pub struct Built {
     pub bytes: Vec<u8>,
     /// The functions that it replaces.
     pub functions: Vec<String>,
+    /// What its author should know.
+    pub warnings: Vec<Warning>,
 }
 
 impl PatchBuilder {
@@ -76,6 +89,7 @@ impl PatchBuilder {
             target: None,
             header: None,
             pairs: Vec::new(),
+            vouched: BTreeSet::new(),
         }
     }
 
@@ -137,6 +151,16 @@ impl PatchBuilder {
         Ok(())
     }
 
+    /// Says that the type called `name` may have another layout than in the original build: new
+    /// code and the objects that exist agree, or there are none. Types that contain it are vouched
+    /// for, too, if nothing else of them changed.
+    ///
+    /// The name is what a refusal says, as `struct shop` or `shop::Visit`; `struct` and the like
+    /// may be left out.
+    pub fn vouch_layout(&mut self, name: &str) {
+        self.vouched.insert(name.to_owned());
+    }
+
     /// Makes the patch.
     ///
     /// # Errors
@@ -144,13 +168,53 @@ impl PatchBuilder {
     /// [`BuildError::Refused`] says all that cannot be patched; [`BuildError::NothingChanged`].
     pub fn build(&self) -> Result<Built, BuildError> {
         let contents = select(&self.pairs, &self.object, self.target.as_ref());
-        let contents = contents.map_err(BuildError::Refused)?;
+        let going_in = self.going_in(contents.as_ref().ok());
+        let compared = types::compare(&self.pairs, &going_in, &self.vouched);
+        let mut refusals = compared.refusals;
+        let contents = match contents {
+            Ok(contents) if refusals.is_empty() => contents,
+            Ok(_) => return Err(BuildError::Refused(refusals)),
+            Err(others) => {
+                refusals.extend(others);
+                return Err(BuildError::Refused(refusals));
+            }
+        };
         let replaced = contents.replaced.iter();
         let functions: Vec<_> = replaced.map(|replaced| replaced.old_name.clone()).collect();
         let header = self.header.filter(|_| !functions.is_empty());
         let header = header.ok_or(BuildError::NothingChanged)?;
         let build = self.target.as_ref().and_then(Target::build_id);
+        let mut notes = compared.warnings;
+        let target = self.target.as_ref();
+        notes.extend(warnings(
+            &self.pairs,
+            &contents,
+            target,
+            &compared.producers,
+        ));
         let bytes = write(header, &self.name, (&self.object, build), contents)?;
-        Ok(Built { bytes, functions })
+        Ok(Built {
+            bytes,
+            functions,
+            warnings: notes,
+        })
+    }
+
+    /// The functions of the patch, by pair and symbol: those in `contents`, and, if something is
+    /// refused, those that would have been.
+    fn going_in(&self, contents: Option<&Contents>) -> BTreeSet<(usize, usize)> {
+        let mut going_in = BTreeSet::new();
+        for (index, pair) in self.pairs.iter().enumerate() {
+            let goes_in = |function: &usize| match contents {
+                Some(contents) => {
+                    let section = pair.patched.section_of(*function);
+                    section.is_some_and(|section| contents.taken.contains_key(&(index, section)))
+                }
+                None => pair.changed.contains(function) || pair.matches[*function] == Match::New,
+            };
+            let functions = pair.patched.functions().filter(goes_in);
+            going_in.extend(functions.map(|function| (index, function)));
+        }
+        going_in
     }
 }

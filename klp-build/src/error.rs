@@ -1,6 +1,7 @@
 //! Why no patch can be made.
 
 use crate::convert::ConvertError;
+use crate::layout::LayoutChange;
 use core::fmt;
 use std::path::PathBuf;
 
@@ -121,6 +122,18 @@ pub enum Why {
     Assembly,
     /// Unwind information cannot be read.
     Frames,
+    /// The type lies in memory otherwise than before. Objects of it exist where the program runs.
+    ChangedLayout {
+        /// In what it differs.
+        change: LayoutChange,
+        /// The functions of the patch that are known to use it.
+        users: Vec<String>,
+    },
+    /// Debug information is there, and cannot be read.
+    DebugInfo {
+        /// What is wrong with it.
+        why: String,
+    },
 }
 
 impl fmt::Display for Why {
@@ -204,6 +217,24 @@ impl fmt::Display for Why {
                  (.type NAME, @function; .size), or leave it as it is",
             ),
             Self::Frames => f.write_str("its unwind information cannot be read"),
+            Self::ChangedLayout { change, users } => {
+                write!(f, "the layout of the type changed: {change}")?;
+                let users = users.join(", ");
+                match &*users {
+                    "" => f.write_str("; its source file is that of functions that changed")?,
+                    users => write!(f, ", which matters to {users}")?,
+                }
+                f.write_str(
+                    ". Objects of the running program have the old layout: keep it, and have new \
+                     data in shadow variables (docs/shadow-variables.md); if no object can be at \
+                     fault, vouch for the type (--vouch-layout)",
+                )
+            }
+            Self::DebugInfo { why } => write!(
+                f,
+                "debug information cannot be read, so types cannot be compared: {why}. Compile \
+                 with another -g, or without",
+            ),
         }
     }
 }

@@ -19,11 +19,15 @@ mod check;
 mod compare;
 pub mod convert;
 mod copies;
+mod debug;
+mod debug_sections;
+mod debug_types;
 mod diff;
 mod error;
 mod frames;
 mod ignored;
 mod init;
+mod layout;
 mod lines;
 mod matches;
 mod namespaces;
@@ -34,13 +38,17 @@ mod special;
 mod statics;
 mod target;
 mod texts;
+mod types;
 mod unit;
+mod warnings;
 mod write;
 
 pub use convert::{ConvertError, convert};
 pub use diff::{Built, PatchBuilder};
 pub use error::{BuildError, Refusal, Why};
+pub use layout::LayoutChange;
 pub use target::Target;
+pub use warnings::Warning;
 
 /// The folder to be given to a C compiler (`-I`), so that it finds `klp/patch.h` and
 /// `klp/shadow.h`, for authors of patches, and `klp/notrace.h`, for authors of programs that can be

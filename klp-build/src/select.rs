@@ -33,6 +33,8 @@ pub(crate) struct Contents {
     pub(crate) replaced: Vec<Replaced>,
     /// What else the patch's `.modinfo` must say.
     pub(crate) info: BTreeSet<String>,
+    /// What the sections were, with the pairs that they are of, and where they are here.
+    pub(crate) taken: BTreeMap<(usize, usize), usize>,
 }
 
 /// A function that is replaced.
@@ -109,6 +111,7 @@ pub(crate) fn select(
         sections: copies.sections,
         symbols,
         replaced,
+        taken: copies.whole,
         info: units.flat_map(namespaces::imported).collect(),
     };
     if let Some(pair) = pairs.first() {

@@ -5,7 +5,7 @@ use crate::error::Why;
 use object::elf;
 use object::read::elf::{FileHeader, SectionHeader, SectionTable, Sym};
 use object::{Endianness, read};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The symbols of a program or a library.
 #[derive(Debug, Default)]
@@ -13,6 +13,10 @@ pub struct Target {
     /// The source files of the symbols of each name, in the order of the table; `None` for symbols
     /// that all object files were linked to. Linkers make hidden ones local, but keep them apart.
     by_name: BTreeMap<String, Vec<Option<String>>>,
+    /// The addresses of the functions of each name, in the same order; `None`: no function.
+    addresses: BTreeMap<String, Vec<Option<u64>>>,
+    /// What the functions at each address are called.
+    at_address: BTreeMap<u64, BTreeSet<String>>,
     build_id: Option<Vec<u8>>,
 }
 
@@ -47,6 +51,13 @@ impl Target {
             }
             let local = symbol.st_bind() == elf::STB_LOCAL;
             let source = source.clone().filter(|_| local);
+            let address = (symbol.st_type() == elf::STT_FUNC).then(|| symbol.st_value(endian));
+            if let Some(address) = address {
+                let names = target.at_address.entry(address).or_default();
+                names.insert(name.clone().into_owned());
+            }
+            let addresses = target.addresses.entry(name.clone().into_owned());
+            addresses.or_default().push(address);
             let sources = target.by_name.entry(name.into_owned()).or_default();
             sources.push(source);
         }
@@ -64,6 +75,15 @@ impl Target {
         self.by_name
             .get(name)
             .is_some_and(|sources| sources.contains(&None))
+    }
+
+    /// What the code of a function is called, of which `position` tells which one is meant.
+    pub(crate) fn names_of_code(&self, name: &str, position: u32) -> Vec<String> {
+        let addresses = self.addresses.get(name);
+        let index = usize::try_from(position.saturating_sub(1)).unwrap_or(usize::MAX);
+        let address = addresses.and_then(|addresses| *addresses.get(index)?);
+        let names = address.and_then(|address| self.at_address.get(&address));
+        names.into_iter().flatten().cloned().collect()
     }
 
     /// The position of a symbol, as livepatch symbols have it: 0 if there is no other of its name,

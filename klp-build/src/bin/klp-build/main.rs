@@ -56,6 +56,10 @@ struct Args {
     /// name, and no other build of it can be patched by mistake
     #[arg(long)]
     target: Option<PathBuf>,
+    /// A type that may have another layout than in the original build, as you know that new code
+    /// and the objects that exist agree, or that there are none; as often as there are such
+    #[arg(long, value_name = "TYPE")]
+    vouch_layout: Vec<String>,
 }
 
 fn main() -> Result<()> {
@@ -77,7 +81,9 @@ fn make(args: &Args) -> Result<String> {
         let target = target.with_context(|| format!("cannot read {}", path.display()))?;
         if target.build_id().is_none() {
             let path = path.display();
-            eprintln!("{path} has no build-id: the patch does not tell other builds from it");
+            eprintln!(
+                "warning: {path} has no build-id: the patch does not tell other builds from it"
+            );
         }
         patch.target(target);
     }
@@ -100,7 +106,13 @@ fn make(args: &Args) -> Result<String> {
         let original = original.as_deref().map(read).transpose()?;
         patch.pair(&file, original.as_deref(), &read(&patched)?)?;
     }
+    for name in &args.vouch_layout {
+        patch.vouch_layout(name);
+    }
     let built = patch.build()?;
+    for warning in &built.warnings {
+        eprintln!("warning: {warning}");
+    }
     std::fs::write(&args.output, &built.bytes)
         .with_context(|| format!("cannot write {}", args.output.display()))?;
     let mut said = format!("{}: the patch {name} replaces\n", args.output.display());
