@@ -11,13 +11,15 @@
 //! | `frames.rs` | unwind information of some functions |
 //! | `select.rs` | what goes into the patch |
 //! | `write.rs` | the bytes of the patch |
+//! | `module.rs` | what makes a kernel module of it |
 
 use crate::compare::Pair;
+use crate::convert::ConvertError;
 use crate::error::BuildError;
-use crate::select::select;
+use crate::select::{Contents, select};
 use crate::target::Target;
 use crate::unit::{Unit, UnitHeader};
-use crate::write::write;
+use crate::write::{Of, write, write_for_module};
 use klp_core::config::OBJECT_NAME_LEN;
 use klp_core::model::VMLINUX;
 use std::path::{Path, PathBuf};
@@ -132,6 +134,23 @@ impl PatchBuilder {
     ///
     /// [`BuildError::Refused`] says all that cannot be patched; [`BuildError::NothingChanged`].
     pub fn build(&self) -> Result<Built, BuildError> {
+        self.build_by(|header, of, contents| write(header, &self.name, of, contents))
+    }
+
+    /// Makes an object file of which Kbuild makes a kernel module, as [`module`](crate::module)
+    /// says. The module's name is the patch's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::build`].
+    pub fn build_for_module(&self) -> Result<Built, BuildError> {
+        self.build_by(write_for_module)
+    }
+
+    fn build_by(
+        &self,
+        write: impl FnOnce(UnitHeader, Of<'_>, Contents) -> Result<Vec<u8>, ConvertError>,
+    ) -> Result<Built, BuildError> {
         let contents = select(&self.pairs, &self.object, self.target.as_ref());
         let contents = contents.map_err(BuildError::Refused)?;
         let replaced = contents.replaced.iter();
@@ -139,7 +158,7 @@ impl PatchBuilder {
         let header = self.header.filter(|_| !functions.is_empty());
         let header = header.ok_or(BuildError::NothingChanged)?;
         let build = self.target.as_ref().and_then(Target::build_id);
-        let bytes = write(header, &self.name, (&self.object, build), contents)?;
+        let bytes = write(header, (&self.object, build), contents)?;
         Ok(Built { bytes, functions })
     }
 }

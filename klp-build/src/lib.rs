@@ -21,6 +21,7 @@ mod diff;
 mod error;
 mod frames;
 mod matches;
+pub mod module;
 mod select;
 mod target;
 mod unit;

@@ -10,19 +10,35 @@ use std::collections::BTreeMap;
 /// The symbols of a program or a library.
 #[derive(Debug, Default)]
 pub struct Target {
-    /// The source files of the symbols of each name, in the order of the table; `None` for symbols
+    /// The source files of the symbols of each name, in the order of their positions; `None` for symbols
     /// that all object files were linked to. Linkers make hidden ones local, but keep them apart.
     by_name: BTreeMap<String, Vec<Option<String>>>,
     build_id: Option<Vec<u8>>,
 }
 
 impl Target {
-    /// Reads an ELF file of 64 bits that is not stripped.
+    /// Reads an ELF file of 64 bits that is not stripped: a program, a library, or a module of a
+    /// kernel.
     ///
     /// # Errors
     ///
     /// It is no such file.
     pub fn read(file: &[u8]) -> Result<Self, read::Error> {
+        Self::read_by(file, |_| 0)
+    }
+
+    /// The same of a Linux kernel's `vmlinux`: Linux counts its symbols by their addresses
+    /// (`kallsyms_on_each_match_symbol`).
+    ///
+    /// # Errors
+    ///
+    /// It is no such file.
+    pub fn read_vmlinux(file: &[u8]) -> Result<Self, read::Error> {
+        Self::read_by(file, |address| address)
+    }
+
+    /// Symbols of the same `order` stay in that of the table.
+    fn read_by(file: &[u8], order: impl Fn(u64) -> u64) -> Result<Self, read::Error> {
         let header = elf::FileHeader64::<Endianness>::parse(file)?;
         let endian = header.endian()?;
         let sections = header.sections(endian, file)?;
@@ -31,7 +47,7 @@ impl Target {
             build_id: build_id(&sections, endian, file)?,
             ..Self::default()
         };
-        let mut source = None;
+        let (mut source, mut found) = (None, Vec::new());
         for symbol in symbols.iter() {
             let name = String::from_utf8_lossy(symbol.name(endian, symbols.strings())?);
             let is_thing = match symbol.st_type() {
@@ -47,8 +63,11 @@ impl Target {
             }
             let local = symbol.st_bind() == elf::STB_LOCAL;
             let source = source.clone().filter(|_| local);
-            let sources = target.by_name.entry(name.into_owned()).or_default();
-            sources.push(source);
+            found.push((order(symbol.st_value(endian)), name.into_owned(), source));
+        }
+        found.sort_by_key(|(order, ..)| *order);
+        for (_, name, source) in found {
+            target.by_name.entry(name).or_default().push(source);
         }
         Ok(target)
     }
