@@ -28,8 +28,10 @@
 //! | `types.rs` | which types changed that objects of the program have |
 //! | `warnings.rs` | what the author should know |
 //! | `write.rs` | the bytes of the patch |
+//! | `module.rs` | what makes a kernel module of it |
 
 use crate::compare::Pair;
+use crate::convert::ConvertError;
 use crate::error::BuildError;
 use crate::matches::Match;
 use crate::select::{Contents, select};
@@ -37,7 +39,7 @@ use crate::target::Target;
 use crate::types;
 use crate::unit::{Unit, UnitHeader};
 use crate::warnings::{Warning, warnings};
-use crate::write::write;
+use crate::write::{Of, write, write_for_module};
 use klp_core::config::OBJECT_NAME_LEN;
 use klp_core::model::VMLINUX;
 use std::collections::BTreeSet;
@@ -167,6 +169,23 @@ impl PatchBuilder {
     ///
     /// [`BuildError::Refused`] says all that cannot be patched; [`BuildError::NothingChanged`].
     pub fn build(&self) -> Result<Built, BuildError> {
+        self.build_by(|header, of, contents| write(header, &self.name, of, contents))
+    }
+
+    /// Makes an object file of which Kbuild makes a kernel module, as [`module`](crate::module)
+    /// says. The module's name is the patch's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::build`].
+    pub fn build_for_module(&self) -> Result<Built, BuildError> {
+        self.build_by(write_for_module)
+    }
+
+    fn build_by(
+        &self,
+        write: impl FnOnce(UnitHeader, Of<'_>, Contents) -> Result<Vec<u8>, ConvertError>,
+    ) -> Result<Built, BuildError> {
         let contents = select(&self.pairs, &self.object, self.target.as_ref());
         let going_in = self.going_in(contents.as_ref().ok());
         let compared = types::compare(&self.pairs, &going_in, &self.vouched);
@@ -192,7 +211,7 @@ impl PatchBuilder {
             target,
             &compared.producers,
         ));
-        let bytes = write(header, &self.name, (&self.object, build), contents)?;
+        let bytes = write(header, (&self.object, build), contents)?;
         Ok(Built {
             bytes,
             functions,

@@ -30,6 +30,7 @@ mod init;
 mod layout;
 mod lines;
 mod matches;
+pub mod module;
 mod namespaces;
 mod pieces;
 mod select;

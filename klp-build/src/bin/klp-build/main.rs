@@ -1,17 +1,19 @@
 //! `klp-build ORIGINAL PATCHED -o PATCH`: a patch object out of two builds, or, with `--diff`, out
 //! of a source diff.
 
+mod kernel;
 mod rebuild;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use klp_build::{PatchBuilder, Target};
+use klp_core::model::VMLINUX;
 use rebuild::Project;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// Makes a patch object out of two builds of a program, a library, or a kernel module.
+/// Makes a patch object out of two builds of a program, a library, a Linux kernel or a module of one.
 ///
 /// Either of object files, which must be made by the same compiler with the same flags, with
 /// -ffunction-sections -fdata-sections among them; or of a source diff: then the project is built
@@ -50,7 +52,7 @@ struct Args {
     name: Option<String>,
     /// The object to be patched: the base image, or a library by its file name up to .so, with _
     /// for . and -
-    #[arg(long, default_value = "vmlinux")]
+    #[arg(long, default_value = VMLINUX)]
     object: String,
     /// The program or library that the original was linked into: tells apart what has the same
     /// name, and no other build of it can be patched by mistake
@@ -60,6 +62,11 @@ struct Args {
     /// and the objects that exist agree, or that there are none; as often as there are such
     #[arg(long, value_name = "TYPE")]
     vouch_layout: Vec<String>,
+    /// The folder in which a Linux kernel was built, or /lib/modules/VERSION/build: the patch
+    /// becomes a module for it. What is patched is the vmlinux there, or the one that --target
+    /// names; or the module that --object names
+    #[arg(long, value_name = "BUILD")]
+    linux: Option<PathBuf>,
 }
 
 fn main() -> Result<()> {
@@ -76,15 +83,7 @@ fn make(args: &Args) -> Result<String> {
     let name = name.context("the output file has no name that a patch could have: use --name")?;
     let mut patch = PatchBuilder::new(&name);
     patch.object(&args.object)?;
-    if let Some(path) = &args.target {
-        let target = Target::read(&read(path)?);
-        let target = target.with_context(|| format!("cannot read {}", path.display()))?;
-        if target.build_id().is_none() {
-            let path = path.display();
-            eprintln!(
-                "warning: {path} has no build-id: the patch does not tell other builds from it"
-            );
-        }
+    if let Some(target) = target(args)? {
         patch.target(target);
     }
     let builds = args.diff.as_deref().map(|diff| {
@@ -109,17 +108,54 @@ fn make(args: &Args) -> Result<String> {
     for name in &args.vouch_layout {
         patch.vouch_layout(name);
     }
-    let built = patch.build()?;
+    let built = match args.linux {
+        None => patch.build()?,
+        Some(_) => patch.build_for_module()?,
+    };
     for warning in &built.warnings {
         eprintln!("warning: {warning}");
     }
-    std::fs::write(&args.output, &built.bytes)
+    let bytes = match &args.linux {
+        None => built.bytes,
+        Some(build) => kernel::module(&built.bytes, &name, build)?,
+    };
+    std::fs::write(&args.output, &bytes)
         .with_context(|| format!("cannot write {}", args.output.display()))?;
     let mut said = format!("{}: the patch {name} replaces\n", args.output.display());
     for function in &built.functions {
         said += &format!("  {function}\n");
     }
     Ok(said)
+}
+
+/// What the original was linked into.
+fn target(args: &Args) -> Result<Option<Target>> {
+    let is_kernel = args.linux.is_some() && args.object == VMLINUX;
+    let path = match (&args.target, &args.linux) {
+        (Some(path), _) => path.clone(),
+        (None, Some(build)) if is_kernel => {
+            let path = build.join("vmlinux");
+            ensure!(
+                path.exists(),
+                "there is no {}: name the kernel with its symbols by --target",
+                path.display()
+            );
+            path
+        }
+        _ => return Ok(None),
+    };
+    let file = read(&path)?;
+    let target = if is_kernel {
+        Target::read_vmlinux(&file)
+    } else {
+        Target::read(&file)
+    };
+    let target = target.with_context(|| format!("cannot read {}", path.display()))?;
+    if target.build_id().is_none() {
+        let path = path.display();
+        eprintln!("warning: {path} has no build-id: the patch does not tell other builds from it");
+    }
+    Ok(Some(target))
 }
 
 fn read(path: impl AsRef<Path>) -> Result<Vec<u8>> {

@@ -79,8 +79,7 @@ impl Project<'_> {
     }
 
     fn shown_command(&self) -> String {
-        let words = self.command.iter().map(|word| word.to_string_lossy());
-        words.collect::<Vec<_>>().join(" ")
+        shown(self.command.iter().map(OsString::as_os_str))
     }
 
     fn run(&self, folder: &Path, tools: &Path) -> Result<()> {
@@ -91,25 +90,10 @@ impl Project<'_> {
         let path = [tools.to_path_buf()]
             .into_iter()
             .chain(std::env::split_paths(&path));
-        let output = Command::new(program)
+        run(Command::new(program)
             .args(arguments)
             .current_dir(folder)
-            .env("PATH", std::env::join_paths(path)?)
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| format!("cannot run {}", program.to_string_lossy()))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        let said = [output.stdout, output.stderr].concat();
-        let said = String::from_utf8_lossy(&said);
-        let lines: Vec<_> = said.lines().collect();
-        let last = lines[lines.len().saturating_sub(SHOWN)..].join("\n");
-        bail!(
-            "{} failed ({}):\n{last}",
-            self.shown_command(),
-            output.status
-        )
+            .env("PATH", std::env::join_paths(path)?))
     }
 
     /// Applies the diff to the files in `folder`. Returns their names.
@@ -165,6 +149,30 @@ impl Project<'_> {
         ensure!(!files.is_empty(), "{shown} changes nothing");
         Ok(files)
     }
+}
+
+fn shown<'a>(words: impl Iterator<Item = &'a OsStr>) -> String {
+    let words = words.map(OsStr::to_string_lossy);
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// Runs what builds something. If it fails, the error shows the end of what it said.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let output = command.stdin(Stdio::null()).output();
+    let program = command.get_program();
+    let output = output.with_context(|| format!("cannot run {}", program.to_string_lossy()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    let lines: Vec<_> = said.lines().collect();
+    let last = lines[lines.len().saturating_sub(SHOWN)..].join("\n");
+    bail!(
+        "{} failed ({}):\n{last}",
+        shown([program].into_iter().chain(command.get_args())),
+        output.status
+    )
 }
 
 /// What a diff of git's has in front of each file.
