@@ -308,7 +308,7 @@ mod tests {
         );
         refused(&path("elsewhere.diff"), build, "outside of the sources");
         write("empty.diff", "");
-        refused(&path("empty.diff"), build, "empty.diff is no diff");
+        refused(&path("empty.diff"), build, "empty.diff: it is no diff");
         for bad in [
             &["before"][..],
             &["before", "after", "--diff", "x"],

@@ -4,12 +4,10 @@
 //! touched, and paths that the compiler notes are the same.
 
 use anyhow::{Context, Result, bail, ensure};
-use diffy::patch_set::{FileOperation, ParseOptions, PatchKind, PatchSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
@@ -69,8 +67,10 @@ impl Project<'_> {
             "{} made no object files that are kept",
             self.shown_command()
         );
-        for file in self.apply(&diff, &copy)? {
-            eprintln!("applying {}: {file}", self.diff.display());
+        let shown = self.diff.display();
+        let changed = klp_build::apply(&diff, self.strip, &copy);
+        for file in changed.with_context(|| shown.to_string())? {
+            eprintln!("applying {shown}: {}", file.display());
         }
         eprintln!("building the patched one");
         self.run(&copy, &tools)?;
@@ -111,76 +111,6 @@ impl Project<'_> {
             output.status
         )
     }
-
-    /// Applies the diff to the files in `folder`. Returns their names.
-    fn apply(&self, diff: &[u8], folder: &Path) -> Result<Vec<String>> {
-        let shown = self.diff.display();
-        let is_git = diff.windows(GIT.len()).any(|line| line == GIT);
-        let options = if is_git {
-            ParseOptions::gitdiff()
-        } else {
-            ParseOptions::unidiff()
-        };
-        let mut files = Vec::new();
-        for patch in PatchSet::parse_bytes(diff, options) {
-            let patch = patch.with_context(|| format!("{shown} is no diff"))?;
-            let operation = patch.operation().strip_prefix(self.strip);
-            let PatchKind::Text(change) = patch.patch() else {
-                bail!("{shown} changes a binary file");
-            };
-            let (from, to): (Option<&[u8]>, Option<&[u8]>) = match &operation {
-                FileOperation::Modify { modified, .. } => (Some(modified), Some(modified)),
-                FileOperation::Create(path) => (None, Some(path)),
-                FileOperation::Delete(path) => (Some(path), None),
-                FileOperation::Rename { from, to } => (Some(from), Some(to)),
-                FileOperation::Copy { .. } => bail!("{shown} copies a file"),
-            };
-            let before = match from {
-                Some(name) => {
-                    let path = inside(folder, name)?;
-                    let text = fs::read(&path);
-                    let text = text.with_context(|| {
-                        let name = String::from_utf8_lossy(name);
-                        format!("{shown} changes {name}, which is not there (see --strip)")
-                    })?;
-                    if from != to {
-                        fs::remove_file(path)?;
-                    }
-                    text
-                }
-                None => Vec::new(),
-            };
-            let name = String::from_utf8_lossy(to.or(from).unwrap_or_default()).into_owned();
-            let after = diffy::apply_bytes(&before, change)
-                .with_context(|| format!("{shown} does not fit {name}"))?;
-            if let Some(name) = to {
-                let path = inside(folder, name)?;
-                if let Some(parent) = path.parent() {
-                    fs::create_dir_all(parent)?;
-                }
-                fs::write(path, after)?;
-            }
-            files.push(name);
-        }
-        ensure!(!files.is_empty(), "{shown} changes nothing");
-        Ok(files)
-    }
-}
-
-/// What a diff of git's has in front of each file.
-const GIT: &[u8] = b"diff --git ";
-
-/// The file called `name` in `folder`.
-fn inside(folder: &Path, name: &[u8]) -> Result<PathBuf> {
-    let name = Path::new(OsStr::from_bytes(name));
-    let mut parts = name.components();
-    let is_plain = parts.all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-    ensure!(
-        is_plain,
-        "the diff changes a file outside of the sources: {}",
-        name.display()
-    );
-    Ok(folder.join(name))
 }
 
 /// Copies the sources. Their times stay, so that what was generated from them is not older.
@@ -280,17 +210,5 @@ mod tests {
         for name in ["gcc-ar", "gcc-nm-12", "ccache", "make", "12", ""] {
             assert!(!is_compiler(name), "{name}");
         }
-    }
-
-    #[test]
-    fn nothing_outside_of_the_sources_is_changed() {
-        for name in ["../other.c", "/etc/passwd", "src/../../other.c"] {
-            assert!(
-                inside(Path::new("/work"), name.as_bytes()).is_err(),
-                "{name}"
-            );
-        }
-        let path = inside(Path::new("/work"), b"src/shop.c").expect("inside");
-        assert_eq!(path, Path::new("/work/src/shop.c"));
     }
 }
