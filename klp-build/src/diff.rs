@@ -2,6 +2,7 @@
 //!
 //! | file | what it does |
 //! |---|---|
+//! | `apply.rs` | a diff → the patched sources |
 //! | `unit.rs` | bytes → sections, symbols, relocations, and what these refer to |
 //! | `bias.rs` | how far x86's instructions reach behind their fields |
 //! | `matches.rs` | which symbol of the patched build is which of the original |

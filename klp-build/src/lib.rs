@@ -1,7 +1,7 @@
 //! For patch authors: patch objects that `klp_core::elf::load` and Linux understand.
 //!
 //! Out of two builds, the original and the repaired one: [`PatchBuilder`], or the program
-//! `klp-build`.
+//! `klp-build`. [`apply()`] makes the sources of the repaired one out of a diff.
 //!
 //! From functions that are written by hand:
 //!
@@ -13,6 +13,7 @@
 
 extern crate alloc;
 
+mod apply;
 mod bias;
 mod calls;
 mod check;
@@ -44,6 +45,7 @@ mod unit;
 mod warnings;
 mod write;
 
+pub use apply::{DiffError, apply};
 pub use convert::{ConvertError, convert};
 pub use diff::{Built, PatchBuilder};
 pub use error::{BuildError, Refusal, Why};

@@ -1,6 +1,7 @@
 //! A patch becomes a module of a Linux kernel, by the kernel's own build.
 
 use crate::rebuild::run;
+use crate::step::Step;
 use anyhow::{Context, Result, ensure};
 use klp_build::{convert, module};
 use std::fs;
@@ -33,8 +34,10 @@ pub(crate) fn module(patch: &[u8], name: &str, build: &Path) -> Result<Vec<u8>> 
     make.arg(format!("M={}", folder.path().display()));
     // modpost does not know livepatch symbols.
     make.args(["KBUILD_MODPOST_WARN=1", "modules"]);
-    eprintln!("linking a module of the kernel in {}", build.display());
-    run(&mut make)?;
+    let shown = format!("make -C {} M={name} modules", build.display());
+    let step = Step::new(&format!("linking a kernel module: {shown}"));
+    run(&mut make, &shown)?;
+    drop(step);
     let module = folder.path().join(format!("{name}.ko"));
     let module = fs::read(&module).context("the kernel's build made no module")?;
     convert(&module).context("the module cannot be made a livepatch")

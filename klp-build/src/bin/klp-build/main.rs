@@ -3,6 +3,8 @@
 
 mod kernel;
 mod rebuild;
+mod step;
+mod units;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
@@ -17,12 +19,14 @@ use std::path::{Path, PathBuf};
 ///
 /// Either of object files, which must be made by the same compiler with the same flags, with
 /// -ffunction-sections -fdata-sections among them; or of a source diff: then the project is built
-/// twice, in a copy of its sources, by the command behind --, and the flags are added.
+/// twice, in a copy of its sources, and the flags are added. The command behind -- builds it, or its
+/// files are compiled as its compile_commands.json (or build/compile_commands.json) says.
 ///
 /// What cannot be patched is refused, with the names of all that is at fault.
 #[derive(Parser)]
 #[command(version)]
 #[command(override_usage = "klp-build [OPTIONS] -o OUTPUT ORIGINAL PATCHED
+       klp-build [OPTIONS] -o OUTPUT --diff DIFF --source FOLDER
        klp-build [OPTIONS] -o OUTPUT --diff DIFF -- COMMAND...")]
 struct Args {
     /// The original's object file, or a folder with object files, which is searched
@@ -33,7 +37,7 @@ struct Args {
     #[arg(required_unless_present = "diff")]
     patched: Option<PathBuf>,
     /// A diff of the project's sources
-    #[arg(long, requires = "command")]
+    #[arg(long)]
     diff: Option<PathBuf>,
     /// The project's sources, where the command is run
     #[arg(long, default_value = ".", requires = "diff")]
@@ -356,14 +360,74 @@ mod tests {
         );
         refused(&path("elsewhere.diff"), build, "outside of the sources");
         write("empty.diff", "");
-        refused(&path("empty.diff"), build, "empty.diff is no diff");
-        for bad in [
-            &["before"][..],
-            &["before", "after", "--diff", "x"],
-            &["--diff", "x"],
-        ] {
+        refused(&path("empty.diff"), build, "empty.diff: it is no diff");
+        for bad in [&["before"][..], &["before", "after", "--diff", "x"]] {
             let error = run(&[bad, &["-o", "none.ko"]].concat()).expect_err("incomplete");
             assert!(error.contains("klp-build"), "{error}");
+        }
+    }
+
+    #[test]
+    fn files_are_compiled_as_a_list_says() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name).to_str().expect("plain").to_owned();
+        std::fs::create_dir_all(path("shop/src")).expect("there is room");
+        let write =
+            |name: &str, text: &str| std::fs::write(path(name), text).expect("there is room");
+        write("shop/shop.h", "#define RATE 3\nint price(int);\n");
+        write(
+            "shop/src/price.c",
+            "#include \"shop.h\"\nint price(int n) {\n\treturn n * RATE;\n}\n",
+        );
+        write("shop/src/other.c", "int other(int n) { return n; }\n");
+        let shop = path("shop");
+        let entry = |file: &str, more: &str| {
+            let command = format!("cc -O2 {more} -I{shop} -MD -MF {file}.d -o {file}.o -c {file}");
+            serde_json::json!({ "directory": shop, "file": file, "command": command })
+        };
+        let list = |entries: &[serde_json::Value]| {
+            let text = serde_json::to_string(entries).expect("it is text");
+            write("shop/compile_commands.json", &text);
+        };
+        let output = path("price_fix.ko");
+        let make = |diff: &str| {
+            write("fix.diff", diff);
+            let _ = std::fs::remove_file(&output);
+            let diff = path("fix.diff");
+            run(&["--source", &shop, "--diff", &diff, "-o", &output])
+        };
+        let said = Ok(format!("{output}: the patch price_fix replaces\n  price\n"));
+
+        assert!(
+            make(DIFF)
+                .expect_err("refused")
+                .contains("no compile_commands.json")
+        );
+        let (price, other) = (entry("src/price.c", ""), entry("src/other.c", ""));
+        list(&[price.clone(), other.clone()]);
+        let error = make(DIFF).expect_err("refused");
+        assert!(error.contains("does not say how it is compiled"), "{error}");
+        // A header that changes, or is new, is an input; a text is none.
+        for (from, to) in [("b/src/tax.c", "b/tax.h"), ("b/src/tax.c", "b/NEWS")] {
+            assert_eq!(make(&DIFF.replace(from, to)), said, "{to}");
+        }
+        let rate = "--- a/shop.h\n+++ b/shop.h\n@@ -1 +1 @@\n-#define RATE 3\n+#define RATE 4\n";
+        assert_eq!(make(rate), said);
+        assert!(!std::path::Path::new(&path("shop/src/price.c.o")).exists());
+
+        list(&[price.clone(), other.clone(), entry("src/price.c", "-DNEW")]);
+        let error = make(rate).expect_err("refused");
+        assert!(
+            error.contains("src/price.c is compiled in several ways"),
+            "{error}"
+        );
+        list(&[entry("src/price.c", "--no-such-flag"), other]);
+        let error = make(rate).expect_err("refused");
+        assert!(error.contains("no-such-flag"), "{error}");
+        for (bad, why) in [("[]", "no entries"), ("[", "EOF"), ("[{}]", "entry 1")] {
+            write("shop/compile_commands.json", bad);
+            let error = make(rate).expect_err("refused");
+            assert!(error.contains(why), "{error}");
         }
     }
 }
