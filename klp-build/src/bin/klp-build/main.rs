@@ -1,10 +1,11 @@
 //! `klp-build ORIGINAL PATCHED -o PATCH`: a patch object out of two builds, or, with `--diff`, out
-//! of a source diff.
+//! of a source diff. `klp-build inspect` shows what one contains.
 
+mod inspect;
 mod rebuild;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use klp_build::{PatchBuilder, Target};
 use rebuild::Project;
 use std::collections::BTreeSet;
@@ -19,10 +20,17 @@ use std::path::{Path, PathBuf};
 ///
 /// What cannot be patched is refused, with the names of all that is at fault.
 #[derive(Parser)]
-#[command(version)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 #[command(override_usage = "klp-build [OPTIONS] -o OUTPUT ORIGINAL PATCHED
-       klp-build [OPTIONS] -o OUTPUT --diff DIFF -- COMMAND...")]
+       klp-build [OPTIONS] -o OUTPUT --diff DIFF -- COMMAND...
+       klp-build inspect [--json] PATCH")]
 struct Args {
+    #[command(subcommand)]
+    command: Option<Verb>,
     /// The original's object file, or a folder with object files, which is searched
     #[arg(required_unless_present = "diff", conflicts_with = "diff")]
     original: Option<PathBuf>,
@@ -31,7 +39,7 @@ struct Args {
     #[arg(required_unless_present = "diff")]
     patched: Option<PathBuf>,
     /// A diff of the project's sources
-    #[arg(long, requires = "command")]
+    #[arg(long, requires = "build")]
     diff: Option<PathBuf>,
     /// The project's sources, where the command is run
     #[arg(long, default_value = ".", requires = "diff")]
@@ -41,10 +49,10 @@ struct Args {
     strip: usize,
     /// What builds the project
     #[arg(last = true, requires = "diff")]
-    command: Vec<OsString>,
+    build: Vec<OsString>,
     /// Where to write the patch object
-    #[arg(short, long)]
-    output: PathBuf,
+    #[arg(short, long, required = true)]
+    output: Option<PathBuf>,
     /// The patch's name [default: that of the output file, without an ending]
     #[arg(long)]
     name: Option<String>,
@@ -58,15 +66,30 @@ struct Args {
     target: Option<PathBuf>,
 }
 
+/// What can be done with a patch object that is there.
+#[derive(Subcommand)]
+enum Verb {
+    Inspect(inspect::Inspect),
+}
+
 fn main() -> Result<()> {
-    print!("{}", make(&Args::parse())?);
+    print!("{}", run(&Args::parse())?);
     Ok(())
 }
 
 /// Does what `args` say, and says what it did.
-fn make(args: &Args) -> Result<String> {
+fn run(args: &Args) -> Result<String> {
+    match (&args.command, &args.output) {
+        (Some(Verb::Inspect(inspect)), _) => inspect.run(),
+        (None, Some(output)) => make(args, output),
+        (None, None) => bail!("nothing says where to write the patch object: see --help"),
+    }
+}
+
+/// Makes a patch object.
+fn make(args: &Args, output: &Path) -> Result<String> {
     let name = args.name.clone().or_else(|| {
-        let stem = args.output.file_stem()?.to_str()?;
+        let stem = output.file_stem()?.to_str()?;
         Some(stem.to_owned())
     });
     let name = name.context("the output file has no name that a patch could have: use --name")?;
@@ -86,7 +109,7 @@ fn make(args: &Args) -> Result<String> {
             source: &args.source,
             diff,
             strip: args.strip,
-            command: &args.command,
+            command: &args.build,
         };
         project.build()
     });
@@ -101,9 +124,9 @@ fn make(args: &Args) -> Result<String> {
         patch.pair(&file, original.as_deref(), &read(&patched)?)?;
     }
     let built = patch.build()?;
-    std::fs::write(&args.output, &built.bytes)
-        .with_context(|| format!("cannot write {}", args.output.display()))?;
-    let mut said = format!("{}: the patch {name} replaces\n", args.output.display());
+    std::fs::write(output, &built.bytes)
+        .with_context(|| format!("cannot write {}", output.display()))?;
+    let mut said = format!("{}: the patch {name} replaces\n", output.display());
     for function in &built.functions {
         said += &format!("  {function}\n");
     }
@@ -165,7 +188,7 @@ fn collect(root: &Path, folder: &Path, files: &mut BTreeSet<PathBuf>) -> Result<
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use klp_core::elf::view::View;
     use std::process::Command;
@@ -194,7 +217,7 @@ mod tests {
             let output = path(output);
             let args = [path(original), path(patched), "-o".into(), output.clone()];
             let args = Args::try_parse_from([PathBuf::from("klp-build")].iter().chain(&args));
-            let said = make(&args.expect("complete")).map_err(|error| format!("{error:#}"));
+            let said = super::run(&args.expect("complete")).map_err(|error| format!("{error:#}"));
             (said, output)
         };
         for (original, patched, output) in [
@@ -226,9 +249,9 @@ mod tests {
     }
 
     /// What `klp-build` says to `arguments`, as a person sees it.
-    fn run(arguments: &[&str]) -> Result<String, String> {
+    pub(crate) fn run(arguments: &[&str]) -> Result<String, String> {
         let args = Args::try_parse_from([&["klp-build"], arguments].concat());
-        make(&args.map_err(|error| error.to_string())?).map_err(|error| format!("{error:#}"))
+        super::run(&args.map_err(|error| error.to_string())?).map_err(|error| format!("{error:#}"))
     }
 
     const DIFF: &str = "\
