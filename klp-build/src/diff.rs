@@ -10,10 +10,12 @@
 //! | `target.rs` | the positions of symbols in the program |
 //! | `frames.rs` | unwind information of some functions |
 //! | `select.rs` | what goes into the patch |
+//! | `info.rs` | what the patch says of itself as a whole |
 //! | `write.rs` | the bytes of the patch |
 
 use crate::compare::Pair;
 use crate::error::BuildError;
+use crate::info::Info;
 use crate::select::select;
 use crate::target::Target;
 use crate::unit::{Unit, UnitHeader};
@@ -42,6 +44,7 @@ pub struct PatchBuilder {
     name: String,
     object: String,
     target: Option<Target>,
+    about: Info,
     header: Option<UnitHeader>,
     pairs: Vec<Pair>,
 }
@@ -63,6 +66,7 @@ impl PatchBuilder {
             name: name.to_owned(),
             object: VMLINUX.to_owned(),
             target: None,
+            about: Info::default(),
             header: None,
             pairs: Vec::new(),
         }
@@ -88,6 +92,34 @@ impl PatchBuilder {
     /// refused when the patch is enabled.
     pub fn target(&mut self, target: Target) {
         self.target = Some(target);
+    }
+
+    /// Says what the patch is known by elsewhere, as the number of a CVE. Processes that have the
+    /// patch show it. May be called again.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError::BadText`].
+    pub fn label(&mut self, label: &str) -> Result<(), BuildError> {
+        self.about.add("klp_label", label)
+    }
+
+    /// Says what the patch does.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError::BadText`].
+    pub fn description(&mut self, description: &str) -> Result<(), BuildError> {
+        self.about.add("description", description)
+    }
+
+    /// Says who made the patch. May be called again.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError::BadText`].
+    pub fn author(&mut self, author: &str) -> Result<(), BuildError> {
+        self.about.add("author", author)
     }
 
     /// Adds an object file: the bytes of both builds, and what to call it. `original` is `None` if
@@ -130,7 +162,8 @@ impl PatchBuilder {
     ///
     /// # Errors
     ///
-    /// [`BuildError::Refused`] says all that cannot be patched; [`BuildError::NothingChanged`].
+    /// [`BuildError::Refused`] says all that cannot be patched; [`BuildError::NothingChanged`];
+    /// [`BuildError::BadText`] if the patch's name is no name.
     pub fn build(&self) -> Result<Built, BuildError> {
         let contents = select(&self.pairs, &self.object, self.target.as_ref());
         let contents = contents.map_err(BuildError::Refused)?;
@@ -138,8 +171,20 @@ impl PatchBuilder {
         let functions: Vec<_> = replaced.map(|replaced| replaced.old_name.clone()).collect();
         let header = self.header.filter(|_| !functions.is_empty());
         let header = header.ok_or(BuildError::NothingChanged)?;
-        let build = self.target.as_ref().and_then(Target::build_id);
-        let bytes = write(header, &self.name, (&self.object, build), contents)?;
+        let bytes = write(header, &self.object, self.info()?, contents)?;
         Ok(Built { bytes, functions })
+    }
+
+    /// What the patch object says of the patch as a whole.
+    fn info(&self) -> Result<Info, BuildError> {
+        let mut info = Info::default();
+        info.add("name", &self.name)?;
+        info.add("livepatch", "Y")?;
+        info.append(&self.about);
+        if let Some(build) = self.target.as_ref().and_then(Target::build_id) {
+            let digits: String = build.iter().map(|byte| format!("{byte:02x}")).collect();
+            info.add("klp_build", &format!("{}:{digits}", self.object))?;
+        }
+        Ok(info)
     }
 }

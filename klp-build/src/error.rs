@@ -2,6 +2,7 @@
 
 use crate::convert::ConvertError;
 use core::fmt;
+use klp_core::config::ABOUT_LEN;
 use std::path::PathBuf;
 
 /// Why no patch can be made of two builds.
@@ -29,6 +30,13 @@ pub enum BuildError {
     BadObject {
         /// The name.
         object: String,
+    },
+    /// A text for people, or a name, that a patch object cannot carry.
+    BadText {
+        /// What it is to be, as the key of `.modinfo`.
+        key: &'static str,
+        /// The text.
+        text: String,
     },
     /// Both builds are the same.
     NothingChanged,
@@ -199,6 +207,10 @@ impl fmt::Display for BuildError {
             Self::BadObject { object } => write!(
                 f,
                 "'{object}' names no object: it must have 1 to 55 bytes, and no dot",
+            ),
+            Self::BadText { key, text } => write!(
+                f,
+                "{key}: {text:?} is not 1 to {ABOUT_LEN} bytes of text without control characters",
             ),
             Self::NothingChanged => {
                 f.write_str("both builds are the same: there is nothing to patch")

@@ -20,6 +20,7 @@ pub mod convert;
 mod diff;
 mod error;
 mod frames;
+mod info;
 mod matches;
 mod select;
 mod target;

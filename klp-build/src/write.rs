@@ -1,6 +1,7 @@
 //! The bytes of a patch object.
 
 use crate::convert::{ConvertError, finish};
+use crate::info::Info;
 use crate::select::Contents;
 use crate::unit::{Home, Reloc, Section, Symbol, UnitHeader};
 use klp_core::elf::manifest::{FUNCS_SECTION, OBJECTS_SECTION, func_ext, object_ext};
@@ -8,20 +9,14 @@ use klp_core::model::VMLINUX;
 use object::build::elf::{Builder, Relocation, SectionData, SectionId, SymbolId};
 use object::{Endian, elf};
 
-/// Writes `contents` as the patch called `name`, of the object `object`; `build` is the build-id of
-/// that, if it has one.
+/// Writes `contents` as a patch of the object `object`, of which `info` tells the rest.
 pub(crate) fn write(
     header: UnitHeader,
-    name: &str,
-    (object, build): (&str, Option<&[u8]>),
+    object: &str,
+    info: Info,
     mut contents: Contents,
 ) -> Result<Vec<u8>, ConvertError> {
     add_manifest(header, object, &mut contents);
-    let mut info = format!("name={name}\0livepatch=Y\0");
-    if let Some(build) = build {
-        let digits: String = build.iter().map(|byte| format!("{byte:02x}")).collect();
-        info += &format!("klp_build={object}:{digits}\0");
-    }
     contents
         .sections
         .push(data(".modinfo", 1, info.into_bytes()));

@@ -227,7 +227,8 @@ impl Description<'_, '_> {
         // executed part that was split off.
         let mut patch = Patch::builder(self.patch)
             .code(self.image.text)
-            .replace(self.file.replace());
+            .replace(self.file.replace())
+            .about(self.file.about().try_clone()?);
         for state in self.file.states() {
             patch = patch.state(State::new(state.id(), state.version()));
         }

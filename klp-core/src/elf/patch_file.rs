@@ -6,7 +6,7 @@ use super::view::{Home, SectionFlags, Symbol, View};
 use super::{Refusal, whole};
 use crate::error::Error;
 use crate::mem::try_push;
-use crate::model::Replace;
+use crate::model::{About, Replace};
 use crate::port::Relocator;
 use crate::state::State;
 use alloc::vec::Vec;
@@ -19,6 +19,7 @@ pub struct PatchFile<'a> {
     objects: Vec<ObjectEntry<'a>>,
     replace: Replace,
     states: Vec<State>,
+    about: About,
 }
 
 impl<'a> PatchFile<'a> {
@@ -40,12 +41,14 @@ impl<'a> PatchFile<'a> {
                 ".modinfo",
             )));
         }
+        whole::check_keys(&view).map_err(refuse)?;
         let objects = manifest::read::<R>(&view, name)?;
         let replace = whole::replace(&view).map_err(refuse)?;
         let mut states = Vec::new();
         for state in whole::states(&view) {
             try_push(&mut states, state.map_err(refuse)?)?;
         }
+        let about = whole::about(&view).map_err(refuse)?;
         for section in view.sections() {
             layout::part_of(section).map_err(refuse)?;
         }
@@ -55,6 +58,7 @@ impl<'a> PatchFile<'a> {
             objects,
             replace,
             states,
+            about,
         })
     }
 
@@ -86,6 +90,12 @@ impl<'a> PatchFile<'a> {
     #[must_use]
     pub fn states(&self) -> &[State] {
         &self.states
+    }
+
+    /// What it says of itself to people.
+    #[must_use]
+    pub fn about(&self) -> &About {
+        &self.about
     }
 
     /// The symbol of the function that begins at `place`, by its index; the longest one if it has

@@ -8,6 +8,7 @@ use klp_core::elf::PatchFile;
 use klp_core::elf::manifest::{CALLBACKS, FuncEntry, ObjectEntry};
 use klp_core::elf::names::{SymbolName, part_of};
 use klp_core::elf::view::{Home, SectionFlags};
+use klp_core::mem::Name;
 use klp_core::model::Replace;
 use klp_core::port::Relocator;
 use object::Endianness;
@@ -49,6 +50,9 @@ impl Inspect {
 struct Contents {
     name: String,
     machine: &'static str,
+    labels: Vec<String>,
+    descriptions: Vec<String>,
+    authors: Vec<String>,
     /// Which enabled patches it takes the place of: `all`, `set:N`.
     replace: Option<String>,
     states: Vec<StateSaid>,
@@ -127,6 +131,9 @@ impl Contents {
         let mut contents = Self {
             name: file.name().to_owned(),
             machine,
+            labels: texts(&file.about().labels),
+            descriptions: texts(&file.about().descriptions),
+            authors: texts(&file.about().authors),
             replace: match file.replace() {
                 Replace::None => None,
                 Replace::All => Some("all".to_owned()),
@@ -145,6 +152,10 @@ impl Contents {
             .any(|name| name.starts_with("klp_shadow_"));
         Ok(contents)
     }
+}
+
+fn texts(names: &[Name]) -> Vec<String> {
+    names.iter().map(ToString::to_string).collect()
 }
 
 fn state_of(state: &klp_core::state::State) -> StateSaid {
@@ -257,6 +268,15 @@ impl fmt::Display for Contents {
 impl Contents {
     fn write(&self, out: &mut String) -> fmt::Result {
         writeln!(out, "patch '{}', {}", self.name, self.machine)?;
+        for (what, texts) in [
+            ("label", &self.labels),
+            ("description", &self.descriptions),
+            ("author", &self.authors),
+        ] {
+            for text in texts {
+                writeln!(out, "    {what}: {text}")?;
+            }
+        }
         match &self.replace {
             None => {}
             Some(set) if set == "all" => writeln!(out, "    takes the place of all patches")?,
@@ -352,6 +372,10 @@ mod tests {
 KLP_PATCH("answer_fix");
 KLP_REPLACE_SET(7);
 KLP_STATE(3, 4);
+KLP_LABEL("CVE-2024-1234");
+KLP_LABEL("shop-77");
+KLP_DESCRIPTION("Answers what is asked");
+KLP_AUTHOR("A. Author");
 
 extern int target_question(int) KLP_SYMBOL(vmlinux, question, 0);
 extern int target_twin(int) KLP_SYMBOL(vmlinux, twin, 2);
@@ -417,6 +441,10 @@ KLP_REPLACE(shop, "libshop", KLP_FUNC(total, new_total));
         assert_eq!(
             lines[1..],
             [
+                "    label: CVE-2024-1234",
+                "    label: shop-77",
+                "    description: Answers what is asked",
+                "    author: A. Author",
                 "    takes the place of the patches of set:7",
                 "    state 3, version 4",
                 "object 'vmlinux', any build",
@@ -446,6 +474,7 @@ KLP_REPLACE(shop, "libshop", KLP_FUNC(total, new_total));
         let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
         assert_eq!(json["name"], "answer_fix");
         assert_eq!(json["replace"], "set:7");
+        assert_eq!(json["labels"][1], "shop-77");
         assert_eq!(json["states"][0]["version"], 4);
         let answer = &json["objects"][0]["functions"][0];
         assert_eq!(

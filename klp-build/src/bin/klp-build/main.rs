@@ -64,6 +64,15 @@ struct Args {
     /// name, and no other build of it can be patched by mistake
     #[arg(long)]
     target: Option<PathBuf>,
+    /// What the patch is known by elsewhere, for instance CVE-2024-1234; may be repeated
+    #[arg(long)]
+    label: Vec<String>,
+    /// What the patch does, in a line
+    #[arg(long)]
+    description: Option<String>,
+    /// Who made the patch; may be repeated
+    #[arg(long)]
+    author: Vec<String>,
 }
 
 /// What can be done with a patch object that is there.
@@ -95,6 +104,15 @@ fn make(args: &Args, output: &Path) -> Result<String> {
     let name = name.context("the output file has no name that a patch could have: use --name")?;
     let mut patch = PatchBuilder::new(&name);
     patch.object(&args.object)?;
+    for label in &args.label {
+        patch.label(label)?;
+    }
+    if let Some(description) = &args.description {
+        patch.description(description)?;
+    }
+    for author in &args.author {
+        patch.author(author)?;
+    }
     if let Some(path) = &args.target {
         let target = Target::read(&read(path)?);
         let target = target.with_context(|| format!("cannot read {}", path.display()))?;
@@ -252,6 +270,49 @@ pub(crate) mod tests {
     pub(crate) fn run(arguments: &[&str]) -> Result<String, String> {
         let args = Args::try_parse_from([&["klp-build"], arguments].concat());
         super::run(&args.map_err(|error| error.to_string())?).map_err(|error| format!("{error:#}"))
+    }
+
+    #[test]
+    fn what_a_patch_is_for_travels_in_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name).to_str().expect("plain").to_owned();
+        let [before, after, fix] = ["before.o", "after.o", "fix.ko"].map(path);
+        compile(Path::new(&before), 41);
+        compile(Path::new(&after), 42);
+        let make = |options: &[&str]| run(&[&[&before, &after, "-o", &fix], options].concat());
+        let said = [
+            "--label",
+            "CVE-2024-1",
+            "--label",
+            "CVE-2024-2",
+            "--author",
+            "A",
+        ];
+        make(&[&said[..], &["--description", "Counts on"]].concat()).expect("a patch");
+        let said = run(&["inspect", &fix]).expect("a patch object");
+        for line in [
+            "    label: CVE-2024-1\n    label: CVE-2024-2\n",
+            "    description: Counts on\n",
+            "    author: A\n",
+        ] {
+            assert!(said.contains(line), "{said}");
+        }
+        std::fs::remove_file(&fix).expect("just made");
+        for (option, key) in [
+            ("--label", "klp_label"),
+            ("--description", "description"),
+            ("--author", "author"),
+            ("--name", "name"),
+        ] {
+            for text in ["", "two\nlines", "\0", "\u{1b}[2J", &"x".repeat(513)] {
+                let said = make(&[option, text]).expect_err("refused");
+                assert!(
+                    said.starts_with(&format!("{key}: {text:?} is not 1 to 512")),
+                    "{said}"
+                );
+                assert!(!Path::new(&fix).exists());
+            }
+        }
     }
 
     const DIFF: &str = "\
