@@ -80,6 +80,5 @@ static void __exit patch_exit(void)
 
 module_init(patch_init);
 module_exit(patch_exit);
-MODULE_DESCRIPTION("A livepatch");
 MODULE_LICENSE("Dual MIT/GPL");
 MODULE_INFO(livepatch, "Y");

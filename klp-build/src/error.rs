@@ -3,6 +3,7 @@
 use crate::convert::ConvertError;
 use crate::layout::LayoutChange;
 use core::fmt;
+use klp_core::config::ABOUT_LEN;
 use std::path::PathBuf;
 
 /// Why no patch can be made of two builds.
@@ -30,6 +31,13 @@ pub enum BuildError {
     BadObject {
         /// The name.
         object: String,
+    },
+    /// A text for people, or a name, that a patch object cannot carry.
+    BadText {
+        /// What it is to be, as the key of `.modinfo`.
+        key: &'static str,
+        /// The text.
+        text: String,
     },
     /// No function of the original has changed: both builds are the same, or there are only new ones.
     NothingChanged,
@@ -264,6 +272,10 @@ impl fmt::Display for BuildError {
             Self::BadObject { object } => write!(
                 f,
                 "'{object}' names no object: it must have 1 to 55 bytes, and no dot",
+            ),
+            Self::BadText { key, text } => write!(
+                f,
+                "{key}: {text:?} is not 1 to {ABOUT_LEN} bytes of text without control characters",
             ),
             Self::NothingChanged => {
                 f.write_str("no function of the original has changed: there is nothing to patch")

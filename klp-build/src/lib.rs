@@ -27,6 +27,7 @@ mod diff;
 mod error;
 mod frames;
 mod ignored;
+mod info;
 mod init;
 mod layout;
 mod lines;

@@ -31,8 +31,8 @@ pub(crate) struct Contents {
     pub(crate) symbols: Vec<Symbol>,
     /// The functions that are replaced.
     pub(crate) replaced: Vec<Replaced>,
-    /// What else the patch's `.modinfo` must say.
-    pub(crate) info: BTreeSet<String>,
+    /// The namespaces that it takes symbols of the kernel from.
+    pub(crate) namespaces: BTreeSet<String>,
     /// What the sections were, with the pairs that they are of, and where they are here.
     pub(crate) taken: BTreeMap<(usize, usize), usize>,
 }
@@ -112,7 +112,7 @@ pub(crate) fn select(
         symbols,
         replaced,
         taken: copies.whole,
-        info: units.flat_map(namespaces::imported).collect(),
+        namespaces: units.flat_map(namespaces::imported).collect(),
     };
     if let Some(pair) = pairs.first() {
         sites::note_calls(pair.patched.header, &mut contents);

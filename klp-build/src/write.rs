@@ -1,6 +1,7 @@
 //! The bytes of a patch object.
 
 use crate::convert::{ConvertError, finish};
+use crate::info::Info;
 use crate::module;
 use crate::select::Contents;
 use crate::unit::{Home, Reloc, Section, Symbol, UnitHeader};
@@ -9,24 +10,15 @@ use klp_core::model::VMLINUX;
 use object::build::elf::{Builder, Relocation, SectionData, SectionId, SymbolId};
 use object::{Endian, elf};
 
-/// The object that a patch is of, and that one's build-id, if it has one.
-pub(crate) type Of<'a> = (&'a str, Option<&'a [u8]>);
-
-/// Writes `contents` as the patch called `name`, of the object `object`; `build` is the build-id of
-/// that, if it has one.
+/// Writes `contents` as a patch of the object `object`, of which `info` tells the rest.
 pub(crate) fn write(
     header: UnitHeader,
-    name: &str,
-    (object, build): Of<'_>,
+    object: &str,
+    info: Info,
     mut contents: Contents,
 ) -> Result<Vec<u8>, ConvertError> {
     add_manifest(header, object, &mut contents);
-    let info = format!(
-        "name={name}\0livepatch=Y\0{}",
-        info(object, build, &contents)
-    );
-    let info = data(".modinfo", 1, info.into_bytes());
-    contents.sections.push(info);
+    add_info(info, &mut contents);
     finish(builder(header, &contents))
 }
 
@@ -34,7 +26,8 @@ pub(crate) fn write(
 /// converted then.
 pub(crate) fn write_for_module(
     header: UnitHeader,
-    (object, build): Of<'_>,
+    object: &str,
+    info: Info,
     mut contents: Contents,
 ) -> Result<Vec<u8>, ConvertError> {
     let objects = add_manifest(header, object, &mut contents);
@@ -49,27 +42,15 @@ pub(crate) fn write_for_module(
             other: elf::SymbolOther(0),
         });
     }
-    let info = info(object, build, &contents);
-    if !info.is_empty() {
-        let info = data(".modinfo", 1, info.into_bytes());
-        contents.sections.push(info);
-    }
+    add_info(info, &mut contents);
     let mut bytes = Vec::new();
     builder(header, &contents).write(&mut bytes)?;
     Ok(bytes)
 }
 
-/// What `.modinfo` says of the build that the patch is for, and of what it needs.
-fn info(object: &str, build: Option<&[u8]>, contents: &Contents) -> String {
-    let mut info = String::new();
-    if let Some(build) = build {
-        let digits: String = build.iter().map(|byte| format!("{byte:02x}")).collect();
-        info += &format!("klp_build={object}:{digits}\0");
-    }
-    for line in &contents.info {
-        info += &format!("{line}\0");
-    }
-    info
+fn add_info(info: Info, contents: &mut Contents) {
+    let info = data(".modinfo", 1, info.into_bytes());
+    contents.sections.push(info);
 }
 
 /// Says which functions are replaced. Returns the section with the array of objects.

@@ -1,13 +1,14 @@
 //! `klp-build ORIGINAL PATCHED -o PATCH`: a patch object out of two builds, or, with `--diff`, out
-//! of a source diff.
+//! of a source diff. `klp-build inspect` shows what one contains.
 
+mod inspect;
 mod kernel;
 mod rebuild;
 mod step;
 mod units;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use klp_build::{PatchBuilder, Target};
 use klp_core::model::VMLINUX;
 use rebuild::Project;
@@ -24,11 +25,18 @@ use std::path::{Path, PathBuf};
 ///
 /// What cannot be patched is refused, with the names of all that is at fault.
 #[derive(Parser)]
-#[command(version)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 #[command(override_usage = "klp-build [OPTIONS] -o OUTPUT ORIGINAL PATCHED
        klp-build [OPTIONS] -o OUTPUT --diff DIFF --source FOLDER
-       klp-build [OPTIONS] -o OUTPUT --diff DIFF -- COMMAND...")]
+       klp-build [OPTIONS] -o OUTPUT --diff DIFF -- COMMAND...
+       klp-build inspect [--json] PATCH")]
 struct Args {
+    #[command(subcommand)]
+    command: Option<Verb>,
     /// The original's object file, or a folder with object files, which is searched
     #[arg(required_unless_present = "diff", conflicts_with = "diff")]
     original: Option<PathBuf>,
@@ -47,10 +55,10 @@ struct Args {
     strip: usize,
     /// What builds the project
     #[arg(last = true, requires = "diff")]
-    command: Vec<OsString>,
+    build: Vec<OsString>,
     /// Where to write the patch object
-    #[arg(short, long)]
-    output: PathBuf,
+    #[arg(short, long, required = true)]
+    output: Option<PathBuf>,
     /// The patch's name [default: that of the output file, without an ending]
     #[arg(long)]
     name: Option<String>,
@@ -71,22 +79,55 @@ struct Args {
     /// names; or the module that --object names
     #[arg(long, value_name = "BUILD")]
     linux: Option<PathBuf>,
+    /// What the patch is known by elsewhere, for instance CVE-2024-1234; may be repeated
+    #[arg(long)]
+    label: Vec<String>,
+    /// What the patch does, in a line
+    #[arg(long)]
+    description: Option<String>,
+    /// Who made the patch; may be repeated
+    #[arg(long)]
+    author: Vec<String>,
+}
+
+/// What can be done with a patch object that is there.
+#[derive(Subcommand)]
+enum Verb {
+    Inspect(inspect::Inspect),
 }
 
 fn main() -> Result<()> {
-    print!("{}", make(&Args::parse())?);
+    print!("{}", run(&Args::parse())?);
     Ok(())
 }
 
 /// Does what `args` say, and says what it did.
-fn make(args: &Args) -> Result<String> {
+fn run(args: &Args) -> Result<String> {
+    match (&args.command, &args.output) {
+        (Some(Verb::Inspect(inspect)), _) => inspect.run(),
+        (None, Some(output)) => make(args, output),
+        (None, None) => bail!("nothing says where to write the patch object: see --help"),
+    }
+}
+
+/// Makes a patch object.
+fn make(args: &Args, output: &Path) -> Result<String> {
     let name = args.name.clone().or_else(|| {
-        let stem = args.output.file_stem()?.to_str()?;
+        let stem = output.file_stem()?.to_str()?;
         Some(stem.to_owned())
     });
     let name = name.context("the output file has no name that a patch could have: use --name")?;
     let mut patch = PatchBuilder::new(&name);
     patch.object(&args.object)?;
+    for label in &args.label {
+        patch.label(label)?;
+    }
+    if let Some(description) = &args.description {
+        patch.description(description)?;
+    }
+    for author in &args.author {
+        patch.author(author)?;
+    }
     if let Some(target) = target(args)? {
         patch.target(target);
     }
@@ -95,7 +136,7 @@ fn make(args: &Args) -> Result<String> {
             source: &args.source,
             diff,
             strip: args.strip,
-            command: &args.command,
+            command: &args.build,
         };
         project.build()
     });
@@ -123,9 +164,8 @@ fn make(args: &Args) -> Result<String> {
         None => built.bytes,
         Some(build) => kernel::module(&built.bytes, &name, build)?,
     };
-    std::fs::write(&args.output, &bytes)
-        .with_context(|| format!("cannot write {}", args.output.display()))?;
-    let mut said = format!("{}: the patch {name} replaces\n", args.output.display());
+    std::fs::write(output, &bytes).with_context(|| format!("cannot write {}", output.display()))?;
+    let mut said = format!("{}: the patch {name} replaces\n", output.display());
     for function in &built.functions {
         said += &format!("  {function}\n");
     }
@@ -217,7 +257,7 @@ fn collect(root: &Path, folder: &Path, files: &mut BTreeSet<PathBuf>) -> Result<
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use klp_core::elf::view::View;
     use std::process::Command;
@@ -246,7 +286,7 @@ mod tests {
             let output = path(output);
             let args = [path(original), path(patched), "-o".into(), output.clone()];
             let args = Args::try_parse_from([PathBuf::from("klp-build")].iter().chain(&args));
-            let said = make(&args.expect("complete")).map_err(|error| format!("{error:#}"));
+            let said = super::run(&args.expect("complete")).map_err(|error| format!("{error:#}"));
             (said, output)
         };
         for (original, patched, output) in [
@@ -278,9 +318,52 @@ mod tests {
     }
 
     /// What `klp-build` says to `arguments`, as a person sees it.
-    fn run(arguments: &[&str]) -> Result<String, String> {
+    pub(crate) fn run(arguments: &[&str]) -> Result<String, String> {
         let args = Args::try_parse_from([&["klp-build"], arguments].concat());
-        make(&args.map_err(|error| error.to_string())?).map_err(|error| format!("{error:#}"))
+        super::run(&args.map_err(|error| error.to_string())?).map_err(|error| format!("{error:#}"))
+    }
+
+    #[test]
+    fn what_a_patch_is_for_travels_in_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name).to_str().expect("plain").to_owned();
+        let [before, after, fix] = ["before.o", "after.o", "fix.ko"].map(path);
+        compile(Path::new(&before), 41);
+        compile(Path::new(&after), 42);
+        let make = |options: &[&str]| run(&[&[&before, &after, "-o", &fix], options].concat());
+        let said = [
+            "--label",
+            "CVE-2024-1",
+            "--label",
+            "CVE-2024-2",
+            "--author",
+            "A",
+        ];
+        make(&[&said[..], &["--description", "Counts on"]].concat()).expect("a patch");
+        let said = run(&["inspect", &fix]).expect("a patch object");
+        for line in [
+            "    label: CVE-2024-1\n    label: CVE-2024-2\n",
+            "    description: Counts on\n",
+            "    author: A\n",
+        ] {
+            assert!(said.contains(line), "{said}");
+        }
+        std::fs::remove_file(&fix).expect("just made");
+        for (option, key) in [
+            ("--label", "klp_label"),
+            ("--description", "description"),
+            ("--author", "author"),
+            ("--name", "name"),
+        ] {
+            for text in ["", "two\nlines", "\0", "\u{1b}[2J", &"x".repeat(513)] {
+                let said = make(&[option, text]).expect_err("refused");
+                assert!(
+                    said.starts_with(&format!("{key}: {text:?} is not 1 to 512")),
+                    "{said}"
+                );
+                assert!(!Path::new(&fix).exists());
+            }
+        }
     }
 
     const DIFF: &str = "\
