@@ -8,6 +8,7 @@ use crate::special::{self, Purpose};
 use crate::unit::Home;
 use klp_core::elf::names::SymbolName;
 use klp_core::model::VMLINUX;
+use object::elf;
 
 /// Says what is wrong with the `contents` of a patch of the object called `object`. `pair` is one
 /// of those that it is made of.
@@ -26,7 +27,10 @@ fn sibling_calls(pair: &Pair, contents: &Contents) -> Vec<Refusal> {
     for (index, section) in contents.sections.iter().enumerate() {
         for reloc in section.relocs.iter().filter(|_| section.is_code()) {
             let callee = &contents.symbols[reloc.symbol];
-            if callee.home != Home::Outside || !calls::is_sibling_call(machine, section, reloc) {
+            let is_plain = machine == elf::EM_PPC64 && reloc.kind == elf::R_PPC64_REL24.0;
+            if callee.home != Home::Outside
+                || !(is_plain && calls::is_jump(machine, section, reloc))
+            {
                 continue;
             }
             let callee = SymbolName::parse(&callee.name).map_or(&*callee.name, |name| name.name);

@@ -19,7 +19,7 @@ pub(crate) struct Copies<'a> {
     /// Relocations that are still to be added.
     pub(crate) open: Vec<Open>,
     /// The sections of pairs that are here as a whole, and where.
-    whole: BTreeMap<(usize, usize), usize>,
+    pub(crate) whole: BTreeMap<(usize, usize), usize>,
     /// Sections that are put together of pieces, by their names and flags.
     tables: BTreeMap<(&'a str, u64), usize>,
     /// The pieces in them: where they are in a pair, and here.

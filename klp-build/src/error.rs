@@ -1,7 +1,9 @@
 //! Why no patch can be made.
 
 use crate::convert::ConvertError;
+use crate::layout::LayoutChange;
 use core::fmt;
+use klp_core::config::ABOUT_LEN;
 use std::path::PathBuf;
 
 /// Why no patch can be made of two builds.
@@ -29,6 +31,13 @@ pub enum BuildError {
     BadObject {
         /// The name.
         object: String,
+    },
+    /// A text for people, or a name, that a patch object cannot carry.
+    BadText {
+        /// What it is to be, as the key of `.modinfo`.
+        key: &'static str,
+        /// The text.
+        text: String,
     },
     /// No function of the original has changed: both builds are the same, or only new functions were
     /// added.
@@ -128,6 +137,18 @@ pub enum Why {
     Assembly,
     /// Unwind information cannot be read.
     Frames,
+    /// The type lies in memory otherwise than before. Objects of it exist where the program runs.
+    ChangedLayout {
+        /// In what it differs.
+        change: LayoutChange,
+        /// The functions of the patch that are known to use it.
+        users: Vec<String>,
+    },
+    /// Debug information is there, and cannot be read.
+    DebugInfo {
+        /// What is wrong with it.
+        why: String,
+    },
 }
 
 impl fmt::Display for Why {
@@ -221,6 +242,24 @@ impl fmt::Display for Why {
                  (.type NAME, @function; .size), or leave it as it is",
             ),
             Self::Frames => f.write_str("its unwind information cannot be read"),
+            Self::ChangedLayout { change, users } => {
+                write!(f, "the layout of the type changed: {change}")?;
+                let users = users.join(", ");
+                match &*users {
+                    "" => f.write_str("; its source file is that of functions that changed")?,
+                    users => write!(f, ", which matters to {users}")?,
+                }
+                f.write_str(
+                    ". Objects of the running program have the old layout: keep it, and have new \
+                     data in shadow variables (docs/shadow-variables.md); if no object can be at \
+                     fault, vouch for the type (--vouch-layout)",
+                )
+            }
+            Self::DebugInfo { why } => write!(
+                f,
+                "debug information cannot be read, so types cannot be compared: {why}. Compile \
+                 with another -g, or without",
+            ),
         }
     }
 }
@@ -250,6 +289,10 @@ impl fmt::Display for BuildError {
             Self::BadObject { object } => write!(
                 f,
                 "'{object}' names no object: it must have 1 to 55 bytes, and no dot",
+            ),
+            Self::BadText { key, text } => write!(
+                f,
+                "{key}: {text:?} is not 1 to {ABOUT_LEN} bytes of text without control characters",
             ),
             Self::NothingChanged => {
                 f.write_str("no function of the original has changed: there is nothing to patch")

@@ -11,7 +11,7 @@ pub(crate) fn imported(unit: &Unit) -> Vec<String> {
     let lines = lines.map(String::from_utf8_lossy);
     let namespaces = lines.filter_map(|line| {
         let (front, namespace) = line.split_once(IMPORT)?;
-        (front.is_empty() || front.ends_with('.')).then(|| format!("{IMPORT}{namespace}"))
+        (front.is_empty() || front.ends_with('.')).then(|| namespace.to_owned())
     });
     namespaces.collect()
 }

@@ -34,8 +34,10 @@ pub(crate) struct Contents {
     pub(crate) replaced: Vec<Replaced>,
     /// Callbacks: their places in `struct klp_object_ext`, and their symbols.
     pub(crate) callbacks: BTreeMap<u64, usize>,
-    /// What else the patch's `.modinfo` must say.
-    pub(crate) info: BTreeSet<String>,
+    /// The namespaces that it takes symbols of the kernel from.
+    pub(crate) namespaces: BTreeSet<String>,
+    /// What the sections were, with the pairs that they are of, and where they are here.
+    pub(crate) taken: BTreeMap<(usize, usize), usize>,
 }
 
 /// A function that is replaced.
@@ -117,7 +119,8 @@ pub(crate) fn select(
         symbols,
         replaced,
         callbacks,
-        info: units.flat_map(namespaces::imported).collect(),
+        taken: copies.whole,
+        namespaces: units.flat_map(namespaces::imported).collect(),
     };
     if let Some(pair) = pairs.first() {
         sites::note_calls(pair.patched.header, &mut contents);

@@ -2,15 +2,11 @@
 
 mod common;
 
-use common::{build, compile, compile_in, livepatch_symbols, refusal, refusals, view};
+use common::{FLAGS, build, compile, compile_in, livepatch_symbols, own, refusal, refusals, view};
 use klp_build::{BuildError, Built, PatchBuilder, Target, Why};
 use klp_core::elf::view::Home;
-use object::elf;
 use std::path::Path;
 use std::process::Command;
-
-/// What a program must be compiled with to be compared.
-const FLAGS: [&str; 4] = ["-O2", "-fPIC", "-ffunction-sections", "-fdata-sections"];
 
 /// Code that each test changes in its own way.
 const SHOP: &str = r#"
@@ -56,19 +52,6 @@ fn changed(changes: &[(&str, &str)]) -> String {
 
 fn this_test() -> std::path::PathBuf {
     std::env::current_exe().expect("it has a name")
-}
-
-/// The functions and variables of the patch's own.
-fn own(bytes: &[u8]) -> Vec<String> {
-    let view = view(bytes);
-    let symbols = view.symbols().iter();
-    let own = symbols.filter(|symbol| {
-        matches!(symbol.home, Home::Section(_))
-            && [elf::STT_FUNC.0, elf::STT_OBJECT.0].contains(&symbol.kind)
-    });
-    let mut names: Vec<_> = own.map(|symbol| symbol.name.to_owned()).collect();
-    names.sort_unstable();
-    names
 }
 
 #[test]
