@@ -384,19 +384,31 @@ impl Build<'_> {
             let is_live = match holder.map(|holder| (holder, entries.all[holder].tag)) {
                 Some((function, dw::DW_TAG_subprogram)) => {
                     let is_elsewhere = entries.all[function].is_declaration;
-                    // A caller need not have a variable for what it hands over or gets.
-                    let is_handed = entry.tag != dw::DW_TAG_variable && !types.is_rust(index);
-                    entry.is_static
-                        || is_elsewhere && !defined.contains(&function)
-                        || staying.contains(&function)
-                        || reach == Reach::Pointer
-                        || is_handed
+                    let stays =
+                        is_elsewhere && !defined.contains(&function) || staying.contains(&function);
+                    let mut origins = entries.origins(function);
+                    let is_external = origins.any(|origin| entries.all[origin].is_external);
+                    // Of Rust's functions, many are external which nobody else can call.
+                    let has_callers = is_external && !key(types, of).1.contains("{closure");
+                    match (entry.tag, reach) {
+                        // It has objects only if variables have.
+                        (dw::DW_TAG_template_type_parameter, _) => false,
+                        // Callers have what they hand over, or get.
+                        (dw::DW_TAG_formal_parameter, Reach::Borrowed | Reach::Pointer) => {
+                            has_callers
+                        }
+                        (dw::DW_TAG_formal_parameter | dw::DW_TAG_subprogram, _) if has_callers => {
+                            true
+                        }
+                        (_, Reach::Itself) => stays || entry.is_static,
+                        _ => reach > Reach::Borrowed || entry.is_static,
+                    }
                 }
                 Some((holder, _)) => {
                     if reach == Reach::Itself {
                         parts.push((key(types, holder), key(types, of)));
                     }
-                    reach == Reach::Pointer
+                    reach > Reach::Borrowed
                 }
                 None => true,
             };
@@ -563,9 +575,9 @@ fn changed_of(old: &[(usize, Layout)], now: &[(usize, Layout)]) -> Option<Change
     let new = now
         .iter()
         .find(|now| !old.iter().any(|old| same(&old, now)))?;
+    // If all that were there are still there, this is one more.
     let gone = old.iter().find(|old| !now.iter().any(|now| same(old, now)));
-    let old = gone.or(old.first())?;
-    let ((before, old), (after, new)) = (old, new);
+    let ((before, old), (after, new)) = (gone?, new);
     Some(Changed {
         change: old.change(new)?,
         may_follow: old.has_parts_of(new),
