@@ -3,8 +3,8 @@
 //! What goes into the patch works on objects that are there already. So each type of the source
 //! files that functions of the patch come from must lie in memory as it did, whoever uses it: a
 //! function may get at an object by a cast, of which debug information says nothing. Two kinds of
-//! types are left out: those that only variables of functions of the patch have, as no thread is
-//! in these functions when it gets the patch; and those that the author vouches for.
+//! types are not refused: those that only variables of functions of the patch are seen to have, as
+//! no thread is in these functions when it gets the patch; and those that the author vouches for.
 
 use crate::compare::Pair;
 use crate::debug::Entries;
@@ -71,6 +71,7 @@ pub(crate) fn compare(
     let Comparison {
         used, mut compared, ..
     } = comparison;
+    compared.refusals = merged(compared.refusals);
     if !without.is_empty() {
         let files = without;
         compared.warnings.push(Warning::TypesNotCompared { files });
@@ -79,6 +80,34 @@ pub(crate) fn compare(
     let unused = unused.map(|name| Warning::VouchedInVain { name });
     compared.warnings.extend(unused);
     compared
+}
+
+/// One refusal for each type, though many files have it.
+fn merged(refusals: Vec<Refusal>) -> Vec<Refusal> {
+    let mut merged: Vec<Refusal> = Vec::new();
+    for refusal in refusals {
+        let known = merged
+            .iter_mut()
+            .find_map(|known| match (&mut known.why, &refusal.why) {
+                (
+                    Why::ChangedLayout { change, users },
+                    Why::ChangedLayout {
+                        change: same,
+                        users: more,
+                    },
+                ) if known.name == refusal.name && change == same => Some((users, more)),
+                _ => None,
+            });
+        match known {
+            Some((users, more)) => {
+                let new = more.iter().filter(|user| !users.contains(user)).cloned();
+                let new: Vec<_> = new.collect();
+                users.extend(new);
+            }
+            None => merged.push(refusal),
+        }
+    }
+    merged
 }
 
 struct Comparison<'a> {
@@ -118,8 +147,6 @@ impl Comparison<'_> {
         );
         let (before, after) = match &sections {
             (Some(before), Some(after)) => (before, after),
-            // What only the patched build has, is new.
-            (None, Some(_)) if pair.original.sections.is_empty() => return Ok(true),
             _ => return Ok(false),
         };
         let (original, patched) = (entries(before, "original")?, entries(after, "patched")?);
@@ -209,7 +236,17 @@ impl Comparison<'_> {
         if let Some(changed) = changed_of(&old, now) {
             let users = after.users(key);
             self.report(index, &key.1, changed.change, users, false);
-        } else if old.is_empty() && before.declared().any(|declared| declared == key.1) {
+            return Ok(());
+        }
+        let was_declared = || before.declared().any(|declared| declared == key.1);
+        // What a header defines, others may have known before.
+        let is_of_header = || {
+            let (types, entry) = (&after.types, now.first().map(|(entry, _)| *entry));
+            let is_shared = entry
+                .is_some_and(|entry| !types.is_rust(entry) && !is_of_source(types.entries, entry));
+            is_shared && !is_standard(&key.1)
+        };
+        if old.is_empty() && (was_declared() || is_of_header()) {
             self.warn_of_unknown(index, &key.1);
         }
         Ok(())
@@ -285,9 +322,7 @@ impl Comparison<'_> {
     ) -> Result<bool, String> {
         let entries = types.entries;
         if !types.is_rust(entry) {
-            let unit = entries.all[entries.unit(entry)].name.as_deref();
-            let source = unit.map(last_component);
-            return Ok(source.is_some() && source == entries.all[entry].file.as_deref());
+            return Ok(is_of_source(entries, entry));
         }
         for other in (0..self.pairs.len()).filter(|other| *other != index) {
             if self.known(other, ORIGINAL)?.contains_key(key) {
@@ -544,6 +579,13 @@ fn key(types: &Types, entry: usize) -> Key {
         .filter(|_| types.is_c(entry))
         .map_or("", last_component);
     (source.to_owned(), types.full_name(entry))
+}
+
+/// Whether the source file of its unit defines a type, and no header.
+fn is_of_source(entries: &Entries, entry: usize) -> bool {
+    let unit = entries.all[entries.unit(entry)].name.as_deref();
+    let source = unit.map(last_component);
+    source.is_some() && source == entries.all[entry].file.as_deref()
 }
 
 fn last_component(path: &str) -> &str {

@@ -414,7 +414,14 @@ fn files(flags: &[&str], sources: &[(&str, &str, &str)]) -> Result<Built, BuildE
     }
     let (before, after) = objects.split_at(objects.len() / 2);
     for ((name, before), (_, after)) in before.iter().zip(after) {
-        patch.pair(Path::new(name), Some(before), after)?;
+        let is_new = sources
+            .iter()
+            .any(|(each, original, _)| each == name && original.is_empty());
+        patch.pair(
+            Path::new(name),
+            Some(&before[..]).filter(|_| !is_new),
+            after,
+        )?;
     }
     patch.build()
 }
@@ -456,6 +463,33 @@ fn types_matter_where_functions_change() {
     assert!(
         matches!(&*found, [(name, Why::ChangedLayout { .. })] if name == "struct seat"),
         "{found:?}"
+    );
+    // So is what a new file uses.
+    let new = "#include \"hall.h\"\nint added(struct seat *seat) { return seat->free; }\n";
+    let both = "int added(void *); int other(int n) { return n + added((void *)(long)n); }\n";
+    let hall_only = files(
+        &[],
+        &[
+            ("hall.h", HEADER, GROWN),
+            ("hall.c", hall, hall),
+            ("other.c", &other(1), both),
+            ("new.c", "", new),
+        ],
+    );
+    let found = refusals(hall_only);
+    assert!(
+        matches!(&*found, [(name, Why::ChangedLayout { .. })] if name == "struct seat"),
+        "{found:?}"
+    );
+    // If no file has it, it may be new.
+    let built = files(
+        &[],
+        &[("hall.h", HEADER, GROWN), ("other.c", &other(1), &using)],
+    );
+    let warnings = built.expect("nothing is known").warnings;
+    assert!(
+        matches!(&*warnings, [Warning::UnknownLayout { name, .. }] if name == "struct seat"),
+        "{warnings:?}"
     );
     let using = using.replace("free", "row");
     let built = files(
