@@ -290,7 +290,7 @@ fn variables_of_functions_in_the_patch_are_no_objects_that_stay() {
     };
     assert_eq!(built.warnings, [expected]);
     // A pointer may lead anywhere, and callers may be anywhere.
-    let handed = "struct parts parts = { 0 }; parts.count = 0; } int handed(struct parts *parts) { return parts->count; } KEPT int sum2(const int *n) { struct parts parts = { 0 };";
+    let handed = "struct parts parts = { 0 }; parts.count = 0; return *n; } int handed(struct parts *parts) { return parts->count; } KEPT int sum2(const int *n) { struct parts parts = { 0 };";
     for kept in [
         handed,
         "struct parts parts = { 0 }, *kept = *n ? (struct parts *)visits : &parts; kept->count++;",

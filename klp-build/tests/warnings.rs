@@ -59,8 +59,10 @@ fn sibling_calls_between_functions_of_the_patch_are_found() {
     let flags = ["-fno-pic", "-fno-ipa-ra"];
     let flags = if is_clang() { &flags[..1] } else { &flags };
     let fixed = CALLS.replace("n + 2", "n + 4").replace("n > 5", "n > 7");
-    // `last` stays: nobody waits for it.
-    assert_eq!(sibling_calls(&patch(flags, CALLS, &fixed)), []);
+    // `last` stays: nobody waits for it. (A patch of ppc64le may not jump to what stays.)
+    if !machine().starts_with("powerpc") {
+        assert_eq!(sibling_calls(&patch(flags, CALLS, &fixed)), []);
+    }
     let fixed = fixed.replace("n * 3", "n * 5");
     let built = patch(flags, CALLS, &fixed);
     assert_eq!(built.functions, ["last", "jumps", "calls", "sometimes"]);
