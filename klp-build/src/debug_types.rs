@@ -5,6 +5,7 @@ use crate::debug::Entries;
 use crate::layout::{Layout, Part, PartKind};
 use core::cell::Cell;
 use gimli::constants as dw;
+use std::collections::BTreeSet;
 
 /// Types are nested no deeper than this; what is deeper goes round in a circle.
 const DEEPEST: u32 = 64;
@@ -33,6 +34,10 @@ pub(crate) struct Types<'a> {
     pub(crate) entries: &'a Entries<'a>,
     /// The `typedef` that gives a type without a name one, for each entry.
     aliases: Vec<Option<usize>>,
+    /// The variable that has a type without a name.
+    variables: Vec<Option<usize>>,
+    /// The types without a name that are parts of others.
+    parts: BTreeSet<usize>,
     /// How many more entries may be looked at for one layout: types without a name that contain
     /// others may be damaged so that there is no end to it.
     steps: Cell<u32>,
@@ -40,27 +45,36 @@ pub(crate) struct Types<'a> {
 
 impl<'a> Types<'a> {
     pub(crate) fn new(entries: &'a Entries<'a>) -> Self {
-        let mut aliases = vec![None; entries.all.len()];
+        let mut types = Self {
+            entries,
+            aliases: vec![None; entries.all.len()],
+            variables: vec![None; entries.all.len()],
+            parts: BTreeSet::new(),
+            steps: Cell::new(MOST_STEPS),
+        };
         for (index, entry) in entries.all.iter().enumerate() {
-            if let (dw::DW_TAG_typedef, Some(of)) = (entry.tag, entry.of_type) {
-                if entries.name(of).is_none() {
-                    aliases[of].get_or_insert(index);
+            let direct = entry.of_type.filter(|of| entries.name(*of).is_none());
+            match (entry.tag, direct, types.aggregate(entry.of_type)) {
+                (dw::DW_TAG_typedef, Some(of), _) => {
+                    types.aliases[of].get_or_insert(index);
                 }
+                (dw::DW_TAG_variable, _, Some((of, Reach::Itself))) => {
+                    types.variables[of].get_or_insert(index);
+                }
+                (dw::DW_TAG_member, _, Some((of, _))) => {
+                    types.parts.insert(of);
+                }
+                _ => {}
             }
         }
-        let steps = Cell::new(MOST_STEPS);
-        Self {
-            entries,
-            aliases,
-            steps,
-        }
+        types
     }
 
-    /// Whether `entry` defines a type whose layout counts, and which has a name.
+    /// Whether `entry` defines a type whose layout counts by itself.
     pub(crate) fn is_definition(&self, entry: usize) -> bool {
         let each = &self.entries.all[entry];
-        let is_whole = is_aggregate(each.tag) && !each.is_declaration && !self.is_variant(entry);
-        is_whole && self.own_name(entry).is_some()
+        let is_part = self.own_name(entry).is_none() && self.parts.contains(&entry);
+        is_aggregate(each.tag) && !each.is_declaration && !self.is_variant(entry) && !is_part
     }
 
     /// Whether it is what an enumeration of Rust's has in itself for one of its variants.
@@ -88,7 +102,12 @@ impl<'a> Types<'a> {
 
     /// The type's name with all that it is in, as `struct shop` or `shop::Visit`.
     pub(crate) fn full_name(&self, entry: usize) -> String {
-        let mut name = self.own_name(entry).unwrap_or("{anonymous}").to_owned();
+        let variable = self.variables[entry].and_then(|variable| self.entries.name(variable));
+        let mut name = match (self.own_name(entry), variable) {
+            (Some(name), _) => name.to_owned(),
+            (None, Some(variable)) => format!("{{type of {variable}}}"),
+            (None, None) => "{anonymous}".to_owned(),
+        };
         let tag = self.entries.all[entry].tag;
         let mut at = self.entries.origin(entry);
         for _ in 0..DEEPEST {
@@ -141,30 +160,29 @@ impl<'a> Types<'a> {
         self.entries.all[self.entries.unit(entry)].language == Some(dw::DW_LANG_Rust)
     }
 
-    /// The structure, class, union or enumeration that something of type `of` has in itself, and
-    /// whether it has no more than a pointer to it.
+    /// The structure, class, union or enumeration that something of type `of` leads to, and how.
     pub(crate) fn aggregate(&self, of: Option<usize>) -> Option<(usize, Reach)> {
         let (mut at, mut reach) = (of?, Reach::Itself);
         for _ in 0..DEEPEST {
             let entry = &self.entries.all[at];
-            match entry.tag {
+            let is_named = |start| {
+                entry
+                    .name
+                    .as_ref()
+                    .is_some_and(|name| name.starts_with(start))
+            };
+            let here = match entry.tag {
                 tag if is_aggregate(tag) => return Some((self.defined(at), reach)),
-                dw::DW_TAG_reference_type
-                | dw::DW_TAG_rvalue_reference_type
-                | dw::DW_TAG_pointer_type => {
-                    let is_borrowed = self.is_rust(at)
-                        && entry
-                            .name
-                            .as_ref()
-                            .is_some_and(|name| name.starts_with('&'));
-                    reach = reach.max(if is_borrowed {
-                        Reach::Borrowed
-                    } else {
-                        Reach::Pointer
-                    });
-                }
-                _ => {}
-            }
+                dw::DW_TAG_reference_type | dw::DW_TAG_rvalue_reference_type => Reach::Borrowed,
+                dw::DW_TAG_pointer_type if self.is_rust(at) && is_named('&') => Reach::Borrowed,
+                dw::DW_TAG_pointer_type => Reach::Pointer,
+                _ => Reach::Itself,
+            };
+            reach = match (reach, here) {
+                (Reach::Pointer, Reach::Pointer | Reach::Borrowed)
+                | (Reach::Borrowed, Reach::Pointer) => Reach::Pointers,
+                _ => reach.max(here),
+            };
             at = entry.of_type?;
         }
         None
@@ -387,10 +405,12 @@ impl<'a> Types<'a> {
 pub(crate) enum Reach {
     /// It has the object in itself.
     Itself,
-    /// By a reference of Rust's: another has the object.
+    /// By a reference: another has the object.
     Borrowed,
     /// By a pointer: the object may be anywhere.
     Pointer,
+    /// By a pointer or a reference to such.
+    Pointers,
 }
 
 fn is_aggregate(tag: gimli::DwTag) -> bool {

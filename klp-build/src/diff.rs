@@ -28,6 +28,7 @@
 //! | `debug.rs` | what they say |
 //! | `debug_types.rs` | the types that they describe |
 //! | `layout.rs` | in what the layouts of two types differ |
+//! | `uses.rs` | who has objects of a type |
 //! | `types.rs` | which types changed that objects of the program have |
 //! | `warnings.rs` | what the author should know |
 //! | `info.rs` | what the patch says of itself as a whole |

@@ -244,10 +244,14 @@ impl fmt::Display for Why {
             Self::Frames => f.write_str("its unwind information cannot be read"),
             Self::ChangedLayout { change, users } => {
                 write!(f, "the layout of the type changed: {change}")?;
-                let users = users.join(", ");
-                match &*users {
-                    "" => f.write_str("; its source file is that of functions that changed")?,
-                    users => write!(f, ", which matters to {users}")?,
+                match &users[..] {
+                    [] => f.write_str("; its source file is that of functions that changed")?,
+                    [_, _, _, _, ..] => {
+                        let count = users.len() - 3;
+                        let shown = users[..3].join(", ");
+                        write!(f, ", which matters to {shown}, and {count} more")?;
+                    }
+                    users => write!(f, ", which matters to {}", users.join(", "))?,
                 }
                 f.write_str(
                     ". Objects of the running program have the old layout: keep it, and have new \

@@ -45,6 +45,7 @@ mod target;
 mod texts;
 mod types;
 mod unit;
+mod uses;
 mod warnings;
 mod write;
 

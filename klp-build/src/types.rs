@@ -3,24 +3,22 @@
 //! What goes into the patch works on objects that are there already. So each type of the source
 //! files that functions of the patch come from must lie in memory as it did, whoever uses it: a
 //! function may get at an object by a cast, of which debug information says nothing. Two kinds of
-//! types are left out: those that only variables of functions of the patch have, as no thread is
-//! in these functions when it gets the patch; and those that the author vouches for.
+//! types are not refused: those that only variables of functions of the patch are seen to have, as
+//! no thread is in these functions when it gets the patch; and those that the author vouches for.
 
 use crate::compare::Pair;
 use crate::debug::Entries;
 use crate::debug_sections::DebugSections;
-use crate::debug_types::{Circle, Reach, Types};
+use crate::debug_types::{Circle, Types};
 use crate::error::{Refusal, Why};
 use crate::layout::{Layout, LayoutChange};
 use crate::matches::Match;
 use crate::unit::Unit;
+use crate::uses::{Build, Key, key, last_component};
 use crate::warnings::Warning;
 use gimli::constants as dw;
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// A type by its name; in C, with its source file.
-type Key = (String, String);
 
 /// Which build of a pair.
 const ORIGINAL: usize = 0;
@@ -71,6 +69,7 @@ pub(crate) fn compare(
     let Comparison {
         used, mut compared, ..
     } = comparison;
+    compared.refusals = merged(compared.refusals);
     if !without.is_empty() {
         let files = without;
         compared.warnings.push(Warning::TypesNotCompared { files });
@@ -81,6 +80,34 @@ pub(crate) fn compare(
     compared
 }
 
+/// One refusal for each type, though many files have it.
+fn merged(refusals: Vec<Refusal>) -> Vec<Refusal> {
+    let mut merged: Vec<Refusal> = Vec::new();
+    for refusal in refusals {
+        let known = merged
+            .iter_mut()
+            .find_map(|known| match (&mut known.why, &refusal.why) {
+                (
+                    Why::ChangedLayout { change, users },
+                    Why::ChangedLayout {
+                        change: same,
+                        users: more,
+                    },
+                ) if known.name == refusal.name && change == same => Some((users, more)),
+                _ => None,
+            });
+        match known {
+            Some((users, more)) => {
+                let new = more.iter().filter(|user| !users.contains(user)).cloned();
+                let new: Vec<_> = new.collect();
+                users.extend(new);
+            }
+            None => merged.push(refusal),
+        }
+    }
+    merged
+}
+
 struct Comparison<'a> {
     pairs: &'a [Pair],
     vouched: &'a BTreeSet<String>,
@@ -89,13 +116,6 @@ struct Comparison<'a> {
     /// The types of all object files, of both builds, as far as they were asked for.
     known: Vec<[OnceCell<Result<Definitions, String>>; 2]>,
     compared: Compared,
-}
-
-/// The debug information of one build.
-struct Build<'a> {
-    types: Types<'a>,
-    /// The functions that are replaced, or replace them.
-    going_in: BTreeSet<usize>,
 }
 
 /// A type that lies otherwise than before.
@@ -118,8 +138,6 @@ impl Comparison<'_> {
         );
         let (before, after) = match &sections {
             (Some(before), Some(after)) => (before, after),
-            // What only the patched build has, is new.
-            (None, Some(_)) if pair.original.sections.is_empty() => return Ok(true),
             _ => return Ok(false),
         };
         let (original, patched) = (entries(before, "original")?, entries(after, "patched")?);
@@ -209,7 +227,17 @@ impl Comparison<'_> {
         if let Some(changed) = changed_of(&old, now) {
             let users = after.users(key);
             self.report(index, &key.1, changed.change, users, false);
-        } else if old.is_empty() && before.declared().any(|declared| declared == key.1) {
+            return Ok(());
+        }
+        let was_declared = || before.declared().any(|declared| declared == key.1);
+        // What a header defines, others may have known before.
+        let is_of_header = || {
+            let (types, entry) = (&after.types, now.first().map(|(entry, _)| *entry));
+            let is_shared = entry
+                .is_some_and(|entry| !types.is_rust(entry) && !is_of_source(types.entries, entry));
+            is_shared && !is_standard(&key.1)
+        };
+        if old.is_empty() && (was_declared() || is_of_header()) {
             self.warn_of_unknown(index, &key.1);
         }
         Ok(())
@@ -285,9 +313,7 @@ impl Comparison<'_> {
     ) -> Result<bool, String> {
         let entries = types.entries;
         if !types.is_rust(entry) {
-            let unit = entries.all[entries.unit(entry)].name.as_deref();
-            let source = unit.map(last_component);
-            return Ok(source.is_some() && source == entries.all[entry].file.as_deref());
+            return Ok(is_of_source(entries, entry));
         }
         for other in (0..self.pairs.len()).filter(|other| *other != index) {
             if self.known(other, ORIGINAL)?.contains_key(key) {
@@ -362,140 +388,6 @@ impl Comparison<'_> {
     }
 }
 
-impl Build<'_> {
-    /// The types of which there may be objects beside the variables of functions that are replaced.
-    fn live(&self) -> BTreeSet<Key> {
-        let staying = self.staying();
-        let (types, entries) = (&self.types, self.types.entries);
-        let defined: BTreeSet<_> = (0..entries.all.len())
-            .filter(|entry| !entries.all[*entry].is_declaration)
-            .flat_map(|entry| entries.origins(entry).skip(1))
-            .collect();
-        let mut live = BTreeSet::new();
-        let mut parts = Vec::new();
-        for (index, entry) in entries.all.iter().enumerate() {
-            if let Some(container) = entry.container {
-                live.insert(key(types, container));
-            }
-            let Some((of, reach)) = self.mentioned(index) else {
-                continue;
-            };
-            let holder = entries.owner(index);
-            let is_live = match holder.map(|holder| (holder, entries.all[holder].tag)) {
-                Some((function, dw::DW_TAG_subprogram)) => {
-                    let is_elsewhere = entries.all[function].is_declaration;
-                    // A caller need not have a variable for what it hands over or gets.
-                    let is_handed = entry.tag != dw::DW_TAG_variable && !types.is_rust(index);
-                    entry.is_static
-                        || is_elsewhere && !defined.contains(&function)
-                        || staying.contains(&function)
-                        || reach == Reach::Pointer
-                        || is_handed
-                }
-                Some((holder, _)) => {
-                    if reach == Reach::Itself {
-                        parts.push((key(types, holder), key(types, of)));
-                    }
-                    reach == Reach::Pointer
-                }
-                None => true,
-            };
-            if is_live {
-                live.insert(key(types, of));
-            }
-        }
-        loop {
-            let more = parts
-                .iter()
-                .filter(|(whole, part)| live.contains(whole) && !live.contains(part));
-            let more: Vec<_> = more.map(|(_, part)| part.clone()).collect();
-            if more.is_empty() {
-                return live;
-            }
-            live.extend(more);
-        }
-    }
-
-    /// The functions that have code which is not replaced, inlined code too.
-    fn staying(&self) -> BTreeSet<usize> {
-        let entries = self.types.entries;
-        let functions = entries.functions.values();
-        let mut staying: BTreeSet<_> = functions
-            .filter(|function| !self.going_in.contains(function))
-            .flat_map(|function| entries.origins(*function))
-            .collect();
-        let mut inlined = BTreeSet::new();
-        for (index, entry) in entries.all.iter().enumerate() {
-            if entry.tag == dw::DW_TAG_inlined_subroutine {
-                let function = entries.owner(index);
-                if function.is_none_or(|function| staying.contains(&function)) {
-                    inlined.extend(entries.origins(index));
-                }
-            }
-        }
-        staying.extend(inlined);
-        staying
-    }
-
-    /// The type that an entry which may have objects, or a part of one, is of.
-    fn mentioned(&self, entry: usize) -> Option<(usize, Reach)> {
-        let entries = self.types.entries;
-        let each = &entries.all[entry];
-        let has_type = [
-            dw::DW_TAG_variable,
-            dw::DW_TAG_formal_parameter,
-            dw::DW_TAG_member,
-            dw::DW_TAG_inheritance,
-            dw::DW_TAG_template_type_parameter,
-            dw::DW_TAG_subprogram,
-        ];
-        if !has_type.contains(&each.tag) {
-            return None;
-        }
-        let origin = &entries.all[entries.origin(entry)];
-        self.types.aggregate(each.of_type.or(origin.of_type))
-    }
-
-    /// The functions that go in and mention a type, or one that leads to it.
-    fn users(&self, of: &Key) -> Vec<String> {
-        let entries = self.types.entries;
-        let mut mentions = Vec::new();
-        for index in 0..entries.all.len() {
-            if let (Some((to, _)), Some(from)) = (self.mentioned(index), entries.owner(index)) {
-                mentions.push((from, to));
-            }
-        }
-        let is_type = |entry: usize| self.types.is_aggregate(entry);
-        let mut leading: BTreeSet<_> = (0..entries.all.len())
-            .filter(|entry| is_type(*entry) && key(&self.types, *entry).1 == of.1)
-            .collect();
-        loop {
-            let more = mentions
-                .iter()
-                .filter(|(from, to)| is_type(*from) && leading.contains(to));
-            let more: Vec<_> = more.map(|(from, _)| *from).collect();
-            let known = leading.len();
-            leading.extend(more);
-            if leading.len() == known {
-                break;
-            }
-        }
-        let users = mentions
-            .iter()
-            .filter(|(from, to)| self.going_in.contains(from) && leading.contains(to));
-        let users = users.filter_map(|(function, _)| entries.name(*function));
-        let users: BTreeSet<_> = users.map(str::to_owned).collect();
-        users.into_iter().collect()
-    }
-
-    /// The types that are known to exist, and no more.
-    fn declared(&self) -> impl Iterator<Item = String> + '_ {
-        let types = &self.types;
-        let declared = (0..types.entries.all.len()).filter(|entry| types.is_mere_name(*entry));
-        declared.map(|entry| types.full_name(entry))
-    }
-}
-
 fn circle(_: Circle) -> String {
     "a type contains itself".to_owned()
 }
@@ -525,17 +417,11 @@ fn function(
     entries.functions.get(&address).copied()
 }
 
-fn key(types: &Types, entry: usize) -> Key {
-    let entries = types.entries;
+/// Whether the source file of its unit defines a type, and no header.
+fn is_of_source(entries: &Entries, entry: usize) -> bool {
     let unit = entries.all[entries.unit(entry)].name.as_deref();
-    let source = unit
-        .filter(|_| types.is_c(entry))
-        .map_or("", last_component);
-    (source.to_owned(), types.full_name(entry))
-}
-
-fn last_component(path: &str) -> &str {
-    path.rsplit('/').next().unwrap_or(path)
+    let source = unit.map(last_component);
+    source.is_some() && source == entries.all[entry].file.as_deref()
 }
 
 /// The types with names, of these units (and of units that only define types), or of all.
@@ -563,9 +449,9 @@ fn changed_of(old: &[(usize, Layout)], now: &[(usize, Layout)]) -> Option<Change
     let new = now
         .iter()
         .find(|now| !old.iter().any(|old| same(&old, now)))?;
+    // If all that were there are still there, this is one more.
     let gone = old.iter().find(|old| !now.iter().any(|now| same(old, now)));
-    let old = gone.or(old.first())?;
-    let ((before, old), (after, new)) = (old, new);
+    let ((before, old), (after, new)) = (gone?, new);
     Some(Changed {
         change: old.change(new)?,
         may_follow: old.has_parts_of(new),

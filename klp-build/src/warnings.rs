@@ -68,7 +68,8 @@ pub enum Warning {
         /// The function.
         function: String,
     },
-    /// A type is defined now that the original build only knew to exist. It was not compared.
+    /// A type is used now that no object file of the original build defines: it is new, or was not
+    /// compared.
     UnknownLayout {
         /// The object file.
         file: PathBuf,
@@ -136,8 +137,8 @@ impl fmt::Display for Warning {
                     .collect();
                 write!(
                     f,
-                    "types were not compared, as there is no debug information in both builds of \
-                     {} (compile with -g)",
+                    "types were not compared in {}, as not both builds have debug information \
+                     there (compile with -g)",
                     files.join(", ")
                 )
             }
@@ -149,8 +150,8 @@ impl fmt::Display for Warning {
             ),
             Self::UnknownLayout { file, name } => write!(
                 f,
-                "{}: the original build only declares the type {name}: its layout was not \
-                 compared (give all object files)",
+                "{}: no object file of the original build defines the type {name}: if it is not \
+                 new, give all object files, so that its layout is compared",
                 file.display()
             ),
             Self::LayoutOfVariables { file, name, change } => write!(

@@ -289,8 +289,10 @@ fn variables_of_functions_in_the_patch_are_no_objects_that_stay() {
         change: change_found,
     };
     assert_eq!(built.warnings, [expected]);
-    // A pointer may lead anywhere.
+    // A pointer may lead anywhere, and callers may be anywhere.
+    let handed = "struct parts parts = { 0 }; parts.count = 0; return *n; } int handed(struct parts *parts) { return parts->count; } KEPT int sum2(const int *n) { struct parts parts = { 0 };";
     for kept in [
+        handed,
         "struct parts parts = { 0 }, *kept = *n ? (struct parts *)visits : &parts; kept->count++;",
         "static struct parts kept; struct parts parts = kept; kept.count++;",
     ] {
@@ -412,7 +414,14 @@ fn files(flags: &[&str], sources: &[(&str, &str, &str)]) -> Result<Built, BuildE
     }
     let (before, after) = objects.split_at(objects.len() / 2);
     for ((name, before), (_, after)) in before.iter().zip(after) {
-        patch.pair(Path::new(name), Some(before), after)?;
+        let is_new = sources
+            .iter()
+            .any(|(each, original, _)| each == name && original.is_empty());
+        patch.pair(
+            Path::new(name),
+            Some(&before[..]).filter(|_| !is_new),
+            after,
+        )?;
     }
     patch.build()
 }
@@ -454,6 +463,33 @@ fn types_matter_where_functions_change() {
     assert!(
         matches!(&*found, [(name, Why::ChangedLayout { .. })] if name == "struct seat"),
         "{found:?}"
+    );
+    // So is what a new file uses.
+    let new = "#include \"hall.h\"\nint added(struct seat *seat) { return seat->free; }\n";
+    let both = "int added(void *); int other(int n) { return n + added((void *)(long)n); }\n";
+    let hall_only = files(
+        &[],
+        &[
+            ("hall.h", HEADER, GROWN),
+            ("hall.c", hall, hall),
+            ("other.c", &other(1), both),
+            ("new.c", "", new),
+        ],
+    );
+    let found = refusals(hall_only);
+    assert!(
+        matches!(&*found, [(name, Why::ChangedLayout { .. })] if name == "struct seat"),
+        "{found:?}"
+    );
+    // If no file has it, it may be new.
+    let built = files(
+        &[],
+        &[("hall.h", HEADER, GROWN), ("other.c", &other(1), &using)],
+    );
+    let warnings = built.expect("nothing is known").warnings;
+    assert!(
+        matches!(&*warnings, [Warning::UnknownLayout { name, .. }] if name == "struct seat"),
+        "{warnings:?}"
     );
     let using = using.replace("free", "row");
     let built = files(
@@ -611,6 +647,71 @@ fn has_cxx() -> bool {
         .output();
     let clang = std::env::var("CC").is_ok_and(|name| name.contains("clang"));
     clang || found.is_ok_and(|found| found.stdout.contains(&b'/'))
+}
+
+#[test]
+fn lambdas_may_change_unless_they_are_kept() {
+    if !has_cxx() {
+        return;
+    }
+    let sorting = "\
+template <typename Less> __attribute__((noinline)) int least(const int *n, Less less) {
+\tint found = 0;
+\tfor (int at = 1; at < 4; at++) if (less(n[at], n[found])) found = at;
+\treturn found;
+}
+int smallest(const int *n, int base, int other) {
+\treturn least(n, [=](int a, int b) { return a % base < b % base + (other & 0); });
+}
+";
+    let wider = sorting.replace("(other & 0)", "other");
+    let sorting = sorting.replace("(other & 0)", "0");
+    let built =
+        files(&["-x", "c++"], &[("sort.cc", &sorting, &wider)]).expect("it ends with the call");
+    let is_layout = |warning: &Warning| matches!(warning, Warning::LayoutOfVariables { .. });
+    assert!(built.warnings.iter().any(is_layout), "{:?}", built.warnings);
+    let keeping = "\
+inline void *operator new(unsigned long, void *at) { return at; }
+struct Later {
+\tchar data[16]; int (*call)(Later *, int);
+\ttemplate <typename Work> static int run(Later *later, int n) { return (*reinterpret_cast<Work *>(later->data))(n); }
+\ttemplate <typename Work> void set(Work work) { Work *kept = new (data) Work(work); (void)kept; call = &run<Work>; }
+} later;
+void keep(int base, int other) {
+\tlater.set([=](int a) { return a % base; });
+}
+";
+    let wider = keeping.replace("a % base;", "a % base + other;");
+    let found = refusals(files(&["-x", "c++"], &[("keep.cc", keeping, &wider)]));
+    assert!(
+        matches!(&*found, [(name, Why::ChangedLayout { .. })] if name.starts_with("keep()::")),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn types_without_names_are_compared() {
+    let source = |members: &str, n: u32| {
+        format!(
+            "struct {{ {members} }} settings; enum {{ ONE = {n} }};\n\
+             int level(int n) {{ return settings.level + n * ONE; }}\n"
+        )
+    };
+    let before = source("int level, other;", 1);
+    let after = source("int other, level;", 1);
+    let found = refusals(files(&[], &[("one.c", &before, &after)]));
+    assert!(
+        matches!(&*found, [(name, Why::ChangedLayout { .. })] if name.contains("type of settings")),
+        "{found:?}"
+    );
+    let after = before.replace("+ n * ONE", "- n * ONE");
+    let more = format!("{after}struct {{ long a; }} more; long get(void) {{ return more.a; }}\n");
+    let built = files(&[], &[("one.c", &before, &more)]).expect("one more");
+    assert!(
+        matches!(&*built.warnings, [Warning::Unused { .. }]),
+        "{:?}",
+        built.warnings
+    );
 }
 
 #[test]

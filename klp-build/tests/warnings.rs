@@ -59,8 +59,10 @@ fn sibling_calls_between_functions_of_the_patch_are_found() {
     let flags = ["-fno-pic", "-fno-ipa-ra"];
     let flags = if is_clang() { &flags[..1] } else { &flags };
     let fixed = CALLS.replace("n + 2", "n + 4").replace("n > 5", "n > 7");
-    // `last` stays: nobody waits for it.
-    assert_eq!(sibling_calls(&patch(flags, CALLS, &fixed)), []);
+    // `last` stays: nobody waits for it. (A patch of ppc64le may not jump to what stays.)
+    if !machine().starts_with("powerpc") {
+        assert_eq!(sibling_calls(&patch(flags, CALLS, &fixed)), []);
+    }
     let fixed = fixed.replace("n * 3", "n * 5");
     let built = patch(flags, CALLS, &fixed);
     assert_eq!(built.functions, ["last", "jumps", "calls", "sometimes"]);
@@ -190,4 +192,55 @@ fn functions_that_the_linker_has_made_one_are_named() {
             built.warnings
         );
     }
+}
+
+#[test]
+fn the_program_says_its_warnings_and_takes_an_authors_word() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = |members: &str, n: u32| {
+        format!(
+            "struct visit {{ int guests; {members} }};\nstruct visit visits[3];\n\
+             int guests(struct visit *visit) {{ return visit->guests + {n}; }}\n"
+        )
+    };
+    let compile = |name: &str, source: &str, flags: &[&str]| {
+        let flags = [&FLAGS[..], flags].concat();
+        let object = compile_in(folder.path(), "visit.c", source, &flags);
+        std::fs::write(folder.path().join(name), object).expect("written");
+    };
+    let run = |options: &[&str]| {
+        let out = Command::new(env!("CARGO_BIN_EXE_klp-build"))
+            .current_dir(folder.path())
+            .args(["before.o", "after.o", "-o", "fix.ko"])
+            .args(options)
+            .output()
+            .expect("it is built");
+        let text = |bytes| String::from_utf8(bytes).expect("text");
+        (out.status.success(), text(out.stdout), text(out.stderr))
+    };
+    compile("before.o", &source("", 1), &[]);
+    compile("after.o", &source("", 2), &[]);
+    let (done, said, warned) = run(&[]);
+    assert!(done && said.contains("guests"), "{said}{warned}");
+    assert!(
+        warned.starts_with("warning: types were not compared") && warned.lines().count() == 1,
+        "{warned}"
+    );
+    compile("before.o", &source("char mood;", 1), &["-g"]);
+    compile("after.o", &source("char mood, vip;", 2), &["-g"]);
+    let (done, _, refused) = run(&[]);
+    assert!(!done, "the program has visits");
+    for part in [
+        "struct visit",
+        "the member 'vip' is new",
+        "guests",
+        "shadow",
+    ] {
+        assert!(refused.contains(part), "{refused}");
+    }
+    let (done, said, warned) = run(&["--vouch-layout", "struct visit"]);
+    assert!(
+        done && said.contains("guests") && warned.is_empty(),
+        "{said}{warned}"
+    );
 }
