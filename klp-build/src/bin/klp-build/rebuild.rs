@@ -26,6 +26,10 @@ const MADE: [&str; 3] = ["o", "lo", "a"];
 /// Where version control keeps its own.
 const HISTORY: [&str; 3] = [".git", ".hg", ".svn"];
 
+/// What marks a folder as one that is made anew when it is needed (bford.info/cachedir), as cargo's
+/// `target` is.
+const CACHE: &str = "CACHEDIR.TAG";
+
 /// Lines of a failed build's output that are shown.
 const SHOWN: usize = 30;
 
@@ -156,7 +160,8 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
         let place = to.join(&name);
         let shown = || format!("cannot copy {}", path.display());
         if kind.is_dir() {
-            if !HISTORY.iter().any(|history| name == *history) {
+            let is_history = HISTORY.iter().any(|history| name == *history);
+            if !is_history && !path.join(CACHE).exists() {
                 copy_tree(&path, &place)?;
             }
         } else if kind.is_symlink() {
