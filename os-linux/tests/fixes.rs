@@ -184,17 +184,14 @@ fn rust_grows_where_it_wrote_behind_its_buffer() {
         // SAFETY: the library has no constructors but its runtime's.
         let opened = unsafe { livepatch().open_library(library.path) }.expect("it can be patched");
         let function = |name| opened.symbol(name).expect("it is exported");
-        // SAFETY: they have these types.
-        let (between, letters, sum) = unsafe {
-            type Count = extern "C" fn(u8) -> usize;
-            (
-                core::mem::transmute::<_, unsafe extern "C" fn(*mut u8, u8) -> usize>(function(
-                    c"between",
-                )),
-                core::mem::transmute::<_, Count>(function(c"letters")),
-                core::mem::transmute::<_, Count>(function(c"sum")),
-            )
-        };
+        type Fill = unsafe extern "C" fn(*mut u8, u8) -> usize;
+        type Count = extern "C" fn(u8) -> usize;
+        // SAFETY: it has this type.
+        let between: Fill = unsafe { core::mem::transmute(function(c"between")) };
+        // SAFETY: as above.
+        let letters: Count = unsafe { core::mem::transmute(function(c"letters")) };
+        // SAFETY: as above.
+        let sum: Count = unsafe { core::mem::transmute(function(c"sum")) };
         let between = |count: u8| {
             let mut out = [0; 256];
             // SAFETY: there is enough room.
@@ -230,7 +227,6 @@ fn rust_grows_where_it_wrote_behind_its_buffer() {
             is_old();
             livepatch().unload(patch).expect("it is disabled");
         });
-        // Its runtime may have left destructors with the threads.
-        core::mem::forget(opened);
+        // The library stays: its runtime may have left destructors with the threads.
     }
 }
