@@ -68,17 +68,18 @@ impl Reader {
             folder.expect("there is room"),
             tools.expect("there is room"),
         );
-        // Cargo makes these in one folder.
+        // Cargo makes programs in one folder, and libraries in the next.
         let klp = Path::new(env!("CARGO_BIN_EXE_klp"));
-        for name in ["klp", "klp-build", "klp-convert", "libklp.so"] {
-            let made = klp.with_file_name(name);
+        for place in ["klp", "klp-build", "klp-convert", "deps/libklp.so"] {
+            let made = klp.with_file_name(place);
+            let name = made.file_name().expect("it has a name");
             assert!(
                 made.exists(),
                 "there is no {}: cargo build -p klp-build -p libklp --bins --lib",
                 made.display()
             );
             // The command looks for the library beside itself, wherever a link leads to.
-            fs::copy(made, tools.path().join(name)).expect("there is room");
+            fs::copy(&made, tools.path().join(name)).expect("there is room");
         }
         let reader = Self { folder, tools };
         reader.prepare_cargo();
