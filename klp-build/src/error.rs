@@ -88,6 +88,8 @@ pub enum Why {
     },
     /// The target has no such symbol.
     NotInTarget,
+    /// The original did not use it, and the target has only a local symbol of that name.
+    MaybeLocal,
     /// Functions share a section: nothing tells where one ends for certain.
     SharedSection {
         /// The section.
@@ -179,6 +181,10 @@ impl fmt::Display for Why {
             Self::Position { count } => write!(
                 f,
                 "the target has {count} symbols of that name, and nothing tells which one this is",
+            ),
+            Self::MaybeLocal => f.write_str(
+                "the target has a local symbol of that name, and nothing tells whether that or a \
+                 library's is meant: give the object file that defines it, too",
             ),
             Self::NotInTarget => f.write_str("the target has no symbol of that name"),
             Self::SharedSection { section } => write!(

@@ -495,12 +495,25 @@ impl<'a> Selection<'a> {
     /// The symbol of what no object file here defines.
     fn outside(&mut self, at: At) -> usize {
         let symbol = self.symbol(at);
+        let name = &*symbol.name;
         // It was linked to the same program or library (ELF gABI, "Symbol Visibility").
         let visibility = symbol.other.visibility();
         let hidden = [elf::STV_HIDDEN, elf::STV_INTERNAL].contains(&visibility);
-        let defined = |target: &Target| target.defines(&symbol.name);
-        let everybodys = LINKERS.contains(&&*symbol.name) || sites::is_profilers(&symbol.name);
-        if everybodys || !hidden && !self.target.is_some_and(defined) {
+        let defines = |target: &Target| target.defines(name);
+        let mut is_there = hidden || self.target.is_some_and(defines);
+        // A version script, and rustc for a library, makes local what object files are linked to.
+        let is_local = |target: &Target| target.has(name) && !target.imports(name);
+        if !is_there && self.target.is_some_and(is_local) {
+            let original = self.pairs[at.pair].original.symbols.iter();
+            let mut outside = original.filter(|old| old.home == Home::Outside);
+            is_there = outside.any(|old| old.name == name);
+            if !is_there {
+                self.refuse(at, Why::MaybeLocal);
+                return 0;
+            }
+        }
+        let everybodys = LINKERS.contains(&name) || sites::is_profilers(name);
+        if everybodys || !is_there {
             return self.known_or_add(Key::Outside(symbol.name.clone()), symbol.clone());
         }
         let position = self

@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Target {
     /// The symbols of each name, in the order of their positions.
     by_name: BTreeMap<String, Vec<Named>>,
+    /// What others define.
+    imports: BTreeSet<String>,
     /// What the functions at each address are called.
     at_address: BTreeMap<u64, BTreeSet<String>>,
     build_id: Option<Vec<u8>>,
@@ -69,7 +71,13 @@ impl Target {
                 elf::STT_SECTION | elf::STT_TLS => false,
                 _ => true,
             };
-            if !is_thing || symbol.st_shndx(endian) == elf::SHN_UNDEF {
+            if symbol.st_shndx(endian) == elf::SHN_UNDEF {
+                // GNU ld writes the version behind the name: `puts@GLIBC_2.2.5`.
+                let name = name.split('@').next().unwrap_or_default();
+                target.imports.insert(name.to_owned());
+                continue;
+            }
+            if !is_thing {
                 continue;
             }
             let local = symbol.st_bind() == elf::STB_LOCAL;
@@ -94,6 +102,16 @@ impl Target {
     #[must_use]
     pub fn build_id(&self) -> Option<&[u8]> {
         self.build_id.as_deref()
+    }
+
+    /// Whether others define what is called so, for all object files of the target.
+    pub(crate) fn imports(&self, name: &str) -> bool {
+        self.imports.contains(name)
+    }
+
+    /// Whether the target has a symbol of that name, be it a local one.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
     }
 
     /// Whether object files were linked to a symbol of that name.

@@ -37,7 +37,7 @@ fn a_program_that_patches_itself() {
     }
 }
 
-/// The commands of docs/authoring.md, "From a diff".
+/// As docs/authoring.md has it, and for no other build of the program.
 #[test]
 fn a_patch_that_is_made_of_two_builds() {
     let workshop = Workshop::new();

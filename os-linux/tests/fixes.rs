@@ -2,6 +2,8 @@
 //! of source diffs.
 
 use klp_core::elf::view::{Home, View};
+use klp_demo_meter as meter;
+use klp_demo_numbers::LIBRARIES;
 use klp_demo_zlib as zlib;
 use klp_os_linux_fixtures::*;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -118,4 +120,113 @@ fn zlib_reads_headers_that_are_too_long() {
         is_old();
         livepatch().unload(patch).expect("it is disabled");
     });
+}
+
+/// Exceptions that new code throws are caught by new code, and go through old code, which cleans
+/// up, into a handler of old code. What throws is a function of a template, called by way of a
+/// virtual table; its static variable stays what it is.
+#[test]
+fn cpp_throws_where_it_forgot() {
+    let _alone = alone();
+    let (fits, small, large) = (c"bc", c"abc", c"abcdefghijklmnop");
+    let huge = std::ffi::CString::new(vec![255; 300]).expect("no NUL");
+    let sum = |text: &core::ffi::CStr| {
+        text.to_bytes()
+            .iter()
+            .map(|byte| i32::from(*byte))
+            .sum::<i32>()
+    };
+    let round = || match (meter::short(fits), meter::long(large)) {
+        (short, long) if short == sum(fits) && long == sum(large) => Ok(()),
+        other => Err(format!("{other:?}")),
+    };
+    let is_old = || {
+        assert_eq!(meter::short(small), sum(small) & 0xff);
+        assert_eq!(meter::short(large), sum(large) & 0xff);
+        assert_eq!(meter::long(&huge), sum(&huge) & 0xffff);
+    };
+    let kept = refers_to(meter::PATCH);
+    for name in ["5bytes", "_ZTI7Damaged"] {
+        assert!(
+            kept.iter().any(|kept| kept.contains(name)),
+            "{name}: {kept:?}"
+        );
+    }
+    while_at_work(round, || {
+        is_old();
+        let patch = livepatch().load_file(meter::PATCH).expect("it fits");
+        enable(patch);
+        for _ in 0..2 {
+            assert_eq!(meter::short(fits), sum(fits));
+            // New code catches it; of the longer text, eight bytes are read.
+            assert_eq!(meter::short(small), -2);
+            assert_eq!(meter::short(c"\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01"), 8);
+            // Old code does.
+            assert_eq!(meter::long(&huge), -1);
+        }
+        disable(patch);
+        is_old();
+        livepatch().unload(patch).expect("it is disabled");
+    });
+    assert_eq!(
+        meter::busy(),
+        0,
+        "an exception has left something as it was"
+    );
+}
+
+/// Of a function that is generic, all copies are repaired: the one that is shared, and the one that
+/// stands inside of its caller. Whatever rustc calls them.
+#[test]
+fn rust_grows_where_it_wrote_behind_its_buffer() {
+    let _alone = alone();
+    for library in &LIBRARIES {
+        // SAFETY: the library has no constructors but its runtime's.
+        let opened = unsafe { livepatch().open_library(library.path) }.expect("it can be patched");
+        let function = |name| opened.symbol(name).expect("it is exported");
+        type Fill = unsafe extern "C" fn(*mut u8, u8) -> usize;
+        type Count = extern "C" fn(u8) -> usize;
+        // SAFETY: it has this type.
+        let between: Fill = unsafe { core::mem::transmute(function(c"between")) };
+        // SAFETY: as above.
+        let letters: Count = unsafe { core::mem::transmute(function(c"letters")) };
+        // SAFETY: as above.
+        let sum: Count = unsafe { core::mem::transmute(function(c"sum")) };
+        let between = |count: u8| {
+            let mut out = [0; 256];
+            // SAFETY: there is enough room.
+            let len = unsafe { between(out.as_mut_ptr(), count) };
+            out[..len].to_vec()
+        };
+        assert!(library.functions.contains("insert_many"), "{library:?}");
+        assert!(library.functions.contains("letters"), "{library:?}");
+        // What fits, as ever.
+        let round = || match (between(1), letters(1), sum(2)) {
+            (numbers, 5, 8) if numbers == [200, 0, 201] => Ok(()),
+            other => Err(format!("{other:?}")),
+        };
+        let is_old = || {
+            let faults: [&dyn Fn() -> bool; 3] =
+                [&|| between(100).is_empty(), &|| letters(100) == 0, &|| {
+                    sum(100) == 0
+                }];
+            for fault in faults {
+                let died = signal_of(|| assert!(!fault()));
+                assert!(died.is_some(), "the fault is not there");
+            }
+        };
+        while_at_work(round, || {
+            is_old();
+            let patch = livepatch().load_file(library.patch).expect("it fits");
+            enable(patch);
+            let numbers: Vec<u8> = [200].into_iter().chain(0..100).chain([201]).collect();
+            assert_eq!(between(100), numbers);
+            assert_eq!(letters(100), 10 + 2 * 90 + 4);
+            assert_eq!(sum(100), 99 * 100 / 2 + 7);
+            disable(patch);
+            is_old();
+            livepatch().unload(patch).expect("it is disabled");
+        });
+        // The library stays: its runtime may have left destructors with the threads.
+    }
 }

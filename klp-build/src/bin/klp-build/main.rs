@@ -21,7 +21,8 @@ use std::path::{Path, PathBuf};
 /// Either of object files, which must be made by the same compiler with the same flags, with
 /// -ffunction-sections -fdata-sections among them; or of a source diff: then the project is built
 /// twice, in a copy of its sources, and the flags are added. The command behind -- builds it, or its
-/// files are compiled as its compile_commands.json (or build/compile_commands.json) says.
+/// files are compiled as its compile_commands.json (or build/compile_commands.json) says, or cargo
+/// builds it (cargo build --release).
 ///
 /// What cannot be patched is refused, with the names of all that is at fault.
 #[derive(Parser)]
@@ -400,8 +401,11 @@ pub(crate) mod tests {
         write("shop/src/price.c", price);
         write("shop/src/other.c", "int other(int n) { return n; }\n");
         write("shop/stale.o", "made by hand");
+        // What is no source is not even looked at.
+        std::fs::create_dir_all(path("shop/target")).expect("there is room");
+        write("shop/target/CACHEDIR.TAG", "");
         write("fix.diff", DIFF);
-        let build = "for file in src/*.c; do cc -O2 -I. -c $file -o ${file%.c}.o || exit; done";
+        let build = "test ! -e target || exit; for file in src/*.c; do cc -O2 -I. -c $file -o ${file%.c}.o || exit; done";
         let (shop, diff, output) = (path("shop"), path("fix.diff"), path("price_fix.ko"));
         let all = |diff: &str, build: &str| {
             let options = ["--source", &shop, "--diff", diff, "-o", &output];
@@ -512,5 +516,58 @@ pub(crate) mod tests {
             let error = make(rate).expect_err("refused");
             assert!(error.contains(why), "{error}");
         }
+    }
+
+    /// A library crate that a program uses, as cargo builds it.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn a_crate_is_built_by_cargo() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name).to_str().expect("plain").to_owned();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            let folder = path.parent().expect("it has one");
+            std::fs::create_dir_all(folder).expect("there is room");
+            std::fs::write(path, text).expect("there is room");
+        };
+        let package = |name: &str| {
+            format!("[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2021\"\n")
+        };
+        write(
+            "till/Cargo.toml",
+            &(package("till") + "[workspace]\n[dependencies]\nprices = { path = \"prices\" }\n"),
+        );
+        write(
+            "till/src/main.rs",
+            "fn main() { println!(\"{}\", prices::price(std::env::args().count())) }\n",
+        );
+        write("till/build.rs", "fn main() {}\n");
+        write("till/prices/Cargo.toml", &package("prices"));
+        let price = "#[inline(never)]\npub fn price(n: usize) -> usize {\n    4 * n\n}\n";
+        write("till/prices/src/lib.rs", price);
+        write(
+            "fix.diff",
+            "--- a/prices/src/lib.rs\n+++ b/prices/src/lib.rs\n@@ -3 +3 @@\n-    4 * n\n+    4 * n - n / 10\n",
+        );
+        let (till, diff, output) = (path("till"), path("fix.diff"), path("till_fix.ko"));
+        let target = path("till/target/release/till");
+        let built = Command::new("cargo")
+            .args(["build", "--release", "--quiet", "--offline"])
+            .current_dir(&till)
+            .env_remove("CARGO_TARGET_DIR")
+            .status();
+        assert!(built.expect("cargo").success());
+        let options = ["--source", &till, "--diff", &diff, "--target", &target];
+        let said = run(&[&options[..], &["-o", &output]].concat()).expect("a patch");
+        // Whatever rustc calls it.
+        let lines: Vec<_> = said.lines().collect();
+        assert_eq!(lines.len(), 2, "{said}");
+        assert!(
+            lines[1].contains("prices") && lines[1].contains("price"),
+            "{said}"
+        );
+        // The file in which the program was looks as it did.
+        let now = std::fs::read_to_string(path("till/prices/src/lib.rs"));
+        assert_eq!(now.ok().as_deref(), Some(price));
     }
 }

@@ -26,8 +26,24 @@ const MADE: [&str; 3] = ["o", "lo", "a"];
 /// Where version control keeps its own.
 const HISTORY: [&str; 3] = [".git", ".hg", ".svn"];
 
+/// What marks a folder as one that is made anew when it is needed (bford.info/cachedir), as cargo's
+/// `target` is.
+const CACHE: &str = "CACHEDIR.TAG";
+
 /// Lines of a failed build's output that are shown.
 const SHOWN: usize = 30;
+
+/// What builds a crate, if nothing else is said.
+const CARGO: [&str; 3] = ["cargo", "build", "--release"];
+
+/// Has rustc keep the object files of what goes into programs: not of what runs while they are
+/// built.
+const RUSTC: &str = r#"#!/bin/sh
+case " $* " in
+*" --crate-name build_script_"* | *" --crate-type proc-macro "*) exec "$@" ;;
+*) exec "$@" --emit=obj ;;
+esac
+"#;
 
 /// What to build, and how.
 pub(crate) struct Project<'a> {
@@ -35,7 +51,7 @@ pub(crate) struct Project<'a> {
     pub(crate) diff: &'a Path,
     /// Components that the names in the diff have in front.
     pub(crate) strip: usize,
-    /// What builds it; if empty, its compile_commands.json says how its files are compiled.
+    /// What builds it; if empty, its compile_commands.json or Cargo.toml says how.
     pub(crate) command: &'a [OsString],
 }
 
@@ -60,12 +76,14 @@ impl Project<'_> {
         let copy = out.join("source");
         copy_tree(self.source, &copy)?;
         if !self.command.is_empty() {
-            self.run_twice(&copy, &out)?;
+            self.run_twice(self.command, &copy, &out)?;
         } else if let Some(units) = Units::find(self.source, &copy)? {
             units.build(self, &copy, &out)?;
+        } else if self.source.join("Cargo.toml").is_file() {
+            self.run_twice(&CARGO.map(OsString::from), &copy, &out)?;
         } else {
             bail!(
-                "{} has no compile_commands.json: make one (CMake: \
+                "{} has no compile_commands.json and no Cargo.toml: make the one (CMake: \
                  -DCMAKE_EXPORT_COMPILE_COMMANDS=ON; make: bear -- make), or say behind -- what \
                  builds the project",
                 self.source.display()
@@ -86,21 +104,27 @@ impl Project<'_> {
         Ok(files)
     }
 
-    /// Runs the project's own command before and after the diff.
-    fn run_twice(&self, copy: &Path, out: &Path) -> Result<()> {
-        let tools = out.join("tools");
+    /// Runs a command that builds the project, before and after the diff.
+    fn run_twice(&self, command: &[OsString], copy: &Path, out: &Path) -> Result<()> {
+        let (tools, rustc) = (out.join("tools"), out.join("rustc"));
         wrap_compilers(&tools)?;
-        let words = self.command.iter().map(|word| word.to_string_lossy());
+        write_program(&rustc, RUSTC)?;
+        let words = command.iter().map(|word| word.to_string_lossy());
         let shown = words.collect::<Vec<_>>().join(" ");
         let path = std::env::var_os("PATH").unwrap_or_default();
         let path = [tools].into_iter().chain(std::env::split_paths(&path));
         let path = std::env::join_paths(path)?;
         let build = || {
-            let [program, arguments @ ..] = self.command else {
+            let [program, arguments @ ..] = command else {
                 bail!("no command builds the project: say one behind --");
             };
             let mut command = Command::new(program);
             command.args(arguments).current_dir(copy).env("PATH", &path);
+            // What cargo makes is to be in the copy, and of one piece for each crate.
+            command
+                .env("RUSTC_WRAPPER", &rustc)
+                .env("CARGO_INCREMENTAL", "0")
+                .env_remove("CARGO_TARGET_DIR");
             run(&mut command, &shown)
         };
         let step = Step::new(&format!("building the original: {shown}"));
@@ -156,7 +180,8 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
         let place = to.join(&name);
         let shown = || format!("cannot copy {}", path.display());
         if kind.is_dir() {
-            if !HISTORY.iter().any(|history| name == *history) {
+            let is_history = HISTORY.iter().any(|history| name == *history);
+            if !is_history && !path.join(CACHE).exists() {
                 copy_tree(&path, &place)?;
             }
         } else if kind.is_symlink() {
@@ -185,14 +210,20 @@ fn wrap_compilers(tools: &Path) -> Result<()> {
             let wrapper = tools.join(&name);
             if is_compiler(&name.to_string_lossy()) && !wrapper.exists() {
                 let program = program.to_string_lossy().replace('\'', "'\\''");
-                fs::write(
+                let flags = FLAGS.join(" ");
+                write_program(
                     &wrapper,
-                    format!("#!/bin/sh\nexec '{program}' \"$@\" {}\n", FLAGS.join(" ")),
+                    &format!("#!/bin/sh\nexec '{program}' \"$@\" {flags}\n"),
                 )?;
-                fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
             }
         }
     }
+    Ok(())
+}
+
+fn write_program(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
     Ok(())
 }
 

@@ -17,7 +17,8 @@ impl Step {
 
     /// A step that is so many.
     pub(crate) fn of(what: &str, count: usize) -> Self {
-        eprintln!("{what}: {count} files");
+        let files = if count == 1 { "file" } else { "files" };
+        eprintln!("{what}: {count} {files}");
         let bar = ProgressBar::new(count as u64);
         if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos} of {len}") {
             bar.set_style(style);

@@ -65,19 +65,21 @@ impl Units {
         let Some(path) = places.find(|path| path.is_file()) else {
             return Ok(None);
         };
-        let units = Self::read(&path, from, to);
+        let moves = Moves::new(from, to)?;
+        let units = Self::read(&path, &moves);
         let units = units.with_context(|| format!("cannot read {}", path.display()))?;
         Ok(Some(Self { path, units }))
     }
 
-    fn read(path: &Path, from: &Path, to: &Path) -> Result<Vec<Unit>> {
+    fn read(path: &Path, moves: &Moves) -> Result<Vec<Unit>> {
         let text = fs::read_to_string(path)?;
         let entries: Vec<Value> = serde_json::from_str(&text)?;
         ensure!(!entries.is_empty(), "it has no entries");
-        let moves = Moves::new(from, to)?;
+        let folder = std::path::absolute(path.with_file_name(""))?;
+        let folder = moves.apply(&folder.to_string_lossy());
         let mut units: Vec<Unit> = Vec::new();
         for (index, entry) in entries.iter().enumerate() {
-            let unit = Unit::read(entry, &moves);
+            let unit = Unit::read(entry, folder.as_ref(), moves);
             let mut unit = unit.with_context(|| format!("its entry {}", index + 1))?;
             if units.iter().any(|other| other.object == unit.object) {
                 unit.object.set_extension(format!("{index}.o"));
@@ -188,7 +190,8 @@ impl Units {
 }
 
 impl Unit {
-    fn read(entry: &Value, moves: &Moves) -> Result<Self> {
+    /// Reads an entry of the list in `folder`, in which folders may begin.
+    fn read(entry: &Value, folder: &Path, moves: &Moves) -> Result<Self> {
         let text = |name: &str| entry[name].as_str();
         let directory = text("directory").context("it has no 'directory'")?;
         let file = text("file").context("it has no 'file'")?;
@@ -202,8 +205,8 @@ impl Unit {
         }
         .context("it has neither 'arguments' nor a 'command' that a shell would understand")?;
         ensure!(!words.is_empty(), "its command is empty");
-        let directory = moves.apply(directory);
-        let source = Path::new(&directory).join(moves.apply(file));
+        let directory = folder.join(moves.apply(directory));
+        let source = directory.join(moves.apply(file));
         let source = source
             .canonicalize()
             .with_context(|| source.display().to_string())?;
@@ -212,7 +215,7 @@ impl Unit {
         Ok(Self {
             object: object.with_extension("o"),
             source,
-            directory: directory.into(),
+            directory,
             arguments: arguments(&words, moves),
         })
     }
@@ -304,7 +307,7 @@ impl Moves {
     /// An argument, with the place that the sources are in now.
     fn apply(&self, word: &str) -> String {
         for from in &self.from {
-            // `-I/home/me/shop/include` names a folder of /home/me/shop, and of no /home/me/shopping.
+            // `-I/home/me/shop/include` is in /home/me/shop, `-I/home/me/shopping` is not.
             let ends = |at: usize| word[at + from.len()..].starts_with('/') || word.ends_with(from);
             if let Some(at) = word.find(from).filter(|at| ends(*at)) {
                 let (before, after) = (&word[..at], &word[at + from.len()..]);
