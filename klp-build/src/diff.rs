@@ -16,8 +16,8 @@
 use crate::compare::Pair;
 use crate::error::BuildError;
 use crate::info::Info;
-use crate::select::select;
-use crate::target::Target;
+use crate::select::{Replaced, select};
+use crate::target::{Target, hex};
 use crate::unit::{Unit, UnitHeader};
 use crate::write::write;
 use klp_core::config::OBJECT_NAME_LEN;
@@ -88,7 +88,8 @@ impl PatchBuilder {
     }
 
     /// The program or library that the original was linked into. The patch is for this build of it
-    /// alone, then, if it has a build-id. Without it, symbols that others have the name of are
+    /// alone, then: for its build-id or, lacking one, for its code; and for the code that the
+    /// functions have there. Without it, symbols that others have the name of are
     /// refused when the patch is enabled.
     pub fn target(&mut self, target: Target) {
         self.target = Some(target);
@@ -101,7 +102,7 @@ impl PatchBuilder {
     ///
     /// [`BuildError::BadText`].
     pub fn label(&mut self, label: &str) -> Result<(), BuildError> {
-        self.about.add("klp_label", label)
+        self.about.add_text("klp_label", label)
     }
 
     /// Says what the patch does.
@@ -110,7 +111,7 @@ impl PatchBuilder {
     ///
     /// [`BuildError::BadText`].
     pub fn description(&mut self, description: &str) -> Result<(), BuildError> {
-        self.about.add("description", description)
+        self.about.add_text("description", description)
     }
 
     /// Says who made the patch. May be called again.
@@ -119,7 +120,7 @@ impl PatchBuilder {
     ///
     /// [`BuildError::BadText`].
     pub fn author(&mut self, author: &str) -> Result<(), BuildError> {
-        self.about.add("author", author)
+        self.about.add_text("author", author)
     }
 
     /// Adds an object file: the bytes of both builds, and what to call it. `original` is `None` if
@@ -171,19 +172,37 @@ impl PatchBuilder {
         let functions: Vec<_> = replaced.map(|replaced| replaced.old_name.clone()).collect();
         let header = self.header.filter(|_| !functions.is_empty());
         let header = header.ok_or(BuildError::NothingChanged)?;
-        let bytes = write(header, &self.object, self.info()?, contents)?;
+        let bytes = write(
+            header,
+            &self.object,
+            self.info(&contents.replaced)?,
+            contents,
+        )?;
         Ok(Built { bytes, functions })
     }
 
     /// What the patch object says of the patch as a whole.
-    fn info(&self) -> Result<Info, BuildError> {
+    fn info(&self, replaced: &[Replaced]) -> Result<Info, BuildError> {
         let mut info = Info::default();
-        info.add("name", &self.name)?;
+        info.add_text("name", &self.name)?;
         info.add("livepatch", "Y")?;
         info.append(&self.about);
-        if let Some(build) = self.target.as_ref().and_then(Target::build_id) {
-            let digits: String = build.iter().map(|byte| format!("{byte:02x}")).collect();
-            info.add("klp_build", &format!("{}:{digits}", self.object))?;
+        let (Some(target), object) = (&self.target, &self.object) else {
+            return Ok(info);
+        };
+        match (target.build_id(), target.text()) {
+            (Some(id), _) => info.add("klp_build", &format!("{object}:{}", hex(id)))?,
+            (None, Some(text)) => info.add("klp_text", &format!("{object}:sha256:{text}"))?,
+            (None, None) => {}
+        }
+        for Replaced {
+            old_name, position, ..
+        } in replaced
+        {
+            if let Some((len, digest)) = target.function(old_name, *position) {
+                let func = format!("{object}:{old_name},{position}:{len}:sha256:{digest}");
+                info.add("klp_func", &func)?;
+            }
         }
         Ok(info)
     }

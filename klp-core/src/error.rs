@@ -100,6 +100,15 @@ pub enum PatchReason {
         /// That of what runs; `None`: nothing tells it.
         found: Option<Name>,
     },
+    /// The object, or the function that is replaced, has other code than in the build that the
+    /// patch was made for.
+    OtherCode {
+        /// Digest and, of a function, size of the one that it was made for.
+        expected: Name,
+        /// Those of what runs, without what patches and tracers changed in it; `None`: nothing
+        /// tells them.
+        found: Option<Name>,
+    },
     /// Its new version is code of a simulated system, and this is none.
     #[cfg(feature = "sim")]
     Simulated,
@@ -232,7 +241,7 @@ impl Error {
             | Self::Busy { .. } => EBUSY,
             // What the kernel says of modules that were built for another kernel.
             Self::Patch(PatchError {
-                reason: PatchReason::OtherBuild { .. },
+                reason: PatchReason::OtherBuild { .. } | PatchReason::OtherCode { .. },
                 ..
             }) => ENOEXEC,
             Self::Patch(_) | Self::ApiMisuse(_) => EINVAL,
@@ -403,6 +412,17 @@ impl fmt::Display for PatchReason {
             } => write!(
                 f,
                 "the patch is for build {expected}, and nothing tells which build runs"
+            ),
+            Self::OtherCode {
+                expected,
+                found: Some(found),
+            } => write!(f, "the patch is for other code: {expected}, not {found}"),
+            Self::OtherCode {
+                expected,
+                found: None,
+            } => write!(
+                f,
+                "the patch is for the code {expected}, and nothing tells which code runs"
             ),
             Self::NoEntrySite { detail } => write!(f, "it cannot be redirected: {detail}"),
             Self::Notrace => f.write_str("it is marked notrace: it must not be redirected"),

@@ -78,6 +78,8 @@ struct ObjectSaid {
     name: String,
     /// The build that it is for.
     build_id: Option<String>,
+    /// The digest of all code that it has there.
+    code: Option<String>,
     functions: Vec<FunctionSaid>,
     callbacks: Vec<&'static str>,
 }
@@ -87,7 +89,15 @@ struct FunctionSaid {
     name: String,
     /// Which of that name, counted from 1; 0: the only one.
     position: u32,
+    /// The code that it has in the build that the patch is for.
+    old_code: Option<OldCodeSaid>,
     replacement: CodeSaid,
+}
+
+#[derive(Serialize)]
+struct OldCodeSaid {
+    size: u64,
+    digest: String,
 }
 
 #[derive(Serialize)]
@@ -173,6 +183,10 @@ fn object_of(file: &PatchFile<'_>, object: &ObjectEntry<'_>) -> Result<ObjectSai
         Ok(FunctionSaid {
             name,
             position,
+            old_code: func.old_code.as_ref().map(|old| OldCodeSaid {
+                size: old.len,
+                digest: old.digest.to_string(),
+            }),
             replacement,
         })
     });
@@ -180,6 +194,7 @@ fn object_of(file: &PatchFile<'_>, object: &ObjectEntry<'_>) -> Result<ObjectSai
     Ok(ObjectSaid {
         name: object.name.to_owned(),
         build_id: object.build.as_ref().map(ToString::to_string),
+        code: object.text.as_ref().map(ToString::to_string),
         functions: functions.collect::<Result<_>>()?,
         callbacks: callbacks
             .filter_map(|(name, there)| there.map(|_| name))
@@ -286,15 +301,22 @@ impl Contents {
             writeln!(out, "    state {}, version {}", state.id, state.version)?;
         }
         for object in &self.objects {
-            match &object.build_id {
-                Some(id) => writeln!(out, "object '{}', build-id {id}", object.name)?,
-                None => writeln!(out, "object '{}', any build", object.name)?,
-            }
+            let build = match (&object.build_id, &object.code) {
+                (None, None) => "any build".to_owned(),
+                (Some(id), None) => format!("build-id {id}"),
+                (None, Some(code)) => format!("code {code}"),
+                (Some(id), Some(code)) => format!("build-id {id}, code {code}"),
+            };
+            writeln!(out, "object '{}', {build}", object.name)?;
             for function in &object.functions {
                 let new = &function.replacement;
+                let old = function.old_code.as_ref();
+                let old = old.map_or(String::new(), |old| {
+                    format!(", {}, {}", bytes(old.size), old.digest)
+                });
                 writeln!(
                     out,
-                    "    {} becomes {}, {}",
+                    "    {}{old} becomes {}, {}",
                     place(&function.name, function.position),
                     new.name,
                     bytes(new.size)

@@ -116,9 +116,11 @@ fn make(args: &Args, output: &Path) -> Result<String> {
     if let Some(path) = &args.target {
         let target = Target::read(&read(path)?);
         let target = target.with_context(|| format!("cannot read {}", path.display()))?;
-        if target.build_id().is_none() {
+        if !target.is_told() {
             let path = path.display();
-            eprintln!("{path} has no build-id: the patch does not tell other builds from it");
+            eprintln!(
+                "{path} has no build-id, and has yet to be linked: the patch does not tell other                  builds from it"
+            );
         }
         patch.target(target);
     }
