@@ -95,6 +95,20 @@ impl PatchBuilder {
         self.target = Some(target);
     }
 
+    /// Makes the patch depend on the one called `name`: it is enabled only while that is. May be
+    /// called again.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError::BadText`].
+    pub fn depends_on(&mut self, name: &str) -> Result<(), BuildError> {
+        if name.len() > OBJECT_NAME_LEN {
+            let (key, text) = ("klp_depends", name.to_owned());
+            return Err(BuildError::BadText { key, text });
+        }
+        self.about.add_text("klp_depends", name)
+    }
+
     /// Says what the patch is known by elsewhere, as the number of a CVE. Processes that have the
     /// patch show it. May be called again.
     ///

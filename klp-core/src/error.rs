@@ -70,6 +70,23 @@ pub enum PatchReason {
         /// That patch.
         with: Name,
     },
+    /// It depends on a patch that is not enabled.
+    DependsOn {
+        /// That patch.
+        on: Name,
+    },
+    /// It takes the place of a patch that another depends on, which stays.
+    ReplacesNeeded {
+        /// The patch that would go.
+        with: Name,
+        /// The one that depends on it.
+        by: Name,
+    },
+    /// It cannot be disabled: an enabled patch depends on it.
+    NeededBy {
+        /// That patch.
+        by: Name,
+    },
     /// Its pre-patch callback said no.
     Vetoed {
         /// The Linux error number that it gave, negative.
@@ -235,7 +252,10 @@ impl Error {
                 ..
             }) => ENOENT,
             Self::Patch(PatchError {
-                reason: PatchReason::EntryHeld { .. },
+                reason:
+                    PatchReason::EntryHeld { .. }
+                    | PatchReason::ReplacesNeeded { .. }
+                    | PatchReason::NeededBy { .. },
                 ..
             })
             | Self::Busy { .. } => EBUSY,
@@ -386,6 +406,14 @@ impl fmt::Display for PatchReason {
                     "it takes the place of the patch '{with}', which is to be enabled as one with it"
                 )
             }
+            Self::DependsOn { on } => {
+                write!(f, "it depends on the patch '{on}', which is not enabled")
+            }
+            Self::ReplacesNeeded { with, by } => write!(
+                f,
+                "it takes the place of the patch '{with}', on which the patch '{by}' depends"
+            ),
+            Self::NeededBy { by } => write!(f, "the enabled patch '{by}' depends on it"),
             Self::Vetoed { errno } => write!(f, "its pre-patch callback said no (error {errno})"),
             Self::SymbolNotFound => f.write_str("no symbol has that name"),
             Self::SymbolAmbiguous => {

@@ -166,6 +166,41 @@ fn a_function_with_other_code_is_not_patched() {
 }
 
 #[test]
+fn a_patch_that_needs_another() {
+    let server = Server::start(10);
+    let base = patch(&server, "base", None, |_| ());
+    let top = patch(&server, "top", None, |patch| {
+        patch.depends_on("base").expect("a name");
+    });
+    let refused = |args: &[&str], why: &str| {
+        let before = server.plain(&["list"]);
+        let (said, code) = server.plain(args);
+        assert!(code == 1 && said.contains(why), "{said}");
+        assert_eq!(server.plain(&["list"]), before);
+    };
+    let done = |args: &[&str]| {
+        let (said, code) = server.plain(args);
+        assert_eq!(code, 0, "{said}");
+        said
+    };
+    let missing = "patch 'top': it depends on the patch 'base', which is not enabled";
+    refused(&["check", &top], missing);
+    refused(&["enable", &top], missing);
+    done(&["enable", &base]);
+    done(&["enable", &top]);
+    assert!(done(&["status", "top"]).contains("    depends on the patch 'base'\n"));
+    let needed = "patch 'base': the enabled patch 'top' depends on it";
+    refused(&["disable", "base"], needed);
+    refused(&["set", "livepatch/base/enabled", "0"], needed);
+    done(&["disable", "base", "top"]);
+    // As one, whichever comes first.
+    refused(&["enable", "top"], missing);
+    done(&["enable", "top", "base"]);
+    done(&["disable", "top"]);
+    done(&["disable", "base"]);
+}
+
+#[test]
 fn what_a_patch_is_for_is_shown() {
     let server = Server::start(10);
     let fix = patch(&server, "cve_fix", Some(&example()), |patch| {

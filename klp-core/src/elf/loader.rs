@@ -225,6 +225,9 @@ impl Description<'_, '_> {
             .code(self.image.text)
             .replace(self.file.replace())
             .about(self.file.about().try_clone()?);
+        for on in self.file.depends() {
+            patch = patch.depends_on(on);
+        }
         for state in self.file.states() {
             patch = patch.state(State::new(state.id(), state.version()));
         }

@@ -19,8 +19,8 @@
 //!
 //! * `livepatch=Y` in `.modinfo`; `name=` there is the patch's name, `klp_replace=`,
 //!   `klp_state=` and `klp_build=` (ours, not Linux's) say what other patches must know of it, and
-//!   for which builds it is, `klp_text=` and `klp_func=` for which code, `klp_label=` what people
-//!   want to know;
+//!   for which builds it is, `klp_text=` and `klp_func=` for which code, `klp_depends=` which
+//!   patches it needs, `klp_label=` what people want to know;
 //! * `.init.klp_objects`, an array of `struct klp_object_ext`, one for each object, with its array
 //!   of `struct klp_func_ext` and its callbacks, which are functions of the file
 //!   (`post_unpatch_enabled` is the engine's business: it is not read);

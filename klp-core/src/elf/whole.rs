@@ -12,6 +12,7 @@
 //! * `klp_func=OBJECT:NAME,POSITION:LEN:ALGORITHM:HEX`: the function that it replaces there has so
 //!   many bytes of code, with this digest, in the build that it is for; one entry for each such
 //!   function
+//! * `klp_depends=NAME`: it depends on the patch called NAME; one entry for each such patch
 //! * `klp_label=TEXT`: what the patch is known by elsewhere, as the number of a CVE. With
 //!   `description=TEXT` and `author=TEXT`, which are Linux's, for people. One entry for each; no
 //!   control characters
@@ -23,7 +24,7 @@
 
 use super::Refusal;
 use super::view::View;
-use crate::config::ABOUT_LEN;
+use crate::config::{ABOUT_LEN, OBJECT_NAME_LEN};
 use crate::mem::{Name, try_push};
 use crate::model::{About, BuildId, Digest, OldCode, Replace};
 use crate::state::State;
@@ -34,12 +35,13 @@ const STATE: &str = "klp_state";
 const BUILD: &str = "klp_build";
 const TEXT: &str = "klp_text";
 const FUNC: &str = "klp_func";
+const DEPENDS: &str = "klp_depends";
 const LABEL: &str = "klp_label";
 const DESCRIPTION: &str = "description";
 const AUTHOR: &str = "author";
 
 /// Our keys.
-const OURS: [&str; 6] = [REPLACE, STATE, BUILD, TEXT, FUNC, LABEL];
+const OURS: [&str; 7] = [REPLACE, STATE, BUILD, TEXT, FUNC, DEPENDS, LABEL];
 
 /// Refuses entries that are for us and that nobody here understands.
 pub(super) fn check_keys(view: &View<'_>) -> Result<(), Refusal> {
@@ -125,6 +127,19 @@ pub(super) fn states(view: &View<'_>) -> impl Iterator<Item = Result<State, Refu
             )
         })
     })
+}
+
+/// The patches that the patch depends on.
+pub(super) fn depends(view: &View<'_>) -> Result<Vec<Name>, Refusal> {
+    let mut depends = Vec::new();
+    for name in view.modinfo_all(DEPENDS) {
+        let is_name = (1..=OBJECT_NAME_LEN).contains(&name.len());
+        if !is_name || name.chars().any(char::is_control) {
+            return Err(malformed("not the name of a patch", DEPENDS, name));
+        }
+        try_push(&mut depends, Name::new(name)?)?;
+    }
+    Ok(depends)
 }
 
 /// For which build of `object` the patch is.

@@ -117,6 +117,9 @@ impl<P: Platform> Engine<P> {
             try_push(&mut report.findings, busy)?;
         }
         inner.preflight_others(index, &mut report)?;
+        inner.unmet(index..index + 1, &mut |refused| {
+            try_push(&mut report.findings, refused)
+        })?;
         let mut sites = HashSet::new();
         let done = inner
             .preflight_objects(&self.host, index, &mut sites, &mut report)

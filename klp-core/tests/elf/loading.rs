@@ -100,6 +100,16 @@ fn the_code_is_the_one_that_the_file_says() {
 }
 
 #[test]
+fn it_depends_on_what_the_file_says() {
+    let (mut file, _) = File::replacing_victim();
+    file.modinfo
+        .extend_from_slice(b"klp_depends=base\0klp_depends=other one\0");
+    let patch = load(&Host::new(), &file.bytes(), "p").expect("loads").patch;
+    let names = ["base", "other one"].map(|name| Name::new(name).expect("memory"));
+    assert_eq!(patch.depends(), names);
+}
+
+#[test]
 fn what_it_is_for_is_kept_for_people() {
     let (mut file, _) = File::replacing_victim();
     file.modinfo

@@ -177,6 +177,12 @@ fn what_is_said_of_the_patch_as_a_whole() {
         "patch 'fix', object 'vmlinux': the patch is for the code sha256:00, and nothing tells \
          which code runs"
     );
+    for name in ["", "two\nlines", &"x".repeat(56)] {
+        assert_eq!(
+            said(&format!("klp_depends={name}\0")),
+            format!("patch 'fix': not the name of a patch (klp_depends={name})")
+        );
+    }
     let what = "not 1 to 512 bytes of text without control characters";
     let long = "x".repeat(513);
     for text in ["", "CVE\n2024", "\u{1b}[31m", &long] {

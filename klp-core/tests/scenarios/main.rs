@@ -5,6 +5,7 @@ mod activations;
 mod callbacks;
 #[path = "../common/mod.rs"]
 mod common;
+mod depends;
 mod kprobes;
 mod linux;
 mod refused;

@@ -53,6 +53,8 @@ struct Contents {
     labels: Vec<String>,
     descriptions: Vec<String>,
     authors: Vec<String>,
+    /// The patches that must be enabled, too.
+    depends: Vec<String>,
     /// Which enabled patches it takes the place of: `all`, `set:N`.
     replace: Option<String>,
     states: Vec<StateSaid>,
@@ -144,6 +146,7 @@ impl Contents {
             labels: texts(&file.about().labels),
             descriptions: texts(&file.about().descriptions),
             authors: texts(&file.about().authors),
+            depends: texts(file.depends()),
             replace: match file.replace() {
                 Replace::None => None,
                 Replace::All => Some("all".to_owned()),
@@ -291,6 +294,9 @@ impl Contents {
             for text in texts {
                 writeln!(out, "    {what}: {text}")?;
             }
+        }
+        for on in &self.depends {
+            writeln!(out, "    depends on the patch '{on}'")?;
         }
         match &self.replace {
             None => {}

@@ -64,6 +64,10 @@ struct Args {
     /// name, and no other build of it can be patched by mistake
     #[arg(long)]
     target: Option<PathBuf>,
+    /// A patch that this one needs: it can be enabled only while that is, or as one with it; may be
+    /// repeated
+    #[arg(long, value_name = "PATCH")]
+    depends: Vec<String>,
     /// What the patch is known by elsewhere, for instance CVE-2024-1234; may be repeated
     #[arg(long)]
     label: Vec<String>,
@@ -104,6 +108,9 @@ fn make(args: &Args, output: &Path) -> Result<String> {
     let name = name.context("the output file has no name that a patch could have: use --name")?;
     let mut patch = PatchBuilder::new(&name);
     patch.object(&args.object)?;
+    for name in &args.depends {
+        patch.depends_on(name)?;
+    }
     for label in &args.label {
         patch.label(label)?;
     }
@@ -289,6 +296,8 @@ pub(crate) mod tests {
             "CVE-2024-2",
             "--author",
             "A",
+            "--depends",
+            "base_fix",
         ];
         make(&[&said[..], &["--description", "Counts on"]].concat()).expect("a patch");
         let said = run(&["inspect", &fix]).expect("a patch object");
@@ -296,6 +305,7 @@ pub(crate) mod tests {
             "    label: CVE-2024-1\n    label: CVE-2024-2\n",
             "    description: Counts on\n",
             "    author: A\n",
+            "    depends on the patch 'base_fix'\n",
         ] {
             assert!(said.contains(line), "{said}");
         }
@@ -304,6 +314,7 @@ pub(crate) mod tests {
             ("--label", "klp_label"),
             ("--description", "description"),
             ("--author", "author"),
+            ("--depends", "klp_depends"),
             ("--name", "name"),
         ] {
             for text in ["", "two\nlines", "\0", "\u{1b}[2J", &"x".repeat(513)] {
