@@ -309,6 +309,21 @@ pub(crate) mod tests {
         ] {
             assert!(said.contains(line), "{said}");
         }
+        assert!(said.contains("object 'vmlinux', any build\n"), "{said}");
+
+        let target = path("libanswer.so");
+        let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+        let linked = Command::new(compiler)
+            .args(["-shared", "-Wl,--build-id=none", "-o", &target, &before])
+            .status();
+        assert!(linked.expect("a C compiler").success());
+        make(&["--target", &target]).expect("a patch");
+        let said = run(&["inspect", &fix]).expect("a patch object");
+        assert!(said.contains("object 'vmlinux', code sha256:"), "{said}");
+        let function = said.lines().find(|line| line.starts_with("    answer, "));
+        let function = function.expect("it is replaced");
+        assert!(function.contains(" bytes, sha256:"), "{said}");
+        assert!(function.contains(" becomes answer, "), "{said}");
         std::fs::remove_file(&fix).expect("just made");
         for (option, key) in [
             ("--label", "klp_label"),
