@@ -40,8 +40,8 @@ use crate::convert::ConvertError;
 use crate::error::BuildError;
 use crate::info::Info;
 use crate::matches::Match;
-use crate::select::{Contents, select};
-use crate::target::Target;
+use crate::select::{Contents, Replaced, select};
+use crate::target::{Target, hex};
 use crate::types;
 use crate::unit::{Unit, UnitHeader};
 use crate::warnings::{Warning, warnings};
@@ -119,10 +119,25 @@ impl PatchBuilder {
     }
 
     /// The program or library that the original was linked into. The patch is for this build of it
-    /// alone, then, if it has a build-id. Without it, symbols that others have the name of are
+    /// alone, then: for its build-id or, lacking one, for its code; and for the code that the
+    /// functions have there. Without it, symbols that others have the name of are
     /// refused when the patch is enabled.
     pub fn target(&mut self, target: Target) {
         self.target = Some(target);
+    }
+
+    /// Makes the patch depend on the one called `name`: it is enabled only while that is. May be
+    /// called again.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError::BadText`].
+    pub fn depends_on(&mut self, name: &str) -> Result<(), BuildError> {
+        if name.len() > OBJECT_NAME_LEN {
+            let (key, text) = ("klp_depends", name.to_owned());
+            return Err(BuildError::BadText { key, text });
+        }
+        self.about.add_text("klp_depends", name)
     }
 
     /// Says what the patch is known by elsewhere, as the number of a CVE. Processes that have the
@@ -132,7 +147,7 @@ impl PatchBuilder {
     ///
     /// [`BuildError::BadText`].
     pub fn label(&mut self, label: &str) -> Result<(), BuildError> {
-        self.about.add("klp_label", label)
+        self.about.add_text("klp_label", label)
     }
 
     /// Says what the patch does.
@@ -141,7 +156,7 @@ impl PatchBuilder {
     ///
     /// [`BuildError::BadText`].
     pub fn description(&mut self, description: &str) -> Result<(), BuildError> {
-        self.about.add("description", description)
+        self.about.add_text("description", description)
     }
 
     /// Says who made the patch. May be called again.
@@ -150,7 +165,7 @@ impl PatchBuilder {
     ///
     /// [`BuildError::BadText`].
     pub fn author(&mut self, author: &str) -> Result<(), BuildError> {
-        self.about.add("author", author)
+        self.about.add_text("author", author)
     }
 
     /// Adds an object file: the bytes of both builds, and what to call it. `original` is `None` if
@@ -207,7 +222,7 @@ impl PatchBuilder {
     /// [`BuildError::BadText`] if the patch's name is no name.
     pub fn build(&self) -> Result<Built, BuildError> {
         let mut info = Info::default();
-        info.add("name", &self.name)?;
+        info.add_text("name", &self.name)?;
         info.add("livepatch", "Y")?;
         self.build_by(info, write)
     }
@@ -282,12 +297,25 @@ impl PatchBuilder {
     /// Adds what the patch says of itself, and what its `contents` need.
     fn add_info(&self, info: &mut Info, contents: &Contents) -> Result<(), BuildError> {
         info.append(&self.about);
-        if let Some(build) = self.target.as_ref().and_then(Target::build_id) {
-            let digits: String = build.iter().map(|byte| format!("{byte:02x}")).collect();
-            info.add("klp_build", &format!("{}:{digits}", self.object))?;
-        }
         for namespace in &contents.namespaces {
             info.add("import_ns", namespace)?;
+        }
+        let (Some(target), object) = (&self.target, &self.object) else {
+            return Ok(());
+        };
+        match (target.build_id(), target.text()) {
+            (Some(id), _) => info.add("klp_build", &format!("{object}:{}", hex(id)))?,
+            (None, Some(text)) => info.add("klp_text", &format!("{object}:sha256:{text}"))?,
+            (None, None) => {}
+        }
+        for Replaced {
+            old_name, position, ..
+        } in &contents.replaced
+        {
+            if let Some((len, digest)) = target.function(old_name, *position) {
+                let func = format!("{object}:{old_name},{position}:{len}:sha256:{digest}");
+                info.add("klp_func", &func)?;
+            }
         }
         Ok(())
     }

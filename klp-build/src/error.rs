@@ -3,7 +3,7 @@
 use crate::convert::ConvertError;
 use crate::layout::LayoutChange;
 use core::fmt;
-use klp_core::config::ABOUT_LEN;
+use klp_core::config::{ABOUT_LEN, OBJECT_NAME_LEN};
 use std::path::PathBuf;
 
 /// Why no patch can be made of two builds.
@@ -302,7 +302,8 @@ impl fmt::Display for BuildError {
             ),
             Self::BadText { key, text } => write!(
                 f,
-                "{key}: {text:?} is not 1 to {ABOUT_LEN} bytes of text without control characters",
+                "{key}: {text:?} is not 1 to {ABOUT_LEN} bytes of text without control characters \
+                 (names of patches: {OBJECT_NAME_LEN} bytes)",
             ),
             Self::NothingChanged => {
                 f.write_str("no function of the original has changed: there is nothing to patch")

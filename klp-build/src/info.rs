@@ -8,13 +8,26 @@ use klp_core::config::ABOUT_LEN;
 pub(crate) struct Info(String);
 
 impl Info {
+    /// Adds an entry that people read.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError::BadText`]: it is empty, or longer than [`ABOUT_LEN`], or no text.
+    pub(crate) fn add_text(&mut self, key: &'static str, value: &str) -> Result<(), BuildError> {
+        if !(1..=ABOUT_LEN).contains(&value.len()) {
+            let text = value.to_owned();
+            return Err(BuildError::BadText { key, text });
+        }
+        self.add(key, value)
+    }
+
     /// Adds an entry.
     ///
     /// # Errors
     ///
-    /// [`BuildError::BadText`]: an entry ends at a zero byte, and people read it on terminals.
+    /// [`BuildError::BadText`]: it ends at a zero byte, and people read it on terminals.
     pub(crate) fn add(&mut self, key: &'static str, value: &str) -> Result<(), BuildError> {
-        if !(1..=ABOUT_LEN).contains(&value.len()) || value.chars().any(char::is_control) {
+        if value.chars().any(char::is_control) {
             let text = value.to_owned();
             return Err(BuildError::BadText { key, text });
         }

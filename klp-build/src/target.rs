@@ -2,9 +2,11 @@
 //! which.
 
 use crate::error::Why;
+use klp_core::elf::code;
 use object::elf;
 use object::read::elf::{FileHeader, SectionHeader, SectionTable, Sym};
 use object::{Endianness, read};
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The symbols of a program or a library.
@@ -17,6 +19,9 @@ pub struct Target {
     /// What the functions at each address are called.
     at_address: BTreeMap<u64, BTreeSet<String>>,
     build_id: Option<Vec<u8>>,
+    /// Its sections with code, with their addresses; none if it has yet to be linked, as modules of
+    /// kernels: relocations change that.
+    code: Vec<(u64, Vec<u8>)>,
 }
 
 /// A symbol of some name.
@@ -25,8 +30,10 @@ struct Named {
     /// Its source file; `None`: all object files were linked to it. Linkers make hidden ones local,
     /// but keep them apart.
     source: Option<String>,
-    /// Where it is, if it is a function.
-    function: Option<u64>,
+    address: u64,
+    /// Its size.
+    len: u64,
+    is_function: bool,
 }
 
 impl Target {
@@ -56,7 +63,23 @@ impl Target {
         let endian = header.endian()?;
         let sections = header.sections(endian, file)?;
         let symbols = sections.symbols(endian, file, elf::SHT_SYMTAB)?;
+        // All that they say is there.
+        for section in sections.iter() {
+            section.data(endian, file)?;
+        }
+        let mut code = Vec::new();
+        if header.e_type(endian) != elf::ET_REL {
+            code::sections(file, |section| {
+                let end = section.offset.saturating_add(section.len);
+                let range = usize::try_from(section.offset)
+                    .ok()
+                    .zip(usize::try_from(end).ok());
+                let bytes = range.and_then(|(start, end)| file.get(start..end));
+                code.push((section.addr, bytes.unwrap_or_default().to_vec()));
+            })?;
+        }
         let mut target = Self {
+            code,
             build_id: build_id(&sections, endian, file)?,
             ..Self::default()
         };
@@ -83,14 +106,18 @@ impl Target {
             let local = symbol.st_bind() == elf::STB_LOCAL;
             let source = source.clone().filter(|_| local);
             let address = symbol.st_value(endian);
-            let function = (symbol.st_type() == elf::STT_FUNC).then_some(address);
-            let named = Named { source, function };
+            let named = Named {
+                source,
+                address,
+                len: symbol.st_size(endian),
+                is_function: symbol.st_type() == elf::STT_FUNC,
+            };
             found.push((order(address), name.into_owned(), named));
         }
         found.sort_by_key(|(order, ..)| *order);
         for (_, name, named) in found {
-            if let Some(address) = named.function {
-                let names = target.at_address.entry(address).or_default();
+            if named.is_function {
+                let names = target.at_address.entry(named.address).or_default();
                 names.insert(name.clone());
             }
             target.by_name.entry(name).or_default().push(named);
@@ -114,6 +141,12 @@ impl Target {
         self.by_name.contains_key(name)
     }
 
+    /// Whether something tells the build from all others: its build-id, or its code.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        self.build_id.is_some() || !self.code.is_empty()
+    }
+
     /// Whether object files were linked to a symbol of that name.
     pub(crate) fn defines(&self, name: &str) -> bool {
         self.named(name).iter().any(|named| named.source.is_none())
@@ -123,9 +156,28 @@ impl Target {
     pub(crate) fn names_of_code(&self, name: &str, position: u32) -> Vec<String> {
         let index = usize::try_from(position.saturating_sub(1)).unwrap_or(usize::MAX);
         let named = self.named(name).get(index);
-        let address = named.and_then(|named| named.function);
-        let names = address.and_then(|address| self.at_address.get(&address));
+        let function = named.filter(|named| named.is_function);
+        let names = function.and_then(|named| self.at_address.get(&named.address));
         names.into_iter().flatten().cloned().collect()
+    }
+
+    /// What SHA-256 makes of all its code, in hexadecimal; `None` if it has yet to be linked.
+    pub(crate) fn text(&self) -> Option<String> {
+        let mut digest = Sha256::new();
+        self.code.iter().for_each(|(_, bytes)| digest.update(bytes));
+        (!self.code.is_empty()).then(|| hex(&digest.finalize()))
+    }
+
+    /// The size of a function, and what SHA-256 makes of its code; `None` if it has yet to be
+    /// linked. `position` is that of [`position`](Self::position).
+    pub(crate) fn function(&self, name: &str, position: u32) -> Option<(u64, String)> {
+        let all = self.named(name);
+        let named = all.get(usize::try_from(position.saturating_sub(1)).ok()?)?;
+        let bytes = self.code.iter().find_map(|(addr, bytes)| {
+            let start = usize::try_from(named.address.checked_sub(*addr)?).ok()?;
+            bytes.get(start..start.checked_add(usize::try_from(named.len).ok()?)?)
+        })?;
+        Some((named.len, hex(&Sha256::digest(bytes))))
     }
 
     /// The position of a symbol, as livepatch symbols have it: 0 if there is no other of its name,
@@ -147,6 +199,11 @@ impl Target {
     fn named(&self, name: &str) -> &[Named] {
         self.by_name.get(name).map_or(&[], Vec::as_slice)
     }
+}
+
+/// Bytes as `.modinfo` has them.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn build_id(

@@ -84,6 +84,7 @@ struct Active {
     /// It is in transition, perhaps as one with others.
     moves: bool,
     name: String,
+    depends: Vec<String>,
     layers: Vec<Layer>,
 }
 
@@ -128,15 +129,19 @@ impl Audit<'_> {
                 let moves = known.transition.is_some();
                 let layers = self.layers(patch, moves);
                 let (name, replace) = (String::from(&**patch.name()), patch.replace());
+                let depends = patch.depends().iter().map(|on| String::from(&**on));
+                let depends = depends.collect();
                 active.push(Active {
                     replace,
                     enabled: known.enabled,
                     moves,
                     name,
+                    depends,
                     layers,
                 });
             }
         });
+        self.depends(&active);
         self.add_nops(&mut active);
         let stacked: Vec<&Layer> = active.iter().flat_map(|patch| &patch.layers).collect();
         let transition = status.iter().any(|patch| patch.transition.is_some());
@@ -224,6 +229,27 @@ impl Audit<'_> {
                 self.find(format!(
                     "{patch:?} is enabled, but stands behind one that is not"
                 ));
+            }
+        }
+    }
+
+    /// What an enabled patch depends on is enabled, stays as long as the patch, and moves only with
+    /// it.
+    fn depends(&mut self, active: &[Active]) {
+        for (at, patch) in active.iter().enumerate().filter(|(_, patch)| patch.enabled) {
+            for on in &patch.depends {
+                let found = active.iter().position(|other| other.name == *on);
+                let found = found.filter(|found| active[*found].enabled);
+                let holds = found.is_some_and(|found| {
+                    let goes_alone = gives_way(active, found) && !gives_way(active, at);
+                    !goes_alone && (patch.moves || !active[found].moves)
+                });
+                if !holds {
+                    self.find(format!(
+                        "'{}' is enabled, but '{on}', on which it depends, is not there with it",
+                        patch.name
+                    ));
+                }
             }
         }
     }

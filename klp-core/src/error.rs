@@ -70,6 +70,23 @@ pub enum PatchReason {
         /// That patch.
         with: Name,
     },
+    /// It depends on a patch that is not enabled.
+    DependsOn {
+        /// That patch.
+        on: Name,
+    },
+    /// It takes the place of a patch that another depends on, which stays.
+    ReplacesNeeded {
+        /// The patch that would go.
+        with: Name,
+        /// The one that depends on it.
+        by: Name,
+    },
+    /// It cannot be disabled: an enabled patch depends on it.
+    NeededBy {
+        /// That patch.
+        by: Name,
+    },
     /// Its pre-patch callback said no.
     Vetoed {
         /// The Linux error number that it gave, negative.
@@ -98,6 +115,15 @@ pub enum PatchReason {
         /// The build-id of the one that it was made for.
         expected: Name,
         /// That of what runs; `None`: nothing tells it.
+        found: Option<Name>,
+    },
+    /// The object, or the function that is replaced, has other code than in the build that the
+    /// patch was made for.
+    OtherCode {
+        /// Digest and, of a function, size of the one that it was made for.
+        expected: Name,
+        /// Those of what runs, without what patches and tracers changed in it; `None`: nothing
+        /// tells them.
         found: Option<Name>,
     },
     /// Its new version is code of a simulated system, and this is none.
@@ -226,13 +252,16 @@ impl Error {
                 ..
             }) => ENOENT,
             Self::Patch(PatchError {
-                reason: PatchReason::EntryHeld { .. },
+                reason:
+                    PatchReason::EntryHeld { .. }
+                    | PatchReason::ReplacesNeeded { .. }
+                    | PatchReason::NeededBy { .. },
                 ..
             })
             | Self::Busy { .. } => EBUSY,
             // What the kernel says of modules that were built for another kernel.
             Self::Patch(PatchError {
-                reason: PatchReason::OtherBuild { .. },
+                reason: PatchReason::OtherBuild { .. } | PatchReason::OtherCode { .. },
                 ..
             }) => ENOEXEC,
             Self::Patch(_) | Self::ApiMisuse(_) => EINVAL,
@@ -377,6 +406,14 @@ impl fmt::Display for PatchReason {
                     "it takes the place of the patch '{with}', which is to be enabled as one with it"
                 )
             }
+            Self::DependsOn { on } => {
+                write!(f, "it depends on the patch '{on}', which is not enabled")
+            }
+            Self::ReplacesNeeded { with, by } => write!(
+                f,
+                "it takes the place of the patch '{with}', on which the patch '{by}' depends"
+            ),
+            Self::NeededBy { by } => write!(f, "the enabled patch '{by}' depends on it"),
             Self::Vetoed { errno } => write!(f, "its pre-patch callback said no (error {errno})"),
             Self::SymbolNotFound => f.write_str("no symbol has that name"),
             Self::SymbolAmbiguous => {
@@ -403,6 +440,17 @@ impl fmt::Display for PatchReason {
             } => write!(
                 f,
                 "the patch is for build {expected}, and nothing tells which build runs"
+            ),
+            Self::OtherCode {
+                expected,
+                found: Some(found),
+            } => write!(f, "the patch is for other code: {expected}, not {found}"),
+            Self::OtherCode {
+                expected,
+                found: None,
+            } => write!(
+                f,
+                "the patch is for the code {expected}, and nothing tells which code runs"
             ),
             Self::NoEntrySite { detail } => write!(f, "it cannot be redirected: {detail}"),
             Self::Notrace => f.write_str("it is marked notrace: it must not be redirected"),

@@ -85,6 +85,65 @@ fn a_patch_that_is_made_of_two_builds() {
     assert!(code == Some(1) && said.contains(refused), "{said}");
 }
 
+/// Builds without build-ids: the same names, other code.
+#[test]
+fn a_patch_for_another_build_without_a_build_id() {
+    let workshop = Workshop::new();
+    let price = "int rate = 3;\nint price(int n) { return n * rate; }\n";
+    let changed = "int rate = 3;\nint price(int n) { return n * rate + (n > 100 ? 1 : 0); }\n";
+    let object = |name: &str, text: &str, flags: &[&str]| {
+        let c = workshop.path(&format!("{name}.c"));
+        std::fs::write(&c, text).expect("there is room");
+        let flags = [&["-c", "-fno-ipa-ra"], flags].concat();
+        workshop.compile(
+            "cc",
+            c.to_str().expect("plain"),
+            &format!("{name}.o"),
+            flags,
+        )
+    };
+    let program = |name: &str, price: &str| {
+        let price = object(name, price, &common::PADS);
+        let folder = workshop.path("");
+        let args = [
+            price.display().to_string(),
+            format!("-L{}", folder.display()),
+            format!("-Wl,-rpath,{}", folder.display()),
+            "-lklp".into(),
+            "-lpthread".into(),
+            "-Wl,--build-id=none".into(),
+        ];
+        workshop.compile("cc", "tests/c/shop.c", &format!("{name}_program"), args)
+    };
+    let (original, rebuilt) = (program("price", price), program("rebuilt", changed));
+    let sections = ["-ffunction-sections", "-fdata-sections"];
+    let before = object("before", price, &sections);
+    let after = object(
+        "after",
+        &price.replace("n * rate", "n * rate + 7"),
+        &sections,
+    );
+    let made_for = |target: &Path| {
+        let mut patch = klp_build::PatchBuilder::new("price_fix");
+        let target = std::fs::read(target).expect("it was linked");
+        let target = klp_build::Target::read(&target).expect("a program");
+        assert!(target.build_id().is_none() && target.is_told());
+        patch.target(target);
+        let read = |path: &Path| std::fs::read(path).expect("compiled");
+        let (before, after) = (read(&before), read(&after));
+        let pair = patch.pair(Path::new("price.o"), Some(&before), &after);
+        pair.expect("object files");
+        let fix = workshop.path("price_fix.ko");
+        std::fs::write(&fix, patch.build().expect("a patch").bytes).expect("there is room");
+        fix
+    };
+    let fix = made_for(&original);
+    assert_eq!(run(&original, &fix), ("30\n37\n".into(), Some(0)));
+    let (said, code) = run(&rebuilt, &fix);
+    let refused = "object 'vmlinux': the patch is for other code: sha256:";
+    assert!(code == Some(1) && said.contains(refused), "{said}");
+}
+
 #[test]
 fn every_mistake_has_an_answer() {
     let workshop = Workshop::new();

@@ -4,7 +4,10 @@
 mod server;
 
 use klp_build::{PatchBuilder, Target};
-use server::{Server, example};
+use object::{Object, ObjectSection, ObjectSymbol};
+use server::{Folder, Server, example};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -58,6 +61,143 @@ fn compile(folder: &Path, text: &str) -> Vec<u8> {
         .status();
     assert!(status.expect("a C compiler").success());
     std::fs::read(c.with_extension("o")).expect("compiled")
+}
+
+/// A copy of the example without its build-id: that is a note of no known type.
+fn nameless(folder: &Path) -> PathBuf {
+    let mut bytes = std::fs::read(example()).expect("it is there");
+    let file = object::File::parse(&*bytes).expect("a program");
+    if let Some(note) = file.section_by_name(".note.gnu.build-id") {
+        let (offset, _) = note.file_range().expect("it is in the file");
+        // Behind the lengths of the note's name and of its contents.
+        bytes[usize::try_from(offset).expect("it is in memory") + 8] ^= 0x80;
+    }
+    let (written, copy) = (folder.join("written"), folder.join("nameless"));
+    std::fs::write(&written, bytes).expect("there is room");
+    std::fs::set_permissions(&written, Permissions::from_mode(0o755)).expect("it is ours");
+    // By another process: what this one has written may be held open by one that is forked
+    // meanwhile, and then nobody can execute it.
+    let copied = Command::new("cp").args([&written, &copy]).status();
+    assert!(copied.expect("`cp` runs").success(), "there is room");
+    copy
+}
+
+/// A copy of `program` whose function `greeting` has other code, and all else is the same.
+fn changed(program: &Path) -> PathBuf {
+    let mut bytes = std::fs::read(program).expect("it is there");
+    let file = object::File::parse(&*bytes).expect("a program");
+    let mut symbols = file.symbols();
+    let greeting = symbols.find(|symbol| symbol.name() == Ok("greeting"));
+    let greeting = greeting.expect("it is there");
+    let holds = |section: &object::Section<'_, '_>| {
+        (section.address()..section.address() + section.size()).contains(&greeting.address())
+    };
+    let section = file.sections().find(holds).expect("it is code");
+    let (offset, _) = section.file_range().expect("it is in the file");
+    let last = offset + (greeting.address() - section.address()) + greeting.size() - 1;
+    bytes[usize::try_from(last).expect("it is in memory")] ^= 1;
+    let copy = program.with_extension("changed");
+    std::fs::write(&copy, bytes).expect("there is room");
+    copy
+}
+
+#[test]
+fn a_build_without_a_build_id_is_known_by_its_code() {
+    let folder = Folder::new();
+    let program = nameless(&folder.0);
+    let server = Server::start_program(&program, 10);
+    let (same, other) = (program.clone(), changed(&program));
+    let same = patch(&server, "same", Some(&same), |_| ());
+    let other = patch(&server, "other", Some(&other), |_| ());
+    for verb in ["check", "enable"] {
+        let (said, code) = server.plain(&[verb, &other]);
+        let why = "patch 'other', object 'vmlinux': the patch is for other code: sha256:";
+        assert!(
+            code == 1 && said.contains(why) && said.contains(", not sha256:"),
+            "{said}"
+        );
+    }
+    assert_eq!(server.plain(&["list"]), ("no patch is loaded\n".into(), 0));
+    // What is loaded has redirected entries of its own.
+    let (said, code) = server.plain(&["enable", &server.patch]);
+    assert_eq!(code, 0, "{said}");
+    let (said, code) = server.plain(&["enable", &same]);
+    assert_eq!(code, 0, "{said}");
+
+    // Another program under the same path: only what is mapped counts, if it can be read still.
+    let next = folder.0.join("next");
+    std::fs::copy(changed(&program), &next).expect("there is room");
+    std::fs::rename(&next, &program).expect("same folder");
+    assert_eq!(server.plain(&["disable", "same"]).1, 0);
+    let (said, code) = server.plain(&["check", &same]);
+    let readable = std::fs::read_dir(format!("/proc/{}/map_files", server.process.id()))
+        .and_then(|mut maps| std::fs::File::open(maps.next().expect("it has memory")?.path()))
+        .is_ok();
+    if readable {
+        assert_eq!(code, 0, "{said}");
+    } else {
+        let why = "the file of object 'vmlinux' ";
+        assert!(code == 1 && said.contains(why), "{said}");
+    }
+}
+
+#[test]
+fn a_function_with_other_code_is_not_patched() {
+    let server = Server::start(10);
+    let copy = server.folder.0.join("copy");
+    std::fs::copy(example(), &copy).expect("there is room");
+    let other = patch(&server, "other", Some(&changed(&copy)), |_| ());
+    let same = patch(&server, "same", Some(&example()), |_| ());
+    for verb in ["check", "enable"] {
+        let (said, code) = server.plain(&[verb, &other]);
+        let why = "patch 'other', object 'vmlinux', function 'greeting': the patch is for other \
+                   code: ";
+        assert!(
+            code == 1 && said.contains(why) && said.contains(" bytes, sha256:"),
+            "{said}"
+        );
+    }
+    assert_eq!(server.plain(&["list"]), ("no patch is loaded\n".into(), 0));
+    for name in [&*same, "same"] {
+        let (said, code) = server.plain(&["enable", name]);
+        assert_eq!(code, 0, "{said}");
+        assert_eq!(server.plain(&["disable", "same"]).1, 0);
+    }
+}
+
+#[test]
+fn a_patch_that_needs_another() {
+    let server = Server::start(10);
+    let base = patch(&server, "base", None, |_| ());
+    let top = patch(&server, "top", None, |patch| {
+        patch.depends_on("base").expect("a name");
+    });
+    let refused = |args: &[&str], why: &str| {
+        let before = server.plain(&["list"]);
+        let (said, code) = server.plain(args);
+        assert!(code == 1 && said.contains(why), "{said}");
+        assert_eq!(server.plain(&["list"]), before);
+    };
+    let done = |args: &[&str]| {
+        let (said, code) = server.plain(args);
+        assert_eq!(code, 0, "{said}");
+        said
+    };
+    let missing = "patch 'top': it depends on the patch 'base', which is not enabled";
+    refused(&["check", &top], missing);
+    refused(&["enable", &top], missing);
+    done(&["enable", &base]);
+    done(&["enable", &top]);
+    assert!(done(&["status", "top"]).contains("    depends on the patch 'base'\n"));
+    let needed = "patch 'base': the enabled patch 'top' depends on it";
+    refused(&["disable", "base"], needed);
+    refused(&["set", "livepatch/base/enabled", "0"], needed);
+    done(&["disable", "base", "top"]);
+    // As one, whichever comes first.
+    refused(&["enable", "top"], missing);
+    done(&["enable", "top", "base"]);
+    done(&["disable", "top"]);
+    done(&["disable", "base"]);
 }
 
 #[test]

@@ -155,6 +155,13 @@ struct klp_object_ext {
 #define KLP_AUTHOR(text) \
 	KLP_MODINFO_(KLP_JOIN(klp_modinfo_author_, __COUNTER__), "author=" text)
 
+/*
+ * The patch depends on the one called `name`: it can be enabled only while that is, or as one with
+ * it. As often as there are such.
+ */
+#define KLP_DEPENDS(name) \
+	KLP_MODINFO_(KLP_JOIN(klp_modinfo_depends_, __COUNTER__), "klp_depends=" name)
+
 /* The patch takes the place of all enabled ones when it is enabled. */
 #define KLP_REPLACES_ALL KLP_MODINFO_(klp_modinfo_replace, "klp_replace=all")
 

@@ -108,12 +108,8 @@ pub unsafe fn load<P: Platform>(platform: &P, file: &[u8], name: &str) -> Result
     let (patch, view, objects) = (file.name(), file.view(), file.objects());
     for object in objects {
         if platform.symbols().is_loaded(object.name) {
-            builds::check(
-                platform.symbols(),
-                patch,
-                object.name,
-                object.build.as_ref(),
-            )?;
+            let build = (object.build.as_ref(), object.text.as_ref());
+            builds::check(platform.symbols(), patch, object.name, build)?;
         }
     }
     let layout =
@@ -229,6 +225,9 @@ impl Description<'_, '_> {
             .code(self.image.text)
             .replace(self.file.replace())
             .about(self.file.about().try_clone()?);
+        for on in self.file.depends() {
+            patch = patch.depends_on(on);
+        }
         for state in self.file.states() {
             patch = patch.state(State::new(state.id(), state.version()));
         }
@@ -258,13 +257,20 @@ impl Description<'_, '_> {
             // SAFETY: a function of the image, with the size that the file says it has. The rest is
             // the promise that came with the file.
             let replacement = unsafe { Func::with_range(func.old_name, range) }?;
-            funcs.push(replacement.sympos(func.sympos).with_other(func.other));
+            let mut replacement = replacement.sympos(func.sympos).with_other(func.other);
+            if let Some(old) = &func.old_code {
+                replacement = replacement.expecting(old.try_clone()?);
+            }
+            funcs.push(replacement);
         }
         let mut object = Object::module(entry.name)?
             .with_relocs(relocs)
             .funcs_from(funcs)?;
         if let Some(build) = &entry.build {
             object = object.for_build(build.try_clone()?);
+        }
+        if let Some(text) = &entry.text {
+            object = object.for_text(text.try_clone()?);
         }
         Ok(match self.callbacks(entry)? {
             Some(callbacks) => object.with_callbacks(callbacks),

@@ -7,7 +7,7 @@ use super::{Refusal, names, whole};
 use crate::addr::CodeAddr;
 use crate::error::{Error, PatchReason};
 use crate::mem::{OutOfMemory, try_push, try_vec};
-use crate::model::{BuildId, VMLINUX};
+use crate::model::{BuildId, Digest, OldCode, VMLINUX};
 use crate::port::{Relocation, Relocator};
 use alloc::vec::Vec;
 use object::elf;
@@ -55,6 +55,8 @@ pub struct ObjectEntry<'a> {
     pub name: &'a str,
     /// For which build of it the patch is; `None`: for any.
     pub build: Option<BuildId>,
+    /// Which code it has in that build; `None`: any.
+    pub text: Option<Digest>,
     /// Its functions that are replaced.
     pub funcs: Vec<FuncEntry<'a>>,
     /// One for each of [`CALLBACKS`]; nobody has looked yet whether there is a function.
@@ -72,6 +74,8 @@ pub struct FuncEntry<'a> {
     pub new: Pointee,
     /// `st_other` of its symbol.
     pub other: u8,
+    /// Which code it has in the build that the patch is for; `None`: any.
+    pub old_code: Option<OldCode>,
 }
 
 /// Reads what the patch object called `patch` replaces.
@@ -132,12 +136,44 @@ pub(super) fn read<'a, R: Relocator>(
             ObjectEntry {
                 name,
                 build: whole::build(view, name).map_err(refuse)?,
+                text: whole::text(view, name).map_err(refuse)?,
                 funcs: list,
                 callbacks,
             },
         )?;
     }
+    say_code(view, &mut objects).map_err(refuse)?;
     Ok(objects)
+}
+
+/// Adds to the functions which code they have.
+fn say_code(view: &View<'_>, objects: &mut [ObjectEntry<'_>]) -> Result<(), Refusal> {
+    let mut said = whole::funcs(view)?;
+    said.sort_unstable_by(|one, other| one.key().cmp(&other.key()));
+    if let Some(pair) = said.windows(2).find(|pair| pair[0].key() == pair[1].key()) {
+        return Err(pair[1].refuse("the code of a function is said twice"));
+    }
+    let mut used = 0;
+    for object in &mut *objects {
+        for func in &mut object.funcs {
+            let key = (object.name, func.old_name, func.sympos);
+            if let Ok(found) = said.binary_search_by(|each| each.key().cmp(&key)) {
+                func.old_code = Some(said[found].code.try_clone()?);
+                used += 1;
+            }
+        }
+    }
+    if used < said.len() {
+        let is_replaced = |each: &&whole::ExpectedFunc<'_>| {
+            let of = objects.iter().filter(|object| object.name == each.object);
+            let mut funcs = of.flat_map(|object| &object.funcs);
+            funcs.any(|func| (func.old_name, func.sympos) == (each.name, each.position))
+        };
+        if let Some(other) = said.iter().find(|each| !is_replaced(each)) {
+            return Err(other.refuse("the code of a function that is not replaced"));
+        }
+    }
+    Ok(())
 }
 
 fn read_funcs<'a>(
@@ -183,6 +219,7 @@ fn read_funcs<'a>(
             sympos,
             new,
             other,
+            old_code: None,
         });
     }
     Ok(funcs)

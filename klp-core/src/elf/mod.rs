@@ -12,13 +12,15 @@
 //! | `layout.rs` | which section goes where in memory |
 //! | `linker.rs` | contents of the memory: sections copied, references bound |
 //! | `callbacks.rs` | callbacks in C, called by the engine |
+//! | `code.rs` | not of patch objects: what of a program is code |
 //! | `loader.rs` | [`load`]: all of it together |
 //!
 //! What a file must hold:
 //!
 //! * `livepatch=Y` in `.modinfo`; `name=` there is the patch's name, `klp_replace=`,
 //!   `klp_state=` and `klp_build=` (ours, not Linux's) say what other patches must know of it, and
-//!   for which builds it is, `klp_label=` what people want to know;
+//!   for which builds it is, `klp_text=` and `klp_func=` for which code, `klp_depends=` which
+//!   patches it needs, `klp_label=` what people want to know;
 //! * `.init.klp_objects`, an array of `struct klp_object_ext`, one for each object, with its array
 //!   of `struct klp_func_ext` and its callbacks, which are functions of the file
 //!   (`post_unpatch_enabled` is the engine's business: it is not read);
@@ -28,6 +30,7 @@
 
 #[allow(unsafe_code, reason = "calls callbacks in C")]
 mod callbacks;
+pub mod code;
 mod layout;
 #[allow(unsafe_code, reason = "fills the memory of patch images")]
 mod linker;

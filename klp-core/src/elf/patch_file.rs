@@ -5,7 +5,7 @@ use super::manifest::{self, ObjectEntry, Pointee};
 use super::view::{Home, SectionFlags, Symbol, View};
 use super::{Refusal, whole};
 use crate::error::Error;
-use crate::mem::try_push;
+use crate::mem::{Name, try_push};
 use crate::model::{About, Replace};
 use crate::port::Relocator;
 use crate::state::State;
@@ -20,6 +20,7 @@ pub struct PatchFile<'a> {
     replace: Replace,
     states: Vec<State>,
     about: About,
+    depends: Vec<Name>,
 }
 
 impl<'a> PatchFile<'a> {
@@ -49,6 +50,7 @@ impl<'a> PatchFile<'a> {
             try_push(&mut states, state.map_err(refuse)?)?;
         }
         let about = whole::about(&view).map_err(refuse)?;
+        let depends = whole::depends(&view).map_err(refuse)?;
         for section in view.sections() {
             layout::part_of(section).map_err(refuse)?;
         }
@@ -59,6 +61,7 @@ impl<'a> PatchFile<'a> {
             replace,
             states,
             about,
+            depends,
         })
     }
 
@@ -96,6 +99,12 @@ impl<'a> PatchFile<'a> {
     #[must_use]
     pub fn about(&self) -> &About {
         &self.about
+    }
+
+    /// The patches that it depends on.
+    #[must_use]
+    pub fn depends(&self) -> &[Name] {
+        &self.depends
     }
 
     /// The symbol of the function that begins at `place`, by its index; the longest one if it has

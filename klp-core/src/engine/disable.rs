@@ -14,12 +14,14 @@ use crate::port::{Platform, TaskState};
 use crate::transition::{Prepared, Running};
 
 impl<P: Platform> Engine<P> {
-    /// Starts to disable an enabled patch. Patches may be disabled in any order.
+    /// Starts to disable an enabled patch. Patches may be disabled in any order, but for those that
+    /// others depend on.
     ///
     /// # Errors
     ///
     /// [`Error::Busy`] during any transition (see [`reverse`](Engine::reverse) for the patch's
-    /// own), [`Error::Port`], [`Error::OutOfMemory`], [`ApiMisuse`]. Nothing has changed then.
+    /// own), [`Error::Patch`] if an enabled patch [depends](crate::model::Patch::depends) on it,
+    /// [`Error::Port`], [`Error::OutOfMemory`], [`ApiMisuse`]. Nothing has changed then.
     pub fn disable(&self, id: PatchId) -> Result<Poll, Error> {
         self.disable_all(&[id])
     }
@@ -43,6 +45,7 @@ impl<P: Platform> Engine<P> {
         {
             return Err(Error::ApiMisuse(ApiMisuse::NotEnabled));
         }
+        inner.check_needed(ids)?;
         inner
             .patches
             .iter_mut()

@@ -41,7 +41,9 @@ impl<P: Platform> Engine<P> {
     ///
     /// As for [`enable`](Engine::enable); [`ApiMisuse::NoPatches`] if `ids` is empty;
     /// [`Error::Patch`] if one is named twice, does not fit an earlier one as if that were enabled
-    /// already, or would take the place of it. Nothing has changed then.
+    /// already, or would take the place of it; if one [depends](crate::model::Patch::depends) on a
+    /// patch that is neither enabled nor among them, or takes the place of one that others need.
+    /// Nothing has changed then.
     pub fn enable_all(&self, ids: &[PatchId]) -> Result<Poll, Error> {
         let mut inner = self.lock()?;
         let inner = &mut *inner;
@@ -71,6 +73,7 @@ impl<P: Platform> Engine<P> {
 impl<P: Platform> Inner<P> {
     /// Brings the patches of `batch` to where tasks move. On an error all of it is taken back.
     fn start_enabling(&mut self, host: &P, batch: Range<usize>) -> Result<Running, Error> {
+        self.check_depends(batch.clone())?;
         for index in batch.clone() {
             self.check_companions(batch.start, index)?;
             self.check_states(host, batch.start, index)?;

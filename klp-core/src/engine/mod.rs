@@ -8,6 +8,7 @@ mod affected;
 mod batch;
 mod callbacks;
 mod coming;
+mod depends;
 mod disable;
 mod enable;
 mod inner;

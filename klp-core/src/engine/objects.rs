@@ -105,7 +105,8 @@ impl<P: Platform> Bound<P> {
             .objects()
             .get(index)
             .ok_or(Error::Bug("an object that the patch does not have"))?;
-        builds::check(host.symbols(), patch.name(), object.name(), object.build())?;
+        let build = (object.build(), object.text());
+        builds::check(host.symbols(), patch.name(), object.name(), build)?;
         let mut funcs = try_vec(object.funcs().len())?;
         let mut ranges = try_vec(object.funcs().len())?;
         for (number, func) in (0u32..).zip(object.funcs()) {
@@ -151,6 +152,13 @@ impl<P: Platform> Bound<P> {
                 parts,
             });
         }
+        let olds = funcs.iter().map(|func| func.old).enumerate();
+        let mut refused = Ok(());
+        builds::check_functions(host.symbols(), patch.name(), object, olds, &mut |error| {
+            refused = core::mem::replace(&mut refused, Ok(())).and(Err(error));
+            Ok(())
+        })?;
+        refused?;
         Self::check_distinct(patch, &funcs)?;
         let nodes = Nodes::new(ranges.into_iter())?;
         // No function of the patch for this object is on a stack of functions, so no task executes

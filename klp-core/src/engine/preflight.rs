@@ -9,7 +9,7 @@ use super::sets::Claims;
 use super::sites::SiteOf;
 use crate::builds;
 use crate::error::{ApiMisuse, Error, PatchReason};
-use crate::mem::{Name, OutOfMemory, try_push};
+use crate::mem::{Name, OutOfMemory, try_push, try_vec};
 use crate::model::Object;
 use crate::port::{Platform, SymbolResolver};
 use crate::relocs;
@@ -117,6 +117,9 @@ impl<P: Platform> Engine<P> {
             try_push(&mut report.findings, busy)?;
         }
         inner.preflight_others(index, &mut report)?;
+        inner.unmet(index..index + 1, &mut |refused| {
+            try_push(&mut report.findings, refused)
+        })?;
         let mut sites = HashSet::new();
         let done = inner
             .preflight_objects(&self.host, index, &mut sites, &mut report)
@@ -172,7 +175,8 @@ impl<P: Platform> Inner<P> {
                 continue;
             }
             let name = record.patch.name();
-            match builds::check(host.symbols(), name, object.name(), object.build()) {
+            let build = (object.build(), object.text());
+            match builds::check(host.symbols(), name, object.name(), build) {
                 Ok(()) => {}
                 Err(Error::OutOfMemory) => return Err(OutOfMemory),
                 Err(refused) => try_push(&mut report.findings, refused)?,
@@ -200,7 +204,8 @@ impl<P: Platform> Inner<P> {
         report: &mut Preflight,
     ) -> Result<(), OutOfMemory> {
         let patch = &self.patches[index].patch;
-        for func in object.funcs() {
+        let mut olds = try_vec(object.funcs().len())?;
+        for (number, func) in object.funcs().iter().enumerate() {
             report.functions += 1;
             let finder = Finder {
                 host,
@@ -215,6 +220,9 @@ impl<P: Platform> Inner<P> {
                 (Ok(old), Ok(new)) => finder.fit(*old, *new),
                 _ => Ok(()),
             };
+            if let Ok(old) = &old {
+                olds.push((number, *old));
+            }
             let site = old.and_then(|old| finder.site(old));
             let refused = match site {
                 Ok(site) if sites.insert(site) => None,
@@ -237,7 +245,13 @@ impl<P: Platform> Inner<P> {
                 return Err(OutOfMemory);
             }
         }
-        Ok(())
+        let found = &mut |refused| try_push(&mut report.findings, refused);
+        let symbols = host.symbols();
+        match builds::check_functions(symbols, patch.name(), object, olds.into_iter(), found) {
+            Ok(()) => Ok(()),
+            Err(Error::OutOfMemory) => Err(OutOfMemory),
+            Err(refused) => try_push(&mut report.findings, refused),
+        }
     }
 
     /// Looks for functions and states shared with an enabled patch of another set.

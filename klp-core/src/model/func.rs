@@ -1,5 +1,6 @@
 //! One replaced function (kernel: `struct klp_func`).
 
+use super::digest::OldCode;
 use crate::addr::{CodeAddr, TextRange};
 use crate::mem::{Name, OutOfMemory};
 
@@ -11,6 +12,7 @@ pub struct Func {
     new: CodeAddr,
     new_len: Option<u64>,
     new_other: Option<u8>,
+    old_code: Option<OldCode>,
     /// The code is in a simulated system.
     #[cfg(feature = "sim")]
     pub(crate) simulated: bool,
@@ -53,6 +55,7 @@ impl Func {
             new,
             new_len: None,
             new_other: None,
+            old_code: None,
             #[cfg(feature = "sim")]
             simulated: false,
         })
@@ -96,6 +99,20 @@ impl Func {
     pub fn sympos(mut self, sympos: u32) -> Self {
         self.sympos = sympos;
         self
+    }
+
+    /// Sets which code the old function has in the build that this is for: if it has another, the
+    /// patch is refused.
+    #[must_use]
+    pub fn expecting(mut self, old: OldCode) -> Self {
+        self.old_code = Some(old);
+        self
+    }
+
+    /// Which code the old function has in the build that this is for; `None`: any.
+    #[must_use]
+    pub fn old_code(&self) -> Option<&OldCode> {
+        self.old_code.as_ref()
     }
 
     /// The name of the function that is replaced.

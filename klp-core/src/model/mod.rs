@@ -4,6 +4,7 @@
 mod about;
 mod build_id;
 mod callbacks;
+mod digest;
 #[allow(unsafe_code, reason = "where code is, is a promise")]
 mod func;
 mod object;
@@ -14,6 +15,7 @@ pub(crate) mod reloc;
 pub use about::About;
 pub use build_id::BuildId;
 pub use callbacks::{CallbackContext, Callbacks};
+pub use digest::{Digest, OldCode};
 pub use func::Func;
 pub use object::{Object, VMLINUX};
 pub use patch::{Patch, PatchBuilder, Replace};

@@ -2,6 +2,7 @@
 
 use super::build_id::BuildId;
 use super::callbacks::Callbacks;
+use super::digest::Digest;
 use super::func::Func;
 use super::reloc::Reloc;
 use crate::mem::{Name, OutOfMemory, try_push};
@@ -19,6 +20,7 @@ pub struct Object {
     relocs: Vec<Reloc>,
     callbacks: Option<Box<dyn Callbacks>>,
     build: Option<BuildId>,
+    text: Option<Digest>,
 }
 
 impl Object {
@@ -43,6 +45,7 @@ impl Object {
             relocs: Vec::new(),
             callbacks: None,
             build: None,
+            text: None,
         })
     }
 
@@ -92,6 +95,14 @@ impl Object {
         self
     }
 
+    /// Sets which code the object has all in all, in the build that this is for: for any other, the
+    /// patch is refused.
+    #[must_use]
+    pub fn for_text(mut self, text: Digest) -> Self {
+        self.text = Some(text);
+        self
+    }
+
     /// The name; [`VMLINUX`] for the base image.
     #[must_use]
     pub fn name(&self) -> &Name {
@@ -116,6 +127,12 @@ impl Object {
         self.build.as_ref()
     }
 
+    /// Which code the object has in the build that this is for; `None`: any.
+    #[must_use]
+    pub fn text(&self) -> Option<&Digest> {
+        self.text.as_ref()
+    }
+
     /// The livepatch relocations that wait for this object.
     #[must_use]
     pub fn relocs(&self) -> &[Reloc] {
@@ -131,6 +148,7 @@ impl fmt::Debug for Object {
             .field("relocs", &self.relocs)
             .field("callbacks", &self.callbacks.is_some())
             .field("build", &self.build)
+            .field("text", &self.text)
             .finish()
     }
 }

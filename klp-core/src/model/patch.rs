@@ -23,6 +23,7 @@ pub struct Patch {
     replace: Replace,
     states: Vec<State>,
     about: About,
+    depends: Vec<Name>,
 }
 
 /// Which enabled patches a patch takes the place of (kernel: `patch->replace`).
@@ -50,6 +51,7 @@ impl Patch {
                     replace: Replace::None,
                     states: Vec::new(),
                     about: About::default(),
+                    depends: Vec::new(),
                 })
                 .map_err(Error::from),
         }
@@ -99,6 +101,13 @@ impl Patch {
     #[must_use]
     pub fn about(&self) -> &About {
         &self.about
+    }
+
+    /// The names of the patches that it depends on: it is enabled only while they are. Linux does
+    /// not have this.
+    #[must_use]
+    pub fn depends(&self) -> &[Name] {
+        &self.depends
     }
 
     /// All code of the patch, if it was given: what the new functions call in it, too.
@@ -207,6 +216,18 @@ impl PatchBuilder {
     pub fn about(mut self, about: About) -> Self {
         if let Ok(patch) = &mut self.patch {
             patch.about = about;
+        }
+        self
+    }
+
+    /// Adds a patch that it depends on: it can be enabled only if that is enabled already, or as one
+    /// with it, and that can be disabled or replaced only together with it.
+    pub fn depends_on(mut self, name: &str) -> Self {
+        if let Ok(patch) = &mut self.patch {
+            let added = Name::new(name).and_then(|name| try_push(&mut patch.depends, name));
+            if let Err(error) = added {
+                self.patch = Err(error.into());
+            }
         }
         self
     }

@@ -40,7 +40,7 @@ pub use relocator::{Around, Owner, RelocError, Relocation, Relocator, Support, V
 pub use self_switch::{EntryCheck, Moment, SelfSwitch};
 pub use stages::{Closed, InTurn, Moves, Stated};
 pub use stopper::{Reason, Stopper, Visitor};
-pub use symbol_resolver::{Symbol, SymbolResolver};
+pub use symbol_resolver::{Extent, Symbol, SymbolResolver};
 pub use task_set::{Progress, TaskId, TaskName, TaskSet, TaskState};
 pub use text::{Fill, Image, ImageLayout, Poke, Text};
 pub use tracer::{HandlerArg, Route, Routing, Tracer};

@@ -13,6 +13,15 @@ pub struct Symbol {
     pub len: u64,
 }
 
+/// A part of an object's code.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Extent {
+    /// All of it: [`elf::code`](crate::elf::code) says in which order.
+    Object,
+    /// What is there.
+    Range(TextRange),
+}
+
 /// The host's symbol tables (kernel: kallsyms).
 ///
 /// Objects are named as patches name them: [`VMLINUX`](crate::model::VMLINUX) for the base image,
@@ -190,6 +199,30 @@ pub unsafe trait SymbolResolver: Sync {
     /// As for [`symbols`](Self::symbols).
     fn build_id(&self, object: &str, is: &mut dyn FnMut(&[u8])) -> Result<(), Self::Error> {
         let _ = (object, is);
+        Ok(())
+    }
+
+    /// Shows `is` digests of code of `object`, of the algorithm called `algorithm` (`sha256`), with
+    /// their numbers in `of`: of the code as it was built, whatever patches, tracers and the system
+    /// itself have written there since. A patch may say which code it was made for; it is refused
+    /// where there is other code.
+    ///
+    /// What is not shown is not known: an algorithm that is unknown, or code that the host cannot
+    /// tell from what was made of it, as nothing is known as it stands here. Then a patch that is
+    /// for certain code of the whole object is refused; one for certain functions, if it is not for
+    /// a certain build of the object besides.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the host from looking, if it would know otherwise.
+    fn digests(
+        &self,
+        object: &str,
+        algorithm: &str,
+        of: &[Extent],
+        is: &mut dyn FnMut(usize, &[u8]),
+    ) -> Result<(), Self::Error> {
+        let _ = (object, algorithm, of, is);
         Ok(())
     }
 

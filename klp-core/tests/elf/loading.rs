@@ -88,6 +88,28 @@ fn states_and_replaced_patches_are_those_that_the_file_says() {
 }
 
 #[test]
+fn the_code_is_the_one_that_the_file_says() {
+    let (mut file, _) = File::replacing_victim();
+    file.modinfo
+        .extend_from_slice(b"klp_func=vmlinux:victim,0:0x20:sum:0abc\0klp_text=other:sum:00\0");
+    let patch = load(&Host::new(), &file.bytes(), "p").expect("loads").patch;
+    let object = &patch.objects()[0];
+    let old = object.funcs()[0].old_code().expect("it says so");
+    assert_eq!(old.to_string(), "32 bytes, sum:0abc");
+    assert_eq!(object.text(), None);
+}
+
+#[test]
+fn it_depends_on_what_the_file_says() {
+    let (mut file, _) = File::replacing_victim();
+    file.modinfo
+        .extend_from_slice(b"klp_depends=base\0klp_depends=other one\0");
+    let patch = load(&Host::new(), &file.bytes(), "p").expect("loads").patch;
+    let names = ["base", "other one"].map(|name| Name::new(name).expect("memory"));
+    assert_eq!(patch.depends(), names);
+}
+
+#[test]
 fn what_it_is_for_is_kept_for_people() {
     let (mut file, _) = File::replacing_victim();
     file.modinfo

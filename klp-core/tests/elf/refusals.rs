@@ -124,6 +124,65 @@ fn what_is_said_of_the_patch_as_a_whole() {
         said("klp_build=vmlinux:00\0klp_build=vmlinux:00\0"),
         "patch 'fix': the build is said twice (klp_build=vmlinux:00)"
     );
+    for text in [
+        "",
+        "vmlinux",
+        "vmlinux:sha256",
+        "vmlinux:sha256:0",
+        "vmlinux::00",
+    ] {
+        let what = "not the name of an object, an algorithm, and a digest in hexadecimal";
+        assert_eq!(
+            said(&format!("klp_text={text}\0")),
+            format!("patch 'fix': {what} (klp_text={text})")
+        );
+    }
+    assert_eq!(
+        said("klp_text=vmlinux:a:00\0klp_text=vmlinux:a:00\0"),
+        "patch 'fix': the code is said twice (klp_text=vmlinux:a:00)"
+    );
+    for func in [
+        "",
+        "vmlinux:victim:16:sha256:00",
+        "vmlinux:victim,0:sha256:00",
+        "vmlinux:victim,0:16:00",
+        "vmlinux:victim,0:16:sha256:0",
+        "vmlinux:victim,0:16::00",
+        "vmlinux:victim,0:-1:sha256:00",
+        "victim,0:16:sha256:00",
+        "vmlinux:victim,4294967296:16:sha256:00",
+    ] {
+        let what = "not the name of an object, a function with its position and its length, an \
+                    algorithm, and a digest in hexadecimal";
+        assert_eq!(
+            said(&format!("klp_func={func}\0")),
+            format!("patch 'fix': {what} (klp_func={func})")
+        );
+    }
+    let victim = "vmlinux:victim,0:16:sha256:00";
+    assert_eq!(
+        said(&format!("klp_func={victim}\0klp_func={victim}\0")),
+        format!("patch 'fix': the code of a function is said twice (klp_func={victim})")
+    );
+    for other in ["vmlinux:other,0", "libfoo:victim,0", "vmlinux:victim,1"] {
+        let other = format!("{other}:16:sha256:00");
+        let what = "the code of a function that is not replaced";
+        assert_eq!(
+            said(&format!("klp_func={other}\0klp_func={victim}\0")),
+            format!("patch 'fix': {what} (klp_func={other})")
+        );
+    }
+    assert_eq!(
+        said("klp_text=vmlinux:sha256:00\0"),
+        "patch 'fix', object 'vmlinux': the patch is for the code sha256:00, and nothing tells \
+         which code runs"
+    );
+    for name in ["", "two\nlines", &"x".repeat(56)] {
+        assert_eq!(
+            said(&format!("klp_depends={name}\0")),
+            format!("patch 'fix': not the name of a patch (klp_depends={name})")
+        );
+    }
     let what = "not 1 to 512 bytes of text without control characters";
     let long = "x".repeat(513);
     for text in ["", "CVE\n2024", "\u{1b}[31m", &long] {

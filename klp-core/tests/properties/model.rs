@@ -117,8 +117,8 @@ impl Model {
                     () if enable && patches.iter().any(on) => misuse(ApiMisuse::AlreadyEnabled),
                     () if self.transition.is_some() => Some(Refusal::Busy),
                     () if !enable && !patches.iter().all(on) => misuse(ApiMisuse::NotEnabled),
-                    () if enable => self.misfit(patches),
-                    () => None,
+                    () if enable => self.unmet(patches).or_else(|| self.misfit(patches)),
+                    () => self.needed(patches),
                 }
             }
             _ => {
@@ -129,6 +129,36 @@ impl Model {
                 }
             }
         }
+    }
+
+    /// Why `patches` must not be enabled as one: what they, or those that stay, depend on.
+    fn unmet(&self, patches: &[usize]) -> Option<Refusal> {
+        let there: Vec<usize> = self.order.iter().chain(patches).copied().collect();
+        let has = |name: &str| there.iter().any(|other| SPECS[*other].name == name);
+        let mut wanted = patches.iter().flat_map(|new| SPECS[*new].depends);
+        if !wanted.all(|name| has(name)) {
+            return Some(Refusal::Patch(|reason| {
+                matches!(reason, PatchReason::DependsOn { .. })
+            }));
+        }
+        let goes = self.giving_way(patches);
+        let stays = there.iter().filter(|patch| !goes.contains(patch));
+        let mut lost = stays.flat_map(|patch| goes.iter().map(move |old| (*patch, *old)));
+        lost.any(|(patch, old)| SPECS[patch].needs(&SPECS[old]))
+            .then_some(Refusal::Patch(|reason| {
+                matches!(reason, PatchReason::ReplacesNeeded { .. })
+            }))
+    }
+
+    /// Why `patches` must not be disabled as one: others depend on them.
+    fn needed(&self, patches: &[usize]) -> Option<Refusal> {
+        let others = self.order.iter().filter(|other| !patches.contains(other));
+        let mut pairs = others.flat_map(|other| patches.iter().map(move |patch| (*other, *patch)));
+        pairs
+            .any(|(other, patch)| SPECS[other].needs(&SPECS[patch]))
+            .then_some(Refusal::Patch(|reason| {
+                matches!(reason, PatchReason::NeededBy { .. })
+            }))
     }
 
     /// Why `patches` do not fit each other and those that are enabled.
@@ -531,7 +561,11 @@ impl Model {
     /// Takes everything back; the text must be what it was built as.
     pub(crate) fn take_down(mut self) {
         self.apply(&Op::RestAll);
-        while let Some(patch) = self.order.first().copied() {
+        let free = |order: &[usize]| {
+            let needed = |patch: usize| order.iter().any(|by| SPECS[*by].needs(&SPECS[patch]));
+            order.iter().copied().find(|patch| !needed(*patch))
+        };
+        while let Some(patch) = free(&self.order) {
             self.apply(&Op::Disable(patch));
             self.apply(&Op::RestAll);
         }

@@ -20,6 +20,8 @@ pub(crate) struct Spec {
     place: Place,
     pub(crate) replace: Replace,
     pub(crate) states: &'static [(u64, u32)],
+    /// The patches that it depends on.
+    pub(crate) depends: &'static [&'static str],
     /// Whether its code is one range, with a part that belongs to no function, and is given as
     /// such.
     whole: bool,
@@ -35,8 +37,8 @@ const FAR: Place = Place::Far;
 /// How many there are.
 pub(crate) const PATCHES: usize = 10;
 
-/// Patches that share functions, replace each other, belong to sets, and know states in several
-/// versions.
+/// Patches that share functions, replace each other, belong to sets, know states in several
+/// versions, and depend on others: on one that a patch of its set replaces, too.
 pub(crate) const SPECS: [Spec; PATCHES] = [
     Spec {
         name: "a",
@@ -44,6 +46,7 @@ pub(crate) const SPECS: [Spec; PATCHES] = [
         whole: false,
         replace: Replace::None,
         states: &[],
+        depends: &[],
         base: &["f", "g", "h"],
         module: &["m"],
     },
@@ -53,6 +56,7 @@ pub(crate) const SPECS: [Spec; PATCHES] = [
         whole: true,
         replace: Replace::None,
         states: &[],
+        depends: &["set1"],
         base: &["f", "g"],
         module: &[],
     },
@@ -62,6 +66,7 @@ pub(crate) const SPECS: [Spec; PATCHES] = [
         whole: false,
         replace: Replace::None,
         states: &[(1, 1)],
+        depends: &[],
         base: &["f", "h"],
         module: &["m", "n"],
     },
@@ -71,6 +76,7 @@ pub(crate) const SPECS: [Spec; PATCHES] = [
         whole: true,
         replace: Replace::None,
         states: &[(1, 2)],
+        depends: &["c"],
         base: &["h"],
         module: &["m", "n"],
     },
@@ -80,6 +86,7 @@ pub(crate) const SPECS: [Spec; PATCHES] = [
         whole: false,
         replace: Replace::All,
         states: &[(1, 1)],
+        depends: &[],
         base: &["f"],
         module: &["m"],
     },
@@ -89,6 +96,7 @@ pub(crate) const SPECS: [Spec; PATCHES] = [
         whole: true,
         replace: Replace::All,
         states: &[(1, 2)],
+        depends: &[],
         base: &["g", "p"],
         module: &[],
     },
@@ -98,6 +106,7 @@ pub(crate) const SPECS: [Spec; PATCHES] = [
         whole: false,
         replace: Replace::Set(1),
         states: &[],
+        depends: &[],
         base: &["p"],
         module: &["m", "q"],
     },
@@ -107,6 +116,7 @@ pub(crate) const SPECS: [Spec; PATCHES] = [
         whole: true,
         replace: Replace::Set(1),
         states: &[],
+        depends: &[],
         base: &["r"],
         module: &["q"],
     },
@@ -116,6 +126,7 @@ pub(crate) const SPECS: [Spec; PATCHES] = [
         whole: false,
         replace: Replace::Set(2),
         states: &[],
+        depends: &[],
         base: &["r"],
         module: &["o"],
     },
@@ -125,6 +136,7 @@ pub(crate) const SPECS: [Spec; PATCHES] = [
         whole: false,
         replace: Replace::Set(3),
         states: &[],
+        depends: &[],
         base: &[],
         module: &["o"],
     },
@@ -156,6 +168,11 @@ impl Spec {
         let sets = matches!((self.replace, other.replace), (Replace::Set(one), Replace::Set(two)) if one != two);
         let both = |own: &[&str], others: &[&str]| own.iter().any(|func| others.contains(func));
         sets && (both(self.base, other.base) || both(self.module, other.module))
+    }
+
+    /// Whether it depends on `other`.
+    pub(crate) fn needs(&self, other: &Self) -> bool {
+        self.depends.contains(&other.name)
     }
 
     /// The functions that it replaces.
@@ -198,6 +215,9 @@ impl Spec {
             let (start, last) = (code[0].start(), host.helper(self.name, code[0]));
             let len = last.end().get() - start.get();
             patch = patch.code(TextRange::new(start, len).expect("it does not wrap"));
+        }
+        for on in self.depends {
+            patch = patch.depends_on(on);
         }
         for (id, version) in self.states {
             patch = patch.state(State::new(*id, *version));

@@ -5,6 +5,7 @@ mod activations;
 mod callbacks;
 #[path = "../common/mod.rs"]
 mod common;
+mod depends;
 mod kprobes;
 mod linux;
 mod refused;
@@ -13,11 +14,13 @@ mod selftests;
 mod several;
 
 use common::{Basic, Sim, add, check, patch, patch_at};
-use klp_core::addr::CodeAddr;
+use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::audit::audit;
 use klp_core::error::{ApiMisuse, Error, PatchReason};
-use klp_core::model::{BuildId, Object, Patch, VMLINUX};
-use klp_core::port::{Doubt, Platform, PortErrorKind, Reason, TaskId, TaskState};
+use klp_core::model::{BuildId, Digest, Object, OldCode, Patch, VMLINUX};
+use klp_core::port::{
+    Doubt, Extent, Platform, PortErrorKind, Reason, Symbol, SymbolResolver, TaskId, TaskState,
+};
 use klp_core::sim::machine::Insn;
 use klp_core::sim::{self, Claim, Pad, Place, SimFunc, SimOs, Sleep, Step, insmod};
 use klp_core::transition::Hindrance;

@@ -221,6 +221,121 @@ fn another_build() {
 }
 
 #[test]
+fn other_code() {
+    let host = SimOs::new();
+    let f = host.function(VMLINUX, "f");
+    host.function_with(VMLINUX, "g", Pad::Split);
+    let mut range = None;
+    let mut keep = |symbol: Symbol| range = TextRange::new(symbol.addr, symbol.len);
+    let found = host.symbols().symbols(VMLINUX, "f", &mut keep);
+    found.expect("the host tells");
+    let range = range.expect("it is there");
+    let sum = |of: Extent| {
+        let mut sum = Vec::new();
+        let mut keep = |_: usize, digest: &[u8]| sum.extend_from_slice(digest);
+        let told = host.symbols().digests(VMLINUX, "sum", &[of], &mut keep);
+        told.expect("the host tells");
+        sum
+    };
+    let (of_f, of_all) = (sum(Extent::Range(range)), sum(Extent::Object));
+    assert_ne!(of_f, of_all);
+    let shown = |sum: &[u8]| BuildId::new(sum).expect("memory").to_string();
+    let (right, all) = (shown(&of_f), shown(&of_all));
+    let digest = |algorithm, value: &[u8]| Digest::new(algorithm, value).expect("memory");
+    let make = |name: &str, old: OldCode, say: &dyn Fn(Object) -> Object| {
+        let code = host.replacement(name, f, Place::Near);
+        let object = Object::vmlinux()
+            .and_then(|object| object.func(sim::func("f", code)?.expecting(old)))
+            .map(say);
+        Patch::builder(name)
+            .object(object)
+            .build()
+            .expect("well formed")
+    };
+    let len = range.len();
+    let any = |object: Object| object;
+    let old = |len, algorithm, value: &[u8]| OldCode {
+        len,
+        digest: digest(algorithm, value),
+    };
+    let for_build = |object: Object| object.for_build(BuildId::new(&[1]).expect("memory"));
+    let mut patches = vec![
+        (
+            make("p", old(len, "sum", &[0, 0, 0, 1]), &any),
+            Some(format!(
+                "patch 'p', object 'vmlinux', function 'f': the patch is for other code: {len} \
+                 bytes, sum:00000001, not {len} bytes, sum:{right}"
+            )),
+        ),
+        (
+            make("p", old(len + 8, "sum", &of_f), &any),
+            Some(format!(
+                "patch 'p', object 'vmlinux', function 'f': the patch is for other code: {} \
+                 bytes, sum:{right}, not {len} bytes, sum:{right}",
+                len + 8
+            )),
+        ),
+        (
+            make("p", old(len, "sha1", &of_f), &any),
+            Some(format!(
+                "patch 'p', object 'vmlinux', function 'f': the patch is for the code {len} \
+                 bytes, sha1:{right}, and nothing tells which code runs"
+            )),
+        ),
+        // Its build is enough where functions are not compared, but not if its size is another.
+        (
+            make("p", old(len + 8, "sha1", &of_f), &for_build),
+            Some(format!(
+                "patch 'p', object 'vmlinux', function 'f': the patch is for other code: {} \
+                 bytes, sha1:{right}, not {len} bytes",
+                len + 8
+            )),
+        ),
+        (
+            make("p", old(len, "sum", &of_f), &|object| {
+                object.for_text(digest("sum", &of_f))
+            }),
+            Some(format!(
+                "patch 'p', object 'vmlinux': the patch is for other code: sum:{right}, not \
+                 sum:{all}"
+            )),
+        ),
+        (
+            make("p", old(len, "sum", &of_f), &|object| {
+                object.for_text(digest("sha1", &of_all))
+            }),
+            Some(format!(
+                "patch 'p', object 'vmlinux': the patch is for the code sha1:{all}, and nothing \
+                 tells which code runs"
+            )),
+        ),
+        (make("told", old(len, "sha1", &of_f), &for_build), None),
+        (
+            make("same", old(len, "sum", &of_f), &|object| {
+                object.for_text(digest("sum", &of_all))
+            }),
+            None,
+        ),
+        // What counts is the code as it was built, not as the patches before have it.
+        (make("again", old(len, "sum", &of_f), &any), None),
+    ];
+    host.set_build_id(VMLINUX, &[1]);
+    let engine = Engine::new(host);
+    for (patch, refused) in patches.drain(..) {
+        let Some(says) = refused else {
+            let id = add(&engine, patch);
+            assert!(engine.preflight(id).expect("it is known").is_ready());
+            engine.enable(id).expect("it is the code");
+            while engine.poll() != Poll::Idle {}
+            check(&engine);
+            continue;
+        };
+        let error = refuse(&engine, patch, &says, -8, &[]);
+        assert!(matches!(reason(error), PatchReason::OtherCode { .. }));
+    }
+}
+
+#[test]
 fn entry_held_by_somebody_else() {
     let host = SimOs::new();
     let f = host.function(VMLINUX, "f");

@@ -128,21 +128,23 @@ fn status(livepatch: &'static Livepatch) -> Result<Reply, Refusal> {
 
 fn info(livepatch: &'static Livepatch, status: &PatchStatus) -> Result<PatchInfo, Error> {
     let engine = livepatch.engine();
-    let (mut objects, [labels, descriptions, authors]) = engine.with_patch(status.id, |patch| {
-        let object = |object: &klp_core::Object| ObjectInfo {
-            name: object.name().to_string(),
-            patched: false,
-            functions: object
-                .funcs()
-                .iter()
-                .map(|func| format!("{},{}", func.old_name(), func.position().max(1)))
-                .collect(),
-        };
-        let about = patch.about();
-        let about = [&about.labels, &about.descriptions, &about.authors].map(|them| texts(them));
-        let objects: Vec<_> = patch.objects().iter().map(object).collect();
-        (objects, about)
-    })?;
+    let (mut objects, depends, [labels, descriptions, authors]) =
+        engine.with_patch(status.id, |patch| {
+            let object = |object: &klp_core::Object| ObjectInfo {
+                name: object.name().to_string(),
+                patched: false,
+                functions: object
+                    .funcs()
+                    .iter()
+                    .map(|func| format!("{},{}", func.old_name(), func.position().max(1)))
+                    .collect(),
+            };
+            let about = patch.about();
+            let about =
+                [&about.labels, &about.descriptions, &about.authors].map(|them| texts(them));
+            let objects: Vec<_> = patch.objects().iter().map(object).collect();
+            (objects, texts(patch.depends()), about)
+        })?;
     for object in &mut objects {
         object.patched = engine
             .object_patched(status.id, &object.name)?
@@ -160,6 +162,7 @@ fn info(livepatch: &'static Livepatch, status: &PatchStatus) -> Result<PatchInfo
         forced: status.forced,
         replace: status.replace != Replace::None,
         stack_order: status.stack_order,
+        depends,
         labels,
         descriptions,
         authors,

@@ -171,6 +171,9 @@ pub struct PatchInfo {
     pub replace: bool,
     /// Its place among the patches in force, from 1; 0 if it is not in force.
     pub stack_order: usize,
+    /// The patches that it depends on.
+    #[serde(default)]
+    pub depends: Vec<String>,
     /// What it is known by elsewhere.
     #[serde(default)]
     pub labels: Vec<String>,

@@ -3,7 +3,10 @@
 
 use super::arch::COPY;
 use super::symbol_table::{Symbol, SymbolTable};
+use core::ops::Range;
 use klp_core::addr::{CodeAddr, TextRange};
+use klp_core::elf;
+use klp_core::elf::code::CodeSection;
 use object::LittleEndian;
 use object::elf::{
     DF_SYMBOLIC, DT_FLAGS, DT_SYMBOLIC, FileHeader64, PF_X, PT_LOAD, PT_NOTE, SHT_DYNSYM,
@@ -11,6 +14,7 @@ use object::elf::{
 };
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable};
 use object::{ReadCache, ReadRef};
+use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -40,10 +44,31 @@ impl ElfFile {
     /// What is wrong with it, as the end of a sentence about it.
     pub(crate) fn read(file: File) -> Result<Self, &'static str> {
         let cache = ReadCache::new(At { file, pos: 0 });
-        Self::parse(&cache).map_err(|_| "is not an ELF file that can be read")
+        Self::parse(&cache).map_err(|_| NOT_ELF)
     }
 
-    fn parse<'a, R: ReadRef<'a>>(data: R) -> object::Result<Self> {
+    /// Reads of a file only what tells it from others, and digests of its code: of all of it, or
+    /// of what is at these addresses.
+    ///
+    /// # Errors
+    ///
+    /// As for [`read`](Self::read).
+    pub(crate) fn digests(
+        file: File,
+        of: &[Option<Range<u64>>],
+    ) -> Result<(Self, Vec<Option<Sha256Digest>>), &'static str> {
+        let read = file.try_clone().map_err(|_| NOT_READ)?;
+        let cache = ReadCache::new(At { file: read, pos: 0 });
+        let mut code = Vec::new();
+        elf::code::sections(&cache, |section| code.push(section)).map_err(|_| NOT_ELF)?;
+        let outline = Self::outline(&cache).map_err(|_| NOT_ELF)?;
+        let digests = of.iter().map(|part| digest(&file, &code, part.as_ref()));
+        let digests: std::io::Result<_> = digests.collect();
+        Ok((outline, digests.map_err(|_| NOT_READ)?))
+    }
+
+    /// Its segments and its build-id.
+    fn outline<'a, R: ReadRef<'a>>(data: R) -> object::Result<Self> {
         let header = FileHeader64::<LittleEndian>::parse(data)?;
         let mut file = Self::default();
         for segment in header.program_headers(LE, data)? {
@@ -58,6 +83,12 @@ impl ElfFile {
                 _ => {}
             }
         }
+        Ok(file)
+    }
+
+    fn parse<'a, R: ReadRef<'a>>(data: R) -> object::Result<Self> {
+        let mut file = Self::outline(data)?;
+        let header = FileHeader64::<LittleEndian>::parse(data)?;
         let sections = header.sections(LE, data)?;
         for section in sections.iter() {
             let name = String::from_utf8_lossy(sections.section_name(LE, section)?).into_owned();
@@ -90,6 +121,50 @@ impl ElfFile {
     pub(crate) fn copy_of(&self, name: &str) -> Option<u64> {
         self.copies.get(name).copied()
     }
+}
+
+const NOT_ELF: &str = "is not an ELF file that can be read";
+const NOT_READ: &str = "cannot be read to its end";
+
+/// What SHA-256 makes of something.
+pub(crate) type Sha256Digest = [u8; 32];
+
+/// The digest of all code, or of what is at these addresses; `None` if that is not in one section.
+fn digest(
+    file: &File,
+    code: &[CodeSection],
+    part: Option<&Range<u64>>,
+) -> std::io::Result<Option<Sha256Digest>> {
+    let mut digest = Sha256::new();
+    let Some(part) = part else {
+        for section in code {
+            update(&mut digest, file, section.offset, section.len)?;
+        }
+        return Ok(Some(digest.finalize().into()));
+    };
+    let place = code.iter().find_map(|section| {
+        let start = part.start.checked_sub(section.addr)?;
+        let len = part.end.checked_sub(part.start)?;
+        (start.checked_add(len)? <= section.len).then_some((section.offset + start, len))
+    });
+    let Some((offset, len)) = place else {
+        return Ok(None);
+    };
+    update(&mut digest, file, offset, len)?;
+    Ok(Some(digest.finalize().into()))
+}
+
+/// Adds bytes of a file.
+fn update(digest: &mut Sha256, file: &File, mut at: u64, mut len: u64) -> std::io::Result<()> {
+    let mut part = vec![0; 1 << 16];
+    while len > 0 {
+        let next = part.len().min(usize::try_from(len).unwrap_or(usize::MAX));
+        file.read_exact_at(&mut part[..next], at)?;
+        digest.update(&part[..next]);
+        at += next as u64;
+        len -= next as u64;
+    }
+    Ok(())
 }
 
 /// A file that is read at positions of our own: a signal handler may fork, and the child share the

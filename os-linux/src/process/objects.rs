@@ -1,7 +1,7 @@
 //! The objects of the process: the executable, shared libraries, the vdso.
 
 use super::arch::{Table, text};
-use super::elf_file::{self, ElfFile};
+use super::elf_file::{self, ElfFile, Sha256Digest};
 use super::error::Error;
 use super::loaded;
 use super::lock::{self, FutexLock, Mutex};
@@ -15,7 +15,9 @@ use core::ops::{ControlFlow, Range};
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::model::VMLINUX;
+use klp_core::port::Extent;
 use std::ffi::{CString, OsStr};
+use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -197,11 +199,47 @@ impl Object {
         if self.is_vdso() {
             return Ok(self.file.get_or_init(ElfFile::default));
         }
+        let (file, ()) = self.proven(|file| Ok((ElfFile::read(file)?, ())))?;
+        Ok(self.file.get_or_init(|| file))
+    }
+
+    /// SHA-256 digests of the code as it is in the file: of all of it, or of what is at these
+    /// addresses in memory. In memory, entries may have been redirected meanwhile. `None` for what
+    /// is no code of the file.
+    ///
+    /// # Errors
+    ///
+    /// As for [`file`](Self::file).
+    pub(crate) fn digests(&self, of: &[Extent]) -> Result<Vec<Option<Sha256Digest>>, Error> {
+        if self.is_vdso() {
+            return Ok(Vec::new());
+        }
+        let in_file = |extent: &Extent| match extent {
+            Extent::Object => None,
+            Extent::Range(range) => {
+                let start = range.start().get().wrapping_sub(self.bias);
+                Some(start..start.wrapping_add(range.len()))
+            }
+        };
+        let of: Vec<_> = of.iter().map(in_file).collect();
+        let (_, digests) = self.proven(|file| ElfFile::digests(file, &of))?;
+        Ok(digests)
+    }
+
+    /// What `read` makes of the file that was mapped.
+    fn proven<T>(
+        &self,
+        read: impl Fn(File) -> Result<(ElfFile, T), &'static str>,
+    ) -> Result<(ElfFile, T), Error> {
         let mut refused = "cannot be opened: it was replaced or deleted, or must not be read";
         for found in origin::candidates(self.path(), &self.places()) {
-            let read = ElfFile::read(found.file);
-            match read.and_then(|file| self.check(&file, found.is_mapped).map(|()| file)) {
-                Ok(file) => return Ok(self.file.get_or_init(|| file)),
+            // Looked at after it was read: so nobody has written to it meanwhile.
+            let checked = read(found.file).and_then(|(file, read)| {
+                self.check(&file, found.is_mapped)?;
+                Ok((file, read))
+            });
+            match checked {
+                Ok(read) => return Ok(read),
                 Err(why) => refused = why,
             }
         }

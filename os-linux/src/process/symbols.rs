@@ -11,7 +11,7 @@ use alloc::sync::Arc;
 use core::fmt;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::model::VMLINUX;
-use klp_core::port::{Symbol, SymbolResolver};
+use klp_core::port::{Extent, Symbol, SymbolResolver};
 use std::ffi::CString;
 
 /// The symbols of the process.
@@ -80,6 +80,24 @@ unsafe impl SymbolResolver for Symbols {
     fn build_id(&self, object: &str, is: &mut dyn FnMut(&[u8])) -> Result<(), Error> {
         let look = |object: &Arc<Object>| object.build_id().map(is);
         let _ = self.space.objects.look_at_named(object, look);
+        Ok(())
+    }
+
+    fn digests(
+        &self,
+        object: &str,
+        algorithm: &str,
+        of: &[Extent],
+        is: &mut dyn FnMut(usize, &[u8]),
+    ) -> Result<(), Error> {
+        let Some(object) = self.space.objects.named(object) else {
+            return Ok(());
+        };
+        if algorithm == "sha256" {
+            for (index, digest) in object.digests(of)?.iter().enumerate() {
+                digest.iter().for_each(|digest| is(index, digest));
+            }
+        }
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! `klp-build inspect PATCH`: what a patch object contains, as the engine reads it.
 
+mod text;
+
 use anyhow::{Context, Result, bail};
 use klp_arch_aarch64::AArch64;
 use klp_arch_ppc64le::Ppc64Le;
@@ -16,7 +18,6 @@ use object::elf::{FileHeader64, Machine, STT_FUNC};
 use object::read::elf::FileHeader;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// Show what a patch object contains
@@ -53,6 +54,8 @@ struct Contents {
     labels: Vec<String>,
     descriptions: Vec<String>,
     authors: Vec<String>,
+    /// The patches that must be enabled, too.
+    depends: Vec<String>,
     /// Which enabled patches it takes the place of: `all`, `set:N`.
     replace: Option<String>,
     states: Vec<StateSaid>,
@@ -78,6 +81,8 @@ struct ObjectSaid {
     name: String,
     /// The build that it is for.
     build_id: Option<String>,
+    /// The digest of all code that it has there.
+    code: Option<String>,
     functions: Vec<FunctionSaid>,
     callbacks: Vec<&'static str>,
 }
@@ -87,7 +92,15 @@ struct FunctionSaid {
     name: String,
     /// Which of that name, counted from 1; 0: the only one.
     position: u32,
+    /// The code that it has in the build that the patch is for.
+    old_code: Option<OldCodeSaid>,
     replacement: CodeSaid,
+}
+
+#[derive(Serialize)]
+struct OldCodeSaid {
+    size: u64,
+    digest: String,
 }
 
 #[derive(Serialize)]
@@ -134,6 +147,7 @@ impl Contents {
             labels: texts(&file.about().labels),
             descriptions: texts(&file.about().descriptions),
             authors: texts(&file.about().authors),
+            depends: texts(file.depends()),
             replace: match file.replace() {
                 Replace::None => None,
                 Replace::All => Some("all".to_owned()),
@@ -173,6 +187,10 @@ fn object_of(file: &PatchFile<'_>, object: &ObjectEntry<'_>) -> Result<ObjectSai
         Ok(FunctionSaid {
             name,
             position,
+            old_code: func.old_code.as_ref().map(|old| OldCodeSaid {
+                size: old.len,
+                digest: old.digest.to_string(),
+            }),
             replacement,
         })
     });
@@ -180,6 +198,7 @@ fn object_of(file: &PatchFile<'_>, object: &ObjectEntry<'_>) -> Result<ObjectSai
     Ok(ObjectSaid {
         name: object.name.to_owned(),
         build_id: object.build.as_ref().map(ToString::to_string),
+        code: object.text.as_ref().map(ToString::to_string),
         functions: functions.collect::<Result<_>>()?,
         callbacks: callbacks
             .filter_map(|(name, there)| there.map(|_| name))
@@ -255,108 +274,6 @@ fn imports(file: &PatchFile<'_>) -> BTreeSet<String> {
         .filter(|symbol| symbol.home == Home::Undefined && !symbol.name.is_empty())
         .map(|symbol| symbol.name.to_owned())
         .collect()
-}
-
-impl fmt::Display for Contents {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = String::new();
-        self.write(&mut text)?;
-        f.write_str(&harmless(&text))
-    }
-}
-
-impl Contents {
-    fn write(&self, out: &mut String) -> fmt::Result {
-        writeln!(out, "patch '{}', {}", self.name, self.machine)?;
-        for (what, texts) in [
-            ("label", &self.labels),
-            ("description", &self.descriptions),
-            ("author", &self.authors),
-        ] {
-            for text in texts {
-                writeln!(out, "    {what}: {text}")?;
-            }
-        }
-        match &self.replace {
-            None => {}
-            Some(set) if set == "all" => writeln!(out, "    takes the place of all patches")?,
-            Some(set) => writeln!(out, "    takes the place of the patches of {set}")?,
-        }
-        for state in &self.states {
-            writeln!(out, "    state {}, version {}", state.id, state.version)?;
-        }
-        for object in &self.objects {
-            match &object.build_id {
-                Some(id) => writeln!(out, "object '{}', build-id {id}", object.name)?,
-                None => writeln!(out, "object '{}', any build", object.name)?,
-            }
-            for function in &object.functions {
-                let new = &function.replacement;
-                writeln!(
-                    out,
-                    "    {} becomes {}, {}",
-                    place(&function.name, function.position),
-                    new.name,
-                    bytes(new.size)
-                )?;
-            }
-            if !object.callbacks.is_empty() {
-                writeln!(out, "    callbacks: {}", object.callbacks.join(", "))?;
-            }
-        }
-        if !self.other_functions.is_empty() {
-            writeln!(out, "other code")?;
-        }
-        for code in &self.other_functions {
-            let part = code.part_of.as_deref();
-            let part = part.map_or(String::new(), |of| format!(", a part of {of}"));
-            writeln!(out, "    {}, {}{part}", code.name, bytes(code.size))?;
-        }
-        for (object, symbols) in &self.symbols {
-            writeln!(out, "uses of '{object}'")?;
-            for symbol in symbols {
-                let place = place(&symbol.name, symbol.position);
-                let count = symbol.relocations;
-                let s = if count == 1 { "" } else { "s" };
-                writeln!(out, "    {place}, {count} relocation{s}")?;
-            }
-        }
-        if !self.imports.is_empty() {
-            writeln!(out, "uses of what is exported")?;
-        }
-        for name in &self.imports {
-            writeln!(out, "    {name}")?;
-        }
-        if self.shadow_variables {
-            writeln!(out, "uses shadow variables")?;
-        }
-        Ok(())
-    }
-}
-
-/// A symbol, as `NAME` or `NAME,POSITION`.
-fn place(name: &str, position: u32) -> String {
-    match position {
-        0 => name.to_owned(),
-        position => format!("{name},{position}"),
-    }
-}
-
-fn bytes(count: u64) -> String {
-    format!("{count} byte{}", if count == 1 { "" } else { "s" })
-}
-
-/// The text with what a terminal would obey, or show in a misleading order, written out: whoever
-/// made the file chose the names.
-fn harmless(text: &str) -> String {
-    let mut safe = String::new();
-    for character in text.chars() {
-        match character {
-            '\n' | '\'' | '"' | '\\' => safe.push(character),
-            _ => safe.extend(character.escape_debug()),
-        }
-    }
-    safe
 }
 
 #[cfg(test)]

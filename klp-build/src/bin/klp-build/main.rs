@@ -80,6 +80,10 @@ struct Args {
     /// names; or the module that --object names
     #[arg(long, value_name = "BUILD")]
     linux: Option<PathBuf>,
+    /// A patch that this one needs: it can be enabled only while that is, or as one with it; may be
+    /// repeated
+    #[arg(long, value_name = "PATCH")]
+    depends: Vec<String>,
     /// What the patch is known by elsewhere, for instance CVE-2024-1234; may be repeated
     #[arg(long)]
     label: Vec<String>,
@@ -120,6 +124,9 @@ fn make(args: &Args, output: &Path) -> Result<String> {
     let name = name.context("the output file has no name that a patch could have: use --name")?;
     let mut patch = PatchBuilder::new(&name);
     patch.object(&args.object)?;
+    for name in &args.depends {
+        patch.depends_on(name)?;
+    }
     for label in &args.label {
         patch.label(label)?;
     }
@@ -196,9 +203,12 @@ fn target(args: &Args) -> Result<Option<Target>> {
         Target::read(&file)
     };
     let target = target.with_context(|| format!("cannot read {}", path.display()))?;
-    if target.build_id().is_none() {
-        let path = path.display();
-        eprintln!("warning: {path} has no build-id: the patch does not tell other builds from it");
+    if !target.is_told() {
+        eprintln!(
+            "warning: {} has no build-id, and has yet to be linked: the patch does not tell other \
+             builds from it",
+            path.display()
+        );
     }
     Ok(Some(target))
 }
@@ -339,6 +349,8 @@ pub(crate) mod tests {
             "CVE-2024-2",
             "--author",
             "A",
+            "--depends",
+            "base_fix",
         ];
         make(&[&said[..], &["--description", "Counts on"]].concat()).expect("a patch");
         let said = run(&["inspect", &fix]).expect("a patch object");
@@ -346,14 +358,31 @@ pub(crate) mod tests {
             "    label: CVE-2024-1\n    label: CVE-2024-2\n",
             "    description: Counts on\n",
             "    author: A\n",
+            "    depends on the patch 'base_fix'\n",
         ] {
             assert!(said.contains(line), "{said}");
         }
+        assert!(said.contains("object 'vmlinux', any build\n"), "{said}");
+
+        let target = path("libanswer.so");
+        let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+        let linked = Command::new(compiler)
+            .args(["-shared", "-Wl,--build-id=none", "-o", &target, &before])
+            .status();
+        assert!(linked.expect("a C compiler").success());
+        make(&["--target", &target]).expect("a patch");
+        let said = run(&["inspect", &fix]).expect("a patch object");
+        assert!(said.contains("object 'vmlinux', code sha256:"), "{said}");
+        let function = said.lines().find(|line| line.starts_with("    answer, "));
+        let function = function.expect("it is replaced");
+        assert!(function.contains(" bytes, sha256:"), "{said}");
+        assert!(function.contains(" becomes answer, "), "{said}");
         std::fs::remove_file(&fix).expect("just made");
         for (option, key) in [
             ("--label", "klp_label"),
             ("--description", "description"),
             ("--author", "author"),
+            ("--depends", "klp_depends"),
             ("--name", "name"),
         ] {
             for text in ["", "two\nlines", "\0", "\u{1b}[2J", &"x".repeat(513)] {

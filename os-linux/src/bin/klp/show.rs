@@ -170,6 +170,8 @@ impl Show {
                 patch.stack_order
             ));
         }
+        let depends = patch.depends.iter();
+        depends.for_each(|on| self.out(&format!("    depends on the patch '{on}'")));
         for (what, texts) in [
             ("label", &patch.labels),
             ("description", &patch.descriptions),
