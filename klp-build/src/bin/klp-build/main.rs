@@ -1,10 +1,11 @@
 //! `klp-build ORIGINAL PATCHED -o PATCH`: a patch object out of two builds, or, with `--diff`, out
-//! of a source diff.
+//! of a source diff. `klp-build keygen`, `sign`, `verify`: who vouches for it.
 
 mod rebuild;
+mod sign;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use klp_build::{PatchBuilder, Target};
 use rebuild::Project;
 use std::collections::BTreeSet;
@@ -20,8 +21,26 @@ use std::path::{Path, PathBuf};
 /// What cannot be patched is refused, with the names of all that is at fault.
 #[derive(Parser)]
 #[command(version)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(subcommand_value_name = "VERB", subcommand_help_heading = "Verbs")]
 #[command(override_usage = "klp-build [OPTIONS] -o OUTPUT ORIGINAL PATCHED
-       klp-build [OPTIONS] -o OUTPUT --diff DIFF -- COMMAND...")]
+       klp-build [OPTIONS] -o OUTPUT --diff DIFF -- COMMAND...
+       klp-build VERB ...")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    make: Option<Args>,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Keygen(sign::Keygen),
+    Sign(sign::Sign),
+    Verify(sign::Verify),
+}
+
+#[derive(clap::Args)]
 struct Args {
     /// The original's object file, or a folder with object files, which is searched
     #[arg(required_unless_present = "diff", conflicts_with = "diff")]
@@ -59,11 +78,22 @@ struct Args {
 }
 
 fn main() -> Result<()> {
-    print!("{}", make(&Args::parse())?);
+    print!("{}", run(&Cli::parse())?);
     Ok(())
 }
 
-/// Does what `args` say, and says what it did.
+/// Does what `cli` says, and says what it did.
+fn run(cli: &Cli) -> Result<String> {
+    match (&cli.verb, &cli.make) {
+        (Some(Verb::Keygen(keygen)), _) => keygen.run(),
+        (Some(Verb::Sign(sign)), _) => sign.run(),
+        (Some(Verb::Verify(verify)), _) => verify.run(),
+        (None, Some(args)) => make(args),
+        (None, None) => bail!("there must be two builds, or a diff: see --help"),
+    }
+}
+
+/// Makes a patch object.
 fn make(args: &Args) -> Result<String> {
     let name = args.name.clone().or_else(|| {
         let stem = args.output.file_stem()?.to_str()?;
@@ -193,8 +223,8 @@ mod tests {
         let run = |original: &str, patched: &str, output: &str| {
             let output = path(output);
             let args = [path(original), path(patched), "-o".into(), output.clone()];
-            let args = Args::try_parse_from([PathBuf::from("klp-build")].iter().chain(&args));
-            let said = make(&args.expect("complete")).map_err(|error| format!("{error:#}"));
+            let cli = Cli::try_parse_from([PathBuf::from("klp-build")].iter().chain(&args));
+            let said = super::run(&cli.expect("complete")).map_err(|error| format!("{error:#}"));
             (said, output)
         };
         for (original, patched, output) in [
@@ -227,8 +257,8 @@ mod tests {
 
     /// What `klp-build` says to `arguments`, as a person sees it.
     fn run(arguments: &[&str]) -> Result<String, String> {
-        let args = Args::try_parse_from([&["klp-build"], arguments].concat());
-        make(&args.map_err(|error| error.to_string())?).map_err(|error| format!("{error:#}"))
+        let cli = Cli::try_parse_from([&["klp-build"], arguments].concat());
+        super::run(&cli.map_err(|error| error.to_string())?).map_err(|error| format!("{error:#}"))
     }
 
     const DIFF: &str = "\
