@@ -1,7 +1,10 @@
 //! The command `klp` in a pseudo-terminal, on the example `server`; and who gets an answer from the
 //! socket.
 
+mod server;
+
 use klp_os_linux::control::{Reply, Request, ask};
+use server::{Folder, KLP, Server};
 use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -10,109 +13,14 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-const KLP: &str = env!("CARGO_BIN_EXE_klp");
 const NOBODY: u32 = 65534;
 
-/// A folder of its own for each test, removed at the end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("klp-control-{}-{count}", std::process::id()));
-        std::fs::create_dir_all(&path).expect("there is room for files");
-        Self(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// The example `server`, at work.
-struct Server {
-    process: Child,
-    socket: PathBuf,
-    patch: String,
-    folder: Folder,
-}
-
 impl Server {
-    /// Starts it; `slowest` is how many milliseconds a thread stays in a patched function at most.
-    fn start(slowest: u32) -> Self {
-        let example = Path::new(KLP).with_file_name("examples").join("server");
-        assert!(
-            example.exists(),
-            "build it first: cargo build -p klp-os-linux --example server"
-        );
-        let folder = Folder::new();
-        let socket = folder.0.join("server.sock");
-        let mut process = Command::new(example)
-            .args([
-                "--threads",
-                "4",
-                "--slowest",
-                &slowest.to_string(),
-                "--socket",
-            ])
-            .arg(&socket)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the example runs");
-        let out = process.stdout.take().expect("it was asked for");
-        let mut patch = None;
-        let mut lines = BufReader::new(out).lines();
-        for line in lines.by_ref() {
-            let line = line.expect("text");
-            patch = patch.or(line
-                .strip_prefix("patch ")
-                .map(|path| path.trim().to_owned()));
-            if line.starts_with("End it") {
-                break;
-            }
-        }
-        // Its pipe must not fill up.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self {
-            process,
-            socket,
-            patch: patch.expect("it says where the patch is"),
-            folder,
-        }
-    }
-
-    fn klp(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(KLP);
-        command.arg("--socket").arg(&self.socket).args(args);
-        command
-    }
-
-    /// Runs `klp` where there is no terminal: what it says, and how it ends.
-    fn plain(&self, args: &[&str]) -> (String, i32) {
-        let output = self.klp(args).output().expect("klp runs");
-        let said = [output.stdout, output.stderr].concat();
-        (
-            String::from_utf8_lossy(&said).into_owned(),
-            output.status.code().expect("it ends by itself"),
-        )
-    }
-
     /// Runs `klp` in a pseudo-terminal: what appears there, and how it ends.
     fn terminal(&self, args: &[&str]) -> (String, i32) {
         in_terminal(self.klp(args))
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 
