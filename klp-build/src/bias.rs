@@ -3,7 +3,9 @@
 //! On x86_64 a field that is relative to the instruction pointer is relative to the end of its
 //! instruction, which only the instruction tells: the assembler has subtracted the difference from
 //! the addend. On the other architectures it is relative to the instruction, and nothing is added.
+//! The kernel adds something of its own in a few sections.
 
+use crate::special;
 use crate::unit::Section;
 use object::elf;
 use yaxpeax_arch::LengthedInstruction;
@@ -11,6 +13,9 @@ use yaxpeax_x86::long_mode::InstDecoder;
 
 /// Notes the bias of each relocation of `section`.
 pub(crate) fn find(machine: elf::Machine, section: &mut Section) {
+    for reloc in &mut section.relocs {
+        reloc.bias = special::bias(machine, &section.name, reloc.at);
+    }
     if machine != elf::EM_X86_64 || !section.is_code() {
         return;
     }

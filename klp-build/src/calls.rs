@@ -33,6 +33,28 @@ pub(crate) fn is_call(machine: elf::Machine, section: &Section, reloc: &Reloc) -
     }
 }
 
+/// Whether `reloc`, in `section`, is of a jump, which leaves nothing behind to come back to.
+pub(crate) fn is_jump(machine: elf::Machine, section: &Section, reloc: &Reloc) -> bool {
+    /// The lowest bit of an instruction says that it notes where it came from (Power ISA, "Branch
+    /// Instructions", LK).
+    const LINK: u8 = 1;
+    if !is_call(machine, section, reloc) {
+        return false;
+    }
+    match machine {
+        elf::EM_X86_64 => {
+            let before = section.bytes_in(reloc.at.saturating_sub(2), reloc.at.min(2));
+            matches!(before, [.., 0xe9] | [0x0f, 0x80..=0x8f])
+        }
+        elf::EM_AARCH64 => reloc.kind != elf::R_AARCH64_CALL26.0,
+        elf::EM_PPC64 => {
+            let word = section.bytes_in(reloc.at, 4).first();
+            word.is_some_and(|low| low & LINK == 0)
+        }
+        _ => false,
+    }
+}
+
 /// Whether the field at `at` is that of a call or a jump of x86: assemblers before binutils 2.31
 /// write the relocation of any other field.
 fn follows_branch(section: &Section, at: u64) -> bool {

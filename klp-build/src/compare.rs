@@ -2,9 +2,16 @@
 
 use crate::error::{Refusal, Why};
 use crate::frames::{self, EXCEPTION_TABLE, Tables};
+use crate::ignored::{self, Ignored};
+use crate::init;
+use crate::lines;
 use crate::matches::{Match, matches};
-use crate::unit::{Home, Referent, Reloc, Section, Symbol, TOC_POINTER, Unit};
+use crate::pieces::piece_at;
+use crate::special::{self, Entry, Purpose};
+use crate::statics;
+use crate::unit::{Home, Referent, Reloc, Section, Unit};
 use object::elf;
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -20,6 +27,11 @@ pub(crate) struct Pair {
     pub(crate) matches: Vec<Match>,
     /// The functions of the patched build, and parts of them, that differ from the original's.
     pub(crate) changed: BTreeSet<usize>,
+    /// What the special sections of the patched build have.
+    pub(crate) special: Specials,
+    /// The same of the original.
+    special_before: Specials,
+    ignored: Ignored,
     /// The tables of exceptions of both builds.
     exceptions: (Tables, Tables),
     /// Constants that were compared: whether they are equal.
@@ -28,22 +40,15 @@ pub(crate) struct Pair {
 
 /// A range of bytes in a section of one build.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct Place {
-    section: usize,
-    start: u64,
-    len: u64,
+pub(crate) struct Place {
+    pub(crate) section: usize,
+    pub(crate) start: u64,
+    pub(crate) len: u64,
 }
 
-/// What compilers have functions call at their entries (`-pg`).
-const PROFILERS: [&str; 3] = ["__fentry__", "_mcount", "mcount"];
-
-/// Sections that only say where code is, or are written anew.
-const BESIDE: [&str; 4] = [
-    ".eh_frame",
-    "__patchable_function_entries",
-    "__mcount_loc",
-    ".note.",
-];
+/// The special sections of one build: each with its entries, or `None` if it cannot be told where
+/// these begin.
+type Specials = Vec<(usize, Option<Vec<Entry>>)>;
 
 impl Pair {
     /// Compares both builds.
@@ -52,6 +57,9 @@ impl Pair {
         let exceptions = (frames::tables(&original), frames::tables(&patched));
         let mut pair = Self {
             file,
+            special: specials(&patched),
+            special_before: specials(&original),
+            ignored: Ignored::of(&patched),
             exceptions,
             original,
             patched,
@@ -60,15 +68,42 @@ impl Pair {
             constants: RefCell::default(),
         };
         let functions = pair.patched.functions();
+        let entries = (
+            by_code(&pair.original, &pair.special_before),
+            by_code(&pair.patched, &pair.special),
+        );
         let differs = |function: &usize| match pair.matches[*function] {
             Match::Same(original) => {
-                !pair.same(original, *function) || !pair.same_exceptions(original, *function)
+                !pair.same(original, *function)
+                    && !lines::are_all_that_differs(&pair, original, *function)
+                    || !pair.same_exceptions(original, *function)
+                    || !pair.same_entries(&entries, original, *function)
             }
             Match::New | Match::Ambiguous(_) => false,
         };
-        pair.changed = functions.filter(differs).collect();
+        let is_meant = |function: &usize| !pair.ignored.has(&pair.patched, *function);
+        pair.changed = functions.filter(is_meant).filter(differs).collect();
         pair.add_whole_functions();
         pair
+    }
+
+    /// Whether special sections say the same of the function.
+    fn same_entries(
+        &self,
+        (before, after): &(ByCode, ByCode),
+        original: usize,
+        patched: usize,
+    ) -> bool {
+        let (before, after) = (
+            entries_of(&self.original, before, original),
+            entries_of(&self.patched, after, patched),
+        );
+        before.len() == after.len()
+            && before.iter().zip(&after).all(|(before, after)| {
+                let name = |unit: &Unit, place: &Place| unit.sections[place.section].name.clone();
+                name(&self.original, before) == name(&self.patched, after)
+                    && self.same_place(*before, *after)
+            })
     }
 
     /// Whether exceptions that pass through the function are treated the same way.
@@ -148,7 +183,7 @@ impl Pair {
                 Home::Common => true,
                 Home::Outside | Home::Absolute => false,
             };
-            if !in_place {
+            if !in_place || self.ignored.has(&self.patched, symbol) {
                 continue;
             }
             if old.len != new.len {
@@ -158,8 +193,21 @@ impl Pair {
                 refusals.push(self.refuse(&new.name, Why::ChangedData));
             }
         }
-        refusals.extend(self.init_refusals());
+        refusals.extend(init::changes(self).map(|name| self.refuse(&name, Why::ChangedInit)));
         refusals.extend(self.assembly_refusals());
+        let for_kpatch = self.patched.sections.iter();
+        let for_kpatch = for_kpatch.filter(|section| ignored::is_for_kpatch(&section.name));
+        refusals.extend(for_kpatch.map(|section| self.refuse(&section.name, Why::ForKpatch)));
+        for (unit, specials) in [
+            (&self.original, &self.special_before),
+            (&self.patched, &self.special),
+        ] {
+            let unreadable = specials.iter().filter(|(_, entries)| entries.is_none());
+            refusals.extend(unreadable.map(|(section, _)| {
+                let name = &unit.sections[*section].name;
+                self.refuse(name, Why::Entries)
+            }));
+        }
         refusals
     }
 
@@ -177,38 +225,6 @@ impl Pair {
             if !before.is_some_and(same) {
                 refusals.push(self.refuse(name, Why::Assembly));
             }
-        }
-        refusals
-    }
-
-    /// Refuses changes of what runs when the object is loaded or unloaded.
-    fn init_refusals(&self) -> Vec<Refusal> {
-        let (before, after) = (init(&self.original), init(&self.patched));
-        let mut refusals = Vec::new();
-        let names = |unit: &Unit, init: &Init| -> Vec<String> {
-            let names = init
-                .called
-                .iter()
-                .map(|symbol| unit.symbols[*symbol].name.clone());
-            names.collect()
-        };
-        if names(&self.original, &before) != names(&self.patched, &after) {
-            let mut sections = after.sections.iter().chain(&before.sections);
-            let name = sections.next().cloned().unwrap_or_default();
-            refusals.push(self.refuse(&name, Why::ChangedInit));
-        }
-        let changed = self.changed.iter().filter(|function| {
-            let section = self.patched.section_of(**function);
-            after.called.contains(function)
-                || section.is_some_and(|section| {
-                    self.patched.sections[section]
-                        .name
-                        .starts_with(".init.text")
-                })
-        });
-        for function in changed {
-            let name = &self.patched.symbols[*function].name;
-            refusals.push(self.refuse(name, Why::ChangedInit));
         }
         refusals
     }
@@ -242,12 +258,21 @@ impl Pair {
         if original.len != patched.len
             || old.flags != new.flags
             || !same_bytes(
-                old.bytes_in(original.start, original.len),
-                new.bytes_in(patched.start, patched.len),
+                &without_line(&self.original, original),
+                &without_line(&self.patched, patched),
             )
         {
             return false;
         }
+        self.same_relocs(original, patched)
+    }
+
+    /// Whether both places refer to the same things.
+    pub(crate) fn same_relocs(&self, original: Place, patched: Place) -> bool {
+        let (old, new) = (
+            &self.original.sections[original.section],
+            &self.patched.sections[patched.section],
+        );
         let (before, after) = (
             old.relocs_in(original.start, original.len),
             new.relocs_in(patched.start, patched.len),
@@ -318,9 +343,19 @@ impl Pair {
         }
     }
 
-    /// Whether both are constants with the same contents.
+    /// Whether both are constants with the same contents, or variables that a patch has its own
+    /// copies of and that begin alike.
     fn same_constants(&self, original: usize, patched: usize) -> bool {
-        if !is_constant(&self.original, original) || !is_constant(&self.patched, patched) {
+        let constant = is_constant(&self.original, original) && is_constant(&self.patched, patched);
+        let own = || {
+            statics::is_patchs_own(&self.original, original)
+                && statics::is_patchs_own(&self.patched, patched)
+                && statics::are_alike(
+                    &self.original.symbols[original],
+                    &self.patched.symbols[patched],
+                )
+        };
+        if !constant && !own() {
             return false;
         }
         match (
@@ -360,49 +395,19 @@ impl Pair {
                 before_in.item <= 1 || before % before_in.item == after % before_in.item;
             return same_place && item(before_in, before) == item(after_in, after);
         }
-        // Linkers lay out tables of contents themselves: each of its pointers stands alone.
-        if before_in.is_toc() && after_in.is_toc() {
-            let pointer = |section, start| Place {
-                section,
-                start,
-                len: TOC_POINTER,
-            };
-            return self.same_constant(pointer(old, before), pointer(new, after));
+        let (before_piece, after_piece) = (
+            piece(&self.original, old, before),
+            piece(&self.patched, new, after),
+        );
+        if let (Some(old), Some(new)) = (before_piece, after_piece) {
+            return before - old.start == after - new.start && self.same_constant(old, new);
         }
         before == after && self.same_constant(whole(&self.original, old), whole(&self.patched, new))
     }
 
-    /// Whether a compiler left room at the entry of function `original`; `true` also if this build
-    /// does not record it.
-    pub(crate) fn has_entry_site(&self, original: usize) -> bool {
-        let unit = &self.original;
-        let tables = unit.sections.iter().filter(|section| {
-            ["__patchable_function_entries", "__mcount_loc"].contains(&&*section.name)
-        });
-        let mut sites = tables.flat_map(|table| &table.relocs).peekable();
-        let Some(section) = unit.section_of(original) else {
-            return true;
-        };
-        let Symbol { value, len, .. } = unit.symbols[original];
-        let is_inside = |site: &Reloc| {
-            unit.symbols.get(site.symbol).is_some_and(|symbol| {
-                let at = site.addend.wrapping_add_unsigned(symbol.value);
-                let at = u64::try_from(at).ok().and_then(|at| at.checked_sub(value));
-                symbol.home == Home::Section(section) && at.is_some_and(|at| at < len)
-            })
-        };
-        // A table of the calls of a profiler may be made later.
-        let mut calls = unit.sections[section].relocs_in(value, len).iter();
-        let is_profiled = calls.any(|call| {
-            let symbol = unit.symbols.get(call.symbol);
-            symbol.is_some_and(|symbol| PROFILERS.contains(&&*symbol.name))
-        });
-        sites.peek().is_none() || is_profiled || sites.any(is_inside)
-    }
-
-    /// Sections in which a tool has noted something of code, beside that code: they are no code,
-    /// name nothing, and nobody refers to them.
-    pub(crate) fn special_sections(&self) -> impl Iterator<Item = &Section> {
+    /// Sections in which a tool has noted something of code, beside that code, which are not known:
+    /// they are no code, name nothing, and nobody refers to them.
+    pub(crate) fn unknown_sections(&self) -> impl Iterator<Item = &Section> {
         let unit = &self.patched;
         let referred: BTreeSet<usize> = unit
             .sections
@@ -421,12 +426,93 @@ impl Pair {
                 && !section.relocs.is_empty()
                 && unit.names_in(*index).is_empty()
                 && !referred.contains(index)
-                && !is_init(section)
+                && !init::is_table(section)
                 && !section.name.starts_with(EXCEPTION_TABLE)
-                && !BESIDE.iter().any(|name| section.name.starts_with(name))
+                && !special::is_not_needed(&section.name)
+                && special::kind_of(&section.name).is_none()
         });
         special.map(|(_, section)| section)
     }
+}
+
+/// The special sections of `unit`.
+fn specials(unit: &Unit) -> Specials {
+    let sections = unit.sections.iter().enumerate();
+    let known = sections.filter_map(|(index, section)| {
+        let kind = special::kind_of(&section.name)?;
+        let entries = special::entries(unit, index, kind);
+        section.has(elf::SHF_ALLOC).then_some((index, entries))
+    });
+    known.collect()
+}
+
+/// The entries of special sections, each by the section and the place of its code.
+type ByCode = BTreeMap<(usize, u64), Vec<Place>>;
+
+fn by_code(unit: &Unit, specials: &Specials) -> ByCode {
+    let mut by_code = ByCode::new();
+    for (section, entries) in specials {
+        let kind = special::kind_of(&unit.sections[*section].name);
+        if kind.is_some_and(|kind| kind.purpose == Purpose::Derived) {
+            continue;
+        }
+        for entry in entries.iter().flatten() {
+            let Entry { start, len, code } = *entry;
+            let entries = by_code.entry(code).or_default();
+            entries.push(Place {
+                section: *section,
+                start,
+                len,
+            });
+        }
+    }
+    by_code
+}
+
+/// Those of the function.
+fn entries_of(unit: &Unit, by_code: &ByCode, function: usize) -> Vec<Place> {
+    let Some(Place {
+        section,
+        start,
+        len,
+    }) = place(unit, function)
+    else {
+        return Vec::new();
+    };
+    let code = (section, start)..(section, start.saturating_add(len.max(1)));
+    by_code
+        .range(code)
+        .flat_map(|(_, entries)| entries.clone())
+        .collect()
+}
+
+/// The bytes of `place`, without the line of the source that they may tell.
+fn without_line(unit: &Unit, place: Place) -> Cow<'_, [u8]> {
+    let Place {
+        section,
+        start,
+        len,
+    } = place;
+    let bytes = Cow::from(unit.sections[section].bytes_in(start, len));
+    let Some((at, bits)) = special::line_in(unit, section, start, len) else {
+        return bytes;
+    };
+    let mut bytes = bytes.into_owned();
+    let at = usize::try_from(at).unwrap_or(usize::MAX);
+    for (byte, bits) in bytes.iter_mut().skip(at).zip(bits.to_le_bytes()) {
+        *byte &= !bits;
+    }
+    Cow::from(bytes)
+}
+
+/// The piece that `place` is in, if the section is one of pieces.
+fn piece(unit: &Unit, section: usize, place: u64) -> Option<Place> {
+    let (start, len) = piece_at(unit, section, i64::try_from(place).ok()?)?;
+    Some(Place {
+        section,
+        start,
+        len,
+    })
 }
 
 /// All of a section.
@@ -441,7 +527,8 @@ fn whole(unit: &Unit, section: usize) -> Place {
 /// The sections with code in which no function is.
 fn code_without_functions(unit: &Unit) -> impl Iterator<Item = usize> {
     (0..unit.sections.len()).filter(|section| {
-        let has_code = unit.sections[*section].is_code() && unit.sections[*section].len > 0;
+        let code = &unit.sections[*section];
+        let has_code = code.is_code() && code.len > 0 && !special::has_snippets(&code.name);
         let mut names = unit.names_in(*section).iter();
         has_code && !names.any(|name| unit.is_function(*name))
     })
@@ -463,14 +550,18 @@ fn same_bytes(original: &[u8], patched: &[u8]) -> bool {
     }
 }
 
-/// The bytes of `symbol`, if it has some.
-fn place(unit: &Unit, symbol: usize) -> Option<Place> {
+/// The bytes of `symbol`, if it has some, with what stands in front of it and belongs to it.
+pub(crate) fn place(unit: &Unit, symbol: usize) -> Option<Place> {
     let section = unit.section_of(symbol)?;
+    let prefix = unit.prefixes_of(symbol).first();
     let symbol = &unit.symbols[symbol];
+    let start = prefix.map_or(symbol.value, |prefix| unit.symbols[*prefix].value);
     Some(Place {
         section,
-        start: symbol.value,
-        len: symbol.len,
+        start,
+        len: symbol
+            .len
+            .saturating_add(symbol.value.saturating_sub(start)),
     })
 }
 
@@ -486,43 +577,4 @@ fn item(section: &Section, at: u64) -> Option<&[u8]> {
         return rest.get(..end? * item);
     }
     rest.get(..item - at % item)
-}
-
-/// What runs when an object is loaded or unloaded.
-#[derive(Default)]
-struct Init {
-    /// The sections that say so.
-    sections: Vec<String>,
-    /// The functions, in their order.
-    called: Vec<usize>,
-}
-
-fn init(unit: &Unit) -> Init {
-    let mut init = Init::default();
-    for section in unit.sections.iter().filter(|section| is_init(section)) {
-        init.sections.push(section.name.clone());
-        let referents = section.relocs.iter().map(|reloc| unit.referent(reloc));
-        init.called
-            .extend(referents.filter_map(|referent| match referent {
-                Referent::Named { symbol, .. } => Some(symbol),
-                Referent::Nameless { .. } | Referent::Nothing => None,
-            }));
-    }
-    init
-}
-
-fn is_init(section: &Section) -> bool {
-    let kinds = [
-        elf::SHT_INIT_ARRAY,
-        elf::SHT_FINI_ARRAY,
-        elf::SHT_PREINIT_ARRAY,
-    ];
-    let names = [
-        ".init_array",
-        ".fini_array",
-        ".ctors",
-        ".dtors",
-        ".initcall",
-    ];
-    kinds.contains(&section.kind) || names.iter().any(|name| section.name.starts_with(name))
 }

@@ -2,24 +2,50 @@
 //!
 //! | file | what it does |
 //! |---|---|
+//! | `apply.rs` | a diff → the patched sources |
 //! | `unit.rs` | bytes → sections, symbols, relocations, and what these refer to |
 //! | `bias.rs` | how far x86's instructions reach behind their fields |
 //! | `matches.rs` | which symbol of the patched build is which of the original |
 //! | `compare.rs` | which functions changed, and which changes cannot be patched |
+//! | `init.rs` | what runs when an object is loaded |
+//! | `lines.rs` | functions that differ in the numbers of lines alone |
+//! | `special.rs` | what the kernel's build notes beside code: entries, and what they are about |
+//! | `pieces.rs` | sections of which each piece stands alone |
+//! | `statics.rs` | static variables of the kernel's macros |
+//! | `ignored.rs` | what the author does not want to be looked at |
+//! | `texts.rs` | strings that an object file refers to |
 //! | `calls.rs` | which references are calls |
+//! | `sites.rs` | the sites at the entries of functions |
 //! | `target.rs` | the positions of symbols in the program |
 //! | `frames.rs` | unwind information of some functions |
 //! | `select.rs` | what goes into the patch |
+//! | `copies.rs` | the sections of the patch |
+//! | `namespaces.rs` | what the patch must say to be given symbols |
+//! | `check.rs` | what the patch must not ask of whoever loads it |
+//! | `debug_sections.rs` | the sections with debug information, as a linker lays them out |
+//! | `debug.rs` | what they say |
+//! | `debug_types.rs` | the types that they describe |
+//! | `layout.rs` | in what the layouts of two types differ |
+//! | `types.rs` | which types changed that objects of the program have |
+//! | `warnings.rs` | what the author should know |
+//! | `info.rs` | what the patch says of itself as a whole |
 //! | `write.rs` | the bytes of the patch |
+//! | `module.rs` | what makes a kernel module of it |
 
 use crate::compare::Pair;
+use crate::convert::ConvertError;
 use crate::error::BuildError;
-use crate::select::select;
+use crate::info::Info;
+use crate::matches::Match;
+use crate::select::{Contents, select};
 use crate::target::Target;
+use crate::types;
 use crate::unit::{Unit, UnitHeader};
-use crate::write::write;
+use crate::warnings::{Warning, warnings};
+use crate::write::{write, write_for_module};
 use klp_core::config::OBJECT_NAME_LEN;
 use klp_core::model::VMLINUX;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Makes a patch object of the object files of two builds.
@@ -42,8 +68,10 @@ pub struct PatchBuilder {
     name: String,
     object: String,
     target: Option<Target>,
+    about: Info,
     header: Option<UnitHeader>,
     pairs: Vec<Pair>,
+    vouched: BTreeSet<String>,
 }
 
 /// A patch object.
@@ -53,6 +81,8 @@ pub struct Built {
     pub bytes: Vec<u8>,
     /// The functions that it replaces.
     pub functions: Vec<String>,
+    /// What its author should know.
+    pub warnings: Vec<Warning>,
 }
 
 impl PatchBuilder {
@@ -63,8 +93,10 @@ impl PatchBuilder {
             name: name.to_owned(),
             object: VMLINUX.to_owned(),
             target: None,
+            about: Info::default(),
             header: None,
             pairs: Vec::new(),
+            vouched: BTreeSet::new(),
         }
     }
 
@@ -88,6 +120,34 @@ impl PatchBuilder {
     /// refused when the patch is enabled.
     pub fn target(&mut self, target: Target) {
         self.target = Some(target);
+    }
+
+    /// Says what the patch is known by elsewhere, as the number of a CVE. Processes that have the
+    /// patch show it. May be called again.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError::BadText`].
+    pub fn label(&mut self, label: &str) -> Result<(), BuildError> {
+        self.about.add("klp_label", label)
+    }
+
+    /// Says what the patch does.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError::BadText`].
+    pub fn description(&mut self, description: &str) -> Result<(), BuildError> {
+        self.about.add("description", description)
+    }
+
+    /// Says who made the patch. May be called again.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError::BadText`].
+    pub fn author(&mut self, author: &str) -> Result<(), BuildError> {
+        self.about.add("author", author)
     }
 
     /// Adds an object file: the bytes of both builds, and what to call it. `original` is `None` if
@@ -126,20 +186,105 @@ impl PatchBuilder {
         Ok(())
     }
 
+    /// Says that the type called `name` may have another layout than in the original build: new
+    /// code and the objects that exist agree, or there are none. Types that contain it are vouched
+    /// for, too, if nothing else of them changed.
+    ///
+    /// The name is what a refusal says, as `struct shop` or `shop::Visit`; `struct` and the like
+    /// may be left out.
+    pub fn vouch_layout(&mut self, name: &str) {
+        self.vouched.insert(name.to_owned());
+    }
+
     /// Makes the patch.
     ///
     /// # Errors
     ///
-    /// [`BuildError::Refused`] says all that cannot be patched; [`BuildError::NothingChanged`].
+    /// [`BuildError::Refused`] says all that cannot be patched; [`BuildError::NothingChanged`];
+    /// [`BuildError::BadText`] if the patch's name is no name.
     pub fn build(&self) -> Result<Built, BuildError> {
+        let mut info = Info::default();
+        info.add("name", &self.name)?;
+        info.add("livepatch", "Y")?;
+        self.build_by(info, write)
+    }
+
+    /// Makes an object file of which Kbuild makes a kernel module, as [`module`](crate::module)
+    /// says. The module's name is the patch's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::build`].
+    pub fn build_for_module(&self) -> Result<Built, BuildError> {
+        self.build_by(Info::default(), write_for_module)
+    }
+
+    fn build_by(
+        &self,
+        mut info: Info,
+        write: impl FnOnce(UnitHeader, &str, Info, Contents) -> Result<Vec<u8>, ConvertError>,
+    ) -> Result<Built, BuildError> {
         let contents = select(&self.pairs, &self.object, self.target.as_ref());
-        let contents = contents.map_err(BuildError::Refused)?;
+        let going_in = self.going_in(contents.as_ref().ok());
+        let compared = types::compare(&self.pairs, &going_in, &self.vouched);
+        let mut refusals = compared.refusals;
+        let contents = match contents {
+            Ok(contents) if refusals.is_empty() => contents,
+            Ok(_) => return Err(BuildError::Refused(refusals)),
+            Err(others) => {
+                refusals.extend(others);
+                return Err(BuildError::Refused(refusals));
+            }
+        };
         let replaced = contents.replaced.iter();
         let functions: Vec<_> = replaced.map(|replaced| replaced.old_name.clone()).collect();
         let header = self.header.filter(|_| !functions.is_empty());
         let header = header.ok_or(BuildError::NothingChanged)?;
-        let build = self.target.as_ref().and_then(Target::build_id);
-        let bytes = write(header, &self.name, (&self.object, build), contents)?;
-        Ok(Built { bytes, functions })
+        let mut notes = compared.warnings;
+        let target = self.target.as_ref();
+        notes.extend(warnings(
+            &self.pairs,
+            &contents,
+            target,
+            &compared.producers,
+        ));
+        self.add_info(&mut info, &contents)?;
+        let bytes = write(header, &self.object, info, contents)?;
+        Ok(Built {
+            bytes,
+            functions,
+            warnings: notes,
+        })
+    }
+
+    /// The functions of the patch, by pair and symbol: those in `contents`, and, if something is
+    /// refused, those that would have been.
+    fn going_in(&self, contents: Option<&Contents>) -> BTreeSet<(usize, usize)> {
+        let mut going_in = BTreeSet::new();
+        for (index, pair) in self.pairs.iter().enumerate() {
+            let goes_in = |function: &usize| match contents {
+                Some(contents) => {
+                    let section = pair.patched.section_of(*function);
+                    section.is_some_and(|section| contents.taken.contains_key(&(index, section)))
+                }
+                None => pair.changed.contains(function) || pair.matches[*function] == Match::New,
+            };
+            let functions = pair.patched.functions().filter(goes_in);
+            going_in.extend(functions.map(|function| (index, function)));
+        }
+        going_in
+    }
+
+    /// Adds what the patch says of itself, and what its `contents` need.
+    fn add_info(&self, info: &mut Info, contents: &Contents) -> Result<(), BuildError> {
+        info.append(&self.about);
+        if let Some(build) = self.target.as_ref().and_then(Target::build_id) {
+            let digits: String = build.iter().map(|byte| format!("{byte:02x}")).collect();
+            info.add("klp_build", &format!("{}:{digits}", self.object))?;
+        }
+        for namespace in &contents.namespaces {
+            info.add("import_ns", namespace)?;
+        }
+        Ok(())
     }
 }

@@ -1,7 +1,9 @@
 //! Why no patch can be made.
 
 use crate::convert::ConvertError;
+use crate::layout::LayoutChange;
 use core::fmt;
+use klp_core::config::ABOUT_LEN;
 use std::path::PathBuf;
 
 /// Why no patch can be made of two builds.
@@ -30,7 +32,14 @@ pub enum BuildError {
         /// The name.
         object: String,
     },
-    /// Both builds are the same.
+    /// A text for people, or a name, that a patch object cannot carry.
+    BadText {
+        /// What it is to be, as the key of `.modinfo`.
+        key: &'static str,
+        /// The text.
+        text: String,
+    },
+    /// No function of the original has changed: both builds are the same, or there are only new ones.
     NothingChanged,
     /// What was changed cannot be patched.
     Refused(Vec<Refusal>),
@@ -92,6 +101,21 @@ pub enum Why {
         /// The section.
         section: String,
     },
+    /// The section says to kpatch what this tool does not do: run callbacks, for instance.
+    ForKpatch,
+    /// The section is a table, and it cannot be told where its entries begin.
+    Entries,
+    /// An entry of the section refers to something in the object, and is applied before that has
+    /// its place.
+    AppliedEarly {
+        /// The section.
+        section: String,
+    },
+    /// A function of ppc64le ends in a jump to what is not in the patch.
+    SiblingCall {
+        /// What it jumps to.
+        callee: String,
+    },
     /// No symbol of the original names what a function refers to.
     Nameless {
         /// The section that it is in.
@@ -106,6 +130,18 @@ pub enum Why {
     Assembly,
     /// Unwind information cannot be read.
     Frames,
+    /// The type lies in memory otherwise than before. Objects of it exist where the program runs.
+    ChangedLayout {
+        /// In what it differs.
+        change: LayoutChange,
+        /// The functions of the patch that are known to use it.
+        users: Vec<String>,
+    },
+    /// Debug information is there, and cannot be read.
+    DebugInfo {
+        /// What is wrong with it.
+        why: String,
+    },
 }
 
 impl fmt::Display for Why {
@@ -154,6 +190,25 @@ impl fmt::Display for Why {
                 f,
                 "the section {section} refers to it, and this tool does not know what it says",
             ),
+            Self::ForKpatch => f.write_str(
+                "the macros of kpatch-macros.h are for kpatch: write callbacks with klp/patch.h",
+            ),
+            Self::Entries => f.write_str(
+                "it cannot be told where the entries of this section begin: was it made by another \
+                 tool, or cut off?",
+            ),
+            Self::AppliedEarly { section } => write!(
+                f,
+                "an entry of the section {section} refers to it, and is applied when the patch is \
+                 loaded, but then it is not known where the module has it: do without the static \
+                 branch, static call, or alternative (static_key_enabled() in place of \
+                 static_branch_likely())",
+            ),
+            Self::SiblingCall { callee } => write!(
+                f,
+                "it ends in a jump to {callee}, and nothing would restore register 2 for its \
+                 caller: compile it with -fno-optimize-sibling-calls",
+            ),
             Self::Nameless { section } => write!(
                 f,
                 "it refers to something in the section {section} that has no name in the running \
@@ -170,6 +225,24 @@ impl fmt::Display for Why {
                  (.type NAME, @function; .size), or leave it as it is",
             ),
             Self::Frames => f.write_str("its unwind information cannot be read"),
+            Self::ChangedLayout { change, users } => {
+                write!(f, "the layout of the type changed: {change}")?;
+                let users = users.join(", ");
+                match &*users {
+                    "" => f.write_str("; its source file is that of functions that changed")?,
+                    users => write!(f, ", which matters to {users}")?,
+                }
+                f.write_str(
+                    ". Objects of the running program have the old layout: keep it, and have new \
+                     data in shadow variables (docs/shadow-variables.md); if no object can be at \
+                     fault, vouch for the type (--vouch-layout)",
+                )
+            }
+            Self::DebugInfo { why } => write!(
+                f,
+                "debug information cannot be read, so types cannot be compared: {why}. Compile \
+                 with another -g, or without",
+            ),
         }
     }
 }
@@ -200,8 +273,12 @@ impl fmt::Display for BuildError {
                 f,
                 "'{object}' names no object: it must have 1 to 55 bytes, and no dot",
             ),
+            Self::BadText { key, text } => write!(
+                f,
+                "{key}: {text:?} is not 1 to {ABOUT_LEN} bytes of text without control characters",
+            ),
             Self::NothingChanged => {
-                f.write_str("both builds are the same: there is nothing to patch")
+                f.write_str("no function of the original has changed: there is nothing to patch")
             }
             Self::Refused(refusals) => {
                 f.write_str("the change cannot be patched")?;

@@ -1,7 +1,7 @@
 //! For patch authors: patch objects that `klp_core::elf::load` and Linux understand.
 //!
 //! Out of two builds, the original and the repaired one: [`PatchBuilder`], or the program
-//! `klp-build`.
+//! `klp-build`. [`apply()`] makes the sources of the repaired one out of a diff.
 //!
 //! From functions that are written by hand:
 //!
@@ -13,23 +13,46 @@
 
 extern crate alloc;
 
+mod apply;
 mod bias;
 mod calls;
+mod check;
 mod compare;
 pub mod convert;
+mod copies;
+mod debug;
+mod debug_sections;
+mod debug_types;
 mod diff;
 mod error;
 mod frames;
+mod ignored;
+mod info;
+mod init;
+mod layout;
+mod lines;
 mod matches;
+pub mod module;
+mod namespaces;
+mod pieces;
 mod select;
+mod sites;
+mod special;
+mod statics;
 mod target;
+mod texts;
+mod types;
 mod unit;
+mod warnings;
 mod write;
 
+pub use apply::{DiffError, apply};
 pub use convert::{ConvertError, convert};
 pub use diff::{Built, PatchBuilder};
 pub use error::{BuildError, Refusal, Why};
+pub use layout::LayoutChange;
 pub use target::Target;
+pub use warnings::Warning;
 
 /// The folder to be given to a C compiler (`-I`), so that it finds `klp/patch.h` and
 /// `klp/shadow.h`, for authors of patches, and `klp/notrace.h`, for authors of programs that can be

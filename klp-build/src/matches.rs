@@ -4,6 +4,7 @@
 //! (`count.0`), and functions that they make (`scale.isra.0`). Such numbers change when anything is
 //! added, so they say nothing; who uses a thing does.
 
+use crate::statics::is_patchs_own;
 use crate::unit::{Referent, Reloc, Unit};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -96,9 +97,10 @@ fn doubt_others(
     }
 }
 
-/// The symbols that are defined in the unit and name a function or a variable.
+/// The symbols that are defined in the unit and name a function or a variable of which there is one.
 fn things(unit: &Unit) -> impl Iterator<Item = usize> {
-    (0..unit.symbols.len()).filter(|symbol| unit.is_thing(*symbol))
+    let symbols = 0..unit.symbols.len();
+    symbols.filter(|symbol| unit.is_thing(*symbol) && !is_patchs_own(unit, *symbol))
 }
 
 fn key(unit: &Unit, symbol: usize) -> Key {

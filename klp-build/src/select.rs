@@ -2,12 +2,19 @@
 //! no name in the running system. All other references become livepatch symbols.
 
 use crate::calls;
-use crate::compare::{Pair, is_constant};
+use crate::check;
+use crate::compare::{Pair, Place, is_constant};
+use crate::copies::{Copies, Open};
 use crate::error::{Refusal, Why};
-use crate::frames::{self, EH_FRAME, EXCEPTION_TABLE};
+use crate::frames::{EH_FRAME, EXCEPTION_TABLE};
 use crate::matches::Match;
+use crate::namespaces;
+use crate::pieces::piece_at;
+use crate::sites;
+use crate::special;
+use crate::statics;
 use crate::target::Target;
-use crate::unit::{Home, Referent, Reloc, Section, Symbol, TOC_POINTER};
+use crate::unit::{Home, Referent, Reloc, Section, Symbol};
 use klp_core::elf::names::{SymbolName, part_of};
 use object::elf;
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +31,10 @@ pub(crate) struct Contents {
     pub(crate) symbols: Vec<Symbol>,
     /// The functions that are replaced.
     pub(crate) replaced: Vec<Replaced>,
+    /// The namespaces that it takes symbols of the kernel from.
+    pub(crate) namespaces: BTreeSet<String>,
+    /// What the sections were, with the pairs that they are of, and where they are here.
+    pub(crate) taken: BTreeMap<(usize, usize), usize>,
 }
 
 /// A function that is replaced.
@@ -79,15 +90,34 @@ pub(crate) fn select(
         }
     }
     selection.follow();
-    selection.add_frames();
-    // Frames refer to tables of exceptions, and these to types.
+    let unreadable = selection.copies.add_frames();
+    selection.refusals.extend(unreadable);
+    // Frames refer to tables of exceptions, and these to types; entries of special sections to code
+    // of which there are entries, too.
     selection.follow();
-    selection.check_special_sections();
+    while selection.copies.add_entries() {
+        selection.follow();
+    }
+    selection.check_unknown_sections();
     let Selection {
         mut refusals,
-        contents,
+        copies,
+        made: symbols,
+        replaced,
         ..
     } = selection;
+    let units = pairs.iter().map(|pair| &pair.patched);
+    let mut contents = Contents {
+        sections: copies.sections,
+        symbols,
+        replaced,
+        taken: copies.whole,
+        namespaces: units.flat_map(namespaces::imported).collect(),
+    };
+    if let Some(pair) = pairs.first() {
+        sites::note_calls(pair.patched.header, &mut contents);
+        refusals.extend(check::check(pair, object, &contents));
+    }
     if refusals.is_empty() {
         return Ok(contents);
     }
@@ -106,14 +136,11 @@ struct Selection<'a> {
     globals: BTreeMap<&'a str, At>,
     /// The pairs whose originals define what is not local.
     before: BTreeMap<&'a str, usize>,
-    /// Sections of pairs that are in the patch, and where.
-    sections: BTreeMap<(usize, usize), usize>,
-    /// Sections of the patch whose references are not followed yet, each with its pair.
-    open: Vec<(usize, usize)>,
+    copies: Copies<'a>,
     symbols: BTreeMap<Key, usize>,
-    /// Pointers in tables of contents, each by its table in the patch and its place in the pair's.
-    pointers: BTreeMap<(usize, i64), i64>,
-    contents: Contents,
+    /// The symbols of the patch.
+    made: Vec<Symbol>,
+    replaced: Vec<Replaced>,
     refusals: Vec<Refusal>,
 }
 
@@ -160,14 +187,10 @@ impl<'a> Selection<'a> {
             changed,
             globals,
             before,
-            sections: BTreeMap::new(),
-            open: Vec::new(),
+            copies: Copies::new(pairs),
             symbols: BTreeMap::new(),
-            pointers: BTreeMap::new(),
-            contents: Contents {
-                symbols: vec![Symbol::null()],
-                ..Contents::default()
-            },
+            made: vec![Symbol::null()],
+            replaced: Vec::new(),
             refusals,
         }
     }
@@ -206,19 +229,19 @@ impl<'a> Selection<'a> {
             return;
         }
         let old = &pair.original.symbols[original];
-        if !pair.has_entry_site(original) {
+        if !sites::has_site(&pair.original, original) {
             self.refuse(at, Why::NoEntrySite);
         }
         let is_alias = |other: &Replaced| {
-            let other = &self.contents.symbols[other.symbol];
-            let new = &self.contents.symbols[new];
+            let other = &self.made[other.symbol];
+            let new = &self.made[new];
             other.home == new.home && other.value == symbol.value
         };
-        if self.contents.replaced.iter().any(is_alias) {
+        if self.replaced.iter().any(is_alias) {
             return;
         }
         match self.position(at, old) {
-            Ok(position) => self.contents.replaced.push(Replaced {
+            Ok(position) => self.replaced.push(Replaced {
                 old_name: old.name.clone(),
                 position,
                 symbol: new,
@@ -256,52 +279,48 @@ impl<'a> Selection<'a> {
             }
         }
         let shares = |name: &usize| pair.patched.symbols[*name].value != symbol.value;
+        let shares = names.iter().any(shares);
+        if shares && statics::is_patchs_own(&pair.patched, at.symbol) {
+            let piece = Place {
+                section,
+                start: symbol.value,
+                len: symbol.len,
+            };
+            let (table, value) = self.copies.piece(at.pair, piece);
+            return self.add(key, local(symbol, table, value));
+        }
         // Of constants, others may come along.
-        if !is_constant(&pair.patched, at.symbol) && names.iter().any(shares) {
+        if shares && !is_constant(&pair.patched, at.symbol) {
             let section = pair.patched.sections[section].name.clone();
             self.refuse(at, Why::SharedSection { section });
         }
-        let place = self.section(at.pair, section);
-        // Linkers see no others of a patch.
-        let info = elf::STB_LOCAL | symbol.kind();
-        let own = Symbol {
-            name: symbol.name.clone(),
-            home: Home::Section(place),
-            info,
-            ..*symbol
-        };
-        self.add(key, own)
-    }
-
-    /// The patch's copy of section `section` of a pair.
-    fn section(&mut self, pair: usize, section: usize) -> usize {
-        if let Some(known) = self.sections.get(&(pair, section)) {
-            return *known;
+        let place = self.copies.whole(at.pair, section);
+        for prefix in pair.patched.prefixes_of(at.symbol) {
+            let prefix = &pair.patched.symbols[*prefix];
+            self.made.push(local(prefix, place, prefix.value));
         }
-        let place = self.contents.sections.len();
-        let copy = self.pairs[pair].patched.sections[section].clone();
-        self.contents.sections.push(copy);
-        self.sections.insert((pair, section), place);
-        self.open.push((pair, place));
-        place
+        self.add(key, local(symbol, place, symbol.value))
     }
 
     fn add(&mut self, key: Key, symbol: Symbol) -> usize {
-        let index = self.contents.symbols.len();
-        self.contents.symbols.push(symbol);
+        let index = self.made.len();
+        self.made.push(symbol);
         self.symbols.insert(key, index);
         index
     }
 
     /// Follows all references.
     fn follow(&mut self) {
-        while let Some((pair, section)) = self.open.pop() {
-            let relocs = core::mem::take(&mut self.contents.sections[section].relocs);
-            let resolved = relocs
-                .iter()
-                .map(|reloc| self.resolve(pair, section, reloc));
-            let resolved = resolved.collect();
-            self.contents.sections[section].relocs = resolved;
+        while let Some(Open {
+            pair,
+            section,
+            relocs,
+        }) = self.copies.open.pop()
+        {
+            for reloc in &relocs {
+                let resolved = self.resolve(pair, section, reloc);
+                self.copies.sections[section].relocs.push(resolved);
+            }
         }
     }
 
@@ -309,16 +328,11 @@ impl<'a> Selection<'a> {
     fn resolve(&mut self, pair: usize, section: usize, reloc: &Reloc) -> Reloc {
         let (symbol, addend) = match self.pairs[pair].patched.referent(reloc) {
             Referent::Nothing => (0, reloc.addend),
-            Referent::Nameless { section, offset }
-                if self.pairs[pair].patched.sections[section].is_toc() =>
-            {
-                self.pointer(pair, section, offset)
-            }
             Referent::Nameless {
                 section: of,
                 offset,
             } => {
-                let symbol = self.nameless(pair, of, section);
+                let (symbol, offset) = self.nameless(pair, (of, offset), section);
                 (symbol, offset.wrapping_sub(reloc.bias))
             }
             Referent::Named { symbol, offset } => {
@@ -333,17 +347,37 @@ impl<'a> Selection<'a> {
         }
     }
 
-    /// The patch's symbol for a section with things that have no name, which section `user` of the
-    /// patch refers to.
-    fn nameless(&mut self, pair: usize, section: usize, user: usize) -> usize {
+    /// The patch's symbol for a section with things that have no name, one of which section `user`
+    /// of the patch refers to, and the place of that in it.
+    fn nameless(
+        &mut self,
+        pair: usize,
+        (section, offset): (usize, i64),
+        user: usize,
+    ) -> (usize, i64) {
         let unit = &self.pairs[pair].patched;
+        if let Some((start, len)) = piece_at(unit, section, offset) {
+            let piece = Place {
+                section,
+                start,
+                len,
+            };
+            let (table, place) = self.copies.piece(pair, piece);
+            let symbol = self.known_or_add(Key::Section(table), Symbol::section(table));
+            let moved = offset.wrapping_sub_unsigned(start);
+            return (symbol, moved.wrapping_add_unsigned(place));
+        }
         let from = &unit.sections[section];
-        let user = &self.contents.sections[user].name;
+        let user = &self.copies.sections[user].name;
         // Clang has pointers to types stand there that nobody writes to.
         let for_unwinder = user == EH_FRAME || user.starts_with(EXCEPTION_TABLE);
-        let is_constant = from.is_constant() || for_unwinder && unit.names_in(section).is_empty();
+        let is_unnamed = unit.names_in(section).is_empty();
+        let is_own = from.is_constant() && !from.is_code()
+            || is_unnamed && (for_unwinder || from.is_compilers_own())
+            // Entries of special sections are about places in code, not functions.
+            || from.is_code() && self.copies.has_whole(pair, section);
         // Of what can be written to, there is one.
-        if !is_constant || from.is_code() {
+        if !is_own {
             let name = from.name.clone();
             let refusal = self.pairs[pair].refuse(
                 &name,
@@ -352,52 +386,11 @@ impl<'a> Selection<'a> {
                 },
             );
             self.refusals.push(refusal);
-            return 0;
+            return (0, 0);
         }
-        let place = self.section(pair, section);
-        self.known_or_add(Key::Section(place), Symbol::section(place))
-    }
-
-    /// The patch's copy of the pointer at `offset` of a table of contents: its symbol, and where it
-    /// is from there. Of the others, the patch needs none.
-    fn pointer(&mut self, pair: usize, section: usize, offset: i64) -> (usize, i64) {
-        let from = &self.pairs[pair].patched.sections[section];
-        let table = match self.sections.get(&(pair, section)) {
-            Some(known) => *known,
-            None => {
-                let empty = Section {
-                    len: 0,
-                    bytes: Vec::new(),
-                    relocs: Vec::new(),
-                    ..from.clone()
-                };
-                let table = self.contents.sections.len();
-                self.contents.sections.push(empty);
-                self.sections.insert((pair, section), table);
-                table
-            }
-        };
-        let symbol = self.known_or_add(Key::Section(table), Symbol::section(table));
-        let key = (table, offset);
-        if let Some(known) = self.pointers.get(&key) {
-            return (symbol, *known);
-        }
-        let start = offset.unsigned_abs();
-        let bytes = from.bytes_in(start, TOC_POINTER);
-        let out = &mut self.contents.sections[table];
-        let place = out.len;
-        out.bytes.extend_from_slice(bytes);
-        out.len += bytes.len() as u64;
-        let at = i64::try_from(place).unwrap_or(0);
-        self.pointers.insert(key, at);
-        for reloc in from.relocs_in(start, TOC_POINTER) {
-            let moved = Reloc {
-                at: reloc.at - start + place,
-                ..self.resolve(pair, table, reloc)
-            };
-            self.contents.sections[table].relocs.push(moved);
-        }
-        (symbol, at)
+        let place = self.copies.whole(pair, section);
+        let symbol = self.known_or_add(Key::Section(place), Symbol::section(place));
+        (symbol, offset)
     }
 
     /// The patch's symbol for what is `offset` bytes from `at`, as `reloc` has it.
@@ -435,10 +428,10 @@ impl<'a> Selection<'a> {
                 let changed = self.changed.contains(&at);
                 let inside = offset.wrapping_add(reloc.bias) != 0;
                 let machine = pair.patched.header.machine;
-                let from = &self.contents.sections[section];
-                // Unwind information is of the code that the patch has.
-                let is_here =
-                    inside || from.name == EH_FRAME || calls::is_call(machine, from, reloc);
+                let from = &self.copies.sections[section];
+                // Unwind information and special sections are about the code that the patch has.
+                let is_beside = from.name == EH_FRAME || special::kind_of(&from.name).is_some();
+                let is_here = inside || is_beside || calls::is_call(machine, from, reloc);
                 if is_part || changed && is_here {
                     self.own(at)
                 } else {
@@ -487,8 +480,8 @@ impl<'a> Selection<'a> {
         let visibility = symbol.other.visibility();
         let hidden = [elf::STV_HIDDEN, elf::STV_INTERNAL].contains(&visibility);
         let defined = |target: &Target| target.defines(&symbol.name);
-        let linkers = LINKERS.contains(&&*symbol.name);
-        if linkers || !hidden && !self.target.is_some_and(defined) {
+        let everybodys = LINKERS.contains(&&*symbol.name) || sites::is_profilers(&symbol.name);
+        if everybodys || !hidden && !self.target.is_some_and(defined) {
             return self.known_or_add(Key::Outside(symbol.name.clone()), symbol.clone());
         }
         let position = self
@@ -510,42 +503,17 @@ impl<'a> Selection<'a> {
         }
     }
 
-    /// Adds the unwind information of the code that was taken.
-    fn add_frames(&mut self) {
+    /// Refuses code that a section says something of which is not known.
+    fn check_unknown_sections(&mut self) {
         for (pair, each) in self.pairs.iter().enumerate() {
-            let unit = &each.patched;
-            let taken = self
-                .sections
-                .keys()
-                .filter(|(of, section)| *of == pair && unit.sections[*section].is_code());
-            let code: BTreeSet<_> = taken.map(|(_, section)| *section).collect();
-            let tables = unit
-                .sections
-                .iter()
-                .filter(|section| section.name == EH_FRAME);
-            for table in tables.filter(|_| !code.is_empty()) {
-                match frames::of(unit, table, &code) {
-                    Some(frames) => {
-                        self.open.push((pair, self.contents.sections.len()));
-                        self.contents.sections.push(frames);
-                    }
-                    None => self.refusals.push(each.refuse(&table.name, Why::Frames)),
-                }
-            }
-        }
-    }
-
-    /// Refuses code that a section says something of which is not understood.
-    fn check_special_sections(&mut self) {
-        for (pair, each) in self.pairs.iter().enumerate() {
-            for special in each.special_sections() {
-                for reloc in &special.relocs {
+            for unknown in each.unknown_sections() {
+                for reloc in &unknown.relocs {
                     let Referent::Named { symbol, .. } = each.patched.referent(reloc) else {
                         continue;
                     };
                     let code = each.patched.section_of(symbol);
-                    if code.is_some_and(|code| self.sections.contains_key(&(pair, code))) {
-                        let section = special.name.clone();
+                    if code.is_some_and(|code| self.copies.has_whole(pair, code)) {
+                        let section = unknown.name.clone();
                         let name = &each.patched.symbols[symbol].name;
                         self.refusals
                             .push(each.refuse(name, Why::SpecialSection { section }));
@@ -553,5 +521,16 @@ impl<'a> Selection<'a> {
                 }
             }
         }
+    }
+}
+
+/// The patch's symbol for its own copy of what `symbol` is. Linkers see no others of a patch.
+fn local(symbol: &Symbol, section: usize, value: u64) -> Symbol {
+    Symbol {
+        name: symbol.name.clone(),
+        home: Home::Section(section),
+        value,
+        info: elf::STB_LOCAL | symbol.kind(),
+        ..*symbol
     }
 }

@@ -1,11 +1,12 @@
 //! An object file, read to be compared with another one.
 
 use crate::bias;
+use crate::pieces;
 use klp_core::elf::names::part_of;
 use object::elf;
 use object::read::elf::{FileHeader, Rela as _, SectionHeader, Sym};
 use object::{Endianness, SymbolIndex};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 type Header = elf::FileHeader64<Endianness>;
 
@@ -22,6 +23,10 @@ pub(crate) struct Unit {
     pub(crate) symbols: Vec<Symbol>,
     /// The symbols of each section that name something in it, by place.
     named: Vec<Vec<usize>>,
+    /// What stands in front of functions, and has a name of its own.
+    prefixes: Prefixes,
+    /// Where pieces begin in sections of such.
+    pub(crate) pieces: pieces::Starts,
 }
 
 /// What must be the same in all object files of a patch.
@@ -73,7 +78,7 @@ pub(crate) struct Symbol {
 }
 
 /// Where a symbol is defined.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Home {
     /// In another object.
     Outside,
@@ -163,9 +168,11 @@ impl Unit {
             target.relocs.sort_by_key(|reloc| reloc.at);
             bias::find(machine, target);
         }
+        let prefixes = Prefixes::find(&symbols);
         let mut named = vec![Vec::new(); sections.len()];
         for (index, symbol) in symbols.iter().enumerate() {
-            if let (Home::Section(section), true) = (symbol.home, symbol.is_a_name()) {
+            let is_a_name = symbol.is_a_name() && !prefixes.all.contains(&index);
+            if let (Home::Section(section), true) = (symbol.home, is_a_name) {
                 if let Some(list) = named.get_mut(section) {
                     list.push(index);
                 }
@@ -174,7 +181,7 @@ impl Unit {
         for list in &mut named {
             list.sort_by_key(|index| symbols[*index].value);
         }
-        Ok(Self {
+        let mut unit = Self {
             header: UnitHeader {
                 endian,
                 machine,
@@ -183,7 +190,11 @@ impl Unit {
             sections,
             symbols,
             named,
-        })
+            prefixes,
+            pieces: pieces::Starts::default(),
+        };
+        unit.pieces = pieces::starts(&unit);
+        Ok(unit)
     }
 
     /// One with nothing in it.
@@ -193,6 +204,8 @@ impl Unit {
             sections: Vec::new(),
             symbols: Vec::new(),
             named: Vec::new(),
+            prefixes: Prefixes::default(),
+            pieces: pieces::Starts::default(),
         }
     }
 
@@ -214,14 +227,25 @@ impl Unit {
 
     /// The function that `part` is a part of.
     pub(crate) fn whole(&self, part: usize) -> Option<usize> {
-        let whole = part_of(&self.symbols[part].name)?;
+        self.function_called(part_of(&self.symbols[part].name)?)
+    }
+
+    /// The function that is called `name`.
+    pub(crate) fn function_called(&self, name: &str) -> Option<usize> {
         let mut functions = self.functions();
-        functions.find(|function| self.symbols[*function].name == whole)
+        functions.find(|function| self.symbols[*function].name == name)
+    }
+
+    /// The symbols of what stands in front of `function` and belongs to it, from its beginning on.
+    pub(crate) fn prefixes_of(&self, function: usize) -> &[usize] {
+        let prefixes = self.prefixes.by_function.get(&function);
+        prefixes.map_or(&[], Vec::as_slice)
     }
 
     /// Whether the symbol is defined here and names a function or a variable.
     pub(crate) fn is_thing(&self, symbol: usize) -> bool {
         match self.symbols[symbol].home {
+            Home::Section(_) if self.prefixes.all.contains(&symbol) => false,
             Home::Section(_) => self.symbols[symbol].is_a_name(),
             Home::Common => true,
             Home::Outside | Home::Absolute => false,
@@ -229,9 +253,11 @@ impl Unit {
     }
 
     /// Whether the symbol names code of its own.
-    pub(crate) fn is_function(&self, symbol: usize) -> bool {
-        let symbol = &self.symbols[symbol];
-        symbol.kind() == elf::STT_FUNC && matches!(symbol.home, Home::Section(_))
+    pub(crate) fn is_function(&self, index: usize) -> bool {
+        let symbol = &self.symbols[index];
+        symbol.kind() == elf::STT_FUNC
+            && matches!(symbol.home, Home::Section(_))
+            && !self.prefixes.all.contains(&index)
     }
 
     /// The section that the symbol is in.
@@ -280,7 +306,7 @@ impl Unit {
             return direct;
         };
         let pointer = u64::try_from(offset).ok().and_then(|offset| {
-            let table = &self.sections[section];
+            let table = self.sections.get(section)?;
             let pointers = table.relocs_in(offset, TOC_POINTER);
             pointers.first().filter(|_| table.is_toc())
         });
@@ -346,6 +372,13 @@ impl Section {
     pub(crate) fn is_constant(&self) -> bool {
         let relocated_once = self.name.starts_with(".data.rel.ro");
         self.has(elf::SHF_ALLOC) && (!self.has(elf::SHF_WRITE) || relocated_once)
+    }
+
+    /// Whether a compiler has made it for itself: what is in it never has a name that others could
+    /// see.
+    pub(crate) fn is_compilers_own(&self) -> bool {
+        let names = [".data..L", ".bss..L", ".data.rel.local..L"];
+        names.iter().any(|name| self.name.starts_with(name))
     }
 
     /// Whether it is a part of a table of contents, as ppc64le has it.
@@ -419,6 +452,40 @@ impl Symbol {
             .iter()
             .any(|label| self.name.starts_with(label));
         is_thing && !self.name.is_empty() && !is_label
+    }
+}
+
+/// What compilers put in front of functions: the kernel's `__pfx_NAME` is room for instructions,
+/// `__cfi_NAME` has a number that tells the function's type.
+#[derive(Debug, Default)]
+struct Prefixes {
+    all: BTreeSet<usize>,
+    by_function: BTreeMap<usize, Vec<usize>>,
+}
+
+impl Prefixes {
+    fn find(symbols: &[Symbol]) -> Self {
+        const PREFIXES: [&str; 2] = ["__pfx_", "__cfi_"];
+        let functions = symbols.iter().enumerate();
+        let functions = functions.filter(|(_, symbol)| symbol.kind() == elf::STT_FUNC);
+        let by_name: BTreeMap<(&str, Home), usize> = functions
+            .map(|(index, symbol)| ((&*symbol.name, symbol.home), index))
+            .collect();
+        let mut found = Self::default();
+        for (index, symbol) in symbols.iter().enumerate() {
+            let mut names = PREFIXES.iter();
+            let name = names.find_map(|prefix| symbol.name.strip_prefix(prefix));
+            let function = name
+                .and_then(|name| by_name.get(&(name, symbol.home)))
+                .filter(|function| symbol.value < symbols[**function].value);
+            if let Some(function) = function {
+                found.all.insert(index);
+                let prefixes = found.by_function.entry(*function).or_default();
+                prefixes.push(index);
+                prefixes.sort_by_key(|prefix| symbols[*prefix].value);
+            }
+        }
+        found
     }
 }
 

@@ -1,6 +1,8 @@
 //! The bytes of a patch object.
 
 use crate::convert::{ConvertError, finish};
+use crate::info::Info;
+use crate::module;
 use crate::select::Contents;
 use crate::unit::{Home, Reloc, Section, Symbol, UnitHeader};
 use klp_core::elf::manifest::{FUNCS_SECTION, OBJECTS_SECTION, func_ext, object_ext};
@@ -8,28 +10,51 @@ use klp_core::model::VMLINUX;
 use object::build::elf::{Builder, Relocation, SectionData, SectionId, SymbolId};
 use object::{Endian, elf};
 
-/// Writes `contents` as the patch called `name`, of the object `object`; `build` is the build-id of
-/// that, if it has one.
+/// Writes `contents` as a patch of the object `object`, of which `info` tells the rest.
 pub(crate) fn write(
     header: UnitHeader,
-    name: &str,
-    (object, build): (&str, Option<&[u8]>),
+    object: &str,
+    info: Info,
     mut contents: Contents,
 ) -> Result<Vec<u8>, ConvertError> {
     add_manifest(header, object, &mut contents);
-    let mut info = format!("name={name}\0livepatch=Y\0");
-    if let Some(build) = build {
-        let digits: String = build.iter().map(|byte| format!("{byte:02x}")).collect();
-        info += &format!("klp_build={object}:{digits}\0");
-    }
-    contents
-        .sections
-        .push(data(".modinfo", 1, info.into_bytes()));
+    add_info(info, &mut contents);
     finish(builder(header, &contents))
 }
 
-/// Says which functions are replaced.
-fn add_manifest(header: UnitHeader, object: &str, contents: &mut Contents) {
+/// The same as an object file of a kernel module, which is linked with [`module::INIT`] and
+/// converted then.
+pub(crate) fn write_for_module(
+    header: UnitHeader,
+    object: &str,
+    info: Info,
+    mut contents: Contents,
+) -> Result<Vec<u8>, ConvertError> {
+    let objects = add_manifest(header, object, &mut contents);
+    let end = contents.sections[objects].len;
+    for (name, value) in [(module::OBJECTS, 0), (module::OBJECTS_END, end)] {
+        contents.symbols.push(Symbol {
+            name: name.to_owned(),
+            home: Home::Section(objects),
+            value,
+            len: 0,
+            info: elf::STB_GLOBAL | elf::STT_NOTYPE,
+            other: elf::SymbolOther(0),
+        });
+    }
+    add_info(info, &mut contents);
+    let mut bytes = Vec::new();
+    builder(header, &contents).write(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn add_info(info: Info, contents: &mut Contents) {
+    let info = data(".modinfo", 1, info.into_bytes());
+    contents.sections.push(info);
+}
+
+/// Says which functions are replaced. Returns the section with the array of objects.
+fn add_manifest(header: UnitHeader, object: &str, contents: &mut Contents) -> usize {
     let mut names = Vec::new();
     let (mut funcs, mut objects) = (Vec::new(), Vec::new());
     let [names_symbol, funcs_symbol] = [0, 1].map(|place| {
@@ -75,13 +100,14 @@ fn add_manifest(header: UnitHeader, object: &str, contents: &mut Contents) {
         with(data(FUNCS_SECTION, 8, entries), funcs),
         with(data(OBJECTS_SECTION, 8, entry), objects),
     ]);
+    contents.sections.len() - 1
 }
 
 fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     bytes[at..at + value.len()].copy_from_slice(value);
 }
 
-fn data(name: &str, align: u64, bytes: Vec<u8>) -> Section {
+pub(crate) fn data(name: &str, align: u64, bytes: Vec<u8>) -> Section {
     Section {
         name: name.to_owned(),
         kind: elf::SHT_PROGBITS,
@@ -95,7 +121,7 @@ fn data(name: &str, align: u64, bytes: Vec<u8>) -> Section {
 }
 
 /// The relocation of a pointer.
-fn pointer(machine: elf::Machine) -> u32 {
+pub(crate) fn pointer(machine: elf::Machine) -> u32 {
     match machine {
         elf::EM_AARCH64 => elf::R_AARCH64_ABS64.0,
         elf::EM_PPC64 => elf::R_PPC64_ADDR64.0,

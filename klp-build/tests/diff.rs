@@ -1,14 +1,12 @@
 //! Two builds of real C code become a patch object, or are refused.
 
+mod common;
+
+use common::{FLAGS, build, compile, compile_in, livepatch_symbols, own, refusal, refusals, view};
 use klp_build::{BuildError, Built, PatchBuilder, Target, Why};
-use klp_core::elf::names::SymbolName;
-use klp_core::elf::view::{Home, View};
-use object::elf;
+use klp_core::elf::view::Home;
 use std::path::Path;
 use std::process::Command;
-
-/// What a program must be compiled with to be compared.
-const FLAGS: [&str; 4] = ["-O2", "-fPIC", "-ffunction-sections", "-fdata-sections"];
 
 /// Code that each test changes in its own way.
 const SHOP: &str = r#"
@@ -38,33 +36,6 @@ int (*chosen(int n))(int) { return n ? price : rare; }
 int both(int n) { return price(n) + rare(n); }
 "#;
 
-fn compile(source: &str, flags: &[&str]) -> Vec<u8> {
-    let folder = tempfile::tempdir().expect("a folder");
-    compile_in(folder.path(), "shop.c", source, flags)
-}
-
-fn compile_in(folder: &Path, name: &str, source: &str, flags: &[&str]) -> Vec<u8> {
-    let c = folder.join(name);
-    let object = c.with_extension("o");
-    std::fs::write(&c, source).expect("written");
-    let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
-    let status = Command::new(compiler)
-        .current_dir(folder)
-        .args(flags)
-        .args(["-c", name, "-o"])
-        .arg(&object)
-        .status()
-        .expect("a C compiler");
-    assert!(status.success());
-    std::fs::read(object).expect("an object file")
-}
-
-fn build(original: &[u8], patched: &[u8]) -> Result<Built, BuildError> {
-    let mut patch = PatchBuilder::new("fix");
-    patch.pair(Path::new("shop.o"), Some(original), patched)?;
-    patch.build()
-}
-
 /// Builds a patch of [`SHOP`] with each `from` made a `to`.
 fn change(changes: &[(&str, &str)]) -> Result<Built, BuildError> {
     build(&compile(SHOP, &FLAGS), &compile(&changed(changes), &FLAGS))
@@ -79,64 +50,8 @@ fn changed(changes: &[(&str, &str)]) -> String {
     source
 }
 
-/// Why the change of one thing is refused, and its name.
-fn refusal(result: Result<Built, BuildError>) -> (String, Why) {
-    let mut refusals = refusals(result);
-    assert_eq!(refusals.len(), 1, "{refusals:?}");
-    refusals.swap_remove(0)
-}
-
-/// The same for all that is at fault.
-fn refusals(result: Result<Built, BuildError>) -> Vec<(String, Why)> {
-    match result {
-        Err(BuildError::Refused(refusals)) => {
-            let pair = |refusal: klp_build::Refusal| (refusal.name, refusal.why);
-            refusals.into_iter().map(pair).collect()
-        }
-        other => panic!("{other:?}"),
-    }
-}
-
-fn view(bytes: &[u8]) -> View<'_> {
-    View::parse(bytes, machine(bytes), false).expect("a patch object")
-}
-
 fn this_test() -> std::path::PathBuf {
     std::env::current_exe().expect("it has a name")
-}
-
-fn machine(bytes: &[u8]) -> u16 {
-    u16::from_le_bytes([bytes[18], bytes[19]])
-}
-
-/// What of the running system the patch refers to.
-fn livepatch_symbols(bytes: &[u8]) -> Vec<String> {
-    let view = view(bytes);
-    let symbols = view.symbols().iter();
-    let live = symbols.filter(|symbol| symbol.home == Home::Livepatch);
-    let parse = |name: &str| {
-        let SymbolName { object, name, pos } = SymbolName::parse(name).expect("valid");
-        // GCC calls a static variable of a function `NAME.NUMBER`, clang `FUNCTION.NAME`.
-        let mut parts = name.split('.').rev();
-        let is_name = |part: &&str| !part.bytes().all(|byte| byte.is_ascii_digit());
-        format!("{object}:{}:{pos}", parts.find(is_name).unwrap_or(name))
-    };
-    let mut names: Vec<_> = live.map(|symbol| parse(symbol.name)).collect();
-    names.sort_unstable();
-    names
-}
-
-/// The functions and variables of the patch's own.
-fn own(bytes: &[u8]) -> Vec<String> {
-    let view = view(bytes);
-    let symbols = view.symbols().iter();
-    let own = symbols.filter(|symbol| {
-        matches!(symbol.home, Home::Section(_))
-            && [elf::STT_FUNC.0, elf::STT_OBJECT.0].contains(&symbol.kind)
-    });
-    let mut names: Vec<_> = own.map(|symbol| symbol.name.to_owned()).collect();
-    names.sort_unstable();
-    names
 }
 
 #[test]

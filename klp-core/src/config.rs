@@ -11,6 +11,9 @@ pub const OBJECT_NAME_LEN: usize = 55;
 /// Longest name of a symbol, in bytes (kernel: `KSYM_NAME_LEN` without its terminator).
 pub const SYMBOL_NAME_LEN: usize = 511;
 
+/// Longest text that a patch says of itself, in bytes: a description, an author, a label.
+pub const ABOUT_LEN: usize = 512;
+
 /// Polls of one transition after which its stragglers are kicked, and again after as many
 /// (kernel: `SIGNALS_TIMEOUT`).
 pub const KICK_INTERVAL: u32 = 15;

@@ -1,6 +1,6 @@
 //! Tests for other processors on this machine: built by the oldest supported Rust, run by QEMU.
 
-use crate::machine::{Machine, Program};
+use crate::machine::{Loaded, Machine, Program};
 use crate::packages;
 use crate::run::{cargo, run};
 use crate::toolchain;
@@ -119,6 +119,28 @@ const LIBRARY: &str = "libklp";
 /// Builds and runs the tests of the crates that have something to test there; only those called
 /// `only` if there are some.
 pub(crate) fn test(arch: Arch, only: &[String]) -> Result<()> {
+    load(arch, only)?.run()
+}
+
+/// All tests for all of them. Machines that are loaded run, while the next is being loaded: each
+/// keeps one processor busy.
+pub(crate) fn landing() -> Result<()> {
+    std::thread::scope(|scope| {
+        let mut running = Vec::new();
+        for arch in [Arch::Aarch64, Arch::Ppc64le] {
+            let machine = load(arch, &[])?;
+            running.push(scope.spawn(move || machine.run()));
+        }
+        running.into_iter().try_for_each(|machine| {
+            machine
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })
+}
+
+/// Runs what needs no kernel of its own, and puts the rest into a machine.
+fn load(arch: Arch, only: &[String]) -> Result<Loaded> {
     let names = arch.names();
     std::fs::create_dir_all("target")?;
     let [c, cpp] = names.compilers;
@@ -157,7 +179,7 @@ pub(crate) fn test(arch: Arch, only: &[String]) -> Result<()> {
     programs.retain(|program| {
         only.is_empty() || name(program).is_some_and(|name| only.contains(&name))
     });
-    names.machine.run(&programs, &files)
+    names.machine.load(programs, &files)
 }
 
 impl Names {

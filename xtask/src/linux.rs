@@ -3,10 +3,11 @@
 //!
 //! Everything that is needed is fetched once and kept under `target/linux` (or `KLP_LINUX_DIR`).
 //! Files, in the order of the work: [`which`] says which kernel, [`supply`] fetches, [`tree`] lays
-//! out sources, [`config`], [`seed`] and [`kernel`] build, [`modules`] builds test modules,
+//! out sources, [`config`], [`seed`] and [`kernel`] build, [`modules`] builds test modules and [`built`] patches,
 //! [`initramfs`] packs a guest, [`guest`] boots it and [`log`] judges what the kernel said.
 
 mod bench;
+mod built;
 mod config;
 mod guest;
 mod initramfs;
@@ -35,8 +36,8 @@ pub(crate) enum Verb {
     Boot(Kernel),
     /// Run the kernel's own livepatch selftests, unmodified: 25 tests in seven scripts
     Selftest(Kernel),
-    /// Load the livepatch sample of the kernel's tree, and a patch with livepatch relocations
-    /// before and after its target
+    /// Load the livepatch sample of the kernel's tree, a patch with livepatch relocations before and
+    /// after its target, and patches that klp-build makes
     Relocs(Kernel),
     /// Measure both kernels with the same modules and print one table: C, Rust, ratio
     Bench {

@@ -68,27 +68,31 @@ const LIMIT_OF_ONE: u32 = 900;
 /// What all of them may take.
 const LIMIT: Duration = Duration::from_secs(3600);
 
-impl Machine {
-    /// Boots the machine, runs `programs`, which need `files`, and says which of them failed.
-    pub(crate) fn run(&self, programs: &[Program], files: &BTreeSet<PathBuf>) -> Result<()> {
-        let folder = PathBuf::from(format!("target/machine-{}", self.debian));
-        std::fs::create_dir_all(&folder)?;
-        packages::install(&[self.package], &folder.join("apt.log"))?;
-        let kernel = self.kernel(&folder)?;
-        let image = folder.join("files.cpio");
-        self.pack(&folder, &image, programs, files)?;
-        let console = folder.join("console.log");
+/// A machine with programs in it, to be switched on.
+pub(crate) struct Loaded {
+    machine: Machine,
+    folder: PathBuf,
+    kernel: PathBuf,
+    image: PathBuf,
+    programs: Vec<Program>,
+}
+
+impl Loaded {
+    /// Boots the machine, runs its programs, and says which of them failed.
+    pub(crate) fn run(&self) -> Result<()> {
+        let (machine, programs) = (&self.machine, &self.programs);
+        let console = self.folder.join("console.log");
         eprintln!(
             "xtask: boot Linux for {} (console: {})",
-            self.debian,
+            machine.debian,
             console.display()
         );
         // A guest does not outlive us, even if we are killed. The processors run in turn: QEMU
         // before 8.1 can let one run into an instruction that another has already replaced.
         let mut qemu = Command::new("setpriv");
-        qemu.args(["--pdeathsig", "KILL"]).args(self.qemu);
+        qemu.args(["--pdeathsig", "KILL"]).args(machine.qemu);
         qemu.args(["-accel", "tcg,thread=single", "-m", "3G"]);
-        qemu.arg("-smp").arg(self.processors.to_string());
+        qemu.arg("-smp").arg(machine.processors.to_string());
         qemu.args([
             "-nographic",
             "-no-reboot",
@@ -96,14 +100,15 @@ impl Machine {
             "-serial",
             "stdio",
         ]);
-        qemu.arg("-kernel").arg(kernel).arg("-initrd").arg(image);
+        qemu.arg("-kernel").arg(&self.kernel);
+        qemu.arg("-initrd").arg(&self.image);
         qemu.arg("-append").arg(format!(
             "console={} loglevel=4 oops=panic panic=-1 {}",
-            self.console, self.kernel_args
+            machine.console, machine.kernel_args
         ));
         let child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
         let mut guest = Guest(child.with_context(|| format!("cannot run {qemu:?}"))?);
-        let mut ended = guest.watch(&console)?;
+        let mut ended = guest.watch(machine.debian, &console)?;
         let failed: Vec<_> = programs
             .iter()
             .filter_map(|program| match ended.remove(&program.name) {
@@ -114,7 +119,8 @@ impl Machine {
             .collect();
         if !failed.is_empty() {
             bail!(
-                "in the machine, {} of {} failed:\n  {}",
+                "in the machine for {}, {} of {} failed:\n  {}",
+                machine.debian,
                 failed.len(),
                 programs.len(),
                 failed.join("\n  ")
@@ -123,9 +129,28 @@ impl Machine {
         eprintln!(
             "xtask: all {} programs succeeded on {}",
             programs.len(),
-            self.debian
+            machine.debian
         );
         Ok(())
+    }
+}
+
+impl Machine {
+    /// Puts `programs`, which need `files`, into the machine.
+    pub(crate) fn load(self, programs: Vec<Program>, files: &BTreeSet<PathBuf>) -> Result<Loaded> {
+        let folder = PathBuf::from(format!("target/machine-{}", self.debian));
+        std::fs::create_dir_all(&folder)?;
+        packages::install(&[self.package], &folder.join("apt.log"))?;
+        let kernel = self.kernel(&folder)?;
+        let image = folder.join("files.cpio");
+        self.pack(&folder, &image, &programs, files)?;
+        Ok(Loaded {
+            machine: self,
+            folder,
+            kernel,
+            image,
+            programs,
+        })
     }
 
     /// The kernel of the machine. With it come its shell, compilers and libraries; fetched on first
@@ -330,9 +355,9 @@ impl Files {
 struct Guest(Child);
 
 impl Guest {
-    /// Passes on what the guest prints until it ends, for [`LIMIT`] at most; says how its programs
-    /// ended.
-    fn watch(&mut self, console: &Path) -> Result<BTreeMap<String, i32>> {
+    /// Passes on what the guest prints until it ends, for [`LIMIT`] at most, each line behind the
+    /// machine's `name`; says how its programs ended.
+    fn watch(&mut self, name: &str, console: &Path) -> Result<BTreeMap<String, i32>> {
         let mut log = File::create(console)?;
         let output = self.0.stdout.take().context("QEMU has no output")?;
         let (send, lines) = mpsc::channel();
@@ -350,7 +375,7 @@ impl Guest {
             match lines.recv_timeout(LIMIT.saturating_sub(begin.elapsed())) {
                 Ok(line) => {
                     writeln!(log, "{line}")?;
-                    println!("{line}");
+                    println!("{name}: {line}");
                     let end = line.strip_prefix(ENDED).and_then(|end| end.split_once(' '));
                     if let Some((name, status)) = end {
                         ended.insert(name.to_owned(), status.parse()?);

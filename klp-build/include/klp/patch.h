@@ -123,7 +123,10 @@ struct klp_object_ext {
 #define KLP_JOIN_(a, b) a##b
 #define KLP_JOIN(a, b) KLP_JOIN_(a, b)
 
-/* The objects of a patch are worked off as they stand in its source; GCC would turn them round. */
+#define KLP_TEXT_(x) #x
+#define KLP_TEXT(x) KLP_TEXT_(x)
+
+/* What a patch says stays as it stands in its source; GCC would turn it round. */
 #ifdef __has_attribute
 #if __has_attribute(no_reorder)
 #define KLP_IN_ORDER_ __attribute__((no_reorder))
@@ -133,16 +136,24 @@ struct klp_object_ext {
 #define KLP_IN_ORDER_
 #endif
 
-#define KLP_TEXT_(x) #x
-#define KLP_TEXT(x) KLP_TEXT_(x)
-
 #define KLP_MODINFO_(id, text) \
-	static const char id[] __attribute__((used, aligned(1), section(".modinfo"))) = text
+	static KLP_IN_ORDER_ const char id[] __attribute__((used, aligned(1), section(".modinfo"))) = text
 
 /* The patch's name. Once in a patch. */
 #define KLP_PATCH(name) \
 	KLP_MODINFO_(klp_modinfo_name, "name=" name); \
 	KLP_MODINFO_(klp_modinfo_livepatch, "livepatch=Y")
+
+/*
+ * For people: what the patch is known by elsewhere, what it does, who made it. At most 512 bytes
+ * each, without control characters. As often as there are such.
+ */
+#define KLP_LABEL(text) \
+	KLP_MODINFO_(KLP_JOIN(klp_modinfo_label_, __COUNTER__), "klp_label=" text)
+#define KLP_DESCRIPTION(text) \
+	KLP_MODINFO_(KLP_JOIN(klp_modinfo_description_, __COUNTER__), "description=" text)
+#define KLP_AUTHOR(text) \
+	KLP_MODINFO_(KLP_JOIN(klp_modinfo_author_, __COUNTER__), "author=" text)
 
 /* The patch takes the place of all enabled ones when it is enabled. */
 #define KLP_REPLACES_ALL KLP_MODINFO_(klp_modinfo_replace, "klp_replace=all")

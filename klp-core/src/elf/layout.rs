@@ -146,7 +146,7 @@ impl Layout {
 }
 
 /// The part of the image that a section belongs to; `None` if it is not needed in memory.
-fn part_of(section: &Section<'_>) -> Result<Option<Part>, Refusal> {
+pub(super) fn part_of(section: &Section<'_>) -> Result<Option<Part>, Refusal> {
     let named = |prefixes: &[&str]| {
         prefixes
             .iter()

@@ -6,17 +6,18 @@ use super::admit::Admitted;
 use super::callbacks::CCallbacks;
 use super::layout::{EH_FRAME, Layout, PAGE, Part};
 use super::linker::{Linker, Waiting};
-use super::manifest::{self, CALLBACKS, FuncEntry, ObjectEntry, Pointee};
+use super::manifest::{CALLBACKS, FuncEntry, ObjectEntry, Pointee};
+use super::patch_file::PatchFile;
 use super::view::{Home, View};
-use super::whole;
 use crate::addr::{CodeAddr, TextRange};
 use crate::builds;
 use crate::error::{Error, PatchReason};
 use crate::event::Event;
 use crate::mem::{Name, try_push, try_vec};
 use crate::model::{Callbacks, Func, Object, Patch};
-use crate::port::{Arch, CallC, Image, Platform, Relocator, SymbolResolver, Text};
+use crate::port::{Arch, CallC, Image, Platform, SymbolResolver, Text};
 use crate::relocs::Reloc;
+use crate::state::State;
 use crate::sympos;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -73,7 +74,7 @@ impl LoadedImage {
     }
 }
 
-/// Loads the patch object `file`, which was [admitted](super::admit) by this `platform`. `name` is
+/// Loads a patch object, which was [admitted](super::admit) by this `platform`. `name` is
 /// the patch's name if the file does not give one.
 ///
 /// References to exported symbols and to livepatch symbols that wait for the base image are bound
@@ -106,45 +107,37 @@ impl LoadedImage {
 /// * It is for this `platform`: for its processor, and for what is loaded there.
 pub unsafe fn load<P: Platform>(
     platform: &P,
-    file: Admitted<'_>,
+    admitted: Admitted<'_>,
     name: &str,
 ) -> Result<Loaded, Error> {
-    let view = View::parse(
-        file.object(),
-        P::Relocator::MACHINE,
-        P::Relocator::BIG_ENDIAN,
-    );
-    let view = view.map_err(|refusal| refusal.of(name))?;
-    let patch = view.modinfo("name").unwrap_or(name);
-    if view.modinfo("livepatch") != Some("Y") {
-        return Err(Refusal::malformed(
-            "not marked as a livepatch module: livepatch=Y is missing",
-            ".modinfo",
-        )
-        .of(patch));
-    }
-    let objects = manifest::read::<P::Relocator>(&view, patch)?;
-    for object in &objects {
-        let build = whole::build(&view, object.name).map_err(|refusal| refusal.of(patch))?;
+    let file = PatchFile::read::<P::Relocator>(admitted.object(), name)?;
+    let (patch, view, objects) = (file.name(), file.view(), file.objects());
+    for object in objects {
         if platform.symbols().is_loaded(object.name) {
-            builds::check(platform.symbols(), patch, object.name, build.as_ref())?;
+            builds::check(
+                platform.symbols(),
+                patch,
+                object.name,
+                object.build.as_ref(),
+            )?;
         }
     }
     let layout =
-        Layout::new::<P::Relocator>(&view, P::Arch::SLOT).map_err(|refusal| refusal.of(patch))?;
-    let memory = Memory::alloc(platform, patch, &layout, near(platform, &objects))?;
-    let mut linker = Linker::new(platform, patch, &view, &layout, memory.image)?;
-    let waiting = linker.link(&objects)?;
+        Layout::new::<P::Relocator>(view, P::Arch::SLOT).map_err(|refusal| refusal.of(patch))?;
+    let memory = Memory::alloc(platform, patch, &layout, near(platform, objects))?;
+    let mut linker = Linker::new(platform, patch, view, &layout, memory.image)?;
+    let waiting = linker.link(objects)?;
     linker.fill()?;
     let description = Description {
         patch,
-        view: &view,
+        file: &file,
+        view,
         layout: &layout,
         image: memory.image,
         call: P::Text::CALL_C,
     };
     let loaded = Loaded {
-        patch: description.patch(&objects, waiting)?,
+        patch: description.patch(waiting)?,
         image: LoadedImage {
             image: memory.image,
             eh_frame: description.eh_frame(&linker)?,
@@ -152,7 +145,7 @@ pub unsafe fn load<P: Platform>(
         },
     };
     memory.keep();
-    if let Some(key) = file.key() {
+    if let Some(key) = admitted.key() {
         platform.event(&Event::Signed { patch, key });
     }
     Ok(loaded)
@@ -230,6 +223,7 @@ impl<T: Text> Drop for Memory<'_, T> {
 /// Describes what has been built.
 struct Description<'a, 'v> {
     patch: &'v str,
+    file: &'v PatchFile<'a>,
     view: &'v View<'a>,
     layout: &'v Layout,
     image: Image,
@@ -237,22 +231,17 @@ struct Description<'a, 'v> {
 }
 
 impl Description<'_, '_> {
-    fn patch(
-        &self,
-        objects: &[ObjectEntry<'_>],
-        mut waiting: Vec<Waiting<'_>>,
-    ) -> Result<Patch, Error> {
+    fn patch(&self, mut waiting: Vec<Waiting<'_>>) -> Result<Patch, Error> {
         // Code of the patch may be on a stack without any new function, as that of a rarely
         // executed part that was split off.
-        let refuse = |refusal: Refusal| refusal.of(self.patch);
-        let replace = whole::replace(self.view).map_err(refuse)?;
         let mut patch = Patch::builder(self.patch)
             .code(self.image.text)
-            .replace(replace);
-        for state in whole::states(self.view) {
-            patch = patch.state(state.map_err(refuse)?);
+            .replace(self.file.replace())
+            .about(self.file.about().try_clone()?);
+        for state in self.file.states() {
+            patch = patch.state(State::new(state.id(), state.version()));
         }
-        for entry in objects {
+        for entry in self.file.objects() {
             let relocs = waiting
                 .iter_mut()
                 .find(|waiting| waiting.object == entry.name);
@@ -283,10 +272,8 @@ impl Description<'_, '_> {
         let mut object = Object::module(entry.name)?
             .with_relocs(relocs)
             .funcs_from(funcs)?;
-        if let Some(build) = whole::build(self.view, entry.name)
-            .map_err(|refusal| refusal.of_object(self.patch, Some(entry.name)))?
-        {
-            object = object.for_build(build);
+        if let Some(build) = &entry.build {
+            object = object.for_build(build.try_clone()?);
         }
         Ok(match self.callbacks(entry)? {
             Some(callbacks) => object.with_callbacks(callbacks),
@@ -326,12 +313,9 @@ impl Description<'_, '_> {
         }?))
     }
 
-    /// The range of the function that begins at `place`; the longest one if it has aliases.
+    /// The range of the function that begins at `place`.
     fn function_at(&self, place: Pointee) -> Option<TextRange> {
-        let aliases = self.view.functions_at(place.section, place.offset);
-        aliases
-            .filter_map(|alias| self.function(alias))
-            .max_by_key(|range| range.len())
+        self.function(self.file.function_at(place)?)
     }
 
     /// Every function of the image, sorted by address.

@@ -3,11 +3,11 @@
 //! 64-bit).
 
 use super::view::{Home, Rela, Section, View};
-use super::{Refusal, names};
+use super::{Refusal, names, whole};
 use crate::addr::CodeAddr;
 use crate::error::{Error, PatchReason};
 use crate::mem::{OutOfMemory, try_push, try_vec};
-use crate::model::VMLINUX;
+use crate::model::{BuildId, VMLINUX};
 use crate::port::{Relocation, Relocator};
 use alloc::vec::Vec;
 use object::elf;
@@ -44,26 +44,32 @@ pub mod func_ext {
 }
 
 /// The callbacks, in the order of `struct klp_callbacks`.
-pub(super) const CALLBACKS: [&str; 4] = ["pre_patch", "post_patch", "pre_unpatch", "post_unpatch"];
+pub const CALLBACKS: [&str; 4] = ["pre_patch", "post_patch", "pre_unpatch", "post_unpatch"];
 
 /// An object to be patched.
 #[derive(Debug)]
-pub(super) struct ObjectEntry<'a> {
-    pub(super) name: &'a str,
-    pub(super) funcs: Vec<FuncEntry<'a>>,
+pub struct ObjectEntry<'a> {
+    /// Its name; [`VMLINUX`] for the base image.
+    pub name: &'a str,
+    /// For which build of it the patch is; `None`: for any.
+    pub build: Option<BuildId>,
+    /// Its functions that are replaced.
+    pub funcs: Vec<FuncEntry<'a>>,
     /// One for each of [`CALLBACKS`]; nobody has looked yet whether there is a function.
-    pub(super) callbacks: [Option<Pointee>; 4],
+    pub callbacks: [Option<Pointee>; 4],
 }
 
 /// A function to be replaced.
 #[derive(Debug)]
-pub(super) struct FuncEntry<'a> {
-    pub(super) old_name: &'a str,
-    pub(super) sympos: u32,
+pub struct FuncEntry<'a> {
+    /// The name of the function that is replaced.
+    pub old_name: &'a str,
+    /// Which symbol of that name is meant, counted from 1; 0 if there is only one.
+    pub sympos: u32,
     /// Where the new function begins.
-    pub(super) new: Pointee,
+    pub new: Pointee,
     /// `st_other` of its symbol.
-    pub(super) other: u8,
+    pub other: u8,
 }
 
 /// Reads what the patch object called `patch` replaces.
@@ -123,6 +129,7 @@ pub(super) fn read<'a, R: Relocator>(
             &mut objects,
             ObjectEntry {
                 name,
+                build: whole::build(view, name).map_err(refuse)?,
                 funcs: list,
                 callbacks,
             },
@@ -192,9 +199,11 @@ fn number(section: &Section<'_>, offset: u64, len: u64) -> Result<u64, Refusal> 
 
 /// A place in the file that a pointer points to.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pointee {
-    pub(super) section: usize,
-    pub(super) offset: u64,
+pub struct Pointee {
+    /// The section's index.
+    pub section: usize,
+    /// How far from its beginning.
+    pub offset: u64,
 }
 
 /// The pointers in one section: fields with an address-sized absolute relocation.

@@ -10,6 +10,7 @@
 //! | `view.rs` | bytes → checked sections, symbols, relocations |
 //! | `manifest.rs` | which functions the file replaces |
 //! | `whole.rs` | what the file says of the patch as a whole: states, which patches it replaces |
+//! | `patch_file.rs` | all of that together: what the file says |
 //! | `layout.rs` | which section goes where in memory |
 //! | `linker.rs` | contents of the memory: sections copied, references bound |
 //! | `callbacks.rs` | callbacks in C, called by the engine |
@@ -19,7 +20,7 @@
 //!
 //! * `livepatch=Y` in `.modinfo`; `name=` there is the patch's name, `klp_replace=`,
 //!   `klp_state=` and `klp_build=` (ours, not Linux's) say what other patches must know of it, and
-//!   for which builds it is;
+//!   for which builds it is, `klp_label=` what people want to know;
 //! * `.init.klp_objects`, an array of `struct klp_object_ext`, one for each object, with its array
 //!   of `struct klp_func_ext` and its callbacks, which are functions of the file
 //!   (`post_unpatch_enabled` is the engine's business: it is not read);
@@ -37,12 +38,14 @@ mod linker;
 mod loader;
 pub mod manifest;
 pub mod names;
+mod patch_file;
 pub mod signature;
 pub mod view;
 mod whole;
 
 pub use admit::{Admitted, admit};
 pub use loader::{Loaded, LoadedImage, load};
+pub use patch_file::PatchFile;
 
 use crate::error::{Error, PatchReason};
 use crate::mem::{Name, OutOfMemory};

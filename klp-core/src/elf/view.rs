@@ -182,13 +182,17 @@ impl<'a> View<'a> {
 
     /// Every value of `key` in `.modinfo`.
     pub fn modinfo_all(&self, key: &str) -> impl Iterator<Item = &'a str> {
-        let bytes = self
-            .section(".modinfo")
-            .map_or(&[][..], |(_, section)| section.bytes);
-        bytes.split(|&byte| byte == 0).filter_map(move |entry| {
+        self.modinfo_entries().filter_map(move |entry| {
             let (name, value) = core::str::from_utf8(entry).ok()?.split_once('=')?;
             (name == key).then_some(value)
         })
+    }
+
+    /// What is in `.modinfo`, as `KEY=VALUE`.
+    pub(super) fn modinfo_entries(&self) -> impl Iterator<Item = &'a [u8]> {
+        let section = self.section(".modinfo");
+        let bytes = section.map_or(&[][..], |(_, section)| section.bytes);
+        bytes.split(|&byte| byte == 0)
     }
 
     /// The functions that begin at `offset` in the section with that index, by their symbols'

@@ -7,18 +7,69 @@
 //!   entry for each state
 //! * `klp_build=OBJECT:BUILDID`: what it has for OBJECT is for the build of it with this build-id,
 //!   in hexadecimal; one entry for each such object
+//! * `klp_label=TEXT`: what the patch is known by elsewhere, as the number of a CVE. With
+//!   `description=TEXT` and `author=TEXT`, which are Linux's, for people. One entry for each; no
+//!   control characters
+//!
+//! An entry that begins with `klp_` and is none of these is refused: it asks for something.
 //!
 //! Numbers are written as in C: decimal, or hexadecimal behind `0x`. Leading zeros, which would
 //! mean octal there, are refused.
 
 use super::Refusal;
 use super::view::View;
-use crate::model::{BuildId, Replace};
+use crate::config::ABOUT_LEN;
+use crate::mem::{Name, try_push};
+use crate::model::{About, BuildId, Replace};
 use crate::state::State;
+use alloc::vec::Vec;
 
 const REPLACE: &str = "klp_replace";
 const STATE: &str = "klp_state";
 const BUILD: &str = "klp_build";
+const LABEL: &str = "klp_label";
+const DESCRIPTION: &str = "description";
+const AUTHOR: &str = "author";
+
+/// Our keys.
+const OURS: [&str; 4] = [REPLACE, STATE, BUILD, LABEL];
+
+/// Refuses entries that are for us and that nobody here understands.
+pub(super) fn check_keys(view: &View<'_>) -> Result<(), Refusal> {
+    for entry in view.modinfo_entries() {
+        if !entry.starts_with(b"klp_") {
+            continue;
+        }
+        let text = core::str::from_utf8(entry)
+            .map_err(|_| Refusal::malformed("an entry that is not text", ".modinfo"))?;
+        let (key, value) = text.split_once('=').unwrap_or((text, ""));
+        if !OURS.contains(&key) {
+            let what = "an entry that this engine does not know";
+            return Err(Refusal::unsupported(what, format_args!("{key}={value}")));
+        }
+    }
+    Ok(())
+}
+
+/// What the patch says of itself to people.
+pub(super) fn about(view: &View<'_>) -> Result<About, Refusal> {
+    let texts = |key| {
+        let mut texts = Vec::new();
+        for text in view.modinfo_all(key) {
+            if !(1..=ABOUT_LEN).contains(&text.len()) || text.chars().any(char::is_control) {
+                let what = "not 1 to 512 bytes of text without control characters";
+                return Err(Refusal::malformed(what, key));
+            }
+            try_push(&mut texts, Name::new(text)?)?;
+        }
+        Ok(texts)
+    };
+    Ok(About {
+        descriptions: texts(DESCRIPTION)?,
+        authors: texts(AUTHOR)?,
+        labels: texts(LABEL)?,
+    })
+}
 
 /// Which enabled patches the patch takes the place of.
 pub(super) fn replace(view: &View<'_>) -> Result<Replace, Refusal> {

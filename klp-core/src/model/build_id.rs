@@ -21,6 +21,15 @@ impl BuildId {
         Ok(Self(copy))
     }
 
+    /// A copy; the fallible `Clone`.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`].
+    pub fn try_clone(&self) -> Result<Self, OutOfMemory> {
+        Self::new(&self.0)
+    }
+
     /// Reads what is displayed; `None` if `text` is none, or empty.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! A patch, and the builder that checks it (kernel: `struct klp_patch`, `klp_check_patch`).
 
+use super::about::About;
 use super::object::Object;
 use crate::addr::TextRange;
 use crate::config::{OBJECT_NAME_LEN, SYMBOL_NAME_LEN};
@@ -21,6 +22,7 @@ pub struct Patch {
     code: Option<TextRange>,
     replace: Replace,
     states: Vec<State>,
+    about: About,
 }
 
 /// Which enabled patches a patch takes the place of (kernel: `patch->replace`).
@@ -47,6 +49,7 @@ impl Patch {
                     code: None,
                     replace: Replace::None,
                     states: Vec::new(),
+                    about: About::default(),
                 })
                 .map_err(Error::from),
         }
@@ -90,6 +93,12 @@ impl Patch {
     #[must_use]
     pub fn state(&self, id: u64) -> Option<&State> {
         state::find(&self.states, id)
+    }
+
+    /// What it says of itself to people.
+    #[must_use]
+    pub fn about(&self) -> &About {
+        &self.about
     }
 
     /// All code of the patch, if it was given: what the new functions call in it, too.
@@ -190,6 +199,14 @@ impl PatchBuilder {
             if let Err(error) = try_push(&mut patch.states, state) {
                 self.patch = Err(error.into());
             }
+        }
+        self
+    }
+
+    /// Sets what it says of itself to people.
+    pub fn about(mut self, about: About) -> Self {
+        if let Ok(patch) = &mut self.patch {
+            patch.about = about;
         }
         self
     }

@@ -3,6 +3,7 @@
 use crate::file::{ALLOC, DATA, File, TEXT};
 use crate::host::{ABS64, BRANCH32, Host, PC32, SLOT32, load};
 use klp_core::addr::CodeAddr;
+use klp_core::mem::Name;
 use klp_core::model::Replace;
 
 #[test]
@@ -83,6 +84,27 @@ fn states_and_replaced_patches_are_those_that_the_file_says() {
     assert_eq!(
         load_with(b"klp_replace=set:0xffffffff\0").replace(),
         Replace::Set(u32::MAX)
+    );
+}
+
+#[test]
+fn what_it_is_for_is_kept_for_people() {
+    let (mut file, _) = File::replacing_victim();
+    file.modinfo
+        .extend_from_slice(b"klp_label=CVE-1\0author=A\0klp_label=CVE-2\0description=B \xc3\xa9\0");
+    let patch = load(&Host::new(), &file.bytes(), "p").expect("loads").patch;
+    let about = patch.about();
+    assert_eq!(
+        (
+            &about.labels[..],
+            &about.authors[..],
+            &about.descriptions[..]
+        ),
+        (
+            &["CVE-1", "CVE-2"].map(|text| Name::new(text).expect("memory"))[..],
+            &[Name::new("A").expect("memory")][..],
+            &[Name::new("B \u{e9}").expect("memory")][..]
+        )
     );
 }
 

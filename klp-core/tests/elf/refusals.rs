@@ -124,6 +124,30 @@ fn what_is_said_of_the_patch_as_a_whole() {
         said("klp_build=vmlinux:00\0klp_build=vmlinux:00\0"),
         "patch 'fix': the build is said twice (klp_build=vmlinux:00)"
     );
+    let what = "not 1 to 512 bytes of text without control characters";
+    let long = "x".repeat(513);
+    for text in ["", "CVE\n2024", "\u{1b}[31m", &long] {
+        for key in ["klp_label", "description", "author"] {
+            assert_eq!(
+                said(&format!("{key}={text}\0")),
+                format!("patch 'fix': {what} ({key})")
+            );
+        }
+    }
+    for entry in ["klp_lable=CVE", "klp_"] {
+        let shown = if entry.contains('=') { entry } else { "klp_=" };
+        assert_eq!(
+            said(&format!("{entry}\0")),
+            format!(
+                "patch 'fix': an entry that this engine does not know ({shown}) is not supported"
+            )
+        );
+    }
+    let said_of_bytes = refused(|file, _| file.modinfo.extend_from_slice(b"klp_label=\xff\0"));
+    assert_eq!(
+        said_of_bytes,
+        "patch 'fix': an entry that is not text (.modinfo)"
+    );
     assert_eq!(
         said("klp_state=0x10:1\0klp_state=16:2\0"),
         "patch 'fix': state 16 is listed twice"

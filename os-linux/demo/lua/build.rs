@@ -1,9 +1,8 @@
 //! Compiles Lua with an entry pad in each function, and makes the patch that repairs it out of a
 //! source diff.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 /// Room at the entry of each function in which a call can be redirected, and callers that do not
 /// rely on what the old version of a function happens to leave alone. GCC 12 ties the pads of a
@@ -35,7 +34,7 @@ const LUA: [&str; 31] = [
 ];
 
 fn main() -> Result<()> {
-    let lua = lua_sources()?;
+    let lua = klp_demo_sources::folder_of("lua-src", "540.0.0")?.join("lua-5.4.0");
     let out = PathBuf::from(std::env::var_os("OUT_DIR").context("no OUT_DIR")?);
 
     let holed = lua.join(HOLED);
@@ -52,15 +51,9 @@ fn main() -> Result<()> {
     println!("cargo:rustc-link-lib=m");
     println!("cargo:rustc-link-lib=dl");
 
+    std::fs::copy(&holed, out.join(HOLED))?;
+    klp_build::apply(&std::fs::read(DIFF)?, 1, &out)?;
     let repaired = out.join(HOLED);
-    let (source, diff) = (
-        std::fs::read_to_string(&holed)?,
-        std::fs::read_to_string(DIFF)?,
-    );
-    std::fs::write(
-        &repaired,
-        diffy::apply(&source, &diffy::Patch::from_str(&diff)?)?,
-    )?;
     let mut patch = klp_build::PatchBuilder::new("lua_cve_2020_24370");
     let (original, patched) = (object(&lua, &holed)?, object(&lua, &repaired)?);
     patch.pair(Path::new(HOLED), Some(&original), &patched)?;
@@ -95,26 +88,4 @@ fn compiler(lua: &Path) -> cc::Build {
         .warnings(false)
         .flag("-ffunction-sections");
     cc
-}
-
-/// The folder of Lua's sources in the crate lua-src.
-fn lua_sources() -> Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").context("no CARGO")?;
-    let host = std::env::var("HOST")?;
-    let output = Command::new(cargo)
-        .args(["metadata", "--format-version=1", "--filter-platform", &host])
-        .output()?;
-    ensure!(
-        output.status.success(),
-        "cargo metadata: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    let packages = metadata["packages"].as_array().context("no packages")?;
-    let manifest = packages
-        .iter()
-        .find(|package| package["name"] == "lua-src" && package["version"] == "540.0.0")
-        .and_then(|package| package["manifest_path"].as_str())
-        .context("lua-src 540.0.0 is not among the dependencies")?;
-    Ok(Path::new(manifest).with_file_name("lua-5.4.0"))
 }

@@ -128,7 +128,7 @@ fn status(livepatch: &'static Livepatch) -> Result<Reply, Refusal> {
 
 fn info(livepatch: &'static Livepatch, status: &PatchStatus) -> Result<PatchInfo, Error> {
     let engine = livepatch.engine();
-    let mut objects = engine.with_patch(status.id, |patch| {
+    let (mut objects, [labels, descriptions, authors]) = engine.with_patch(status.id, |patch| {
         let object = |object: &klp_core::Object| ObjectInfo {
             name: object.name().to_string(),
             patched: false,
@@ -138,7 +138,10 @@ fn info(livepatch: &'static Livepatch, status: &PatchStatus) -> Result<PatchInfo
                 .map(|func| format!("{},{}", func.old_name(), func.position().max(1)))
                 .collect(),
         };
-        patch.objects().iter().map(object).collect::<Vec<_>>()
+        let about = patch.about();
+        let about = [&about.labels, &about.descriptions, &about.authors].map(|them| texts(them));
+        let objects: Vec<_> = patch.objects().iter().map(object).collect();
+        (objects, about)
     })?;
     for object in &mut objects {
         object.patched = engine
@@ -157,8 +160,15 @@ fn info(livepatch: &'static Livepatch, status: &PatchStatus) -> Result<PatchInfo
         forced: status.forced,
         replace: status.replace != Replace::None,
         stack_order: status.stack_order,
+        labels,
+        descriptions,
+        authors,
         objects,
     })
+}
+
+fn texts(names: &[klp_core::mem::Name]) -> Vec<String> {
+    names.iter().map(ToString::to_string).collect()
 }
 
 /// Enables patches as one. What was loaded for it is unloaded if they are refused.
@@ -248,8 +258,6 @@ fn check(livepatch: &'static Livepatch, file: &Path) -> Result<Reply, Refusal> {
         .with_patch(id, |patch| patch.name().to_string())
         .and_then(|patch| {
             let report = livepatch.preflight(id)?;
-            let texts =
-                |names: &[klp_core::mem::Name]| names.iter().map(ToString::to_string).collect();
             Ok(Reply::Preflight {
                 patch,
                 ready: report.is_ready(),

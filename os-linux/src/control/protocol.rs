@@ -171,6 +171,15 @@ pub struct PatchInfo {
     pub replace: bool,
     /// Its place among the patches in force, from 1; 0 if it is not in force.
     pub stack_order: usize,
+    /// What it is known by elsewhere.
+    #[serde(default)]
+    pub labels: Vec<String>,
+    /// What it does, in its author's words.
+    #[serde(default)]
+    pub descriptions: Vec<String>,
+    /// Who made it.
+    #[serde(default)]
+    pub authors: Vec<String>,
     /// The objects that it changes.
     pub objects: Vec<ObjectInfo>,
 }

@@ -1,4 +1,4 @@
-//! The example `server` at work, and the command `klp` on it.
+//! The example `server` as a process of its own, and the command `klp` on it.
 #![allow(dead_code, reason = "not every test needs everything")]
 
 use std::ffi::OsStr;
@@ -8,6 +8,16 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 pub(crate) const KLP: &str = env!("CARGO_BIN_EXE_klp");
+
+/// The program.
+pub(crate) fn example() -> PathBuf {
+    let example = Path::new(KLP).with_file_name("examples").join("server");
+    assert!(
+        example.exists(),
+        "build it first: cargo build -p klp-os-linux --example server"
+    );
+    example
+}
 
 /// A folder of its own for each test, removed at the end.
 pub(crate) struct Folder(pub(crate) PathBuf);
@@ -32,20 +42,11 @@ impl Drop for Folder {
 pub(crate) struct Server {
     pub(crate) process: Child,
     pub(crate) socket: PathBuf,
+    /// The patch object that comes with it.
     pub(crate) patch: String,
     pub(crate) folder: Folder,
     /// What it said at its beginning.
     pub(crate) said: Vec<String>,
-}
-
-/// The example itself.
-pub(crate) fn example() -> PathBuf {
-    let example = Path::new(KLP).with_file_name("examples").join("server");
-    assert!(
-        example.exists(),
-        "build it first: cargo build -p klp-os-linux --example server"
-    );
-    example
 }
 
 impl Server {
@@ -54,15 +55,29 @@ impl Server {
         Self::start_with(slowest, &[])
     }
 
-    /// With more options.
-    pub(crate) fn start_with(slowest: u32, more: &[&OsStr]) -> Self {
+    /// The same with more options.
+    pub(crate) fn start_with(slowest: u32, options: &[&OsStr]) -> Self {
+        Self::begin(&example(), slowest, options)
+    }
+
+    /// The same with a copy of the program.
+    pub(crate) fn start_program(program: &Path, slowest: u32) -> Self {
+        Self::begin(program, slowest, &[])
+    }
+
+    fn begin(program: &Path, slowest: u32, options: &[&OsStr]) -> Self {
         let folder = Folder::new();
         let socket = folder.0.join("server.sock");
-        let mut process = Command::new(example())
-            .args(["--threads", "4", "--slowest", &slowest.to_string()])
-            .arg("--socket")
+        let mut process = Command::new(program)
+            .args([
+                "--threads",
+                "4",
+                "--slowest",
+                &slowest.to_string(),
+                "--socket",
+            ])
             .arg(&socket)
-            .args(more)
+            .args(options)
             .stdout(Stdio::piped())
             .spawn()
             .expect("the example runs");

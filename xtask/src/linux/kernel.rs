@@ -108,6 +108,11 @@ impl Make {
 
     /// `make` of the external modules in `folder`.
     pub(super) fn modules(&self, folder: &Path) -> Command {
+        self.objects(folder, "modules")
+    }
+
+    /// `make` of a file, or of all `modules`, in `folder`.
+    pub(super) fn objects(&self, folder: &Path, target: &str) -> Command {
         let mut make = Command::new("make");
         make.arg("-C")
             .arg(&self.build)
@@ -117,28 +122,14 @@ impl Make {
         if !self.build.join("Module.symvers").exists() {
             make.arg("KBUILD_MODPOST_WARN=1");
         }
-        make.arg("modules");
+        make.arg(target);
         make
     }
 
     fn settings(&self, make: &mut Command) {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         make.arg(format!("-j{cpus}"));
-        for (name, tool) in [
-            ("RUSTC", self.rust.rustc()),
-            ("HOSTRUSTC", self.rust.rustc()),
-        ] {
-            make.arg(format!("{name}={}", tool.display()));
-        }
-        make.arg(format!("BINDGEN={}", self.bindgen.display()));
-        make.arg(format!(
-            "RUST_LIB_SRC={}",
-            self.rust.library_sources().display()
-        ));
-        if self.which.debug {
-            // KASAN in C and Rust together wants one kind of compiler.
-            make.arg("LLVM=-14");
-        }
+        make.args(self.tools());
         make.env("LD_LIBRARY_PATH", self.rust.libraries());
         // bindgen formats with this one; cargo and make pass on settings of theirs, which are not
         // for the kernel.
@@ -146,5 +137,26 @@ impl Make {
             .env_remove("MAKEFLAGS")
             .env_remove("RUSTFLAGS")
             .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    }
+
+    /// Variables that say which tools are used.
+    fn tools(&self) -> Vec<String> {
+        let rustc = self.rust.rustc();
+        let mut tools = vec![
+            format!("RUSTC={}", rustc.display()),
+            format!("HOSTRUSTC={}", rustc.display()),
+            format!("BINDGEN={}", self.bindgen.display()),
+            format!("RUST_LIB_SRC={}", self.rust.library_sources().display()),
+        ];
+        if self.which.debug {
+            // KASAN in C and Rust together wants one kind of compiler.
+            tools.push("LLVM=-14".into());
+        }
+        tools
+    }
+
+    /// Has any `make` that `command` runs use the same tools.
+    pub(super) fn variables(&self, command: &mut Command) {
+        command.env("MAKEFLAGS", format!(" -- {}", self.tools().join(" ")));
     }
 }

@@ -102,7 +102,7 @@ pub(super) fn relocs(which: Kernel) -> Result<Vec<(String, PathBuf)>> {
 }
 
 /// Copies what is newer than the copy.
-fn copy(from: &Path, to: &Path) -> Result<()> {
+pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
     std::fs::create_dir_all(to)?;
     let mut copy = Command::new("cp");
     quiet(

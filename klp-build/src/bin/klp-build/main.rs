@@ -1,47 +1,47 @@
 //! `klp-build ORIGINAL PATCHED -o PATCH`: a patch object out of two builds, or, with `--diff`, out
-//! of a source diff. `klp-build keygen`, `sign`, `verify`: who vouches for it.
+//! of a source diff. `klp-build inspect` shows what one contains; `keygen`, `sign` and `verify` are
+//! about who vouches for it.
 
+mod inspect;
+mod kernel;
 mod rebuild;
 mod sign;
+mod step;
+mod units;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use klp_build::{PatchBuilder, Target};
+use klp_core::model::VMLINUX;
 use rebuild::Project;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// Makes a patch object out of two builds of a program, a library, or a kernel module.
+/// Makes a patch object out of two builds of a program, a library, a Linux kernel or a module of one.
 ///
 /// Either of object files, which must be made by the same compiler with the same flags, with
 /// -ffunction-sections -fdata-sections among them; or of a source diff: then the project is built
-/// twice, in a copy of its sources, by the command behind --, and the flags are added.
+/// twice, in a copy of its sources, and the flags are added. The command behind -- builds it, or its
+/// files are compiled as its compile_commands.json (or build/compile_commands.json) says.
 ///
 /// What cannot be patched is refused, with the names of all that is at fault.
 #[derive(Parser)]
-#[command(version)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-#[command(subcommand_value_name = "VERB", subcommand_help_heading = "Verbs")]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 #[command(override_usage = "klp-build [OPTIONS] -o OUTPUT ORIGINAL PATCHED
+       klp-build [OPTIONS] -o OUTPUT --diff DIFF --source FOLDER
        klp-build [OPTIONS] -o OUTPUT --diff DIFF -- COMMAND...
-       klp-build VERB ...")]
-struct Cli {
-    #[command(subcommand)]
-    verb: Option<Verb>,
-    #[command(flatten)]
-    make: Option<Args>,
-}
-
-#[derive(Subcommand)]
-enum Verb {
-    Keygen(sign::Keygen),
-    Sign(sign::Sign),
-    Verify(sign::Verify),
-}
-
-#[derive(clap::Args)]
+       klp-build inspect [--json] PATCH
+       klp-build keygen NAME
+       klp-build sign [--detached] --key KEY PATCH
+       klp-build verify --key KEY PATCH")]
 struct Args {
+    #[command(subcommand)]
+    command: Option<Verb>,
     /// The original's object file, or a folder with object files, which is searched
     #[arg(required_unless_present = "diff", conflicts_with = "diff")]
     original: Option<PathBuf>,
@@ -50,7 +50,7 @@ struct Args {
     #[arg(required_unless_present = "diff")]
     patched: Option<PathBuf>,
     /// A diff of the project's sources
-    #[arg(long, requires = "command")]
+    #[arg(long)]
     diff: Option<PathBuf>,
     /// The project's sources, where the command is run
     #[arg(long, default_value = ".", requires = "diff")]
@@ -60,55 +60,86 @@ struct Args {
     strip: usize,
     /// What builds the project
     #[arg(last = true, requires = "diff")]
-    command: Vec<OsString>,
+    build: Vec<OsString>,
     /// Where to write the patch object
-    #[arg(short, long)]
-    output: PathBuf,
+    #[arg(short, long, required = true)]
+    output: Option<PathBuf>,
     /// The patch's name [default: that of the output file, without an ending]
     #[arg(long)]
     name: Option<String>,
     /// The object to be patched: the base image, or a library by its file name up to .so, with _
     /// for . and -
-    #[arg(long, default_value = "vmlinux")]
+    #[arg(long, default_value = VMLINUX)]
     object: String,
     /// The program or library that the original was linked into: tells apart what has the same
     /// name, and no other build of it can be patched by mistake
     #[arg(long)]
     target: Option<PathBuf>,
+    /// A type that may have another layout than in the original build, as you know that new code
+    /// and the objects that exist agree, or that there are none; as often as there are such
+    #[arg(long, value_name = "TYPE")]
+    vouch_layout: Vec<String>,
+    /// The folder in which a Linux kernel was built, or /lib/modules/VERSION/build: the patch
+    /// becomes a module for it. What is patched is the vmlinux there, or the one that --target
+    /// names; or the module that --object names
+    #[arg(long, value_name = "BUILD")]
+    linux: Option<PathBuf>,
+    /// What the patch is known by elsewhere, for instance CVE-2024-1234; may be repeated
+    #[arg(long)]
+    label: Vec<String>,
+    /// What the patch does, in a line
+    #[arg(long)]
+    description: Option<String>,
+    /// Who made the patch; may be repeated
+    #[arg(long)]
+    author: Vec<String>,
+}
+
+/// What can be done with a patch object that is there.
+#[derive(Subcommand)]
+enum Verb {
+    Inspect(inspect::Inspect),
+    Keygen(sign::Keygen),
+    Sign(sign::Sign),
+    Verify(sign::Verify),
 }
 
 fn main() -> Result<()> {
-    print!("{}", run(&Cli::parse())?);
+    print!("{}", run(&Args::parse())?);
     Ok(())
 }
 
-/// Does what `cli` says, and says what it did.
-fn run(cli: &Cli) -> Result<String> {
-    match (&cli.verb, &cli.make) {
+/// Does what `args` say, and says what it did.
+fn run(args: &Args) -> Result<String> {
+    match (&args.command, &args.output) {
+        (Some(Verb::Inspect(inspect)), _) => inspect.run(),
         (Some(Verb::Keygen(keygen)), _) => keygen.run(),
         (Some(Verb::Sign(sign)), _) => sign.run(),
         (Some(Verb::Verify(verify)), _) => verify.run(),
-        (None, Some(args)) => make(args),
-        (None, None) => bail!("there must be two builds, or a diff: see --help"),
+        (None, Some(output)) => make(args, output),
+        (None, None) => bail!("nothing says where to write the patch object: see --help"),
     }
 }
 
 /// Makes a patch object.
-fn make(args: &Args) -> Result<String> {
+fn make(args: &Args, output: &Path) -> Result<String> {
     let name = args.name.clone().or_else(|| {
-        let stem = args.output.file_stem()?.to_str()?;
+        let stem = output.file_stem()?.to_str()?;
         Some(stem.to_owned())
     });
     let name = name.context("the output file has no name that a patch could have: use --name")?;
     let mut patch = PatchBuilder::new(&name);
     patch.object(&args.object)?;
-    if let Some(path) = &args.target {
-        let target = Target::read(&read(path)?);
-        let target = target.with_context(|| format!("cannot read {}", path.display()))?;
-        if target.build_id().is_none() {
-            let path = path.display();
-            eprintln!("{path} has no build-id: the patch does not tell other builds from it");
-        }
+    for label in &args.label {
+        patch.label(label)?;
+    }
+    if let Some(description) = &args.description {
+        patch.description(description)?;
+    }
+    for author in &args.author {
+        patch.author(author)?;
+    }
+    if let Some(target) = target(args)? {
         patch.target(target);
     }
     let builds = args.diff.as_deref().map(|diff| {
@@ -116,7 +147,7 @@ fn make(args: &Args) -> Result<String> {
             source: &args.source,
             diff,
             strip: args.strip,
-            command: &args.command,
+            command: &args.build,
         };
         project.build()
     });
@@ -130,14 +161,56 @@ fn make(args: &Args) -> Result<String> {
         let original = original.as_deref().map(read).transpose()?;
         patch.pair(&file, original.as_deref(), &read(&patched)?)?;
     }
-    let built = patch.build()?;
-    std::fs::write(&args.output, &built.bytes)
-        .with_context(|| format!("cannot write {}", args.output.display()))?;
-    let mut said = format!("{}: the patch {name} replaces\n", args.output.display());
+    for name in &args.vouch_layout {
+        patch.vouch_layout(name);
+    }
+    let built = match args.linux {
+        None => patch.build()?,
+        Some(_) => patch.build_for_module()?,
+    };
+    for warning in &built.warnings {
+        eprintln!("warning: {warning}");
+    }
+    let bytes = match &args.linux {
+        None => built.bytes,
+        Some(build) => kernel::module(&built.bytes, &name, build)?,
+    };
+    std::fs::write(output, &bytes).with_context(|| format!("cannot write {}", output.display()))?;
+    let mut said = format!("{}: the patch {name} replaces\n", output.display());
     for function in &built.functions {
         said += &format!("  {function}\n");
     }
     Ok(said)
+}
+
+/// What the original was linked into.
+fn target(args: &Args) -> Result<Option<Target>> {
+    let is_kernel = args.linux.is_some() && args.object == VMLINUX;
+    let path = match (&args.target, &args.linux) {
+        (Some(path), _) => path.clone(),
+        (None, Some(build)) if is_kernel => {
+            let path = build.join("vmlinux");
+            ensure!(
+                path.exists(),
+                "there is no {}: name the kernel with its symbols by --target",
+                path.display()
+            );
+            path
+        }
+        _ => return Ok(None),
+    };
+    let file = read(&path)?;
+    let target = if is_kernel {
+        Target::read_vmlinux(&file)
+    } else {
+        Target::read(&file)
+    };
+    let target = target.with_context(|| format!("cannot read {}", path.display()))?;
+    if target.build_id().is_none() {
+        let path = path.display();
+        eprintln!("warning: {path} has no build-id: the patch does not tell other builds from it");
+    }
+    Ok(Some(target))
 }
 
 fn read(path: impl AsRef<Path>) -> Result<Vec<u8>> {
@@ -195,7 +268,7 @@ fn collect(root: &Path, folder: &Path, files: &mut BTreeSet<PathBuf>) -> Result<
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use klp_core::elf::view::View;
     use std::process::Command;
@@ -223,8 +296,8 @@ mod tests {
         let run = |original: &str, patched: &str, output: &str| {
             let output = path(output);
             let args = [path(original), path(patched), "-o".into(), output.clone()];
-            let cli = Cli::try_parse_from([PathBuf::from("klp-build")].iter().chain(&args));
-            let said = super::run(&cli.expect("complete")).map_err(|error| format!("{error:#}"));
+            let args = Args::try_parse_from([PathBuf::from("klp-build")].iter().chain(&args));
+            let said = super::run(&args.expect("complete")).map_err(|error| format!("{error:#}"));
             (said, output)
         };
         for (original, patched, output) in [
@@ -256,9 +329,52 @@ mod tests {
     }
 
     /// What `klp-build` says to `arguments`, as a person sees it.
-    fn run(arguments: &[&str]) -> Result<String, String> {
-        let cli = Cli::try_parse_from([&["klp-build"], arguments].concat());
-        super::run(&cli.map_err(|error| error.to_string())?).map_err(|error| format!("{error:#}"))
+    pub(crate) fn run(arguments: &[&str]) -> Result<String, String> {
+        let args = Args::try_parse_from([&["klp-build"], arguments].concat());
+        super::run(&args.map_err(|error| error.to_string())?).map_err(|error| format!("{error:#}"))
+    }
+
+    #[test]
+    fn what_a_patch_is_for_travels_in_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name).to_str().expect("plain").to_owned();
+        let [before, after, fix] = ["before.o", "after.o", "fix.ko"].map(path);
+        compile(Path::new(&before), 41);
+        compile(Path::new(&after), 42);
+        let make = |options: &[&str]| run(&[&[&before, &after, "-o", &fix], options].concat());
+        let said = [
+            "--label",
+            "CVE-2024-1",
+            "--label",
+            "CVE-2024-2",
+            "--author",
+            "A",
+        ];
+        make(&[&said[..], &["--description", "Counts on"]].concat()).expect("a patch");
+        let said = run(&["inspect", &fix]).expect("a patch object");
+        for line in [
+            "    label: CVE-2024-1\n    label: CVE-2024-2\n",
+            "    description: Counts on\n",
+            "    author: A\n",
+        ] {
+            assert!(said.contains(line), "{said}");
+        }
+        std::fs::remove_file(&fix).expect("just made");
+        for (option, key) in [
+            ("--label", "klp_label"),
+            ("--description", "description"),
+            ("--author", "author"),
+            ("--name", "name"),
+        ] {
+            for text in ["", "two\nlines", "\0", "\u{1b}[2J", &"x".repeat(513)] {
+                let said = make(&[option, text]).expect_err("refused");
+                assert!(
+                    said.starts_with(&format!("{key}: {text:?} is not 1 to 512")),
+                    "{said}"
+                );
+                assert!(!Path::new(&fix).exists());
+            }
+        }
     }
 
     const DIFF: &str = "\
@@ -338,14 +454,74 @@ mod tests {
         );
         refused(&path("elsewhere.diff"), build, "outside of the sources");
         write("empty.diff", "");
-        refused(&path("empty.diff"), build, "empty.diff is no diff");
-        for bad in [
-            &["before"][..],
-            &["before", "after", "--diff", "x"],
-            &["--diff", "x"],
-        ] {
+        refused(&path("empty.diff"), build, "empty.diff: it is no diff");
+        for bad in [&["before"][..], &["before", "after", "--diff", "x"]] {
             let error = run(&[bad, &["-o", "none.ko"]].concat()).expect_err("incomplete");
             assert!(error.contains("klp-build"), "{error}");
+        }
+    }
+
+    #[test]
+    fn files_are_compiled_as_a_list_says() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name).to_str().expect("plain").to_owned();
+        std::fs::create_dir_all(path("shop/src")).expect("there is room");
+        let write =
+            |name: &str, text: &str| std::fs::write(path(name), text).expect("there is room");
+        write("shop/shop.h", "#define RATE 3\nint price(int);\n");
+        write(
+            "shop/src/price.c",
+            "#include \"shop.h\"\nint price(int n) {\n\treturn n * RATE;\n}\n",
+        );
+        write("shop/src/other.c", "int other(int n) { return n; }\n");
+        let shop = path("shop");
+        let entry = |file: &str, more: &str| {
+            let command = format!("cc -O2 {more} -I{shop} -MD -MF {file}.d -o {file}.o -c {file}");
+            serde_json::json!({ "directory": shop, "file": file, "command": command })
+        };
+        let list = |entries: &[serde_json::Value]| {
+            let text = serde_json::to_string(entries).expect("it is text");
+            write("shop/compile_commands.json", &text);
+        };
+        let output = path("price_fix.ko");
+        let make = |diff: &str| {
+            write("fix.diff", diff);
+            let _ = std::fs::remove_file(&output);
+            let diff = path("fix.diff");
+            run(&["--source", &shop, "--diff", &diff, "-o", &output])
+        };
+        let said = Ok(format!("{output}: the patch price_fix replaces\n  price\n"));
+
+        assert!(
+            make(DIFF)
+                .expect_err("refused")
+                .contains("no compile_commands.json")
+        );
+        let (price, other) = (entry("src/price.c", ""), entry("src/other.c", ""));
+        list(&[price.clone(), other.clone()]);
+        let error = make(DIFF).expect_err("refused");
+        assert!(error.contains("does not say how it is compiled"), "{error}");
+        // A header that changes, or is new, is an input; a text is none.
+        for (from, to) in [("b/src/tax.c", "b/tax.h"), ("b/src/tax.c", "b/NEWS")] {
+            assert_eq!(make(&DIFF.replace(from, to)), said, "{to}");
+        }
+        let rate = "--- a/shop.h\n+++ b/shop.h\n@@ -1 +1 @@\n-#define RATE 3\n+#define RATE 4\n";
+        assert_eq!(make(rate), said);
+        assert!(!std::path::Path::new(&path("shop/src/price.c.o")).exists());
+
+        list(&[price.clone(), other.clone(), entry("src/price.c", "-DNEW")]);
+        let error = make(rate).expect_err("refused");
+        assert!(
+            error.contains("src/price.c is compiled in several ways"),
+            "{error}"
+        );
+        list(&[entry("src/price.c", "--no-such-flag"), other]);
+        let error = make(rate).expect_err("refused");
+        assert!(error.contains("no-such-flag"), "{error}");
+        for (bad, why) in [("[]", "no entries"), ("[", "EOF"), ("[{}]", "entry 1")] {
+            write("shop/compile_commands.json", bad);
+            let error = make(rate).expect_err("refused");
+            assert!(error.contains(why), "{error}");
         }
     }
 }

@@ -1,20 +1,21 @@
-//! Two builds by a project's own command: of its sources as they are, and with a diff applied.
+//! Two builds of a project: of its sources as they are, and with a diff applied. By its own command,
+//! or as `units.rs` does.
 //!
 //! Both are made in a copy of the sources, at the same place, so nothing of the project's is
 //! touched, and paths that the compiler notes are the same.
 
+use crate::step::Step;
+use crate::units::Units;
 use anyhow::{Context, Result, bail, ensure};
-use diffy::patch_set::{FileOperation, ParseOptions, PatchKind, PatchSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
 /// What the object files must be compiled with, to be compared.
-const FLAGS: &str = "-ffunction-sections -fdata-sections";
+pub(crate) const FLAGS: [&str; 2] = ["-ffunction-sections", "-fdata-sections"];
 
 /// What compilers are called, behind the name of the processor that they compile for.
 const COMPILERS: [&str; 6] = ["cc", "gcc", "clang", "c++", "g++", "clang++"];
@@ -34,6 +35,7 @@ pub(crate) struct Project<'a> {
     pub(crate) diff: &'a Path,
     /// Components that the names in the diff have in front.
     pub(crate) strip: usize,
+    /// What builds it; if empty, its compile_commands.json says how its files are compiled.
     pub(crate) command: &'a [OsString],
 }
 
@@ -53,134 +55,91 @@ impl Builds {
 impl Project<'_> {
     /// Makes both builds, and says what it does.
     pub(crate) fn build(&self) -> Result<Builds> {
-        let diff = fs::read(self.diff).with_context(|| self.diff.display().to_string())?;
         let builds = Builds(tempfile::tempdir().context("no room for a copy of the sources")?);
-        let (copy, tools) = (
-            builds.0.path().join("source"),
-            builds.0.path().join("tools"),
-        );
+        let out = builds.0.path().canonicalize()?;
+        let copy = out.join("source");
         copy_tree(self.source, &copy)?;
-        wrap_compilers(&tools)?;
-        eprintln!("building the original: {}", self.shown_command());
-        self.run(&copy, &tools)?;
-        let made = collect(&copy, &builds.original())?;
-        ensure!(
-            made > 0,
-            "{} made no object files that are kept",
-            self.shown_command()
-        );
-        for file in self.apply(&diff, &copy)? {
-            eprintln!("applying {}: {file}", self.diff.display());
+        if !self.command.is_empty() {
+            self.run_twice(&copy, &out)?;
+        } else if let Some(units) = Units::find(self.source, &copy)? {
+            units.build(self, &copy, &out)?;
+        } else {
+            bail!(
+                "{} has no compile_commands.json: make one (CMake: \
+                 -DCMAKE_EXPORT_COMPILE_COMMANDS=ON; make: bear -- make), or say behind -- what \
+                 builds the project",
+                self.source.display()
+            );
         }
-        eprintln!("building the patched one");
-        self.run(&copy, &tools)?;
-        collect(&copy, &builds.patched())?;
         Ok(builds)
     }
 
-    fn shown_command(&self) -> String {
-        let words = self.command.iter().map(|word| word.to_string_lossy());
-        words.collect::<Vec<_>>().join(" ")
-    }
-
-    fn run(&self, folder: &Path, tools: &Path) -> Result<()> {
-        let [program, arguments @ ..] = self.command else {
-            bail!("no command builds the project: say one behind --");
-        };
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let path = [tools.to_path_buf()]
-            .into_iter()
-            .chain(std::env::split_paths(&path));
-        let output = Command::new(program)
-            .args(arguments)
-            .current_dir(folder)
-            .env("PATH", std::env::join_paths(path)?)
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| format!("cannot run {}", program.to_string_lossy()))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        let said = [output.stdout, output.stderr].concat();
-        let said = String::from_utf8_lossy(&said);
-        let lines: Vec<_> = said.lines().collect();
-        let last = lines[lines.len().saturating_sub(SHOWN)..].join("\n");
-        bail!(
-            "{} failed ({}):\n{last}",
-            self.shown_command(),
-            output.status
-        )
-    }
-
-    /// Applies the diff to the files in `folder`. Returns their names.
-    fn apply(&self, diff: &[u8], folder: &Path) -> Result<Vec<String>> {
+    /// Applies the diff to the copy of the sources. Returns the files that it changes.
+    pub(crate) fn apply(&self, copy: &Path) -> Result<Vec<PathBuf>> {
         let shown = self.diff.display();
-        let is_git = diff.windows(GIT.len()).any(|line| line == GIT);
-        let options = if is_git {
-            ParseOptions::gitdiff()
-        } else {
-            ParseOptions::unidiff()
-        };
-        let mut files = Vec::new();
-        for patch in PatchSet::parse_bytes(diff, options) {
-            let patch = patch.with_context(|| format!("{shown} is no diff"))?;
-            let operation = patch.operation().strip_prefix(self.strip);
-            let PatchKind::Text(change) = patch.patch() else {
-                bail!("{shown} changes a binary file");
-            };
-            let (from, to): (Option<&[u8]>, Option<&[u8]>) = match &operation {
-                FileOperation::Modify { modified, .. } => (Some(modified), Some(modified)),
-                FileOperation::Create(path) => (None, Some(path)),
-                FileOperation::Delete(path) => (Some(path), None),
-                FileOperation::Rename { from, to } => (Some(from), Some(to)),
-                FileOperation::Copy { .. } => bail!("{shown} copies a file"),
-            };
-            let before = match from {
-                Some(name) => {
-                    let path = inside(folder, name)?;
-                    let text = fs::read(&path);
-                    let text = text.with_context(|| {
-                        let name = String::from_utf8_lossy(name);
-                        format!("{shown} changes {name}, which is not there (see --strip)")
-                    })?;
-                    if from != to {
-                        fs::remove_file(path)?;
-                    }
-                    text
-                }
-                None => Vec::new(),
-            };
-            let name = String::from_utf8_lossy(to.or(from).unwrap_or_default()).into_owned();
-            let after = diffy::apply_bytes(&before, change)
-                .with_context(|| format!("{shown} does not fit {name}"))?;
-            if let Some(name) = to {
-                let path = inside(folder, name)?;
-                if let Some(parent) = path.parent() {
-                    fs::create_dir_all(parent)?;
-                }
-                fs::write(path, after)?;
-            }
-            files.push(name);
+        let diff = fs::read(self.diff).with_context(|| shown.to_string())?;
+        let files = klp_build::apply(&diff, self.strip, copy);
+        let files = files.with_context(|| shown.to_string())?;
+        for file in &files {
+            eprintln!("applying {shown}: {}", file.display());
         }
-        ensure!(!files.is_empty(), "{shown} changes nothing");
         Ok(files)
+    }
+
+    /// Runs the project's own command before and after the diff.
+    fn run_twice(&self, copy: &Path, out: &Path) -> Result<()> {
+        let tools = out.join("tools");
+        wrap_compilers(&tools)?;
+        let words = self.command.iter().map(|word| word.to_string_lossy());
+        let shown = words.collect::<Vec<_>>().join(" ");
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = [tools].into_iter().chain(std::env::split_paths(&path));
+        let path = std::env::join_paths(path)?;
+        let build = || {
+            let [program, arguments @ ..] = self.command else {
+                bail!("no command builds the project: say one behind --");
+            };
+            let mut command = Command::new(program);
+            command.args(arguments).current_dir(copy).env("PATH", &path);
+            run(&mut command, &shown)
+        };
+        let step = Step::new(&format!("building the original: {shown}"));
+        build()?;
+        drop(step);
+        let made = collect(copy, &out.join("original"))?;
+        ensure!(made > 0, "{shown} made no object files that are kept");
+        self.apply(copy)?;
+        let step = Step::new("building the patched one");
+        build()?;
+        drop(step);
+        collect(copy, &out.join("patched"))?;
+        Ok(())
     }
 }
 
-/// What a diff of git's has in front of each file.
-const GIT: &[u8] = b"diff --git ";
+/// Runs a command that builds something, and is `shown` so to people.
+pub(crate) fn run(command: &mut Command, shown: &str) -> Result<()> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {}", command.get_program().to_string_lossy()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    let lines: Vec<_> = said.lines().collect();
+    let last = lines[lines.len().saturating_sub(SHOWN)..].join("\n");
+    bail!("{shown} failed ({}):\n{last}", output.status)
+}
 
-/// The file called `name` in `folder`.
-fn inside(folder: &Path, name: &[u8]) -> Result<PathBuf> {
-    let name = Path::new(OsStr::from_bytes(name));
-    let mut parts = name.components();
-    let is_plain = parts.all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-    ensure!(
-        is_plain,
-        "the diff changes a file outside of the sources: {}",
-        name.display()
-    );
-    Ok(folder.join(name))
+/// Copies a file, into a folder that may not be there yet.
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    fs::copy(from, to).with_context(|| from.display().to_string())?;
+    Ok(())
 }
 
 /// Copies the sources. Their times stay, so that what was generated from them is not older.
@@ -228,7 +187,7 @@ fn wrap_compilers(tools: &Path) -> Result<()> {
                 let program = program.to_string_lossy().replace('\'', "'\\''");
                 fs::write(
                     &wrapper,
-                    format!("#!/bin/sh\nexec '{program}' \"$@\" {FLAGS}\n"),
+                    format!("#!/bin/sh\nexec '{program}' \"$@\" {}\n", FLAGS.join(" ")),
                 )?;
                 fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
             }
@@ -253,11 +212,7 @@ fn collect(from: &Path, to: &Path) -> Result<usize> {
     let mut files = Default::default();
     crate::collect(from, Path::new(""), &mut files)?;
     for file in &files {
-        let place = to.join(file);
-        if let Some(parent) = place.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        fs::copy(from.join(file), place).with_context(|| file.display().to_string())?;
+        copy(&from.join(file), &to.join(file))?;
     }
     Ok(files.len())
 }
@@ -280,17 +235,5 @@ mod tests {
         for name in ["gcc-ar", "gcc-nm-12", "ccache", "make", "12", ""] {
             assert!(!is_compiler(name), "{name}");
         }
-    }
-
-    #[test]
-    fn nothing_outside_of_the_sources_is_changed() {
-        for name in ["../other.c", "/etc/passwd", "src/../../other.c"] {
-            assert!(
-                inside(Path::new("/work"), name.as_bytes()).is_err(),
-                "{name}"
-            );
-        }
-        let path = inside(Path::new("/work"), b"src/shop.c").expect("inside");
-        assert_eq!(path, Path::new("/work/src/shop.c"));
     }
 }

@@ -170,6 +170,15 @@ impl Show {
                 patch.stack_order
             ));
         }
+        for (what, texts) in [
+            ("label", &patch.labels),
+            ("description", &patch.descriptions),
+            ("author", &patch.authors),
+        ] {
+            texts
+                .iter()
+                .for_each(|text| self.out(&format!("    {what}: {text}")));
+        }
         for object in &patch.objects {
             let state = if object.patched {
                 "patched"

@@ -1,5 +1,5 @@
-# The livepatch sample of the kernel's tree; then a patch with livepatch relocations, loaded before
-# and after its target.
+# The livepatch sample of the kernel's tree; a patch with livepatch relocations, loaded before and
+# after its target; and what klp-build has made.
 fail() { echo "relocs: $*"; exit 1; }
 unload() { # patch
 	echo 0 > "/sys/kernel/livepatch/$1/enabled" || fail "$1 cannot be disabled"
@@ -37,3 +37,24 @@ is "the patch came after its target" "$(answer)" 7
 unload klp_rela_patch
 is "the patch is gone again" "$(answer)" 3
 rmmod klp_rela_target
+
+load klp_cmdline_fix
+read -rd '' patched < /proc/cmdline
+is "the kernel's own function, patched by klp-build" "$patched" "$original!"
+unload klp_cmdline_fix
+is "the kernel's own function" "$(< /proc/cmdline)" "$original"
+
+bill() { cat /sys/module/klp_shop/parameters/bill; }
+insmod klp_shop.ko || fail "klp_shop does not load"
+is "a wrong bill" "$(bill)" "1: cofee 110"
+load klp_shop_fix
+is "the bill, patched by klp-build" "$(bill)" "2: coffee 120"
+is "the bill, counted on" "$(bill)" "3: coffee 120"
+unload klp_shop_fix
+is "a wrong bill again" "$(bill)" "4: cofee 110"
+rmmod klp_shop
+load klp_shop_fix
+insmod klp_shop.ko || fail "klp_shop does not load again"
+is "the bill of a module that came later" "$(bill)" "1: coffee 120"
+unload klp_shop_fix
+rmmod klp_shop
