@@ -1,7 +1,7 @@
 //! Errors: each says whose fault it is, with names in it, and reads as a sentence.
 
 use crate::mem::{Name, OutOfMemory};
-use crate::port::{PortError, PortErrorKind, RelocError};
+use crate::port::{Distrust, PortError, PortErrorKind, RelocError};
 use core::fmt;
 
 /// What the engine answers when it refuses or fails.
@@ -142,6 +142,11 @@ pub enum PatchReason {
         /// The tracer's words.
         detail: Name,
     },
+    /// The host takes signed patch objects only, and does not trust this one.
+    Untrusted {
+        /// Why.
+        why: Distrust,
+    },
     /// The file is not a patch object that can be read.
     Malformed {
         /// What is wrong with it.
@@ -239,6 +244,10 @@ impl Error {
         const ENOMEM: i32 = 12;
         const EBUSY: i32 = 16;
         const EINVAL: i32 = 22;
+        const ENODATA: i32 = 61;
+        const EBADMSG: i32 = 74;
+        const ENOKEY: i32 = 126;
+        const EKEYREJECTED: i32 = 129;
         if let Self::Patch(PatchError {
             reason: PatchReason::Vetoed { errno },
             ..
@@ -264,6 +273,16 @@ impl Error {
                 reason: PatchReason::OtherBuild { .. } | PatchReason::OtherCode { .. },
                 ..
             }) => ENOEXEC,
+            // As `mod_verify_sig` of the kernel.
+            Self::Patch(PatchError {
+                reason: PatchReason::Untrusted { why },
+                ..
+            }) => match why {
+                Distrust::NotSigned => ENODATA,
+                Distrust::UnknownKey(_) => ENOKEY,
+                Distrust::Changed(_) => EKEYREJECTED,
+                Distrust::Damaged(_) => EBADMSG,
+            },
             Self::Patch(_) | Self::ApiMisuse(_) => EINVAL,
             Self::OutOfMemory => ENOMEM,
             Self::Bug(_) => EIO,
@@ -455,6 +474,7 @@ impl fmt::Display for PatchReason {
             Self::NoEntrySite { detail } => write!(f, "it cannot be redirected: {detail}"),
             Self::Notrace => f.write_str("it is marked notrace: it must not be redirected"),
             Self::EntryHeld { detail } => write!(f, "its entry is taken: {detail}"),
+            Self::Untrusted { why } => why.fmt(f),
             Self::Malformed { what, place } => write!(f, "{what} ({place})"),
             Self::ForeignMachine { machine, expected } => {
                 write!(

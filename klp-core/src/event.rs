@@ -1,6 +1,6 @@
 //! The engine's log: one line per event, in Linux livepatch's words.
 
-use crate::port::{Reason, TaskId, TaskState};
+use crate::port::{KeyId, Reason, TaskId, TaskState};
 use core::fmt;
 
 /// How loud a line is (kernel: `pr_debug` … `pr_err`).
@@ -31,6 +31,15 @@ pub enum Obstacle<'a> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
+    /// The host has no keys: it takes patch objects without looking at signatures.
+    NotVerified,
+    /// A patch object was loaded whose signature was verified.
+    Signed {
+        /// The patch.
+        patch: &'a str,
+        /// The key.
+        key: KeyId,
+    },
     /// A patch is about to be enabled.
     Enabling {
         /// The patch.
@@ -270,6 +279,8 @@ impl Event<'_> {
             | Self::Reverting { .. }
             | Self::MemoryKept { .. }
             | Self::Waiting { .. }
+            | Self::NotVerified
+            | Self::Signed { .. }
             | Self::Signaling => Level::Notice,
             Self::FailedToPatch { .. }
             | Self::Vetoed { .. }
@@ -308,6 +319,10 @@ const fn way(target: TaskState) -> &'static str {
 impl fmt::Display for Event<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
+            Self::NotVerified => {
+                f.write_str("there are no keys: signatures of patch objects are not verified")
+            }
+            Self::Signed { patch, key } => write!(f, "'{patch}': signed with key {key}"),
             Self::Enabling { patch } => write!(f, "enabling patch '{patch}'"),
             Self::Initializing { patch, target } => {
                 write!(f, "'{patch}': initializing {} transition", way(target))

@@ -55,6 +55,11 @@ struct klp_options {
 	void (*event)(const char *line, void *data);
 	void *data;
 	int keep_removed; /* not 0: the memory of patches that are unloaded stays for ever */
+	/*
+	 * A folder with keys, NAME.pub (klp-build keygen). If there is one, no patch is loaded but
+	 * those that were signed with one of them: -ENODATA, -ENOKEY, -EKEYREJECTED, -EBADMSG.
+	 */
+	const char *keys;
 };
 
 /*

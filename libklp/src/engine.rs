@@ -3,6 +3,7 @@
 use crate::args::{engine, path};
 use crate::error::{Failure, answer, text};
 use core::ffi::{c_char, c_int, c_void};
+use klp_ed25519::{Keys, KeysError};
 use klp_os_linux::process::{Contexts, EventSink, Livepatch, Options};
 
 /// `struct klp_options`.
@@ -15,6 +16,7 @@ struct COptions {
     event: Option<extern "C" fn(*const c_char, *mut c_void)>,
     data: *mut c_void,
     keep_removed: c_int,
+    keys: *const c_char,
 }
 
 /// The room for a socket's path (`sun_path`, unix(7)).
@@ -77,8 +79,24 @@ unsafe fn read_options(given: *const COptions) -> Result<Options, Failure> {
         }
     };
     options.keep_removed = given.keep_removed != 0;
+    if !given.keys.is_null() {
+        // SAFETY: the caller's promise.
+        let keys = Keys::read(unsafe { path(given.keys) }?).map_err(failure)?;
+        options.verifier = Some(Box::new(keys));
+    }
     options.events = given.event.map(|event| sink(event, given.data));
     Ok(options)
+}
+
+fn failure(error: KeysError) -> Failure {
+    let errno = match &error {
+        KeysError::Io { error, .. } => error.raw_os_error().unwrap_or(libc::EIO),
+        KeysError::BadKey { .. } => libc::EBADMSG,
+        KeysError::Writable { .. } => libc::EPERM,
+        KeysError::NoKeys { .. } => libc::ENOKEY,
+        KeysError::OutOfMemory => libc::ENOMEM,
+    };
+    Failure::new(-errno, format_args!("klp_options.keys: {error}"))
 }
 
 /// Passes the engine's log on.

@@ -10,6 +10,7 @@
 //! * `KLP_SERVE`: `1`: serve, whether preloaded or linked, and whatever the program is; `0`: do
 //!   not.
 //! * `KLP_STOP_SIGNAL`: the number of the real-time signal that stops threads.
+//! * `KLP_KEYS`: a folder with the keys of those who may sign patches, `NAME.pub`.
 //! * `KLP_PRELOAD_VERBOSE`: say on standard error what was done, or why not.
 
 mod program;
@@ -19,6 +20,9 @@ use core::fmt::Display;
 use core::mem::MaybeUninit;
 use core::ptr;
 use core::time::Duration;
+use klp_core::event::Event;
+use klp_core::port::Platform;
+use klp_ed25519::Keys;
 use klp_os_linux::process::{Livepatch, Options};
 use std::env::var_os;
 use std::panic::catch_unwind;
@@ -82,18 +86,25 @@ fn serve() -> bool {
                 .filter(is_right)
                 .ok_or("KLP_STOP_SIGNAL is no real-time signal")?;
         }
-        Ok::<_, &str>(options)
+        if let Some(folder) = var_os("KLP_KEYS") {
+            let keys = Keys::read(folder).map_err(|error| format!("KLP_KEYS: {error}"))?;
+            options.verifier = Some(Box::new(keys));
+        }
+        Ok::<_, String>(options)
     };
     let engine = match Livepatch::get() {
         Some(engine) => Ok(engine),
         None => options()
-            .map_err(str::to_owned)
             .and_then(|options| Livepatch::init(options).map_err(|error| error.to_string())),
     };
     let served = engine.and_then(|engine| engine.serve(None).map_err(|error| error.to_string()));
     match served {
         Ok(socket) => {
             say(format_args!("served at {}", socket.display()));
+            let engine = Livepatch::get().map(|engine| engine.engine().host());
+            if engine.is_some_and(|host| host.verifier().is_none()) {
+                say(Event::NotVerified);
+            }
             if let Ok(mut ours) = SOCKET.try_lock() {
                 *ours = Some((std::process::id(), socket));
             }

@@ -157,6 +157,25 @@ fn every_mistake_has_an_answer() {
 }
 
 #[test]
+fn patches_that_are_signed() {
+    let workshop = Workshop::new();
+    let greeter = workshop.patchable("examples/greeter.c");
+    let fix = workshop.patch("examples/greeter_fix.c");
+    let (keys, sign) = workshop.keys();
+    let program = workshop.shared("tests/c/signed.c", &greeter);
+    let output = Command::new(program)
+        .arg(keys)
+        .args([&fix, &sign(&fix)])
+        .output()
+        .expect("it can be run");
+    let refused = "patch 'greeter_fix': it is not signed, and only signed patches are taken\n";
+    assert_eq!(
+        (said(&output), output.status.code()),
+        (refused.into(), Some(0))
+    );
+}
+
+#[test]
 fn a_transition_that_is_held_back() {
     let workshop = Workshop::new();
     let hold = workshop.patchable("tests/c/hold.c");

@@ -109,6 +109,45 @@ fn a_program_that_knows_nothing() {
     assert!(!socket.exists(), "it leaves nothing behind");
 }
 
+/// Patches for it are signed, or refused; without its keys it is not served.
+#[test]
+fn keys_of_a_program_that_knows_nothing() {
+    let workshop = Workshop::new();
+    let fix = workshop.patch("examples/greeter_fix.c");
+    let (keys, sign) = workshop.keys();
+    let program = unaware(&workshop);
+    let mut guest = Guest::start(&workshop, Command::new(&program).env("KLP_KEYS", &keys));
+    let reply = wait_for(|| ask(&guest.socket, &enable(&fix)).ok(), "it serves");
+    assert!(
+        matches!(&reply, Reply::Refused { errno, .. } if *errno == -libc::ENODATA),
+        "{reply:?}"
+    );
+    assert_eq!(guest.answer("ann"), "helo ann");
+    request(&guest.socket, &enable(&sign(&fix)));
+    assert_eq!(guest.answer("bob"), "hello bob");
+    guest.end();
+
+    let run = |keys: &Path| {
+        let mut command = Command::new(&program);
+        command
+            .env("LD_PRELOAD", workshop.libklp())
+            .env("XDG_RUNTIME_DIR", workshop.path(""))
+            .env("KLP_PRELOAD_VERBOSE", "1")
+            .env("KLP_KEYS", keys);
+        said_by(command.stdin(Stdio::null()).output())
+    };
+    let said = run(Path::new("/nowhere"));
+    assert!(
+        said.contains("not served: KLP_KEYS: /nowhere: No such"),
+        "{said}"
+    );
+    let said = run(&keys);
+    assert!(
+        said.contains("served at") && !said.contains("no keys"),
+        "{said}"
+    );
+}
+
 /// Debian's interpreter, and a module in C that it loads while it runs.
 #[test]
 fn a_python_interpreter() {
@@ -221,7 +260,10 @@ fn programs_that_are_left_alone() {
         "{said}"
     );
     let (said, _) = run(&plain, &[verbose, ("KLP_SERVE", "1")]);
-    assert!(said.contains("served at"), "unless it is asked for: {said}");
+    assert!(
+        said.contains("served at") && said.contains("signatures of patch objects are not verified"),
+        "unless it is asked for: {said}"
+    );
 
     // Whatever goes wrong, the program does not notice.
     let unaware = unaware(&workshop);

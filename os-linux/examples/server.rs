@@ -10,7 +10,9 @@
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use klp_core::port::Verifier;
 use klp_demo_greeter::{PATCH, PATCH_NAME, serve};
+use klp_ed25519::Keys;
 use klp_os_linux::process::{Livepatch, Options};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -29,6 +31,9 @@ struct Args {
     /// Where to put the socket, instead of the default place
     #[arg(long)]
     socket: Option<PathBuf>,
+    /// A folder with the keys of those who may sign patches (NAME.pub)
+    #[arg(long)]
+    keys: Option<PathBuf>,
     /// Print the engine's log
     #[arg(long)]
     log: bool,
@@ -39,8 +44,12 @@ fn main() -> Result<()> {
     let sink = || -> klp_os_linux::process::EventSink {
         Box::new(|event| println!("    livepatch: {event}"))
     };
+    let verifier = args.keys.map(|folder| -> Result<Box<dyn Verifier>> {
+        Ok(Box::new(Keys::read(folder).context("--keys")?))
+    });
     let livepatch = Livepatch::init(Options {
         events: args.log.then(sink),
+        verifier: verifier.transpose()?,
         ..Options::default()
     })
     .context("livepatching cannot be set up")?;

@@ -35,8 +35,11 @@ fn livepatch() -> &'static Livepatch {
     static ONCE: OnceLock<&'static Livepatch> = OnceLock::new();
     ONCE.get_or_init(|| {
         let events = |event: &Event<'_>| {
-            // Linux does not say what a patch waits for.
-            if !matches!(event, Event::NotSwitched { .. } | Event::Waiting { .. }) {
+            // Linux says neither what a patch waits for, nor that it asks for no signatures.
+            if !matches!(
+                event,
+                Event::NotSwitched { .. } | Event::Waiting { .. } | Event::NotVerified
+            ) {
                 log().push(format!("livepatch: {event}"));
             }
         };

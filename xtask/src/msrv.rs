@@ -4,9 +4,10 @@ use crate::run::{cargo, run};
 use crate::toolchain;
 use anyhow::Result;
 
-const CRATES: [&str; 5] = [
+const CRATES: [&str; 6] = [
     "klp-core",
     "klp-unwind",
+    "klp-ed25519",
     "klp-arch-x86_64",
     "klp-arch-aarch64",
     "klp-arch-ppc64le",

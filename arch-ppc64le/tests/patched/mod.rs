@@ -430,8 +430,9 @@ pub(crate) fn patched_and_back(cpu: &str) {
     assert!(!library.is_null());
     assert_eq!(results(), expected(false), "before");
 
+    let patch = elf::admit(&process, &patch, "fix").expect("nobody verifies");
     // SAFETY: the source above; the functions replaced have the same types.
-    let loaded = unsafe { elf::load(&process, &patch, "fix") }.expect("loads");
+    let loaded = unsafe { elf::load(&process, patch, "fix") }.expect("loads");
     let [object] = loaded.patch.objects() else {
         panic!("one object")
     };

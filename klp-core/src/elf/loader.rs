@@ -2,6 +2,7 @@
 //! describes the patch.
 
 use super::Refusal;
+use super::admit::Admitted;
 use super::callbacks::CCallbacks;
 use super::layout::{EH_FRAME, Layout, PAGE, Part};
 use super::linker::{Linker, Waiting};
@@ -11,6 +12,7 @@ use super::view::{Home, View};
 use crate::addr::{CodeAddr, TextRange};
 use crate::builds;
 use crate::error::{Error, PatchReason};
+use crate::event::Event;
 use crate::mem::{Name, try_push, try_vec};
 use crate::model::{Callbacks, Func, Object, Patch};
 use crate::port::{Arch, CallC, Image, Platform, SymbolResolver, Text};
@@ -72,8 +74,8 @@ impl LoadedImage {
     }
 }
 
-/// Loads the patch object in the bytes `file`. `name` is the patch's name if the file does not give
-/// one.
+/// Loads a patch object, which was [admitted](super::admit) by this `platform`. `name` is
+/// the patch's name if the file does not give one.
 ///
 /// References to exported symbols and to livepatch symbols that wait for the base image are bound
 /// now (as Linux's module loader does); those that wait for another object go to
@@ -82,7 +84,7 @@ impl LoadedImage {
 /// ```compile_fail,E0133
 /// # use klp_core::{Error, elf, sim::SimOs};
 /// fn load(os: &SimOs, file: &[u8]) -> Result<elf::Loaded, Error> {
-///     elf::load(os, file, "fix") // who wrote it?
+///     elf::load(os, elf::admit(os, file, "fix")?, "fix") // who wrote it?
 /// }
 /// ```
 ///
@@ -103,8 +105,12 @@ impl LoadedImage {
 ///   `void (*)(struct klp_object *)` for the others; they use what they are given during the call
 ///   only, and write nothing of a state but its data.
 /// * It is for this `platform`: for its processor, and for what is loaded there.
-pub unsafe fn load<P: Platform>(platform: &P, file: &[u8], name: &str) -> Result<Loaded, Error> {
-    let file = PatchFile::read::<P::Relocator>(file, name)?;
+pub unsafe fn load<P: Platform>(
+    platform: &P,
+    admitted: Admitted<'_>,
+    name: &str,
+) -> Result<Loaded, Error> {
+    let file = PatchFile::read::<P::Relocator>(admitted.object(), name)?;
     let (patch, view, objects) = (file.name(), file.view(), file.objects());
     for object in objects {
         if platform.symbols().is_loaded(object.name) {
@@ -135,6 +141,9 @@ pub unsafe fn load<P: Platform>(platform: &P, file: &[u8], name: &str) -> Result
         },
     };
     memory.keep();
+    if let Some(key) = admitted.key() {
+        platform.event(&Event::Signed { patch, key });
+    }
     Ok(loaded)
 }
 

@@ -4,6 +4,8 @@
 //!
 //! | file | what it does |
 //! |---|---|
+//! | `signature.rs` | the signature behind the file |
+//! | `admit.rs` | [`admit`]: whether the host takes the file |
 //! | `names.rs` | the grammar of `.klp.*` names |
 //! | `view.rs` | bytes → checked sections, symbols, relocations |
 //! | `manifest.rs` | which functions the file replaces |
@@ -28,6 +30,7 @@
 //!   [`SHN_LIVEPATCH`], and the relocations that use them in sections `.klp.rela.OBJECT.SECTION`,
 //!   flagged [`SHF_RELA_LIVEPATCH`].
 
+mod admit;
 #[allow(unsafe_code, reason = "calls callbacks in C")]
 mod callbacks;
 pub mod code;
@@ -39,9 +42,11 @@ mod loader;
 pub mod manifest;
 pub mod names;
 mod patch_file;
+pub mod signature;
 pub mod view;
 mod whole;
 
+pub use admit::{Admitted, admit};
 pub use loader::{Loaded, LoadedImage, load};
 pub use patch_file::PatchFile;
 

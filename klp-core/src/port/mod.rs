@@ -10,6 +10,7 @@
 //! * [`Stopper`] (OS): stops a task while its stack is checked
 //! * [`SelfSwitch`] (OS, if it can): tasks look at their own stacks
 //! * [`SymbolResolver`] (OS): every symbol of a name in an object
+//! * [`Verifier`] (OS, if it wants): who may sign patch objects
 //! * [`Platform`] (OS): ties the parts together
 
 mod arch;
@@ -28,6 +29,7 @@ mod task_set;
 mod text;
 mod tracer;
 mod unwinder;
+mod verifier;
 
 pub use arch::{Arch, Code, Entry, Intruder, OutOfReach};
 pub use call_c::CallC;
@@ -45,3 +47,4 @@ pub use task_set::{Progress, TaskId, TaskName, TaskSet, TaskState};
 pub use text::{Fill, Image, ImageLayout, Poke, Text};
 pub use tracer::{HandlerArg, Route, Routing, Tracer};
 pub use unwinder::{Doubt, Frame, FrameKind, Unreliable, Unwinder};
+pub use verifier::{Distrust, KeyId, Signed, Verifier};

@@ -9,6 +9,7 @@ use super::task_set::TaskSet;
 use super::text::Text;
 use super::tracer::Tracer;
 use super::unwinder::Unwinder;
+use super::verifier::Verifier;
 use crate::error::Error;
 use crate::event::Event;
 
@@ -59,6 +60,11 @@ pub unsafe trait Platform: Sync + Sized + 'static {
         None
     }
 
+    /// Who may sign patch objects, if not everybody's are taken.
+    fn verifier(&self) -> Option<&dyn Verifier> {
+        None
+    }
+
     /// Completes the code of `patch` for `object`, which is there now, on a host whose own loader
     /// keeps the relocations of patches (kernel: `klp_apply_object_relocs`).
     ///
@@ -91,8 +97,8 @@ pub unsafe trait Platform: Sync + Sized + 'static {
         0
     }
 
-    /// Takes one line of the engine's log. Called with the engine's lock held: must not call the
-    /// engine.
+    /// Takes one line of the engine's log. Mostly called with the engine's lock held: must not call
+    /// the engine.
     fn event(&self, event: &Event<'_>) {
         let _ = event;
     }

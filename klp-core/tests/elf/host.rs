@@ -9,11 +9,12 @@ use core::ops::ControlFlow;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::elf::Loaded;
 use klp_core::error::Error;
+use klp_core::event::Event;
 use klp_core::port::{
     Arch, CallC, Code, Entry, Fill, Frame, Image, ImageLayout, InTurn, Intruder, Moves, OutOfReach,
     Owner, Platform, Poke, PortError, PortErrorKind, Progress, RelocError, Relocation, Relocator,
     Routing, Stopper, Support, Symbol, SymbolResolver, TaskId, TaskName, TaskSet, TaskState, Text,
-    Tracer, Unreliable, Unwinder, Visitor,
+    Tracer, Unreliable, Unwinder, Verifier, Visitor,
 };
 use std::sync::Mutex;
 
@@ -52,6 +53,8 @@ pub(crate) struct Host<const CALLS: bool = true> {
     pub(crate) exported: Vec<(&'static str, u64)>,
     /// The build-id of `vmlinux`.
     pub(crate) build_id: Option<&'static [u8]>,
+    pub(crate) verifier: Option<Box<dyn Verifier>>,
+    pub(crate) log: Mutex<Vec<String>>,
     memory: Mutex<Memory>,
 }
 
@@ -476,6 +479,13 @@ unsafe impl<const CALLS: bool> Platform for Host<CALLS> {
     fn text(&self) -> &Self {
         self
     }
+    fn verifier(&self) -> Option<&dyn Verifier> {
+        self.verifier.as_deref()
+    }
+    fn event(&self, event: &Event<'_>) {
+        let mut log = self.log.lock().expect("nobody panicked");
+        log.push(event.to_string());
+    }
 }
 
 // SAFETY: nothing is routed, and nothing runs.
@@ -558,5 +568,5 @@ pub(crate) fn load<const CALLS: bool>(
 ) -> Result<Loaded, Error> {
     // SAFETY: nothing of the file is executed; what is called as a callback are functions of the
     // tests, whatever the file says.
-    unsafe { klp_core::elf::load(host, file, name) }
+    unsafe { klp_core::elf::load(host, klp_core::elf::admit(host, file, name)?, name) }
 }

@@ -11,4 +11,5 @@ mod host;
 mod loading;
 mod memory;
 mod refusals;
+mod signed;
 mod waiting;

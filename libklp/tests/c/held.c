@@ -42,7 +42,7 @@ static int enabled(const struct klp_patch_status *status, void *data)
 
 int main(int argc, char **argv)
 {
-	struct klp_options options = { sizeof(options), 0, 0, log_line, "mine", 0 };
+	struct klp_options options = { sizeof(options), 0, 0, log_line, "mine", 0, NULL };
 	klp_patch_t fix;
 	pthread_t thread;
 	char said[256] = "";

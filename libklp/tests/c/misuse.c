@@ -58,7 +58,7 @@ int main(int argc, char **argv)
 	klp_patch_t fix = 99, all[2];
 	klp_library_t library = 99;
 	struct klp_ways ways;
-	struct klp_options options = { sizeof(options), 0, 0, NULL, NULL, 0 };
+	struct klp_options options = { sizeof(options), 0, 0, NULL, NULL, 0, NULL };
 	char name[64], *object;
 	int patches = 0;
 	pthread_t thread;

@@ -1,6 +1,7 @@
 //! Compiles programs in C, with the library, and patch objects for them.
 #![allow(dead_code, reason = "not every program needs everything")]
 
+use klp_ed25519::SecretKey;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -84,6 +85,23 @@ impl Workshop {
         let path = self.path(&format!("{name}.ko"));
         std::fs::write(&path, patch).expect("there is room");
         path
+    }
+
+    /// A folder with one key in it, and how that key signs a patch object.
+    pub(crate) fn keys(&self) -> (PathBuf, impl Fn(&Path) -> PathBuf) {
+        let key = SecretKey::new([1; 32]).expect("a key");
+        let folder = self.path("keys");
+        std::fs::create_dir_all(&folder).expect("there is room");
+        let public = key.public().expect("a strong key").to_pem();
+        std::fs::write(folder.join("mine.pub"), public).expect("there is room");
+        let sign = move |object: &Path| {
+            let mut bytes = std::fs::read(object).expect("it is there");
+            bytes.extend(key.sign(&bytes).expect("it is not signed"));
+            let signed = object.with_extension("signed.ko");
+            std::fs::write(&signed, bytes).expect("there is room");
+            signed
+        };
+        (folder, sign)
     }
 
     /// A program that is linked with the shared library, and with an object file.

@@ -11,13 +11,14 @@ use super::unwind::Stacks;
 use super::{events, sys};
 use alloc::sync::Arc;
 use klp_core::event::Event;
-use klp_core::port::{EntryTracer, Platform, SelfSwitch};
+use klp_core::port::{EntryTracer, Platform, SelfSwitch, Verifier};
 
 /// This process as a host of the engine.
 pub struct Process {
     pub(super) tracer: EntryTracer<Processor, ProcessText, EntryPoints>,
     pub(super) tasks: Tasks,
     pub(super) symbols: Symbols,
+    pub(super) verifier: Option<Box<dyn Verifier>>,
     pub(super) space: Arc<Space>,
 }
 
@@ -54,6 +55,10 @@ unsafe impl Platform for Process {
 
     fn self_switch(&self) -> Option<&dyn SelfSwitch> {
         Some(&self.tasks)
+    }
+
+    fn verifier(&self) -> Option<&dyn Verifier> {
+        self.verifier.as_deref()
     }
 
     /// The calling thread's id.

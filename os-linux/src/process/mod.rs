@@ -58,6 +58,7 @@
 // * Stacks: `unwind.rs`, `asleep.rs` (of who sleeps), `contexts.rs` (those that no thread runs on).
 // * Patch objects in memory: `memory.rs`, `unwinders.rs`, `retired.rs`, `patches.rs`; with the
 //   objects: `space.rs`.
+// * Files of patch objects: `file.rs`.
 // * Names: `shadow.rs`, `symbols.rs` (the port `SymbolResolver`), `notrace.rs`.
 // * The way of a redirected call: `entry.rs` (threads that switch themselves), `handler.rs` (the
 //   port `EntryHost`).
@@ -76,6 +77,7 @@ mod elf_file;
 mod entry;
 mod error;
 mod events;
+mod file;
 mod fork;
 mod handler;
 mod host;
@@ -146,7 +148,7 @@ use klp_core::engine::{PatchId, Poll, Preflight};
 use klp_core::event::Event;
 use klp_core::mem::Name;
 use klp_core::model::VMLINUX;
-use klp_core::port::{EntryTracer, Platform};
+use klp_core::port::{EntryTracer, Platform, Verifier};
 use linker::Handle;
 use patches::Digest;
 use space::Space;
@@ -165,6 +167,9 @@ pub struct Options {
     /// programs that switch stacks by hand and register nothing, or keep addresses of functions
     /// where nobody looks for them, on the heap.
     pub keep_removed: bool,
+    /// Who may sign patch objects: no others are loaded, if this is set. `klp_ed25519::Keys` are
+    /// such.
+    pub verifier: Option<Box<dyn Verifier>>,
 }
 
 impl Default for Options {
@@ -174,6 +179,7 @@ impl Default for Options {
             events: None,
             contexts: Contexts::default(),
             keep_removed: false,
+            verifier: None,
         }
     }
 }
@@ -184,6 +190,7 @@ impl fmt::Debug for Options {
             .field("stop_signal", &self.stop_signal)
             .field("contexts", &self.contexts)
             .field("keep_removed", &self.keep_removed)
+            .field("verifies", &self.verifier.is_some())
             .finish_non_exhaustive()
     }
 }
@@ -205,13 +212,6 @@ fn check_unwind_tables(space: &Space) -> Result<(), Error> {
         Some(library) if !space.stacks.knows(call) => missing(&library.name),
         _ => Ok(()),
     }
-}
-
-fn read_file(path: &Path) -> Result<Vec<u8>, LoadError> {
-    std::fs::read(path).map_err(|error| LoadError::File {
-        path: path.to_owned(),
-        error,
-    })
 }
 
 /// Holds the library that the engine is in, if it is in one: its handlers stay installed.
@@ -257,10 +257,14 @@ impl Livepatch {
             ),
             tasks: Tasks::new(Arc::clone(&space)),
             symbols: Symbols::new(Arc::clone(&space)),
+            verifier: options.verifier,
             space,
         };
         if let Some(sink) = options.events {
             events::send_to(sink);
+        }
+        if process.verifier.is_none() {
+            events::write(&Event::NotVerified);
         }
         Ok(Self::new(process, options.keep_removed))
     }
@@ -268,33 +272,42 @@ impl Livepatch {
     /// Loads the patch object in the file at `path`, and makes it known to the engine; nothing is
     /// patched yet. The file's name without its extension is the patch's name if the file does not
     /// give one. The file is code that is going to run; who may write to it is not checked
-    /// ([`load`](Self::load)).
+    /// ([`load`](Self::load)). If signatures are ([`Options::verifier`]) and the file has none in it,
+    /// the one in the file beside it counts, which is called the same with `.sig` behind it.
     ///
     /// # Errors
     ///
     /// [`LoadError`]; nothing has changed then.
     pub fn load_file(&'static self, path: impl AsRef<Path>) -> Result<PatchId, LoadError> {
         let path = path.as_ref();
-        let file = read_file(path)?;
-        let name = path.file_stem().unwrap_or_default().to_string_lossy();
-        self.load(&file, &name)
+        let file = self.read(path)?;
+        self.load(&file, &file::name(path))
     }
 
     /// The patch that was loaded from a file with the same contents as the one at `path` has now.
     ///
     /// # Errors
     ///
-    /// [`LoadError::File`].
+    /// [`LoadError::File`], and [`LoadError::Engine`] if the file is not trusted: that another one
+    /// was is nothing to its credit.
     pub fn loaded_from(&self, path: impl AsRef<Path>) -> Result<Option<PatchId>, LoadError> {
-        let file = read_file(path.as_ref())?;
+        let path = path.as_ref();
+        let file = self.read(path)?;
+        elf::admit(self.engine.host(), &file, &file::name(path))?;
         Ok(self.space().patches.made_of(Digest::of(&file)))
+    }
+
+    /// The file of a patch object, with its signature if those are verified.
+    fn read(&self, path: &Path) -> Result<Vec<u8>, LoadError> {
+        file::read(path, self.engine.host().verifier().is_some())
     }
 
     /// Loads the patch object in the bytes `file`. `name` is the patch's name if it does not give
     /// one.
     ///
     /// A patch object is code that this process is going to run: whoever chooses it decides what
-    /// the process does. Its form is checked, what it does is not, nor who wrote it. That is not
+    /// the process does. Its form is checked, and its signature if [`Options::verifier`] says who may
+    /// sign; what it does is not, nor, without that, who wrote it. That is not
     /// for this function to promise, and so it is no `unsafe` one: it does what the owner of a
     /// process can do to it from outside, too, with `ptrace` or `/proc/PID/mem`. `docs/safety.md`
     /// says where that line is drawn. A program must not pass on here what it was given by somebody
@@ -305,9 +318,10 @@ impl Livepatch {
     /// [`LoadError`]; nothing has changed then.
     pub fn load(&'static self, file: &[u8], name: &str) -> Result<PatchId, LoadError> {
         let process = self.engine.host();
+        let admitted = elf::admit(process, file, name)?;
         self.meet_unwinders(true).map_err(LoadError::Process)?;
         // SAFETY: the owner of the process decided on this code, as said above.
-        let loaded = unsafe { elf::load(process, file, name) }?;
+        let loaded = unsafe { elf::load(process, admitted, name) }?;
         let page = retired::first_page(loaded.image.image());
         if let Err((image, error)) = self.space().add(loaded.image) {
             // SAFETY: nobody knows it.

@@ -1,6 +1,7 @@
 //! The example `server` as a process of its own, and the command `klp` on it.
 #![allow(dead_code, reason = "not every test needs everything")]
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -44,16 +45,27 @@ pub(crate) struct Server {
     /// The patch object that comes with it.
     pub(crate) patch: String,
     pub(crate) folder: Folder,
+    /// What it said at its beginning.
+    pub(crate) said: Vec<String>,
 }
 
 impl Server {
     /// Starts it; `slowest` is how many milliseconds a thread stays in a patched function at most.
     pub(crate) fn start(slowest: u32) -> Self {
-        Self::start_program(&example(), slowest)
+        Self::start_with(slowest, &[])
+    }
+
+    /// The same with more options.
+    pub(crate) fn start_with(slowest: u32, options: &[&OsStr]) -> Self {
+        Self::begin(&example(), slowest, options)
     }
 
     /// The same with a copy of the program.
     pub(crate) fn start_program(program: &Path, slowest: u32) -> Self {
+        Self::begin(program, slowest, &[])
+    }
+
+    fn begin(program: &Path, slowest: u32, options: &[&OsStr]) -> Self {
         let folder = Folder::new();
         let socket = folder.0.join("server.sock");
         let mut process = Command::new(program)
@@ -65,28 +77,26 @@ impl Server {
                 "--socket",
             ])
             .arg(&socket)
+            .args(options)
             .stdout(Stdio::piped())
             .spawn()
             .expect("the example runs");
         let out = process.stdout.take().expect("it was asked for");
-        let mut patch = None;
         let mut lines = BufReader::new(out).lines();
-        for line in lines.by_ref() {
-            let line = line.expect("text");
-            patch = patch.or(line
-                .strip_prefix("patch ")
-                .map(|path| path.trim().to_owned()));
-            if line.starts_with("End it") {
-                break;
-            }
-        }
+        let text = lines.by_ref().map(|line| line.expect("text"));
+        let said: Vec<String> = text
+            .take_while(|line| !line.starts_with("End it"))
+            .collect();
+        let patch = said.iter().find_map(|line| line.strip_prefix("patch "));
+        let patch = patch.expect("it says where the patch is").trim().to_owned();
         // Its pipe must not fill up.
         std::thread::spawn(move || lines.for_each(drop));
         Self {
             process,
             socket,
-            patch: patch.expect("it says where the patch is"),
+            patch,
             folder,
+            said,
         }
     }
 

@@ -1,9 +1,11 @@
 //! `klp-build ORIGINAL PATCHED -o PATCH`: a patch object out of two builds, or, with `--diff`, out
-//! of a source diff. `klp-build inspect` shows what one contains.
+//! of a source diff. `klp-build inspect` shows what one contains; `keygen`, `sign` and `verify` are
+//! about who vouches for it.
 
 mod inspect;
 mod kernel;
 mod rebuild;
+mod sign;
 mod step;
 mod units;
 
@@ -34,7 +36,10 @@ use std::path::{Path, PathBuf};
 #[command(override_usage = "klp-build [OPTIONS] -o OUTPUT ORIGINAL PATCHED
        klp-build [OPTIONS] -o OUTPUT --diff DIFF --source FOLDER
        klp-build [OPTIONS] -o OUTPUT --diff DIFF -- COMMAND...
-       klp-build inspect [--json] PATCH")]
+       klp-build inspect [--json] PATCH
+       klp-build keygen NAME
+       klp-build sign [--detached] --key KEY PATCH
+       klp-build verify --key KEY PATCH")]
 struct Args {
     #[command(subcommand)]
     command: Option<Verb>,
@@ -99,6 +104,9 @@ struct Args {
 #[derive(Subcommand)]
 enum Verb {
     Inspect(inspect::Inspect),
+    Keygen(sign::Keygen),
+    Sign(sign::Sign),
+    Verify(sign::Verify),
 }
 
 fn main() -> Result<()> {
@@ -110,6 +118,9 @@ fn main() -> Result<()> {
 fn run(args: &Args) -> Result<String> {
     match (&args.command, &args.output) {
         (Some(Verb::Inspect(inspect)), _) => inspect.run(),
+        (Some(Verb::Keygen(keygen)), _) => keygen.run(),
+        (Some(Verb::Sign(sign)), _) => sign.run(),
+        (Some(Verb::Verify(verify)), _) => verify.run(),
         (None, Some(output)) => make(args, output),
         (None, None) => bail!("nothing says where to write the patch object: see --help"),
     }
