@@ -419,13 +419,21 @@ mod tests {
         stacks.update(&objects, &[]).expect("memory");
         let thread = Asleep::new(&SLEPT);
 
-        // It sleeps at the same place again, with the same calls on its stack.
-        let sleeper = thread.find();
-        thread.wake(0);
-        assert_eq!(thread.find_by(&OTHER).place, sleeper.place);
-        let (stopped, frames) = walk(&stacks, &sleeper);
-        assert!(stopped.was_read() && !sleeper.confirms(&stopped));
-        assert_eq!(look(&stacks, &thread.find()), (true, frames.clone()));
+        // It sleeps at the same place again, with the same calls on its stack; also if the place
+        // was known before, and the stack was not.
+        for twice in [false, true] {
+            if twice {
+                thread.find();
+            }
+            let sleeper = thread.find();
+            assert!(sleeper.known || !twice);
+            thread.wake(0);
+            assert_eq!(thread.find_by(&OTHER).place, sleeper.place);
+            let (stopped, _) = walk(&stacks, &sleeper);
+            assert!(stopped.was_read() && !sleeper.confirms(&stopped));
+        }
+        let (read, frames) = look(&stacks, &thread.find());
+        assert!(read);
 
         // What was known when it was found was so then, whatever it does now.
         let sleeper = thread.find();
