@@ -13,8 +13,8 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use klp_core::addr::CodeAddr;
 use klp_core::port::{Frame, FrameKind};
 
-/// Frames that are kept at most. Of a thread with more, nothing is kept. A thread's record has about
-/// 1 KiB with it.
+/// Frames that are kept at most. Of a thread with more, nothing is kept. With this, a thread's
+/// record has about 1 KiB.
 const ROOM: usize = 100;
 
 /// The frames of one walk. Only one thread at a time looks at sleepers, and uses this.
@@ -97,8 +97,8 @@ pub(crate) struct Found<'a> {
 }
 
 impl Found<'_> {
-    /// Visits the frames as the walk did, those that were guessed once each. Before those that were guessed, if there were any,
-    /// `guess` is called.
+    /// Visits the frames as the walk did, those that were guessed once each. Before those, if there
+    /// were any, `guess` is called.
     pub(crate) fn visit(
         &self,
         guess: impl FnOnce(),
