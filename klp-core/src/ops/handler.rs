@@ -75,6 +75,7 @@ impl Ops {
     }
 
     /// Where the original function goes on behind its site.
+    #[inline]
     #[must_use]
     pub fn original(&self) -> CodeAddr {
         // What `new` or `serve` wrote was there before the site led to the handler.
@@ -105,6 +106,7 @@ impl Ops {
     ///
     /// From before this call until after it, the run counts as one of the handler's for
     /// [`Tracer::synchronize`](crate::port::Tracer::synchronize).
+    #[inline]
     pub unsafe fn select(&self, state: impl FnOnce() -> TaskState) -> CodeAddr {
         // SAFETY: the caller's promise.
         unsafe { self.stack.select(state) }.unwrap_or_else(|| self.original())

@@ -71,6 +71,7 @@ impl FuncNode {
     }
 
     /// Where a call goes when this node is chosen; `None`: to the original.
+    #[inline]
     #[must_use]
     pub fn target(&self) -> Option<CodeAddr> {
         let code = self.code.get();
@@ -307,6 +308,7 @@ impl FuncStack {
 ///
 /// The node is not used any more when the run of the handler ends in which this is called, or when
 /// the stack's writer is borrowed exclusively.
+#[inline]
 unsafe fn follow(link: &AtomicPtr<FuncNode>, order: Ordering) -> Option<&FuncNode> {
     // SAFETY: by `FuncStack`'s invariant the pointer is null or leads to a node that is linked, or
     // was when the run of the handler began that reads here. The memory of such a node stays until

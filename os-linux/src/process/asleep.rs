@@ -3,10 +3,15 @@
 //! The kernel tells where such a thread stands, and how often it was given a processor
 //! (`/proc/PID/task/TID/syscall` and `schedstat`, see proc(5)). If that number is the same before
 //! and after a look, the thread has not run meanwhile, and its stack was what was looked at. Of its
-//! registers only the stack pointer and the next instruction are told; and as long as the number
-//! stays the same, they need not be asked for again.
+//! registers only the stack pointer and the next instruction are told.
+//!
+//! As long as the number stays the same, nothing of that needs to be found again: where the thread
+//! sleeps ([`Slept`]), and what is on its stack ([`LastWalk`]), is known. The number is read before
+//! anything else. So if it is the same at any time after that, the thread has slept in between, and
+//! what was found in between is so still.
 
 use super::arch::{FORKS, registers};
+use super::last_walk::LastWalk;
 use super::scan::Threads;
 use super::sys;
 use super::unwind::Stopped;
@@ -18,11 +23,12 @@ use std::os::unix::fs::FileExt;
 pub(crate) struct Sleeper<'a> {
     threads: &'a Threads,
     schedstat: File,
-    inode: u64,
     /// How often it had been given a processor by then.
     runs: u64,
     place: Place,
-    last: &'a LastPlace,
+    /// Whether the place was known before.
+    known: bool,
+    slept: &'static Slept,
 }
 
 /// Where a thread sleeps.
@@ -36,7 +42,7 @@ struct Place {
 
 /// Where a thread slept when it was last found: it is there still if it has not run since. Only one
 /// thread at a time finds sleepers.
-pub(crate) struct LastPlace {
+pub(crate) struct Slept {
     /// The number of its `schedstat`, which no other thread's file has, also if that thread gets
     /// the id of this one when this one is gone. 0: nothing is known.
     inode: AtomicU64,
@@ -44,9 +50,11 @@ pub(crate) struct LastPlace {
     sp: AtomicU64,
     pc: AtomicU64,
     resumed: AtomicBool,
+    /// Of its stack, as it is there.
+    walk: LastWalk,
 }
 
-impl LastPlace {
+impl Slept {
     pub(crate) const fn new() -> Self {
         Self {
             inode: AtomicU64::new(0),
@@ -54,7 +62,13 @@ impl LastPlace {
             sp: AtomicU64::new(0),
             pc: AtomicU64::new(0),
             resumed: AtomicBool::new(false),
+            walk: LastWalk::new(),
         }
+    }
+
+    /// Nothing is known from here on.
+    pub(crate) fn forget(&self) {
+        self.inode.store(0, Ordering::SeqCst);
     }
 
     /// The place, if it was found when the thread of the file `inode` had run `runs` times.
@@ -71,7 +85,8 @@ impl LastPlace {
 
     fn set(&self, inode: u64, runs: u64, place: Place) {
         // Who is interrupted here by a handler that forks leaves no half of a place.
-        self.inode.store(0, Ordering::SeqCst);
+        self.forget();
+        self.walk.forget();
         self.runs.store(runs, Ordering::Relaxed);
         self.sp.store(place.sp, Ordering::Relaxed);
         self.pc.store(place.pc, Ordering::Relaxed);
@@ -81,10 +96,10 @@ impl LastPlace {
 }
 
 impl<'a> Sleeper<'a> {
-    /// Finds out where the thread `tid` of `threads` sleeps; `last` is where it did the last time.
+    /// Finds out where the thread `tid` of `threads` sleeps; `slept` is where it did the last time.
     /// `None`: it runs or may run, it sleeps elsewhere than in a system call, its stack is in use by
     /// a child of `vfork`, or nobody can tell.
-    pub(crate) fn find(threads: &'a Threads, tid: u32, last: &'a LastPlace) -> Option<Self> {
+    pub(crate) fn find(threads: &'a Threads, tid: u32, slept: &'static Slept) -> Option<Self> {
         // Of the caller, the kernel would tell where it asks.
         if tid == threads.caller() {
             return None;
@@ -92,28 +107,37 @@ impl<'a> Sleeper<'a> {
         let schedstat = threads.file(tid, "schedstat").ok()?;
         let runs = runs(&schedstat)?;
         let inode = sys::inode(&schedstat)?;
-        let place = last.get(inode, runs).or_else(|| {
+        let known = slept.get(inode, runs);
+        let place = known.or_else(|| {
             let mut buffer = [0; 256];
             let syscall = threads.file(tid, "syscall").ok()?;
-            place(core::str::from_utf8(read(&syscall, &mut buffer)?).ok()?)
+            let place = place(core::str::from_utf8(read(&syscall, &mut buffer)?).ok()?)?;
+            slept.set(inode, runs, place);
+            Some(place)
         })?;
         Some(Self {
             threads,
             schedstat,
-            inode,
             runs,
             place,
-            last,
+            known: known.is_some(),
+            slept,
         })
     }
 
     /// Whether it has not run since it was found.
     pub(crate) fn still_sleeps(&self) -> bool {
-        let asleep = runs(&self.schedstat) == Some(self.runs) && self.threads.are_own();
-        if asleep {
-            self.last.set(self.inode, self.runs, self.place);
+        runs(&self.schedstat) == Some(self.runs) && self.threads.are_own()
+    }
+
+    /// Whether walks from `stopped`, which is [of this](Self::stopped), have told the truth: it has
+    /// not run since it was found, or all that they told was known by then.
+    pub(crate) fn confirms(&self, stopped: &Stopped) -> bool {
+        if self.known && !stopped.was_read() {
+            self.threads.are_own()
+        } else {
+            self.still_sleeps()
         }
-        asleep
     }
 
     /// Whether the call goes on after a signal (with `SA_RESTART`) as if there had been none
@@ -129,7 +153,8 @@ impl<'a> Sleeper<'a> {
 
     /// Where a walk of its stack begins.
     pub(crate) fn stopped(&self) -> Stopped {
-        Stopped::from_outside(registers::asleep(self.place.pc, self.place.sp))
+        let regs = registers::asleep(self.place.pc, self.place.sp);
+        Stopped::from_outside(regs, &self.slept.walk)
     }
 }
 
@@ -180,9 +205,14 @@ fn place(syscall: &str) -> Option<Place> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::objects::Objects;
+    use super::super::unwind::Stacks;
     use super::*;
     use core::hint::black_box;
-    use std::sync::mpsc::{Receiver, RecvError, channel};
+    use core::ops::ControlFlow;
+    use klp_core::port::{Frame, FrameKind, Unwinder};
+    use std::sync::mpsc::{Receiver, RecvError, Sender, channel};
+    use std::thread::JoinHandle;
 
     #[test]
     fn what_the_kernel_says_is_understood() {
@@ -233,7 +263,7 @@ mod tests {
             pc: 0x2000,
             resumed: true,
         };
-        let last = LastPlace::new();
+        let last = Slept::new();
         assert_eq!(last.get(0, 0), None);
         last.set(7, 3, place);
         assert_eq!(last.get(7, 3), Some(place));
@@ -250,41 +280,170 @@ mod tests {
         }
     }
 
+    /// A thread that sleeps.
+    struct Asleep {
+        thread: JoinHandle<()>,
+        tid: u32,
+        wake: Sender<usize>,
+        done: Receiver<()>,
+        threads: Threads,
+        slept: &'static Slept,
+    }
+
+    impl Asleep {
+        fn new(slept: &'static Slept) -> Self {
+            let (send_tid, tids) = channel();
+            let (wake, woken) = channel();
+            let (send_done, done) = channel();
+            let thread = std::thread::spawn(move || {
+                send_tid.send(sys::gettid()).expect("the test listens");
+                let mut depth = 0;
+                while let Ok(next) = sleep(depth, &woken) {
+                    depth = next;
+                    send_done.send(()).expect("the test listens");
+                }
+            });
+            Self {
+                thread,
+                tid: tids.recv().expect("the thread says its id"),
+                wake,
+                done,
+                threads: Threads::open().expect("`/proc` is there"),
+                slept,
+            }
+        }
+
+        fn find(&self) -> Sleeper<'_> {
+            self.find_by(self.slept)
+        }
+
+        fn find_by(&self, slept: &'static Slept) -> Sleeper<'_> {
+            loop {
+                let sleeper = Sleeper::find(&self.threads, self.tid, slept);
+                // It may sleep for a moment somewhere else before it listens.
+                std::thread::sleep(std::time::Duration::from_millis(10));
+                if let Some(sleeper) = sleeper.filter(Sleeper::still_sleeps) {
+                    return sleeper;
+                }
+            }
+        }
+
+        /// Has it sleep again, so many calls deep.
+        fn wake(&self, depth: usize) {
+            self.wake.send(depth).expect("the thread listens");
+            self.done.recv().expect("the thread answers");
+        }
+
+        fn end(self) -> Option<Place> {
+            drop(self.wake);
+            self.thread.join().expect("the thread only waits");
+            let found = Sleeper::find(&self.threads, self.tid, self.slept);
+            found.map(|sleeper| sleeper.place)
+        }
+    }
+
     #[test]
     fn a_sleeper_is_found_and_its_waking_noticed() {
-        let (send_tid, tids) = channel();
-        let (wake, woken) = channel();
-        let (send_done, done) = channel();
-        let thread = std::thread::spawn(move || {
-            send_tid.send(sys::gettid()).expect("the test listens");
-            let mut depth = 0;
-            while let Ok(next) = sleep(depth, &woken) {
-                depth = next;
-                send_done.send(()).expect("the test listens");
-            }
-        });
-        let tid = tids.recv().expect("the thread says its id");
-        // It may sleep for a moment somewhere else before it listens.
-        let (threads, last) = (Threads::open().expect("`/proc` is there"), LastPlace::new());
-        let find = || loop {
-            let sleeper = Sleeper::find(&threads, tid, &last);
-            std::thread::sleep(std::time::Duration::from_millis(10));
-            if let Some(sleeper) = sleeper.filter(Sleeper::still_sleeps) {
-                return sleeper;
-            }
-        };
-        let sleeper = find();
-        assert_eq!(find().place, sleeper.place, "it sleeps on");
-        wake.send(10).expect("the thread listens");
-        done.recv().expect("the thread answers");
+        static SLEPT: Slept = Slept::new();
+        let thread = Asleep::new(&SLEPT);
+        let sleeper = thread.find();
+        assert_eq!(thread.find().place, sleeper.place, "it sleeps on");
+        thread.wake(10);
         assert!(!sleeper.still_sleeps(), "it has run");
-        assert!(find().sp() < sleeper.sp(), "it sleeps elsewhere");
+        assert!(thread.find().sp() < sleeper.sp(), "it sleeps elsewhere");
         assert!(
-            Sleeper::find(&threads, sys::gettid(), &last).is_none(),
+            Sleeper::find(&thread.threads, sys::gettid(), &SLEPT).is_none(),
             "the caller does not sleep"
         );
-        drop((wake, find()));
-        thread.join().expect("the thread only waits");
-        assert!(Sleeper::find(&threads, tid, &last).is_none(), "it is gone");
+        assert_eq!(thread.end(), None, "it is gone");
+    }
+
+    /// Walks the stack of `sleeper`; what is guessed more than once counts once.
+    fn walk(stacks: &Stacks, sleeper: &Sleeper<'_>) -> (Stopped, Vec<Frame>) {
+        let (stopped, mut frames) = (sleeper.stopped(), Vec::new());
+        let walked = stacks.walk(&stopped, &mut |frame| {
+            if frame.kind != FrameKind::PerhapsCall || !frames.contains(&frame) {
+                frames.push(frame);
+            }
+            ControlFlow::Continue(())
+        });
+        assert_eq!(walked, Ok(()));
+        (stopped, frames)
+    }
+
+    /// The same; says whether it was read for that.
+    fn look(stacks: &Stacks, sleeper: &Sleeper<'_>) -> (bool, Vec<Frame>) {
+        let (stopped, frames) = walk(stacks, sleeper);
+        assert!(sleeper.confirms(&stopped));
+        (stopped.was_read(), frames)
+    }
+
+    #[test]
+    fn a_stack_is_read_again_only_when_its_thread_has_run_or_tables_have_changed() {
+        static SLEPT: Slept = Slept::new();
+        let (objects, stacks) = (Objects::default(), Stacks::default());
+        objects.refresh(&mut |_| ());
+        let update = || stacks.update(&objects, &[]).expect("memory");
+        update();
+        let thread = Asleep::new(&SLEPT);
+
+        let (read, frames) = look(&stacks, &thread.find());
+        assert!(read && frames.len() > 3);
+        for _ in 0..3 {
+            let again = look(&stacks, &thread.find());
+            assert_eq!(again, (false, frames.clone()), "it sleeps on");
+        }
+
+        thread.wake(10);
+        let (read, deeper) = look(&stacks, &thread.find());
+        assert!(read, "it has run");
+        assert!(deeper.iter().any(|frame| !frames.contains(frame)));
+        assert_eq!(look(&stacks, &thread.find()), (false, deeper.clone()));
+
+        update();
+        let again = look(&stacks, &thread.find());
+        assert_eq!(again, (true, deeper.clone()), "by other tables");
+        assert_eq!(look(&stacks, &thread.find()), (false, deeper));
+
+        SLEPT.forget();
+        assert!(look(&stacks, &thread.find()).0, "nothing is known");
+        assert_eq!(thread.end(), None);
+    }
+
+    #[test]
+    fn what_was_read_from_a_thread_that_has_woken_up_counts_for_nothing() {
+        static SLEPT: Slept = Slept::new();
+        static OTHER: Slept = Slept::new();
+        let (objects, stacks) = (Objects::default(), Stacks::default());
+        objects.refresh(&mut |_| ());
+        stacks.update(&objects, &[]).expect("memory");
+        let thread = Asleep::new(&SLEPT);
+
+        // It sleeps at the same place again, with the same calls on its stack; also if the place
+        // was known before, and the stack was not.
+        for twice in [false, true] {
+            if twice {
+                thread.find();
+            }
+            let sleeper = thread.find();
+            assert!(sleeper.known || !twice);
+            thread.wake(0);
+            assert_eq!(thread.find_by(&OTHER).place, sleeper.place);
+            let (stopped, _) = walk(&stacks, &sleeper);
+            assert!(stopped.was_read() && !sleeper.confirms(&stopped));
+        }
+        let (read, frames) = look(&stacks, &thread.find());
+        assert!(read);
+
+        // What was known when it was found was so then, whatever it does now.
+        let sleeper = thread.find();
+        thread.wake(10);
+        assert!(thread.find_by(&OTHER).sp() < sleeper.sp());
+        let (stopped, before) = walk(&stacks, &sleeper);
+        assert!(!stopped.was_read() && sleeper.confirms(&stopped));
+        assert_eq!(before, frames);
+        let (read, deeper) = look(&stacks, &thread.find());
+        assert!(read && deeper.iter().any(|frame| !frames.contains(frame)));
+        assert_eq!(thread.end(), None);
     }
 }

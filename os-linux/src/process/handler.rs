@@ -128,7 +128,12 @@ fn every_thread_passes_a_barrier() -> Result<bool, Error> {
 struct Passes;
 
 impl Look for Passes {
-    fn look_from_outside(&self, _: usize, record: &Record, threads: &Threads) -> FromOutside {
+    fn look_from_outside(
+        &self,
+        _: usize,
+        record: &'static Record,
+        threads: &Threads,
+    ) -> FromOutside {
         FromOutside::or_stop(record.sleeper(threads).is_some())
     }
 
@@ -167,7 +172,7 @@ struct Outside<'a> {
 
 impl Look for Outside<'_> {
     /// It might wake up and begin another run, which the one that it has left would cover.
-    fn look_from_outside(&self, _: usize, _: &Record, _: &Threads) -> FromOutside {
+    fn look_from_outside(&self, _: usize, _: &'static Record, _: &Threads) -> FromOutside {
         FromOutside::Stop
     }
 

@@ -55,7 +55,8 @@
 //   (entry pads).
 // * What is known of each thread and context, and stopping threads: `scan.rs`, `slots.rs`,
 //   `records.rs`, `context.rs`, `stop.rs`.
-// * Stacks: `unwind.rs`, `asleep.rs` (of who sleeps), `contexts.rs` (those that no thread runs on).
+// * Stacks: `unwind.rs`, `asleep.rs` and `last_walk.rs` (of who sleeps), `contexts.rs` (those that
+//   no thread runs on).
 // * Patch objects in memory: `memory.rs`, `unwinders.rs`, `retired.rs`, `patches.rs`; with the
 //   objects: `space.rs`.
 // * Files of patch objects: `file.rs`.
@@ -81,6 +82,7 @@ mod file;
 mod fork;
 mod handler;
 mod host;
+mod last_walk;
 mod libraries;
 mod library;
 mod linker;

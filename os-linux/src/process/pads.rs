@@ -143,7 +143,12 @@ impl<'a> Pads<'a> {
 
 impl Look for Pads<'_> {
     /// Who sleeps in a system call stands in no pad, but may have been interrupted in one.
-    fn look_from_outside(&self, _: usize, record: &Record, threads: &Threads) -> FromOutside {
+    fn look_from_outside(
+        &self,
+        _: usize,
+        record: &'static Record,
+        threads: &Threads,
+    ) -> FromOutside {
         let Some(sleeper) = record.sleeper(threads) else {
             return FromOutside::Stop;
         };

@@ -6,7 +6,7 @@
 //! `vfork`, counts as that thread. All but the fields of a record change under one
 //! [`SignalLock`], so that a signal or entry handler may join at any time.
 
-use super::asleep::{LastPlace, Sleeper};
+use super::asleep::{Sleeper, Slept};
 use super::lock::{Guard, SignalLock};
 use super::scan::Threads;
 use super::slots::{Pool, Slot};
@@ -19,34 +19,34 @@ use core::sync::atomic::{
 use core::time::Duration;
 use klp_core::port::{TaskId, TaskState};
 
-/// One thread.
-#[repr(align(64))]
+/// One thread. All that a call asks for is in one line of the cache.
+#[repr(C, align(64))]
 pub(crate) struct Record {
     /// The thread's [`TaskState`], as a number, while it runs on no registered context; see
     /// `contexts.rs`. [`PROBED`] is added while somebody looks at the thread from outside.
     own: AtomicI8,
     /// Whether the thread goes from one context to another just now, so that nobody may move it.
     between: AtomicBool,
-    /// The registered context that the thread runs on: this bears its state then. Null: none.
-    context: AtomicPtr<Slot>,
     /// Whether the thread itself has found the record; if not, a scan made it.
     owned: AtomicBool,
+    /// See [`is_ours`](Self::is_ours).
+    ours: AtomicBool,
     /// The thread's id; 0 in a record that is free.
     tid: AtomicU32,
+    /// The registered context that the thread runs on: this bears its state then. Null: none.
+    context: AtomicPtr<Slot>,
     /// Runs of the handler, begun and ended: odd while the thread is inside of one.
     runs: AtomicU64,
     /// The thread tries to switch itself in calls made with the stack pointer above this.
     try_above: AtomicU64,
-    /// See [`is_ours`](Self::is_ours).
-    ours: AtomicBool,
     /// See [`stay_at`](Self::stay_at).
     stays_at: AtomicU64,
-    /// Where it slept when it was last looked at from outside.
-    slept: LastPlace,
     /// The number of the stop whose signal is on its way to the thread; 0 if none is.
     pub(crate) signalled: AtomicU64,
     /// The number of the last stop that looked at the thread.
     pub(crate) visited: AtomicU64,
+    /// Where it slept when it was last looked at from outside.
+    slept: Slept,
 }
 
 /// What [`Record::own`] has more while somebody looks at the thread from outside.
@@ -93,20 +93,22 @@ impl Drop for Probe<'_> {
 }
 
 impl Record {
+    /// A free record, until it [begins](Self::begin): zeros only, so that programs need no room for
+    /// it in their files.
     const fn new() -> Self {
         Self {
-            own: AtomicI8::new(TaskState::Idle as i8),
+            own: AtomicI8::new(0),
             between: AtomicBool::new(false),
-            context: AtomicPtr::new(ptr::null_mut()),
             owned: AtomicBool::new(false),
-            tid: AtomicU32::new(0),
-            runs: AtomicU64::new(0),
-            try_above: AtomicU64::new(u64::MAX),
             ours: AtomicBool::new(false),
+            tid: AtomicU32::new(0),
+            context: AtomicPtr::new(ptr::null_mut()),
+            runs: AtomicU64::new(0),
+            try_above: AtomicU64::new(0),
             stays_at: AtomicU64::new(0),
-            slept: LastPlace::new(),
             signalled: AtomicU64::new(0),
             visited: AtomicU64::new(0),
+            slept: Slept::new(),
         }
     }
 
@@ -265,7 +267,7 @@ impl Record {
     }
 
     /// Finds out where the thread, one of `threads`, sleeps.
-    pub(crate) fn sleeper<'a>(&'a self, threads: &'a Threads) -> Option<Sleeper<'a>> {
+    pub(crate) fn sleeper<'a>(&'static self, threads: &'a Threads) -> Option<Sleeper<'a>> {
         Sleeper::find(threads, self.tid(), &self.slept)
     }
 
@@ -287,6 +289,7 @@ impl Record {
         self.try_above(u64::MAX);
         self.ours.store(false, Ordering::Relaxed);
         self.stay_at(0);
+        self.slept.forget();
         self.signalled.store(0, Ordering::Relaxed);
         self.visited.store(0, Ordering::Relaxed);
         self.tid.store(tid, Ordering::Relaxed);
@@ -514,14 +517,8 @@ fn grow() -> bool {
     let Ok(memory) = map_zeroed(size_of::<Chunk>()) else {
         return false;
     };
+    // Zeros are what a chunk begins with. The mapping is large enough, and aligned to a page.
     let chunk = memory.cast::<Chunk>();
-    // SAFETY: the mapping is new, large enough, and aligned to a page.
-    unsafe {
-        // Zeros are what a chunk begins with, all but the idle state.
-        for record in &(*chunk).records {
-            record.begin(0, TaskState::Idle);
-        }
-    }
     let last = chunks().last().unwrap_or(&FIRST);
     last.next.store(chunk, Ordering::Release);
     true

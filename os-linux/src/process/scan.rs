@@ -84,9 +84,11 @@ pub(crate) fn threads(into: &mut Vec<TaskId>) -> Result<(), Error> {
 /// So the listing is checked: `n` threads exist at a moment after it, and if as many of those that
 /// it names exist after that moment, it names all of them.
 fn list(directory: &File, buffer: &mut Vec<u8>, into: &mut Vec<TaskId>) -> Result<bool, Error> {
+    let likely = usize::try_from(count(directory)?).unwrap_or(usize::MAX);
+    let likely = likely.saturating_add(64).saturating_mul(ENTRY);
     let len = loop {
-        if buffer.len() < 16 * 1024 {
-            grow(buffer, 16 * 1024)?;
+        if buffer.len() < likely {
+            grow(buffer, likely)?;
         }
         let len = read_directory(directory, buffer)?;
         if len + ENTRY <= buffer.len() {

@@ -43,7 +43,12 @@ impl FromOutside {
 /// What is done with a thread.
 pub(crate) trait Look: Sync {
     /// Looks at thread `index` from outside: `record` is the one of it in `threads`.
-    fn look_from_outside(&self, index: usize, record: &Record, threads: &Threads) -> FromOutside;
+    fn look_from_outside(
+        &self,
+        index: usize,
+        record: &'static Record,
+        threads: &Threads,
+    ) -> FromOutside;
 
     /// The same on the thread itself, which is stopped: in a signal handler.
     ///

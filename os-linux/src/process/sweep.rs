@@ -244,7 +244,12 @@ fn may_be_woken(sleeper: &Sleeper, record: &Record) -> bool {
 
 impl Look for Scan<'_> {
     /// Of who sleeps, the registers are not known.
-    fn look_from_outside(&self, _: usize, record: &Record, threads: &Threads) -> FromOutside {
+    fn look_from_outside(
+        &self,
+        _: usize,
+        record: &'static Record,
+        threads: &Threads,
+    ) -> FromOutside {
         match record.sleeper(threads) {
             Some(sleeper) if !may_be_woken(&sleeper, record) => FromOutside::Leave,
             _ => FromOutside::Stop,

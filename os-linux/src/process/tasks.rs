@@ -141,7 +141,7 @@ struct Visit<'a> {
 
 impl Visit<'_> {
     /// Has the visitor look at a thread that sleeps; `false`: it has to be stopped.
-    fn look_at_sleeper(&self, index: usize, record: &Record, threads: &Threads) -> bool {
+    fn look_at_sleeper(&self, index: usize, record: &'static Record, threads: &Threads) -> bool {
         // ORDER(probe): the thread sleeps after the probe has begun, and is looked at as long as it
         // does. Whatever it does when it wakes up, it asks for its state before it gets into an
         // affected function, and then either the probe is over or the state is set.
@@ -156,7 +156,7 @@ impl Visit<'_> {
         }
         let stopped = sleeper.stopped();
         let state = self.visitor.visit(index, &stopped);
-        if !sleeper.still_sleeps() {
+        if !sleeper.confirms(&stopped) {
             return false;
         }
         let Some(state) = state else {
@@ -178,7 +178,12 @@ impl Visit<'_> {
 }
 
 impl Look for Visit<'_> {
-    fn look_from_outside(&self, index: usize, record: &Record, threads: &Threads) -> FromOutside {
+    fn look_from_outside(
+        &self,
+        index: usize,
+        record: &'static Record,
+        threads: &Threads,
+    ) -> FromOutside {
         FromOutside::or_stop(self.look_at_sleeper(index, record, threads))
     }
 

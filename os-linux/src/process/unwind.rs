@@ -11,6 +11,7 @@
 
 use super::arch::{self, Regs, Rule, SIGNAL_RETURN, Table, calls, registers, unwind};
 use super::error::Error;
+use super::last_walk::LastWalk;
 use super::lock::Mutex;
 use super::maps::Maps;
 use super::objects::Objects;
@@ -30,31 +31,35 @@ use klp_core::port::{Doubt, Frame, FrameKind, Unreliable, Unwinder};
 #[derive(Debug)]
 pub struct Stopped {
     regs: Regs,
-    /// Whether the thread sleeps, and may wake up at any moment. Memory of its stack is copied then,
-    /// and some of `regs` are unknown.
-    sleeps: bool,
+    /// Of a thread that sleeps, and may wake up at any moment: what is known of its stack. Memory
+    /// of it is copied, if at all, and some of `regs` are unknown.
+    asleep: Option<&'static LastWalk>,
     /// Whether the last walk may have visited something else than what there is.
     inexact: Cell<bool>,
     /// The same of any walk.
     incomplete: Cell<bool>,
+    /// Whether a sleeper's stack was read.
+    read: Cell<bool>,
 }
 
 impl From<Regs> for Stopped {
     fn from(regs: Regs) -> Self {
         Self {
             regs,
-            sleeps: false,
+            asleep: None,
             inexact: Cell::new(false),
             incomplete: Cell::new(false),
+            read: Cell::new(false),
         }
     }
 }
 
 impl Stopped {
-    /// A thread that sleeps, of which the stack pointer and the next instruction are known.
-    pub(crate) fn from_outside(regs: Regs) -> Self {
+    /// A thread that sleeps, of which the stack pointer and the next instruction are known, and
+    /// perhaps the `last` walk of its stack.
+    pub(crate) fn from_outside(regs: Regs, last: &'static LastWalk) -> Self {
         Self {
-            sleeps: true,
+            asleep: Some(last),
             ..regs.into()
         }
     }
@@ -73,6 +78,18 @@ impl Stopped {
     /// The same of any walk.
     pub(crate) fn was_incomplete(&self) -> bool {
         self.incomplete.get()
+    }
+
+    /// Of a thread that sleeps, whether its stack was read. If not, walks have visited what was
+    /// known when it was found.
+    pub(crate) fn was_read(&self) -> bool {
+        self.read.get()
+    }
+
+    /// What a walk visits from here on may be something else than what there is.
+    fn guess(&self) {
+        self.inexact.set(true);
+        self.incomplete.set(true);
     }
 }
 
@@ -97,6 +114,8 @@ pub struct Stacks {
 /// What walks look at. Both are sorted by address, and nothing in them overlaps.
 #[derive(Clone, Default)]
 struct Set {
+    /// No other set has it. Not 0.
+    number: u64,
     /// By their text.
     objects: Vec<Rules>,
     /// Memory that the dynamic linker has made read-only: what stands there never changes.
@@ -169,8 +188,10 @@ impl Stacks {
         }
         rules.sort_unstable_by_key(|rules| rules.table.text().start());
         relro.sort_unstable_by_key(|relro: &TextRange| relro.start());
+        static LAST: AtomicU64 = AtomicU64::new(0);
         let before = self.set.swap(
             Box::into_raw(Box::new(Set {
+                number: LAST.fetch_add(1, Ordering::Relaxed) + 1,
                 objects: rules,
                 relro,
             })),
@@ -190,6 +211,11 @@ impl Stacks {
     pub(crate) fn knows(&self, pc: CodeAddr) -> bool {
         let rule = |set: &Set| set.rule(pc);
         self.with_tables(|set| !matches!(set.map_or(Rule::Gap, rule), Rule::Gap | Rule::Unknown))
+    }
+
+    /// The number of the tables; 0: there are none.
+    fn number(&self) -> u64 {
+        self.with_tables(|set| set.map_or(0, |set| set.number))
     }
 
     /// Whether what the code at the next instruction returns to is in memory, and not in a register.
@@ -380,25 +406,38 @@ unsafe impl Unwinder for Stacks {
         stopped: &Stopped,
         visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
     ) -> Result<(), Unreliable> {
-        if !stopped.sleeps {
+        let Some(last) = stopped.asleep else {
             return self.walk_seeing(&stopped.regs, |_, _| (), visit);
+        };
+        stopped.inexact.set(false);
+        let tables = self.number();
+        if let Some(found) = last.get(tables) {
+            let _ = found.visit(|| stopped.guess(), visit);
+            return Ok(());
         }
+        stopped.read.set(true);
+        let mut keeper = last.begin();
         let sp = arch::sp(&stopped.regs);
         let end = self.end(sp).unwrap_or(sp);
         let memory = Copied::stack(sp, end);
-        let walked = self.walk_copied(&stopped.regs, &memory, visit);
-        stopped.inexact.set(walked.is_err());
-        stopped
-            .incomplete
-            .set(stopped.incomplete.get() || walked.is_err());
-        match walked {
+        let mut walked = self.walk_copied(&stopped.regs, &memory, &mut |frame| {
+            keeper.push(frame, visit(frame))
+        });
+        if let Err(doubt) = walked {
+            stopped.guess();
             // As it would be for want of a register.
-            Err(doubt) if doubt.why == Doubt::Corrupt && self.returns_by_memory(&stopped.regs) => {
-                let guessed = self.guess(&memory, sp..end, visit);
-                guessed.unwrap_or(Err(doubt))
+            if doubt.why == Doubt::Corrupt && self.returns_by_memory(&stopped.regs) {
+                keeper.guess();
+                let mut guess = |frame| keeper.push(frame, visit(frame));
+                walked = self
+                    .guess(&memory, sp..end, &mut guess)
+                    .unwrap_or(Err(doubt));
             }
-            walked => walked,
         }
+        if walked.is_ok() && self.number() == tables {
+            keeper.finish(tables);
+        }
+        walked
     }
 
     /// Of a direct call. If it went to an entry of a procedure linkage table, or to a veneer, the
