@@ -29,6 +29,13 @@ pub enum ConvertError {
     Converted,
     /// Its code wants stacks that are executable, which threads have not.
     ExecutableStack,
+    /// A section wants to be aligned as no memory of a patch is.
+    Alignment {
+        /// The section.
+        section: String,
+        /// To a multiple of so many bytes.
+        align: u64,
+    },
     /// The name of a livepatch symbol does not follow the grammar.
     BadSymbol {
         /// The name.
@@ -47,6 +54,11 @@ impl fmt::Display for ConvertError {
             Self::ExecutableStack => f.write_str(
                 "it asks for an executable stack (.note.GNU-stack): \
                  take no address of a nested function, or mark hand-written assembly",
+            ),
+            Self::Alignment { section, align } => write!(
+                f,
+                "section {section} is to be aligned to {align} bytes: that must be a power of two, \
+                 and not more than {MAX_ALIGN}"
             ),
             Self::BadSymbol { name, why } => {
                 write!(f, "symbol {name} has an incorrectly formatted name: {why}")
@@ -87,6 +99,7 @@ pub fn convert(object: &[u8]) -> Result<Vec<u8>, ConvertError> {
 /// Writes `elf` as a patch object. What is undefined and called as livepatch symbols are becomes
 /// one.
 pub(crate) fn finish(mut elf: Builder<'_>) -> Result<Vec<u8>, ConvertError> {
+    check_alignment(&mut elf)?;
     let objects = mark_symbols(&mut elf)?;
     move_relocations(&mut elf, &objects);
     mark_file(&mut elf);
@@ -94,6 +107,24 @@ pub(crate) fn finish(mut elf: Builder<'_>) -> Result<Vec<u8>, ConvertError> {
     let mut bytes = Vec::new();
     elf.write(&mut bytes)?;
     Ok(bytes)
+}
+
+/// The largest alignment of a section. The memory of patches is aligned to that, and a file has
+/// room for it before the section.
+const MAX_ALIGN: u64 = 4096;
+
+/// Refuses what no memory of a patch is aligned to. The builder divides by alignments, of which 0
+/// and 1 mean the same (ELF gABI, "Section Header").
+fn check_alignment(elf: &mut Builder<'_>) -> Result<(), ConvertError> {
+    for section in &mut elf.sections {
+        let align = section.sh_addralign.max(1);
+        if !align.is_power_of_two() || align > MAX_ALIGN {
+            let section = String::from_utf8_lossy(section.name.as_slice()).into_owned();
+            return Err(ConvertError::Alignment { section, align });
+        }
+        section.sh_addralign = align;
+    }
+    Ok(())
 }
 
 /// Marks livepatch symbols, and returns the object of each.

@@ -1,6 +1,7 @@
 //! The developer's own commands: `cargo xtask VERB`.
 
 mod arch;
+mod fuzz;
 mod install;
 mod linux;
 mod machine;
@@ -63,6 +64,8 @@ enum Verb {
         /// its examples
         programs: Vec<String>,
     },
+    /// Build the fuzz targets and run them; anything found is an error
+    Fuzz(fuzz::Args),
     /// Everything that a landing must pass, except `cargo test --workspace`
     Ci,
 }
@@ -81,11 +84,13 @@ fn main() -> Result<()> {
         } => install::install(&prefix),
         Verb::Linux { verb } => linux::run(verb),
         Verb::Arch { arch, programs } => arch::test(arch, &programs),
+        Verb::Fuzz(args) => fuzz::fuzz(&args),
         Verb::Ci => {
             lint()?;
             msrv::build()?;
             loom()?;
             asan()?;
+            fuzz::fuzz(&fuzz::Args::all(20))?;
             soak(60)?;
             bench()?;
             install::check()?;

@@ -8,7 +8,8 @@
 //! OBJECT is 1 to 55 bytes without a dot, NAME 1 to 511 bytes without a comma, POSITION a decimal
 //! number below 2^32: 0 for a symbol that must be the only one of its name, `n` for the n-th. Linux
 //! reads the same fields (`klp_resolve_symbols`, `klp_write_section_relocs`) but stops looking
-//! behind the position's digits; here nothing may follow them.
+//! behind the position's digits; here nothing may follow them, and no zero stand before them: a
+//! symbol has one name.
 
 use crate::config::{OBJECT_NAME_LEN, SYMBOL_NAME_LEN};
 use core::fmt;
@@ -28,7 +29,7 @@ pub enum BadName {
     Object,
     /// The symbol's name is missing or too long, or no comma follows it.
     Symbol,
-    /// What follows the comma is not a decimal number below 2^32.
+    /// What follows the comma is not a decimal number below 2^32, or has zeros before it.
     Position,
 }
 
@@ -44,7 +45,9 @@ impl fmt::Display for BadName {
                 f,
                 "the symbol must have 1 to {SYMBOL_NAME_LEN} bytes and a comma behind it"
             ),
-            Self::Position => f.write_str("the position must be a decimal number below 2^32"),
+            Self::Position => f.write_str(
+                "the position must be a decimal number below 2^32, without zeros before it",
+            ),
         }
     }
 }
@@ -74,7 +77,8 @@ impl<'a> SymbolName<'a> {
         if name.is_empty() || name.len() > SYMBOL_NAME_LEN {
             return Err(BadName::Symbol);
         }
-        if !pos.bytes().all(|digit| digit.is_ascii_digit()) {
+        let is_padded = pos.len() > 1 && pos.starts_with('0');
+        if is_padded || !pos.bytes().all(|digit| digit.is_ascii_digit()) {
             return Err(BadName::Position);
         }
         Ok(Self {
@@ -208,6 +212,8 @@ mod tests {
             (".klp.sym.vmlinux.f,+1", BadName::Position),
             (".klp.sym.vmlinux.f, 1", BadName::Position),
             (".klp.sym.vmlinux.f,1x", BadName::Position),
+            (".klp.sym.vmlinux.f,00", BadName::Position),
+            (".klp.sym.vmlinux.f,01", BadName::Position),
             (".klp.sym.vmlinux.f,0,0", BadName::Position),
             (".klp.sym.vmlinux.f,4294967296", BadName::Position),
         ] {

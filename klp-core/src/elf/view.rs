@@ -132,14 +132,15 @@ impl<'a> View<'a> {
             .map_err(|_| Refusal::malformed("bad section table", "ELF header"))?;
         let (symbol_table, symbols) = read_symbols(&table, bytes, endian)?;
         let mut sections = try_vec(table.len())?;
+        let mut names = Names::of(bytes);
+        let mut left = bytes.len();
         for (index, section) in table.iter().enumerate() {
-            sections.push(read_section(
-                (&table, endian),
-                bytes,
-                index,
-                section,
-                symbol_table,
-            )?);
+            let section = read_section((&table, endian), bytes, index, section, symbol_table)?;
+            names.take(section.name)?;
+            left = left.checked_sub(section.bytes.len()).ok_or_else(|| {
+                Refusal::malformed("sections that share bytes of the file", section.name)
+            })?;
+            sections.push(section);
         }
         let mut view = Self {
             sections,
@@ -426,13 +427,38 @@ fn read_symbols<'a>(
         .symbols(endian, file, elf::SHT_SYMTAB)
         .map_err(|_| bad("it does not fit the file"))?;
     let mut read = try_vec(symbols.len())?;
+    let mut names = Names::of(file);
     for (index, symbol) in symbols.iter().enumerate() {
-        try_push(
-            &mut read,
-            read_symbol((&symbols, endian), index, symbol, table.len())?,
-        )?;
+        let symbol = read_symbol((&symbols, endian), index, symbol, table.len())?;
+        names.take(symbol.name)?;
+        try_push(&mut read, symbol)?;
     }
     Ok((symbols.section().0, read))
+}
+
+/// How many bytes of names may still be read.
+///
+/// Names may share bytes, so those of a small file could take any amount of time. Of what a
+/// compiler writes, they are never many times as long as the file.
+struct Names {
+    left: usize,
+}
+
+impl Names {
+    fn of(file: &[u8]) -> Self {
+        const TIMES: usize = 64;
+        Self {
+            left: file.len().saturating_mul(TIMES),
+        }
+    }
+
+    fn take(&mut self, name: &str) -> Result<(), Refusal> {
+        let left = self.left.checked_sub(name.len());
+        self.left = left.ok_or_else(|| {
+            Refusal::malformed("names that share most of their bytes", "string table")
+        })?;
+        Ok(())
+    }
 }
 
 fn read_symbol<'a>(

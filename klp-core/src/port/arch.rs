@@ -146,7 +146,8 @@ pub unsafe trait Arch: 'static {
 
     /// Recognises what stands at `at` in place of an entry: the first instruction of `bytes` that
     /// does something. `None` if it is neither breakpoint nor jump nor call, and for an unpatched
-    /// entry. For people to read, so a doubt is `None`.
+    /// entry; if `bytes` go on behind one, it is the function's own that is found. For people to
+    /// read, so a doubt is `None`.
     fn intruder(at: CodeAddr, bytes: &[u8]) -> Option<Intruder>;
 
     /// An instruction of `len` bytes that does nothing. An [entry](Entry) that is

@@ -92,6 +92,49 @@ fn at_any_alignment_in_memory() {
     }
 }
 
+/// The places of the file's section headers.
+fn section_headers(bytes: &[u8]) -> impl Iterator<Item = usize> + use<> {
+    let start = u64::from_le_bytes(bytes[40..48].try_into().expect("eight bytes"));
+    let count = u16::from_le_bytes(bytes[60..62].try_into().expect("two bytes"));
+    (0..usize::from(count)).map(move |index| start as usize + 64 * index)
+}
+
+/// A file of a few pages could ask for gigabytes otherwise.
+#[test]
+fn sections_do_not_share_bytes() {
+    let mut bytes = file();
+    let len = bytes.len() as u64;
+    for header in section_headers(&file()) {
+        let kind = u32::from_le_bytes(bytes[header + 4..header + 8].try_into().expect("four"));
+        if kind == object::elf::SHT_PROGBITS.0 {
+            bytes[header + 24..header + 32].fill(0);
+            bytes[header + 32..header + 40].copy_from_slice(&len.to_le_bytes());
+        }
+    }
+    let refused = load(&host(), &bytes, "p").expect_err("they are the whole file each");
+    let refused = refused.to_string();
+    assert!(
+        refused.contains("sections that share bytes of the file"),
+        "{refused}"
+    );
+}
+
+/// Reading them would take time by the square of the file's size.
+#[test]
+fn names_do_not_share_most_of_their_bytes() {
+    let (mut file, text) = File::replacing_victim();
+    let long = "n".repeat(1 << 16);
+    for _ in 0..1 << 12 {
+        file.function(&long, text, 0, 8);
+    }
+    let refused = load(&host(), &file.bytes(), "p").expect_err("one name, thousands of times");
+    let refused = refused.to_string();
+    assert!(
+        refused.contains("names that share most of their bytes"),
+        "{refused}"
+    );
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
