@@ -5,11 +5,13 @@
 //! 2. `src/stub/tests.rs` fills registers (`stub::State`) and calls `stub`;
 //! 3. `tests/common/mod.rs` reads the registers of a running process (`Running`);
 //! 4. `tests/process.rs` and `tests/main_thread.rs` call `process`;
-//! 5. `tests/contexts.rs` calls `contexts`.
+//! 5. `tests/contexts.rs` calls `contexts`;
+//! 6. `tests/linked.rs` names compilers' options and calls [`linked`].
 //!
-//! All but the first is there on Linux only.
+//! All but the first and the last is there on Linux only.
 
 pub mod code;
+pub mod linked;
 
 #[cfg(target_os = "linux")]
 mod page;

@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 use crate::X86_64;
+use klp_core::addr::CodeAddr;
 use klp_core::port::{RelocError, Relocation, Relocator, Support};
 use object::elf;
 
@@ -17,39 +18,65 @@ enum Field {
     Signed32,
 }
 
-/// What the value is: `S` is the symbol, `A` the addend, `P` the place.
+/// What the value is: `S` is the symbol or the slot, `A` the addend, `P` the place, `GOT` the base of
+/// the image's slots.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Value {
     /// `S + A`
     Absolute,
     /// `S + A - P`
     Relative,
+    /// `S + A - GOT`
+    FromGot,
+    /// `GOT + A - P`
+    Got,
 }
 
-/// The table. Those of thread-local storage, of the procedure linkage table's own and of a global
-/// offset table's base are for the static and dynamic linkers, and not here.
+/// The table. Not here are those of thread-local storage, those that only dynamic linkers meet, and
+/// those that no compiler writes: of fields of 8 and 16 bits, and of symbols' sizes.
 fn describe(kind: u32) -> Option<(Field, Value, Support)> {
-    Some(match elf::RelocationType(kind) {
-        elf::R_X86_64_NONE => (Field::Nothing, Value::Absolute, Support::None),
-        elf::R_X86_64_64 => (Field::Whole64, Value::Absolute, Support::None),
-        elf::R_X86_64_PC64 => (Field::Whole64, Value::Relative, Support::None),
-        elf::R_X86_64_32 => (Field::Unsigned32, Value::Absolute, Support::None),
-        elf::R_X86_64_32S => (Field::Signed32, Value::Absolute, Support::None),
-        elf::R_X86_64_PC32 => (Field::Signed32, Value::Relative, Support::None),
-        elf::R_X86_64_PLT32 => (Field::Signed32, Value::Relative, Support::Veneer),
+    use Field::{Nothing, Signed32, Unsigned32, Whole64};
+    use Value::{Absolute, FromGot, Got, Relative};
+    let (field, value) = match elf::RelocationType(kind) {
+        elf::R_X86_64_NONE => (Nothing, Absolute),
+        elf::R_X86_64_64 => (Whole64, Absolute),
+        elf::R_X86_64_PC64 => (Whole64, Relative),
+        elf::R_X86_64_32 => (Unsigned32, Absolute),
+        elf::R_X86_64_32S => (Signed32, Absolute),
+        elf::R_X86_64_PC32 => (Signed32, Relative),
+        elf::R_X86_64_PLT32 => return Some((Signed32, Relative, Support::Veneer)),
         // The instruction is left as it is, although psABI B.2 lets a linker make it one that needs
         // no slot.
-        elf::R_X86_64_GOTPCREL | elf::R_X86_64_GOTPCRELX | elf::R_X86_64_REX_GOTPCRELX => {
-            (Field::Signed32, Value::Relative, Support::AddressSlot)
+        elf::R_X86_64_GOTPCREL
+        | elf::R_X86_64_GOTPCRELX
+        | elf::R_X86_64_REX_GOTPCRELX
+        | elf::R_X86_64_CODE_4_GOTPCRELX
+        | elf::R_X86_64_CODE_5_GOTPCRELX
+        | elf::R_X86_64_CODE_6_GOTPCRELX => {
+            return Some((Signed32, Relative, Support::AddressSlot));
         }
+        // The medium and large code models. A procedure linkage table is not needed: the distance to
+        // a function has 64 bits.
+        elf::R_X86_64_GOTPCREL64 => return Some((Whole64, Relative, Support::AddressSlot)),
+        elf::R_X86_64_GOT32 => return Some((Signed32, FromGot, Support::AddressSlot)),
+        elf::R_X86_64_GOT64 | elf::R_X86_64_GOTPLT64 => {
+            return Some((Whole64, FromGot, Support::AddressSlot));
+        }
+        elf::R_X86_64_GOTOFF64 | elf::R_X86_64_PLTOFF64 => (Whole64, FromGot),
+        elf::R_X86_64_GOTPC32 => (Signed32, Got),
+        elf::R_X86_64_GOTPC64 => (Whole64, Got),
         _ => return None,
-    })
+    };
+    Some((field, value, Support::None))
 }
 
 // SAFETY: the table of the psABI; any other type is refused.
 #[allow(unsafe_code, reason = "an unsafe trait; all within is safe")]
 unsafe impl Relocator for X86_64 {
     const MACHINE: u16 = elf::EM_X86_64.0;
+
+    /// psABI 4.4.2: it resolves to the table's base.
+    const OWN_TOC: Option<&'static str> = Some("_GLOBAL_OFFSET_TABLE_");
 
     fn support(kind: u32) -> Option<Support> {
         describe(kind).map(|(_, _, support)| support)
@@ -63,12 +90,22 @@ unsafe impl Relocator for X86_64 {
             place,
             symbol,
             addend,
+            around,
             ..
         } = reloc;
         let (field, value, _) = describe(kind).ok_or(RelocError::Unsupported { kind })?;
+        let got = || {
+            around
+                .toc
+                .map(CodeAddr::get)
+                .ok_or(RelocError::BadPlace { kind })
+        };
+        let target = symbol.wrapping_add_signed(addend);
         let value = match value {
-            Value::Absolute => symbol.wrapping_add_signed(addend),
-            Value::Relative => symbol.wrapping_add_signed(addend).wrapping_sub(place.get()),
+            Value::Absolute => target,
+            Value::Relative => target.wrapping_sub(place.get()),
+            Value::FromGot => target.wrapping_sub(got()?),
+            Value::Got => got()?.wrapping_add_signed(addend).wrapping_sub(place.get()),
         } as i64;
         let out_of_range = RelocError::OutOfRange { kind, value };
         let place = field_of(kind, field, bytes)?;
@@ -116,17 +153,25 @@ fn field_of(kind: u32, field: Field, bytes: &mut [u8]) -> Result<&mut [u8], Relo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use klp_core::addr::CodeAddr;
     use klp_core::conformance::relocator::{Known, check};
 
     const PLACE: u64 = 0x7f00_0000_1000;
+    const GOT: u64 = 0x7f00_0012_3450;
 
     fn apply(kind: elf::RelocationType, symbol: u64, addend: i64) -> Result<[u8; 9], RelocError> {
+        apply_from(CodeAddr::new(GOT), kind, symbol, addend)
+    }
+
+    fn apply_from(
+        got: CodeAddr,
+        kind: elf::RelocationType,
+        symbol: u64,
+        addend: i64,
+    ) -> Result<[u8; 9], RelocError> {
         let mut bytes = [0, 0, 0, 0, 0, 0, 0, 0, 0x5a];
-        let result = X86_64::apply(
-            &Relocation::new(kind.0, CodeAddr::new(PLACE), symbol, addend),
-            &mut bytes,
-        );
+        let mut reloc = Relocation::new(kind.0, CodeAddr::new(PLACE), symbol, addend);
+        reloc.around.toc = Some(got);
+        let result = X86_64::apply(&reloc, &mut bytes);
         if result.is_err() {
             assert_eq!(bytes, [0, 0, 0, 0, 0, 0, 0, 0, 0x5a]);
         }
@@ -167,34 +212,91 @@ mod tests {
             elf::R_X86_64_GOTPCREL,
             elf::R_X86_64_GOTPCRELX,
             elf::R_X86_64_REX_GOTPCRELX,
+            elf::R_X86_64_CODE_4_GOTPCRELX,
+            elf::R_X86_64_CODE_5_GOTPCRELX,
+            elf::R_X86_64_CODE_6_GOTPCRELX,
+            elf::R_X86_64_GOTPCREL64,
         ] {
             assert_eq!(
                 apply(kind, PLACE + 0x14, -4),
                 Ok([0x10, 0, 0, 0, 0, 0, 0, 0, 0x5a])
             );
         }
+        for kind in [
+            elf::R_X86_64_GOT32,
+            elf::R_X86_64_GOT64,
+            elf::R_X86_64_GOTPLT64,
+            elf::R_X86_64_GOTOFF64,
+            elf::R_X86_64_PLTOFF64,
+        ] {
+            assert_eq!(
+                apply(kind, GOT + 0x18, -8),
+                Ok([0x10, 0, 0, 0, 0, 0, 0, 0, 0x5a])
+            );
+        }
+        // Wherever the symbol is.
+        for kind in [elf::R_X86_64_GOTPC32, elf::R_X86_64_GOTPC64] {
+            assert_eq!(
+                apply(kind, 0, 2),
+                Ok([0x52, 0x24, 0x12, 0, 0, 0, 0, 0, 0x5a])
+            );
+        }
     }
 
     #[test]
-    fn the_edges_of_ranges() {
-        let refused = |kind: elf::RelocationType, symbol, value| {
-            assert_eq!(
-                apply(kind, symbol, 0),
-                Err(RelocError::OutOfRange {
-                    kind: kind.0,
-                    value
-                })
+    fn what_is_counted_from_a_table_needs_one() {
+        for kind in [
+            elf::R_X86_64_GOT32,
+            elf::R_X86_64_GOTOFF64,
+            elf::R_X86_64_GOTPC32,
+        ] {
+            let refused = X86_64::apply(
+                &Relocation::new(kind.0, CodeAddr::new(PLACE), GOT, 0),
+                &mut [0; 8],
             );
+            assert_eq!(refused, Err(RelocError::BadPlace { kind: kind.0 }));
+        }
+    }
+
+    /// Of each type: the address that 0 stands for, the lowest number and the highest.
+    #[test]
+    fn the_edges_of_ranges() {
+        let signed = (i64::from(i32::MIN), i64::from(i32::MAX));
+        let edges = [
+            (elf::R_X86_64_32, 0, (0, i64::from(u32::MAX))),
+            (elf::R_X86_64_32S, 0, signed),
+            (elf::R_X86_64_PC32, PLACE, signed),
+            (elf::R_X86_64_PLT32, PLACE, signed),
+            (elf::R_X86_64_GOT32, GOT, signed),
+            (elf::R_X86_64_GOTPCREL, PLACE, signed),
+            (elf::R_X86_64_GOTPCRELX, PLACE, signed),
+            (elf::R_X86_64_REX_GOTPCRELX, PLACE, signed),
+            (elf::R_X86_64_CODE_4_GOTPCRELX, PLACE, signed),
+            (elf::R_X86_64_CODE_5_GOTPCRELX, PLACE, signed),
+            (elf::R_X86_64_CODE_6_GOTPCRELX, PLACE, signed),
+        ];
+        let at_edges = |apply: &dyn Fn(i64) -> Result<[u8; 9], RelocError>,
+                        elf::RelocationType(kind),
+                        (lowest, highest): (i64, i64)| {
+            for value in [lowest, highest] {
+                let [a, b, c, d, rest @ ..] = apply(value).expect("it fits");
+                assert_eq!([a, b, c, d], (value as u32).to_le_bytes());
+                assert_eq!(rest, [0, 0, 0, 0, 0x5a]);
+            }
+            for value in [lowest - 1, highest + 1] {
+                assert_eq!(apply(value), Err(RelocError::OutOfRange { kind, value }));
+            }
         };
-        assert!(apply(elf::R_X86_64_PC32, PLACE + 0x7fff_ffff, 0).is_ok());
-        refused(elf::R_X86_64_PC32, PLACE + 0x8000_0000, 0x8000_0000);
-        assert!(apply(elf::R_X86_64_PC32, PLACE - 0x8000_0000, 0).is_ok());
-        refused(elf::R_X86_64_PLT32, PLACE - 0x8000_0001, -0x8000_0001);
-        assert!(apply(elf::R_X86_64_32, 0xffff_ffff, 0).is_ok());
-        refused(elf::R_X86_64_32, 0x1_0000_0000, 0x1_0000_0000);
-        refused(elf::R_X86_64_32, u64::MAX, -1);
-        assert!(apply(elf::R_X86_64_32S, u64::MAX, 0).is_ok());
-        refused(elf::R_X86_64_32S, 0x8000_0000, 0x8000_0000);
+        for (kind, zero, edges) in edges {
+            let symbol = |value| apply(kind, u64::wrapping_add_signed(zero, value), 0);
+            at_edges(&symbol, kind, edges);
+            at_edges(&|value| apply(kind, zero, value), kind, edges);
+        }
+        let got = |value| {
+            let got = CodeAddr::new(PLACE.wrapping_add_signed(value));
+            apply_from(got, elf::R_X86_64_GOTPC32, 0, 0)
+        };
+        at_edges(&got, elf::R_X86_64_GOTPC32, signed);
     }
 
     #[test]
@@ -209,6 +311,8 @@ mod tests {
             (elf::R_X86_64_GOTPCREL, 4, true),
             (elf::R_X86_64_GOTPCRELX, 4, true),
             (elf::R_X86_64_REX_GOTPCRELX, 4, true),
+            (elf::R_X86_64_CODE_4_GOTPCRELX, 4, true),
+            (elf::R_X86_64_GOTPCREL64, 8, false),
         ];
         let known =
             known.map(|(elf::RelocationType(kind), len, limited)| Known { kind, len, limited });

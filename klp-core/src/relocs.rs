@@ -2,16 +2,16 @@
 //! (kernel: `klp_apply_section_relocs`, `klp_clear_object_relocs`).
 //!
 //! A patch object can refer to anything in the patched system, local functions too. References to
-//! the base image are bound when the patch is loaded; those to other objects are kept as [`Reloc`]s
+//! the base image are bound when the patch is loaded; those to other objects are kept as [`Relocs`]
 //! in [`Object`] until that object is there.
 
 use crate::addr::CodeAddr;
 use crate::error::{Error, PatchReason};
 use crate::mem::{Name, OutOfMemory, try_push, try_vec};
 use crate::model::Object;
-pub use crate::model::reloc::{Detours, Field, KlpSymbol, Reloc};
+pub use crate::model::reloc::{Detours, Field, KlpSymbol, Relocs};
 use crate::port::{
-    Arch, Code, Fill, Platform, RelocError, Relocation, Relocator, Support, Text, Via,
+    Arch, Around, Code, Fill, Platform, RelocError, Relocation, Relocator, Support, Text, Via,
 };
 use crate::sympos;
 use alloc::vec::Vec;
@@ -20,16 +20,13 @@ use alloc::vec::Vec;
 /// the symbol is out of reach; says where it leads.
 pub(crate) fn relocate<R: Relocator>(
     field: &Field,
+    around: Around,
     bytes: &mut [u8],
     symbol: u64,
     detours: Detours,
 ) -> Result<Via, RelocError> {
     let &Field {
-        at,
-        kind,
-        addend,
-        around,
-        ..
+        at, kind, addend, ..
     } = field;
     let unsupported = RelocError::Unsupported { kind };
     let mut apply = |symbol, via| {
@@ -68,16 +65,13 @@ pub(crate) fn relocate<R: Relocator>(
 /// No task executes code of the patch that refers to `object`, and the relocations are not applied
 /// already.
 pub unsafe fn apply<P: Platform>(platform: &P, patch: &str, object: &Object) -> Result<(), Error> {
-    let mut writes = Vec::new();
-    for reloc in object.relocs() {
-        plan(platform, patch, object, reloc, &mut writes)?;
-    }
+    let writes = plan(platform, patch, object, &mut Err)?;
     // The host first: what it did can always be undone.
     // SAFETY: the caller's promise.
     unsafe { platform.apply_relocs(patch, object.name()) }?;
-    // SAFETY: the caller promises that nobody executes there; `Reloc::new`'s that the memory is the
+    // SAFETY: the caller promises that nobody executes there; `Relocs`'s that the memory is the
     // patch's own.
-    unsafe { commit(platform, patch, &writes) }.inspect_err(|_| {
+    unsafe { writes.commit(platform, patch) }.inspect_err(|_| {
         // SAFETY: the caller's promise.
         unsafe { platform.clear_relocs(patch, object.name()) };
     })
@@ -90,57 +84,96 @@ pub(crate) fn check<P: Platform>(
     object: &Object,
     found: &mut dyn FnMut(Error),
 ) {
-    for reloc in object.relocs() {
-        if let Err(error) = plan(platform, patch, object, reloc, &mut Vec::new()) {
-            found(error);
-        }
+    let mut note = |error| {
+        found(error);
+        Ok(())
+    };
+    if let Err(error) = plan(platform, patch, object, &mut note) {
+        found(error);
     }
 }
 
-/// Works out what `reloc` makes of the patch's code.
+/// What is known of a symbol while relocations are worked out.
+struct Target {
+    /// `None`: it was refused.
+    addr: Option<CodeAddr>,
+    /// What of its detours leads to it.
+    used: Detours,
+}
+
+/// Works out what the relocations of `object` make of the patch's code. What is refused is shown to
+/// `refuse`, which says whether to go on.
 fn plan<P: Platform>(
     platform: &P,
     patch: &str,
     object: &Object,
-    reloc: &Reloc,
-    writes: &mut Vec<Write>,
-) -> Result<(), Error> {
-    let symbol = resolve(platform, patch, reloc.symbol())?;
-    let mut used = Detours::default();
-    for field in reloc.fields() {
-        let (mut bound, mut value) = (*field, symbol.get());
-        if let Some(known) = field.known {
-            bound.around.toc = Some(symbol);
-            value = known;
-        }
-        edit(platform, patch, object, (reloc, field), writes, |bytes| {
-            match relocate::<P::Relocator>(&bound, bytes, value, reloc.detours)? {
+    refuse: &mut dyn FnMut(Error) -> Result<(), Error>,
+) -> Result<Writes, Error> {
+    let relocs = object.relocs();
+    let mut targets = try_vec(relocs.symbols().len())?;
+    for symbol in relocs.symbols() {
+        let addr = match resolve(platform, patch, symbol) {
+            Ok(addr) => Some(addr),
+            Err(error) => {
+                refuse(error)?;
+                None
+            }
+        };
+        let used = Detours::default();
+        targets.push(Target { addr, used });
+    }
+    let mut writes = Writes::default();
+    writes.reserve(relocs.fields().len())?;
+    let shared_toc = relocs
+        .shared_toc
+        .map(|toc| targets.get(toc as usize).and_then(|toc| toc.addr));
+    for (index, field) in relocs.fields().iter().enumerate() {
+        let Some(target) = targets.get_mut(field.symbol as usize) else {
+            return Err(Error::Bug("a field refers to a symbol that does not exist"));
+        };
+        // What was not found has been refused already.
+        let (Some(symbol), Some(toc)) = (
+            target.addr,
+            shared_toc.map_or(Some(relocs.toc), |toc| toc.map(Some)),
+        ) else {
+            continue;
+        };
+        let around = Around {
+            owner: field.owner,
+            toc,
+            pair: None,
+        };
+        let detours = relocs.detours(field.symbol);
+        let edited = writes.edit(platform, patch, object, index, |bytes| {
+            if let Some(known) = field.known {
+                let detours = Detours {
+                    slot: Some(CodeAddr::new(known)),
+                    veneer: None,
+                };
+                relocate::<P::Relocator>(field, around, bytes, known, detours)?;
+                return Ok(());
+            }
+            match relocate::<P::Relocator>(field, around, bytes, symbol.get(), detours)? {
                 Via::Direct => {}
-                Via::Slot => used.slot = reloc.detours.slot,
-                Via::Veneer => used.veneer = reloc.detours.veneer,
+                Via::Slot => target.used.slot = detours.slot,
+                Via::Veneer => target.used.veneer = detours.veneer,
             }
             Ok(())
-        })?;
+        });
+        if let Err(error) = edited {
+            refuse(error)?;
+        }
     }
-    if let Some(at) = used.slot {
-        try_push(
-            writes,
-            Write {
-                at,
-                bytes: slot::<P::Relocator>(symbol)?,
-            },
-        )?;
+    for Target { addr, used } in targets {
+        let Some(addr) = addr else { continue };
+        if let Some(at) = used.slot {
+            writes.push(at, &slot::<P::Relocator>(addr)?)?;
+        }
+        if let Some(at) = used.veneer {
+            writes.push(at, &P::Arch::call_veneer(at, addr))?;
+        }
     }
-    if let Some(at) = used.veneer {
-        try_push(
-            writes,
-            Write {
-                at,
-                bytes: P::Arch::call_veneer(at, symbol),
-            },
-        )?;
-    }
-    Ok(())
+    Ok(writes)
 }
 
 /// Makes the fields what the patch object holds there, so that [`apply`] can be called again.
@@ -153,21 +186,14 @@ fn plan<P: Platform>(
 ///
 /// No task executes code of the patch that refers to `object`.
 pub unsafe fn clear<P: Platform>(platform: &P, patch: &str, object: &Object) -> Result<(), Error> {
-    let mut writes = Vec::new();
-    for reloc in object.relocs() {
-        for field in reloc.fields() {
-            edit(
-                platform,
-                patch,
-                object,
-                (reloc, field),
-                &mut writes,
-                |bytes| P::Relocator::clear(field.kind, bytes),
-            )?;
-        }
+    let mut writes = Writes::default();
+    for (index, field) in object.relocs().fields().iter().enumerate() {
+        writes.edit(platform, patch, object, index, |bytes| {
+            P::Relocator::clear(field.kind, bytes)
+        })?;
     }
     // SAFETY: as in `apply`.
-    unsafe { commit(platform, patch, &writes) }?;
+    unsafe { writes.commit(platform, patch) }?;
     // SAFETY: the caller's promise.
     unsafe { platform.clear_relocs(patch, object.name()) };
     Ok(())
@@ -177,16 +203,16 @@ pub unsafe fn clear<P: Platform>(platform: &P, patch: &str, object: &Object) -> 
 pub(crate) fn resolve<P: Platform>(
     platform: &P,
     patch: &str,
-    symbol: &KlpSymbol,
+    symbol: KlpSymbol<'_>,
 ) -> Result<CodeAddr, Error> {
-    sympos::find(platform.symbols(), &symbol.object, &symbol.name, symbol.pos)
+    sympos::find_reference(platform.symbols(), symbol.object, symbol.name, symbol.pos)
         .map_err(|error| Error::port("looking up symbols", patch, &error))?
         .map(|found| found.addr)
         .map_err(|why| {
-            Name::new(&symbol.name).map_or(Error::OutOfMemory, |name| {
+            Name::new(symbol.name).map_or(Error::OutOfMemory, |name| {
                 Error::patch(
                     patch,
-                    Some(&symbol.object),
+                    Some(symbol.object),
                     None,
                     PatchReason::Unresolved { symbol: name, why },
                 )
@@ -206,53 +232,95 @@ pub(crate) fn slot<R: Relocator>(symbol: CodeAddr) -> Result<Code, Error> {
 }
 
 /// Bytes that will be written.
-struct Write {
-    at: CodeAddr,
-    bytes: Code,
+#[derive(Default)]
+struct Writes {
+    /// One behind the other.
+    bytes: Vec<u8>,
+    places: Vec<Write>,
 }
 
-/// Reads the bytes at a field, lets `change` change them, and notes what has changed: not more, as
-/// the room of a field may hold its neighbours too.
-fn edit<P: Platform>(
-    platform: &P,
-    patch: &str,
-    object: &Object,
-    (reloc, field): (&Reloc, &Field),
-    writes: &mut Vec<Write>,
-    change: impl FnOnce(&mut [u8]) -> Result<(), RelocError>,
-) -> Result<(), Error> {
-    let mut old = Code::new();
-    old.resize_default(usize::from(field.room))
-        .map_err(|()| Error::Bug("a field has more room than any relocation needs"))?;
-    platform
-        .text()
-        .read(field.at, &mut old)
-        .map_err(|error| Error::port("reading relocations", patch, &error))?;
-    let mut new = old.clone();
-    if let Err(error) = change(&mut new) {
-        return Err(refused(
-            patch,
-            object.name(),
-            &reloc.section,
-            &reloc.symbol().name,
-            error,
-        ));
+/// Where some of the bytes go.
+struct Write {
+    at: CodeAddr,
+    len: usize,
+}
+
+impl Writes {
+    /// Makes room for so many fields, as large as most are.
+    fn reserve(&mut self, fields: usize) -> Result<(), OutOfMemory> {
+        self.bytes.try_reserve(fields * 4)?;
+        Ok(self.places.try_reserve(fields)?)
     }
-    let differs = |(old, new): (&u8, &u8)| old != new;
-    let Some(first) = old.iter().zip(&new).position(differs) else {
-        return Ok(());
-    };
-    let last = old.iter().zip(&new).rposition(differs).unwrap_or(first);
-    let bytes = Code::from_slice(&new[first..=last])
-        .map_err(|()| Error::Bug("a part is longer than the whole"))?;
-    try_push(
-        writes,
-        Write {
-            at: field.at.wrapping_add(first as u64),
-            bytes,
-        },
-    )?;
-    Ok(())
+
+    /// Notes that `bytes` go to `at`.
+    fn push(&mut self, at: CodeAddr, bytes: &[u8]) -> Result<(), OutOfMemory> {
+        self.bytes.try_reserve(bytes.len())?;
+        let last = self.places.last_mut();
+        match last.filter(|last| last.at.wrapping_add(last.len as u64) == at) {
+            Some(last) => last.len += bytes.len(),
+            None => {
+                let len = bytes.len();
+                try_push(&mut self.places, Write { at, len })?;
+            }
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Reads the bytes at field number `index`, lets `change` change them, and notes what has changed: not more,
+    /// as the room of a field may hold its neighbours too.
+    fn edit<P: Platform>(
+        &mut self,
+        platform: &P,
+        patch: &str,
+        object: &Object,
+        index: usize,
+        change: impl FnOnce(&mut [u8]) -> Result<(), RelocError>,
+    ) -> Result<(), Error> {
+        let Some(field) = object.relocs().fields().get(index) else {
+            return Err(Error::Bug("there are fewer fields"));
+        };
+        let mut old = Code::new();
+        old.resize_default(usize::from(field.room))
+            .map_err(|()| Error::Bug("a field has more room than any relocation needs"))?;
+        platform
+            .text()
+            .read(field.at, &mut old)
+            .map_err(|error| Error::port("reading relocations", patch, &error))?;
+        let mut new = old.clone();
+        if let Err(error) = change(&mut new) {
+            let (section, symbol) = object.relocs().names_of(index);
+            return Err(refused(patch, object.name(), section, symbol, error));
+        }
+        let differs = |(old, new): (&u8, &u8)| old != new;
+        let Some(first) = old.iter().zip(&new).position(differs) else {
+            return Ok(());
+        };
+        let last = old.iter().zip(&new).rposition(differs).unwrap_or(first);
+        let at = field.at.wrapping_add(first as u64);
+        self.push(at, &new[first..=last])?;
+        Ok(())
+    }
+
+    /// # Safety
+    ///
+    /// As for [`Text::fill`].
+    unsafe fn commit<P: Platform>(&self, platform: &P, patch: &str) -> Result<(), Error> {
+        if self.places.is_empty() {
+            return Ok(());
+        }
+        let mut batch = try_vec(self.places.len())?;
+        let mut rest = &*self.bytes;
+        for write in &self.places {
+            let (bytes, behind) = rest.split_at(write.len);
+            let at = write.at;
+            batch.push(Fill { at, bytes });
+            rest = behind;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { platform.text().fill(&batch) }
+            .map_err(|error| Error::port("applying relocations", patch, &error))
+    }
 }
 
 /// The error for a relocation that was refused.
@@ -273,21 +341,4 @@ pub(crate) fn refused(
     reason().map_or(Error::OutOfMemory, |reason| {
         Error::patch(patch, Some(object), None, reason)
     })
-}
-
-/// # Safety
-///
-/// As for [`Text::fill`].
-unsafe fn commit<P: Platform>(platform: &P, patch: &str, writes: &[Write]) -> Result<(), Error> {
-    if writes.is_empty() {
-        return Ok(());
-    }
-    let mut batch = try_vec(writes.len())?;
-    batch.extend(writes.iter().map(|write| Fill {
-        at: write.at,
-        bytes: &write.bytes,
-    }));
-    // SAFETY: the caller's promise.
-    unsafe { platform.text().fill(&batch) }
-        .map_err(|error| Error::port("applying relocations", patch, &error))
 }

@@ -17,9 +17,30 @@ pub fn find<R: SymbolResolver>(
     name: &str,
     sympos: u32,
 ) -> Result<Result<Symbol, SymbolFault>, R::Error> {
+    pick(sympos, |found| resolver.symbols(object, name, found))
+}
+
+/// The same for a symbol that code refers to: [`SymbolResolver::references`].
+///
+/// # Errors
+///
+/// As for [`find`].
+pub(crate) fn find_reference<R: SymbolResolver>(
+    resolver: &R,
+    object: &str,
+    name: &str,
+    sympos: u32,
+) -> Result<Result<Symbol, SymbolFault>, R::Error> {
+    pick(sympos, |found| resolver.references(object, name, found))
+}
+
+fn pick<E>(
+    sympos: u32,
+    symbols: impl FnOnce(&mut dyn FnMut(Symbol)) -> Result<(), E>,
+) -> Result<Result<Symbol, SymbolFault>, E> {
     let mut seen = 0u32;
     let mut hit = None;
-    resolver.symbols(object, name, &mut |symbol| {
+    symbols(&mut |symbol| {
         seen = seen.saturating_add(1);
         if seen == sympos.max(1) {
             hit = Some(symbol);

@@ -1,6 +1,7 @@
 //! Which code is patched: what is mapped decides, whatever paths lead to by now; and names mean
 //! what programmers mean by them, or are refused.
 
+use klp_core::addr::CodeAddr;
 use klp_core::engine::PatchId;
 use klp_core::model::VMLINUX;
 use klp_core::port::{Platform, SymbolResolver};
@@ -423,9 +424,22 @@ fn an_indirect_function_is_refused_in_words() {
     );
     assert_eq!(fx_call_indirect(), 1);
     engine().unload(patch).expect("it is not enabled");
+}
+
+#[test]
+fn references_to_an_indirect_function_lead_where_the_programs_own_do() {
     let symbols = engine().engine().host().symbols();
-    let error = symbols.exported("fx_indirect").expect_err("as before");
-    assert!(error.to_string().contains("IFUNC"), "{error}");
+    let exported = symbols.exported("fx_indirect").expect("it was chosen");
+    let chosen = exported.expect("it is global");
+    // SAFETY: the indirect function is of that type.
+    let chosen: extern "C" fn() -> i32 = unsafe { core::mem::transmute(chosen.get() as usize) };
+    assert_eq!((chosen(), fx_call_indirect()), (1, 1));
+    let mut found = Vec::new();
+    let look = symbols.references(VMLINUX, "fx_indirect", &mut |symbol| {
+        found.push(symbol.addr)
+    });
+    look.expect("as before");
+    assert_eq!(found, [CodeAddr::new(chosen as usize as u64)]);
 }
 
 #[test]

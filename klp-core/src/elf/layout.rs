@@ -52,6 +52,8 @@ impl Spot {
 pub(super) struct Layout {
     /// By section index; `None` for what is not needed in memory.
     pub(super) sections: Vec<Option<Spot>>,
+    /// Where the slots begin: the base of a table of contents of the image's own.
+    pub(super) toc: Spot,
     /// By symbol index: a slot for its address, in the read-only part.
     pub(super) slots: Vec<Option<Spot>>,
     /// By symbol index: room for a veneer, in the text.
@@ -69,26 +71,30 @@ impl Layout {
             sections: none_for(view.sections().len())?,
             slots: none_for(view.symbols().len())?,
             veneers: none_for(view.symbols().len())?,
+            toc: Spot {
+                part: Part::Rodata,
+                offset: 0,
+            },
             size: ImageLayout::default(),
             filled_data: 0,
         };
         let mut order = try_vec(view.sections().len())?;
         for (index, section) in view.sections().iter().enumerate() {
             if let Some(part) = part_of(section)? {
-                order.push((index, section, part));
+                let zeros = section.is(elf::SHT_NOBITS);
+                order.push((zeros, rank(section.name), index, part));
             }
         }
         // What is only zeros comes last; the rarely executed part of a function right behind the
         // function.
-        order.sort_unstable_by_key(|&(index, section, _)| {
-            (section.is(elf::SHT_NOBITS), rank(section.name), index)
-        });
-        for (index, section, part) in order {
+        order.sort_unstable_by_key(|&(zeros, rank, index, _)| (zeros, rank, index));
+        for (zeros, _, index, part) in order {
+            let section = &view.sections()[index];
             layout.sections[index] = Some(layout.reserve(part, section.len, section.align)?);
             if section.name == EH_FRAME {
                 layout.reserve(part, END_OF_EH_FRAME, 1)?;
             }
-            if part == Part::Data && !section.is(elf::SHT_NOBITS) {
+            if part == Part::Data && !zeros {
                 layout.filled_data = layout.size.data;
             }
         }
@@ -102,6 +108,7 @@ impl Layout {
         view: &View<'_>,
         veneer: u64,
     ) -> Result<(), Refusal> {
+        self.toc = self.reserve(Part::Rodata, 0, 8)?;
         for relas in view.sections() {
             if self.sections[relas.target()].is_none() {
                 continue;

@@ -4,16 +4,16 @@
 use super::Refusal;
 use super::layout::{Layout, Part, Spot};
 use super::manifest::ObjectEntry;
-use super::names::{RelaName, SymbolName};
+use super::names::{RelaName, SYMBOL_PREFIX, SymbolName};
 use super::view::{Home, Rela, Section, SectionFlags, Symbol, View};
 use crate::addr::CodeAddr;
 use crate::error::{Error, PatchReason, SymbolFault};
 use crate::mem::{Name, try_push, try_vec};
 use crate::model::VMLINUX;
 use crate::port::{
-    Arch, Around, Fill, Image, Owner, Platform, Relocator, SymbolResolver, Text, Via,
+    Arch, Around, Fill, Image, Owner, Platform, Relocator, Support, SymbolResolver, Text, Via,
 };
-use crate::relocs::{self, Detours, Field, KlpSymbol, Reloc};
+use crate::relocs::{self, Detours, Field, KlpSymbol, Relocs};
 use alloc::vec::Vec;
 use object::elf;
 
@@ -37,8 +37,12 @@ pub(super) struct Linker<'a, 'v, P: Platform> {
 /// The livepatch relocations that wait for one object.
 pub(super) struct Waiting<'a> {
     pub(super) object: &'a str,
-    pub(super) relocs: Vec<Reloc>,
+    pub(super) relocs: Relocs,
 }
+
+/// The symbol by whose number fields wait for the table of contents of the patched object: the null
+/// symbol, which is no livepatch symbol, before all symbols get their numbers in [`Relocs`].
+const TOC: u32 = 0;
 
 impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
     /// Copies the sections.
@@ -61,7 +65,7 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             rodata: filled(layout.size.rodata, 0)?,
             data: filled(layout.filled_data, 0)?,
             values,
-            toc: None,
+            toc: P::Relocator::OWN_TOC.map(|_| layout.toc.addr(&image)),
         };
         for (section, spot) in view.sections().iter().zip(&layout.sections) {
             if let (Some(spot), false) = (*spot, section.bytes.is_empty()) {
@@ -69,9 +73,6 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
                     .bytes_at(spot, section.bytes.len())?
                     .copy_from_slice(section.bytes);
             }
-            let toc =
-                spot.and_then(|spot| P::Relocator::toc(section.name, spot.addr(&linker.image)));
-            linker.toc = linker.toc.or(toc);
         }
         Ok(linker)
     }
@@ -90,29 +91,28 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
                 }
                 continue;
             };
-            if !relas.flags.contains(SectionFlags::RELA_LIVEPATCH) {
-                let mut with_toc = Vec::new();
-                for rela in relas.relas() {
-                    if view.symbols()[rela.symbol].home == Home::Livepatch {
-                        let what = "livepatch symbol used outside of livepatch relocations";
-                        return Err(self.malformed(what, view.symbols()[rela.symbol].name));
-                    }
-                    if self.shares_toc(rela) {
-                        try_push(&mut with_toc, rela)?;
-                    } else {
-                        self.bind(VMLINUX, relas, spot, rela)?;
-                    }
-                }
-                self.put_off_toc(objects, relas, spot, &with_toc, &mut waiting)?;
-                continue;
-            }
-            let object = self.check_klp_relas(relas)?;
+            let object = if relas.flags.contains(SectionFlags::RELA_LIVEPATCH) {
+                self.check_klp_relas(relas)?
+            } else {
+                self.check_plain_relas(relas)?;
+                VMLINUX
+            };
             if object == VMLINUX {
                 for rela in relas.relas() {
-                    self.bind(object, relas, spot, rela)?;
+                    if self.shares_toc(rela) {
+                        self.put_off_toc(objects, relas, spot, rela, &mut waiting)?;
+                    } else {
+                        self.bind(object, relas, spot, rela)?;
+                    }
                 }
             } else if objects.iter().any(|entry| entry.name == object) {
-                self.put_off(object, relas, spot, &mut waiting)?;
+                let relocs = self.waiting_for(object, relas, &mut waiting)?;
+                for rela in relas.relas() {
+                    let field = self.field(relas, spot, rela)?;
+                    // SAFETY: `field` checks that it lies in its section, which is memory of the
+                    // image, and not freed before the patch is gone (`LoadedImage::unload`).
+                    unsafe { relocs.add_field(field) }?;
+                }
             } else {
                 return Err(self.malformed(
                     "livepatch relocations wait for an object that is not patched",
@@ -121,6 +121,7 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             }
         }
         self.fill_slots()?;
+        self.name_symbols(objects, &mut waiting)?;
         Ok(waiting)
     }
 
@@ -159,6 +160,18 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             .get(..self.view.sections()[section].bytes.len())
     }
 
+    /// Checks a relocation section that is not livepatch.
+    fn check_plain_relas(&self, relas: &Section<'a>) -> Result<(), Error> {
+        let symbols = relas.relas().map(|rela| &self.view.symbols()[rela.symbol]);
+        match { symbols }.find(|symbol| symbol.home == Home::Livepatch) {
+            Some(symbol) => {
+                let what = "livepatch symbol used outside of livepatch relocations";
+                Err(self.malformed(what, symbol.name))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Checks a livepatch relocation section and returns the object that it waits for.
     fn check_klp_relas(&self, relas: &Section<'a>) -> Result<&'a str, Error> {
         let waits_for = RelaName::parse(relas.name)
@@ -176,11 +189,7 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
                 let name = self.view.symbol_name(rela.symbol);
                 return Err(self.malformed("symbol is not marked as a livepatch symbol", name));
             }
-            if P::Relocator::SHARED_TOC.is_some() && P::Relocator::uses_toc(rela.kind) {
-                let what = "livepatch symbol relative to a table of contents";
-                return Err(Refusal::unsupported(what, symbol.name).of(self.patch));
-            }
-            if self.klp_name(symbol)?.object == VMLINUX && waits_for != VMLINUX {
+            if waits_for != VMLINUX && is_of_base_image(symbol) {
                 let what = "invalid access to vmlinux symbol from module-specific livepatch relocation section";
                 return Err(self.malformed(what, symbol.name));
             }
@@ -196,13 +205,17 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
         spot: Spot,
         rela: Rela,
     ) -> Result<(), Error> {
-        let section = &self.view.sections()[relas.target()];
-        let mut field = self.field(section, spot, rela)?;
+        let mut field = self.field(relas, spot, rela)?;
+        let mut around = Around {
+            owner: field.owner,
+            toc: self.toc,
+            pair: None,
+        };
         let rela = if P::Relocator::completes(rela.kind) {
             let first = self.completed(relas, rela)?;
-            field.around.pair = Some(spot.addr(&self.image).wrapping_add(first.offset));
+            around.pair = Some(spot.addr(&self.image).wrapping_add(first.offset));
+            around.owner = self.owner(first.symbol);
             field.addend = first.addend;
-            field.around.owner = self.owner(first.symbol);
             Rela {
                 symbol: first.symbol,
                 ..rela
@@ -217,16 +230,17 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             ..spot
         };
         let bytes = self.bytes_at(spot, usize::from(field.room))?;
-        let via =
-            relocs::relocate::<P::Relocator>(&field, bytes, value, detours).map_err(|error| {
+        let via = relocs::relocate::<P::Relocator>(&field, around, bytes, value, detours).map_err(
+            |error| {
                 relocs::refused(
                     self.patch,
                     object,
-                    section.name,
+                    self.view.sections()[relas.target()].name,
                     self.view.symbol_name(rela.symbol),
                     error,
                 )
-            })?;
+            },
+        )?;
         if let (Via::Veneer, Some(spot), Some(at)) =
             (via, self.layout.veneers[rela.symbol], detours.veneer)
         {
@@ -251,44 +265,44 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
         })
     }
 
-    /// Turns the relocations of one section into [`Reloc`]s, one for each symbol.
-    fn put_off(
+    /// Gives the symbols that fields wait for their numbers in [`Relocs`], and their names.
+    fn name_symbols(
         &self,
-        object: &'a str,
-        relas: &Section<'a>,
-        spot: Spot,
-        waiting: &mut Vec<Waiting<'a>>,
+        objects: &[ObjectEntry<'a>],
+        waiting: &mut [Waiting<'a>],
     ) -> Result<(), Error> {
-        let section = &self.view.sections()[relas.target()];
-        let mut sorted = try_vec(relas.relas().len())?;
-        sorted.extend(relas.relas());
-        sorted.sort_unstable_by_key(|rela| (rela.symbol, rela.offset));
-        let mut relocs = Vec::new();
-        for same in sorted.chunk_by(|a, b| a.symbol == b.symbol) {
-            let name = self.klp_name(&self.view.symbols()[same[0].symbol])?;
-            let symbol = KlpSymbol {
-                object: Name::new(name.object)?,
-                name: Name::new(name.name)?,
-                pos: name.pos,
-            };
-            let mut fields = try_vec(same.len())?;
-            for &rela in same {
-                fields.push(self.field(section, spot, rela)?);
+        let mut numbers = try_vec(self.view.symbols().len())?;
+        numbers.resize(self.view.symbols().len(), TOC);
+        for Waiting { object, relocs } in waiting {
+            let mut used = try_vec(relocs.fields().len())?;
+            used.extend(relocs.fields().iter().map(|field| field.symbol));
+            used.sort_unstable();
+            used.dedup();
+            for index in used.into_iter().filter(|&index| index != TOC) {
+                let symbol = self.klp_symbol(&self.view.symbols()[index as usize])?;
+                let detours = self.detours(index as usize);
+                // SAFETY: the detours of the layout are this symbol's own, in memory of the image.
+                numbers[index as usize] = unsafe { relocs.add_symbol(symbol, detours) }?;
             }
-            // SAFETY: `field` checks that each field lies in its section, and the layout's detours
-            // are this symbol's own. All of it is memory of the image, which is not freed before
-            // the patch is gone (`LoadedImage::unload`).
-            let reloc = unsafe {
-                Reloc::new(
-                    Name::new(section.name)?,
-                    symbol,
-                    self.detours(same[0].symbol),
-                    fields,
-                )
-            };
-            try_push(&mut relocs, reloc)?;
+            let waits_for_toc =
+                |field: &Field| field.symbol == TOC || P::Relocator::uses_toc(field.kind);
+            if let (Some(name), true) = (
+                P::Relocator::SHARED_TOC,
+                relocs.fields().iter().any(waits_for_toc),
+            ) {
+                if objects.len() != 1 {
+                    let what = "table of contents of several objects";
+                    return Err(Refusal::unsupported(what, name).of(self.patch));
+                }
+                let pos = 0;
+                let symbol = KlpSymbol { object, name, pos };
+                numbers[TOC as usize] = relocs.add_shared_toc(symbol)?;
+            }
+            for field in relocs.fields_mut() {
+                field.symbol = numbers[field.symbol as usize];
+            }
         }
-        add_waiting(waiting, object, relocs)
+        Ok(())
     }
 
     /// Whether `rela` depends on the table of contents of the patched object.
@@ -302,49 +316,68 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
         symbol.home == Home::Undefined && P::Relocator::SHARED_TOC == Some(symbol.name)
     }
 
-    /// Lets those of `relas` that depend on the table of contents of the patched object wait for
-    /// it.
+    /// Lets `rela`, which depends on the table of contents of the patched object, wait for that.
     fn put_off_toc(
         &mut self,
         objects: &[ObjectEntry<'a>],
         relas: &Section<'a>,
         spot: Spot,
-        with_toc: &[Rela],
+        rela: Rela,
         waiting: &mut Vec<Waiting<'a>>,
     ) -> Result<(), Error> {
-        let (Some(toc), false) = (P::Relocator::SHARED_TOC, with_toc.is_empty()) else {
-            return Ok(());
-        };
-        let section = &self.view.sections()[relas.target()];
         let [object] = objects else {
             let what = "table of contents of several objects";
-            return Err(Refusal::unsupported(what, section.name).of(self.patch));
+            let section = self.view.sections()[relas.target()].name;
+            return Err(Refusal::unsupported(what, section).of(self.patch));
         };
-        let mut fields = try_vec(with_toc.len())?;
-        for &rela in with_toc {
-            let mut field = self.field(section, spot, rela)?;
-            if !self.is_toc(rela.symbol) {
-                field.known = Some(self.value(rela.symbol)?);
-            } else if P::Relocator::uses_toc(rela.kind) {
+        let mut field = self.field(relas, spot, rela)?;
+        if self.view.symbols()[rela.symbol].home != Home::Livepatch {
+            field.symbol = TOC;
+            let (is_toc, uses_toc) = (self.is_toc(rela.symbol), P::Relocator::uses_toc(rela.kind));
+            let slot = match P::Relocator::support(rela.kind) {
+                Some(Support::AddressSlot) => self.detours(rela.symbol).slot,
+                _ => None,
+            };
+            if !is_toc {
+                let value = self.value(rela.symbol)?;
+                field.known = Some(slot.map_or(value, CodeAddr::get));
+            } else if slot.is_some() {
+                let (what, name) = ("slot for the base of a table of contents", relas.name);
+                return Err(Refusal::unsupported(what, name).of(self.patch));
+            } else if uses_toc {
                 // The base itself, and no distance from it.
                 field.known = Some(0);
             }
-            fields.push(field);
         }
-        let symbol = KlpSymbol {
-            object: Name::new(object.name)?,
-            name: Name::new(toc)?,
-            pos: 0,
-        };
-        // SAFETY: as in `put_off`.
-        let reloc =
-            unsafe { Reloc::new(Name::new(section.name)?, symbol, Detours::default(), fields) };
-        let mut relocs = Vec::new();
-        try_push(&mut relocs, reloc)?;
-        add_waiting(waiting, object.name, relocs)
+        // SAFETY: as in `link`.
+        Ok(unsafe {
+            self.waiting_for(object.name, relas, waiting)?
+                .add_field(field)
+        }?)
     }
 
-    fn field(&self, section: &Section<'_>, spot: Spot, rela: Rela) -> Result<Field, Error> {
+    /// What waits for `object`, with the section that `relas` are of as the last one.
+    fn waiting_for<'w>(
+        &self,
+        object: &'a str,
+        relas: &Section<'a>,
+        waiting: &'w mut Vec<Waiting<'a>>,
+    ) -> Result<&'w mut Relocs, Error> {
+        let known = waiting.iter().position(|other| other.object == object);
+        let index = known.unwrap_or(waiting.len());
+        if known.is_none() {
+            let relocs = Relocs::with_toc(self.toc);
+            try_push(waiting, Waiting { object, relocs })?;
+        }
+        let found = waiting.get_mut(index).map(|waiting| &mut waiting.relocs);
+        let relocs = found.ok_or(Error::Bug("what was added is gone"))?;
+        relocs.begin_section(self.view.sections()[relas.target()].name)?;
+        Ok(relocs)
+    }
+
+    /// The field of `rela`, one of `relas`, in the section that these are of.
+    fn field(&self, relas: &Section<'_>, spot: Spot, rela: Rela) -> Result<Field, Error> {
+        let section = &self.view.sections()[relas.target()];
         let left = (section.bytes.len() as u64)
             .checked_sub(rela.offset)
             .filter(|&left| left > 0);
@@ -356,11 +389,9 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             kind: rela.kind,
             addend: rela.addend,
             room: left.min(P::Relocator::MAX_LEN as u64) as u8,
-            around: Around {
-                owner: self.owner(rela.symbol),
-                toc: self.toc,
-                pair: None,
-            },
+            owner: self.owner(rela.symbol),
+            // Symbols of ELF have numbers of 32 bits.
+            symbol: u32::try_from(rela.symbol).map_err(|_| Error::OutOfMemory)?,
             known: None,
         })
     }
@@ -397,6 +428,9 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             },
             (_, Home::Livepatch) => self.resolve(symbol)?,
             (_, Home::Undefined) if index == 0 => 0,
+            (_, Home::Undefined) if P::Relocator::OWN_TOC == Some(symbol.name) => {
+                self.layout.toc.addr(&self.image).get()
+            }
             (_, Home::Undefined) => match self.exported(symbol)? {
                 Some(addr) => addr.get(),
                 None if symbol.weak => 0,
@@ -420,19 +454,15 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             .map_err(|error| Error::port("looking up symbols", self.patch, &error))
     }
 
-    fn resolve(&self, symbol: &Symbol<'_>) -> Result<u64, Error> {
-        let name = self.klp_name(symbol)?;
-        let symbol = KlpSymbol {
-            object: Name::new(name.object)?,
-            name: Name::new(name.name)?,
-            pos: name.pos,
-        };
-        relocs::resolve(self.platform, self.patch, &symbol).map(CodeAddr::get)
+    fn resolve(&self, symbol: &Symbol<'a>) -> Result<u64, Error> {
+        let symbol = self.klp_symbol(symbol)?;
+        relocs::resolve(self.platform, self.patch, symbol).map(CodeAddr::get)
     }
 
-    fn klp_name(&self, symbol: &Symbol<'a>) -> Result<SymbolName<'a>, Error> {
-        SymbolName::parse(symbol.name)
-            .map_err(|_| self.malformed("symbol has an incorrectly formatted name", symbol.name))
+    fn klp_symbol(&self, symbol: &Symbol<'a>) -> Result<KlpSymbol<'a>, Error> {
+        let SymbolName { object, name, pos } = SymbolName::parse(symbol.name)
+            .map_err(|_| self.malformed("symbol has an incorrectly formatted name", symbol.name))?;
+        Ok(KlpSymbol { object, name, pos })
     }
 
     /// Puts the addresses that are known into their slots.
@@ -469,23 +499,11 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
     }
 }
 
-/// Adds to what waits for `object`.
-fn add_waiting<'a>(
-    waiting: &mut Vec<Waiting<'a>>,
-    object: &'a str,
-    mut relocs: Vec<Reloc>,
-) -> Result<(), Error> {
-    match waiting.iter_mut().find(|other| other.object == object) {
-        Some(other) => {
-            other
-                .relocs
-                .try_reserve(relocs.len())
-                .map_err(|_| Error::OutOfMemory)?;
-            other.relocs.append(&mut relocs);
-        }
-        None => try_push(waiting, Waiting { object, relocs })?,
-    }
-    Ok(())
+/// Whether a livepatch symbol is one of the base image.
+fn is_of_base_image(symbol: &Symbol<'_>) -> bool {
+    let rest = symbol.name.strip_prefix(SYMBOL_PREFIX);
+    rest.and_then(|rest| rest.strip_prefix(VMLINUX))
+        .is_some_and(|rest| rest.starts_with('.'))
 }
 
 fn filled(len: u64, with: u8) -> Result<Vec<u8>, Error> {

@@ -15,8 +15,8 @@ use crate::error::{Error, PatchReason};
 use crate::event::Event;
 use crate::mem::{Name, try_push, try_vec};
 use crate::model::{Callbacks, Func, Object, Patch};
-use crate::port::{Arch, CallC, Image, Platform, SymbolResolver, Text};
-use crate::relocs::Reloc;
+use crate::port::{Arch, CallC, Image, Platform, Relocator, SymbolResolver, Text};
+use crate::relocs::Relocs;
 use crate::state::State;
 use crate::sympos;
 use alloc::boxed::Box;
@@ -252,7 +252,7 @@ impl Description<'_, '_> {
         patch.build()
     }
 
-    fn object(&self, entry: &ObjectEntry<'_>, relocs: Vec<Reloc>) -> Result<Object, Error> {
+    fn object(&self, entry: &ObjectEntry<'_>, relocs: Relocs) -> Result<Object, Error> {
         let mut funcs = try_vec(entry.funcs.len())?;
         for func in &entry.funcs {
             let range = self.function_at(func.new).ok_or_else(|| {

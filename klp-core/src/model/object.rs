@@ -4,7 +4,7 @@ use super::build_id::BuildId;
 use super::callbacks::Callbacks;
 use super::digest::Digest;
 use super::func::Func;
-use super::reloc::Reloc;
+use super::reloc::Relocs;
 use crate::mem::{Name, OutOfMemory, try_push};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -17,7 +17,7 @@ pub const VMLINUX: &str = "vmlinux";
 pub struct Object {
     name: Name,
     funcs: Vec<Func>,
-    relocs: Vec<Reloc>,
+    relocs: Relocs,
     callbacks: Option<Box<dyn Callbacks>>,
     build: Option<BuildId>,
     text: Option<Digest>,
@@ -42,7 +42,7 @@ impl Object {
         Ok(Self {
             name: Name::new(name)?,
             funcs: Vec::new(),
-            relocs: Vec::new(),
+            relocs: Relocs::default(),
             callbacks: None,
             build: None,
             text: None,
@@ -83,7 +83,7 @@ impl Object {
 
     /// Sets the livepatch relocations that wait for this object.
     #[must_use]
-    pub fn with_relocs(mut self, relocs: Vec<Reloc>) -> Self {
+    pub fn with_relocs(mut self, relocs: Relocs) -> Self {
         self.relocs = relocs;
         self
     }
@@ -135,7 +135,7 @@ impl Object {
 
     /// The livepatch relocations that wait for this object.
     #[must_use]
-    pub fn relocs(&self) -> &[Reloc] {
+    pub const fn relocs(&self) -> &Relocs {
         &self.relocs
     }
 }

@@ -50,8 +50,8 @@ impl Default for Owner {
 pub struct Around {
     /// Who defines the symbol.
     pub owner: Owner,
-    /// The base of the image's table of contents: the one that [`Relocator::toc`] knows, or the
-    /// patched object's ([`Relocator::SHARED_TOC`]).
+    /// The base of the image's table of contents: its own ([`Relocator::OWN_TOC`]), or the patched
+    /// object's ([`Relocator::SHARED_TOC`]).
     pub toc: Option<CodeAddr>,
     /// The place of the relocation that this one completes ([`Relocator::completes`]).
     pub pair: Option<CodeAddr>,
@@ -166,9 +166,7 @@ impl fmt::Display for RelocError {
 ///     fn support(kind: u32) -> Option<Support> {
 ///         matches!(kind, 1 | 2).then_some(Support::None)
 ///     }
-///     fn toc(section: &str, at: klp_core::addr::CodeAddr) -> Option<klp_core::addr::CodeAddr> {
-///         (section == ".toc").then_some(at)
-///     }
+///     const OWN_TOC: Option<&'static str> = Some("_TOC_");
 ///     fn apply(reloc: &Relocation, bytes: &mut [u8]) -> Result<(), RelocError> {
 ///         let field = Self::field(reloc.kind, bytes)?;
 ///         let base = match (reloc.kind, reloc.around.toc) {
@@ -200,12 +198,10 @@ pub unsafe trait Relocator: 'static {
     /// Most bytes that one relocation changes.
     const MAX_LEN: usize = 8;
 
-    /// The base of the table of contents, if the section called `section`, which stands at `at`,
-    /// tells where that is (ppc64: the value of register 2 in the image's functions).
-    fn toc(section: &str, at: CodeAddr) -> Option<CodeAddr> {
-        let _ = (section, at);
-        None
-    }
+    /// The symbol by which code refers to the base of its object's table of contents, if an image
+    /// has one of its own (x86-64, AArch64: `_GLOBAL_OFFSET_TABLE_`): that is where the image's
+    /// slots begin.
+    const OWN_TOC: Option<&'static str> = None;
 
     /// The symbol by which code refers to the base of its object's table of contents, if an image
     /// has none of its own but shares that of the object that it patches (ppc64: `.TOC.`). Every

@@ -107,6 +107,22 @@ pub unsafe trait SymbolResolver: Sync {
         found: &mut dyn FnMut(Symbol),
     ) -> Result<(), Self::Error>;
 
+    /// The same for symbols that new code refers to. Where a name stands for more than its address
+    /// (an indirect function, `STT_GNU_IFUNC`, whose code says which function is meant), the address
+    /// is the one that the system itself refers to.
+    ///
+    /// # Errors
+    ///
+    /// As for [`symbols`](Self::symbols); and if that address is not known.
+    fn references(
+        &self,
+        object: &str,
+        name: &str,
+        found: &mut dyn FnMut(Symbol),
+    ) -> Result<(), Self::Error> {
+        self.symbols(object, name, found)
+    }
+
     /// The address of an exported symbol, as the host's own linker would bind it for new code
     /// (kernel: `EXPORT_SYMBOL`; a process: the dynamic linker's global scope).
     ///

@@ -1,8 +1,9 @@
 //! Relocations that depend on more than their symbol: a table of contents, and another relocation;
 //! and the order of bytes.
 
-use crate::file::{ALLOC, File, TEXT};
-use crate::host::{ABS64, Host, SECOND64, SHARED64, TOC64, WHOSE64, load};
+use crate::file::{File, TEXT};
+use crate::host::{ABS64, Host, PC32, SECOND64, SHARED64, SLOT32, TOC64, WHOSE64, load};
+use klp_core::addr::CodeAddr;
 use klp_core::elf::Loaded;
 use klp_core::elf::view::View;
 use klp_core::relocs;
@@ -10,36 +11,25 @@ use klp_core::relocs;
 const FAR: u64 = 0x7fff_0000_1230;
 
 #[test]
-fn a_table_of_contents_is_what_the_architecture_says_it_is() {
+fn a_table_of_contents_of_the_images_own_begins_with_its_slots() {
     let (mut file, text) = File::replacing_victim();
-    let toc = file.section(".toc", ALLOC, 8, &[0; 8]);
-    let own = file.symbol("", object::elf::STT_SECTION, Some(toc), 0, 0);
-    let far = file.undefined("far");
+    let (base, far) = (file.undefined("_TOC_"), file.undefined("far"));
     file.rela(text, 0, far, TOC64, 8);
-    file.rela(text, 8, own, ABS64, 0);
+    file.rela(text, 8, far, SLOT32, 0);
+    file.rela(text, 12, base, PC32, 0);
     let host = Host::new().exporting("far", FAR);
     let loaded = load(&host, &file.bytes(), "p").expect("loads");
     let start = loaded.patch.objects()[0].funcs()[0].new_addr();
-    let word = |offset| u64::from_le_bytes(host.bytes(start.wrapping_add(offset)));
-    assert_eq!(word(0), FAR + 8 - word(8));
-}
-
-#[test]
-fn without_a_table_of_contents_nothing_can_refer_to_it() {
-    let (mut file, text) = File::replacing_victim();
-    let far = file.undefined("far");
-    file.rela(text, 0, far, TOC64, 0);
-    let host = Host::new().exporting("far", FAR);
-    let error = load(&host, &file.bytes(), "p")
-        .map(|loaded| loaded.patch)
-        .expect_err("there is none");
-    assert!(
-        error
-            .to_string()
-            .contains("relocation type 10 does not fit"),
-        "{error}"
-    );
-    assert_eq!(host.images(), 0);
+    let behind = |offset| {
+        let place = start.wrapping_add(offset);
+        let distance = i32::from_le_bytes(host.bytes(place));
+        CodeAddr::new(place.get().wrapping_add_signed(distance.into()))
+    };
+    let (slot, toc) = (behind(8), behind(12));
+    assert_eq!(slot, toc);
+    assert_eq!(u64::from_le_bytes(host.bytes(slot)), FAR);
+    let from_toc = u64::from_le_bytes(host.bytes(start));
+    assert_eq!(from_toc, FAR + 8 - toc.get());
 }
 
 /// Replaces `sole` of `libfoo`; three references that depend on its table of contents.
@@ -106,17 +96,45 @@ fn a_table_of_contents_that_is_not_one_is_refused() {
         refused(file),
         "patch 'fix': table of contents of several objects (.text.fixed) is not supported"
     );
-    // What waits for two addresses waits for ever.
+}
+
+#[test]
+fn what_waits_for_a_symbol_and_a_table_of_contents_gets_both() {
+    const TOC: u64 = 0x50_8000;
     let mut file = sharing();
     let text = file.section(".text.other", TEXT, 16, &[0; 8]);
     let near = file.livepatch(".klp.sym.libfoo.near,0");
     let section = ".klp.rela.libfoo.text.other";
-    file.rela_in(section, text, 0, near, SHARED64, 0);
-    assert_eq!(
-        refused(file),
-        "patch 'fix': livepatch symbol relative to a table of contents \
-         (.klp.sym.libfoo.near,0) is not supported"
-    );
+    file.rela_in(section, text, 0, near, SHARED64, 8);
+    let host = Host::new()
+        .exporting("far", FAR)
+        .with("libfoo", "sole", 0x50_0000)
+        .with("libfoo", "near", 0x50_1230)
+        .with("libfoo", ".TOC.", TOC);
+    let loaded = load(&host, &file.bytes(), "p").expect("loads");
+    let object = &loaded.patch.objects()[0];
+    // SAFETY: nothing executes in this test.
+    unsafe { relocs::apply(&host, "fix", object) }.expect("both are there");
+    let field = object
+        .relocs()
+        .fields()
+        .iter()
+        .find(|field| field.known.is_none());
+    let words = object
+        .relocs()
+        .fields()
+        .iter()
+        .map(|field| u64::from_le_bytes(host.bytes(field.at)));
+    let expected = 0x50_1238_u64.wrapping_sub(TOC);
+    assert!(field.is_some() && { words }.any(|word| word == expected));
+    // SAFETY: nothing executes in this test.
+    unsafe { relocs::clear(&host, "fix", object) }.expect("clears");
+    let mut words = object
+        .relocs()
+        .fields()
+        .iter()
+        .map(|field| host.bytes::<8>(field.at));
+    assert!(words.all(|word| word == [0; 8]));
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub(crate) const PC32: u32 = 2;
 pub(crate) const BRANCH32: u32 = 4;
 /// Distance to a slot that holds the address, 4 bytes.
 pub(crate) const SLOT32: u32 = 9;
-/// Eight bytes: the distance from the table of contents, which begins with the section `.toc`.
+/// Eight bytes: the distance from the table of contents of the image's own, `_TOC_`.
 pub(crate) const TOC64: u32 = 10;
 /// Eight bytes: the distance to the symbol from the field that its own symbol marks.
 pub(crate) const SECOND64: u32 = 11;
@@ -357,9 +357,7 @@ unsafe impl Relocator for ToyRelocator {
         }
     }
 
-    fn toc(section: &str, at: CodeAddr) -> Option<CodeAddr> {
-        (section == ".toc").then_some(at)
-    }
+    const OWN_TOC: Option<&'static str> = Some("_TOC_");
 
     const SHARED_TOC: Option<&'static str> = Some(".TOC.");
 

@@ -244,7 +244,7 @@ fn references_are_bound() {
     assert_eq!(target(12, 3), start);
     assert_eq!(target(16, -4), CodeAddr::new(0x40_2000));
     assert_eq!(host.bytes::<8>(target(20, 0)), [0; 8]);
-    assert!(loaded.patch.objects()[0].relocs().is_empty());
+    assert!(loaded.patch.objects()[0].relocs().fields().is_empty());
     assert_eq!(host.fills(), 1, "the image is written in one go");
 }
 

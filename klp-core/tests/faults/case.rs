@@ -4,10 +4,9 @@ use super::common::{Sim, add, check, patch_at};
 use super::failing::{FAIL_IN, FAILED, LIVE, border, engine_runs};
 use core::cell::Cell;
 use klp_core::addr::{CodeAddr, TextRange};
-use klp_core::mem::Name;
 use klp_core::model::{CallbackContext, Callbacks, Object, Patch, Replace, VMLINUX};
-use klp_core::port::{Around, Fill, ImageLayout, Platform, Text};
-use klp_core::relocs::{Detours, Field, KlpSymbol, Reloc};
+use klp_core::port::{Fill, ImageLayout, Owner, Platform, Text};
+use klp_core::relocs::{Detours, Field, KlpSymbol, Relocs};
 use klp_core::sim::machine::Insn;
 use klp_core::sim::relocator::{ABS64, NEAR32, SLOT32};
 use klp_core::sim::{self, Pad, Place, SimFunc, SimOs, Snapshot};
@@ -237,7 +236,7 @@ pub(crate) fn relocated(host: &SimOs, f: SimFunc) -> Patch {
 /// result is where its address is written.
 pub(crate) fn waiting(host: &SimOs, f: SimFunc) -> (Patch, CodeAddr) {
     let (code, relocs) = relocs(host, f, "waits", ("mod", "m"));
-    let at = relocs[0].fields()[0].at;
+    let at = relocs.fields()[0].at;
     let object = Object::vmlinux().and_then(|object| object.func(sim::func("f", code)?));
     let module = Object::module("mod").map(|object| {
         object
@@ -255,8 +254,7 @@ pub(crate) fn waiting(host: &SimOs, f: SimFunc) -> (Patch, CodeAddr) {
 }
 
 /// New code for `f` of the patch called `patch`, and references from it to the symbol `to`.
-fn relocs(host: &SimOs, f: SimFunc, patch: &str, to: (&str, &str)) -> (TextRange, Vec<Reloc>) {
-    let name = |text| Name::new(text).expect("memory");
+fn relocs(host: &SimOs, f: SimFunc, patch: &str, to: (&str, &str)) -> (TextRange, Relocs) {
     let far = TextRange::new(CodeAddr::new(0x50_0000_0000), 8).expect("fits");
     let layout = ImageLayout {
         text: 0x100,
@@ -279,27 +277,29 @@ fn relocs(host: &SimOs, f: SimFunc, patch: &str, to: (&str, &str)) -> (TextRange
         slot: Some(data(0x20)),
         veneer: Some(image.text.start().wrapping_add(0x80)),
     };
-    let field = |offset, kind, room| Field {
-        at: data(offset),
-        kind,
-        addend: 0,
-        room,
-        around: Around::default(),
-        known: None,
-    };
-    let fields = vec![
-        field(0, ABS64, 8),
-        field(8, NEAR32, 8),
-        field(16, SLOT32, 4),
-    ];
+    let mut relocs = Relocs::default();
     let symbol = KlpSymbol {
-        object: name(to.0),
-        name: name(to.1),
+        object: to.0,
+        name: to.1,
         pos: 0,
     };
-    // SAFETY: fields and detours are in the image, which is never freed.
-    let reloc = unsafe { Reloc::new(name(".data"), symbol, detours, fields) };
-    (code, vec![reloc])
+    relocs.begin_section(".data").expect("memory");
+    // SAFETY: the detours are in the image, which is never freed.
+    let symbol = unsafe { relocs.add_symbol(symbol, detours) }.expect("memory");
+    for (offset, kind, room) in [(0, ABS64, 8), (8, NEAR32, 8), (16, SLOT32, 4)] {
+        let field = Field {
+            at: data(offset),
+            kind,
+            addend: 0,
+            room,
+            owner: Owner::System,
+            symbol,
+            known: None,
+        };
+        // SAFETY: so is the field.
+        unsafe { relocs.add_field(field) }.expect("memory");
+    }
+    (code, relocs)
 }
 
 /// A patch that has only `f`, and takes the place of all others.

@@ -84,7 +84,7 @@ fn every_fault_of_removing() {
             assert_eq!(case.system(), before);
             check(&case.engine);
             let patch = case.engine.remove(case.id).expect("nothing fails now");
-            let fields = patch.objects()[0].relocs()[0].fields();
+            let fields = patch.objects()[0].relocs().fields();
             assert!(
                 fields
                     .iter()

@@ -2,10 +2,9 @@
 
 use super::ledger::Ledger;
 use klp_core::addr::{CodeAddr, TextRange};
-use klp_core::mem::Name;
 use klp_core::model::{Object, Patch, Replace, VMLINUX};
-use klp_core::port::{Around, ImageLayout, Platform, Text};
-use klp_core::relocs::{Detours, Field, KlpSymbol, Reloc};
+use klp_core::port::{ImageLayout, Owner, Platform, Text};
+use klp_core::relocs::{Detours, Field, KlpSymbol, Relocs};
 use klp_core::sim::relocator::ABS64;
 use klp_core::sim::{self, End, Pad, Place, SimFunc, SimOs};
 use klp_core::state::State;
@@ -200,9 +199,9 @@ impl Spec {
             });
             let object = Object::module(name).and_then(|object| object.funcs_from(new));
             let relocs = if name == MOD {
-                vec![reloc(host)]
+                relocs(host)
             } else {
-                vec![]
+                Relocs::default()
             };
             let object = object.map(|object| object.with_relocs(relocs));
             object.map(|object| object.with_callbacks(Box::new(ledger.clone())))
@@ -227,35 +226,43 @@ impl Spec {
 }
 
 /// A field that holds the address of a function of the module when that is there.
-fn reloc(host: &SimOs) -> Reloc {
-    let name = |text| Name::new(text).expect("memory");
+fn relocs(host: &SimOs) -> Relocs {
     let near = TextRange::new(CodeAddr::new(0x50_0000_0000), 8).expect("it does not wrap");
     let layout = ImageLayout {
         data: 8,
         ..ImageLayout::default()
     };
     let image = host.text().alloc(near, 1 << 20, layout).expect("memory");
+    let mut relocs = Relocs::default();
+    let symbol = KlpSymbol {
+        object: MOD,
+        name: "module_bystander",
+        pos: 0,
+    };
+    relocs.begin_section(".data").expect("memory");
+    // SAFETY: there are no detours.
+    let symbol = unsafe { relocs.add_symbol(symbol, Detours::default()) }.expect("memory");
     let field = Field {
         at: image.data.start(),
         kind: ABS64,
         addend: 0,
         room: 8,
-        around: Around::default(),
+        owner: Owner::System,
+        symbol,
         known: None,
     };
-    let symbol = KlpSymbol {
-        object: name(MOD),
-        name: name("module_bystander"),
-        pos: 0,
-    };
     // SAFETY: the field is in the image, which is never freed.
-    unsafe { Reloc::new(name(".data"), symbol, Detours::default(), vec![field]) }
+    unsafe { relocs.add_field(field) }.expect("memory");
+    relocs
 }
 
 /// The field of `patch` that is relocated with the module.
 pub(crate) fn field_of(patch: &Patch) -> Option<CodeAddr> {
-    let mut relocs = patch.objects().iter().flat_map(|object| object.relocs());
-    Some(relocs.next()?.fields().first()?.at)
+    let mut fields = patch
+        .objects()
+        .iter()
+        .flat_map(|object| object.relocs().fields());
+    Some(fields.next()?.at)
 }
 
 /// The function called `name`.

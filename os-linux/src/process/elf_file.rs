@@ -1,7 +1,7 @@
 //! What of an object's file is not mapped: its symbol table, the addresses of its sections; and what
 //! tells it from others.
 
-use super::arch::COPY;
+use super::arch::{CHOSEN, COPY};
 use super::symbol_table::{Symbol, SymbolTable};
 use core::ops::Range;
 use klp_core::addr::{CodeAddr, TextRange};
@@ -34,6 +34,8 @@ pub(crate) struct ElfFile {
     pub(crate) symbolic: bool,
     /// Variables of shared libraries that the program holds (copy relocations), by their names.
     copies: HashMap<String, u64>,
+    /// Where it is noted what indirect functions have chosen: by the addresses of these, sorted.
+    choices: Vec<(u64, u64)>,
 }
 
 impl ElfFile {
@@ -107,6 +109,7 @@ impl ElfFile {
         }
         let dynamic = SymbolTable::read(&sections, SHT_DYNSYM, data)?.unwrap_or_default();
         file.copies = copies(&sections, &dynamic, data)?;
+        file.choices = choices(&sections, data)?;
         file.symbols = SymbolTable::read(&sections, SHT_SYMTAB, data)?.unwrap_or(dynamic);
         Ok(file)
     }
@@ -120,6 +123,15 @@ impl ElfFile {
     /// Where this program holds a shared library's variable called `name`, if it does.
     pub(crate) fn copy_of(&self, name: &str) -> Option<u64> {
         self.copies.get(name).copied()
+    }
+
+    /// The places that hold what the indirect function at `addr` has chosen, once the object is
+    /// relocated.
+    pub(crate) fn choices_of(&self, addr: u64) -> impl Iterator<Item = u64> {
+        let first = self.choices.partition_point(|&(each, _)| each < addr);
+        let its = self.choices[first..].iter();
+        its.take_while(move |(each, _)| *each == addr)
+            .map(|&(_, place)| place)
     }
 }
 
@@ -216,6 +228,24 @@ fn copies<'a, R: ReadRef<'a>>(
         (name.to_owned(), symbol.addr)
     };
     Ok(dynamic.iter().filter(is_copy).map(named).collect())
+}
+
+/// What indirect functions have chosen is noted where a relocation with the function's address as
+/// its addend says.
+fn choices<'a, R: ReadRef<'a>>(
+    sections: &SectionTable<'a, FileHeader64<LittleEndian>, R>,
+    data: R,
+) -> object::Result<Vec<(u64, u64)>> {
+    let mut choices = Vec::new();
+    for section in sections.iter() {
+        let relas = section.rela(LE, data)?.map_or(&[][..], |(relas, _)| relas);
+        let chosen = relas
+            .iter()
+            .filter(|rela| CHOSEN.contains(&rela.r_type(LE, false)));
+        choices.extend(chosen.map(|rela| (rela.r_addend.get(LE) as u64, rela.r_offset.get(LE))));
+    }
+    choices.sort_unstable();
+    Ok(choices)
 }
 
 /// The build-id in a sequence of ELF notes, and how far from their beginning it is.

@@ -4,6 +4,7 @@ use super::arch;
 use super::error::Error;
 use super::maps;
 use super::objects::Object;
+use super::peek::Copied;
 use super::shadow;
 use super::space::Space;
 use super::symbol_table::{self, Kind};
@@ -48,22 +49,19 @@ unsafe impl SymbolResolver for Symbols {
         name: &str,
         found: &mut dyn FnMut(Symbol),
     ) -> Result<(), Error> {
-        let Some(object) = self.space.objects.named(object) else {
-            return Ok(());
-        };
-        let file = object.file()?;
-        for symbol in file.symbols.named(name) {
-            let addr = match symbol.kind {
-                Kind::Indirect => return Err(Error::indirect(&object.name, name)),
-                Kind::Data if symbol.preemptible && !file.symbolic => self.copy_of(name)?,
-                Kind::Data | Kind::Function => None,
-            };
-            found(Symbol {
-                addr: addr.unwrap_or_else(|| object.in_memory(symbol.addr)),
-                len: symbol.len,
-            });
-        }
-        Ok(())
+        let indirect = |object: &Object, _: &_| Err(Error::indirect(&object.name, name));
+        self.each(object, name, &indirect, found)
+    }
+
+    /// Of an indirect function, the one that it chose when the object was relocated.
+    fn references(
+        &self,
+        object: &str,
+        name: &str,
+        found: &mut dyn FnMut(Symbol),
+    ) -> Result<(), Error> {
+        let chosen = |object: &Object, symbol: &_| self.chosen(object, symbol, name);
+        self.each(object, name, &chosen, found)
     }
 
     fn clones(&self, object: &str, name: &str, found: &mut dyn FnMut(&str)) -> Result<(), Error> {
@@ -123,7 +121,7 @@ unsafe impl SymbolResolver for Symbols {
         let mut symbols = executable.file()?.symbols.named(name);
         match symbols.find(|symbol| !symbol.local) {
             Some(symbol) if symbol.kind == Kind::Indirect => {
-                Err(Error::indirect(&executable.name, name))
+                self.chosen(&executable, symbol, name).map(Some)
             }
             symbol => Ok(symbol.map(|symbol| executable.in_memory(symbol.addr))),
         }
@@ -204,6 +202,57 @@ unsafe impl SymbolResolver for Symbols {
 }
 
 impl Symbols {
+    /// Reports the symbols called `name` of `object`; `indirect` says where indirect functions are.
+    fn each(
+        &self,
+        object: &str,
+        name: &str,
+        indirect: &dyn Fn(&Object, &symbol_table::Symbol) -> Result<CodeAddr, Error>,
+        found: &mut dyn FnMut(Symbol),
+    ) -> Result<(), Error> {
+        let Some(object) = self.space.objects.named(object) else {
+            return Ok(());
+        };
+        let file = object.file()?;
+        for symbol in file.symbols.named(name) {
+            let addr = match symbol.kind {
+                Kind::Indirect => Some(indirect(&object, symbol)?),
+                Kind::Data if symbol.preemptible && !file.symbolic => self.copy_of(name)?,
+                Kind::Data | Kind::Function => None,
+            };
+            found(Symbol {
+                addr: addr.unwrap_or_else(|| object.in_memory(symbol.addr)),
+                len: symbol.len,
+            });
+        }
+        Ok(())
+    }
+
+    /// The function that the indirect function `symbol` chose when `object` was relocated, which is
+    /// the one that `object` calls. It is not asked again: it might say something else.
+    fn chosen(
+        &self,
+        object: &Object,
+        symbol: &symbol_table::Symbol,
+        name: &str,
+    ) -> Result<CodeAddr, Error> {
+        let memory = Copied::new();
+        let read = |place| memory.read(object.in_memory(place).get());
+        let mut choices = object.file()?.choices_of(symbol.addr).map(read);
+        // It may not have been asked yet: then something else stands there, but no function.
+        let is_function = |addr: &CodeAddr| {
+            let function = self.function_at(*addr);
+            function.is_some_and(|function| function.start() == *addr)
+        };
+        let first = choices.next().flatten();
+        let agree = choices.all(|each| each == first);
+        let chosen = first
+            .map(CodeAddr::new)
+            .filter(|_| agree)
+            .filter(is_function);
+        chosen.ok_or_else(|| Error::indirect(&object.name, name))
+    }
+
     /// Where the program holds the variable `name` of a shared library: the dynamic linker binds
     /// all references to that, the library's own too (ABI supplements, "Relocation Types").
     fn copy_of(&self, name: &str) -> Result<Option<CodeAddr>, Error> {

@@ -60,9 +60,13 @@ impl ProcessText {
 
     /// Whether `range` can be read.
     fn is_readable(&self, range: TextRange) -> bool {
-        let object = self.space.objects.segment(range.start());
-        object.is_some_and(|segment| segment.readable && range.end() <= segment.range.end())
-            || self.images.part(range).is_some()
+        // Mostly it is in an image.
+        self.images.part(range).is_some()
+            || self
+                .space
+                .objects
+                .segment(range.start())
+                .is_some_and(|segment| segment.readable && range.end() <= segment.range.end())
     }
 
     /// Checks that every place holds what is expected, and sums the places up to a range of pages

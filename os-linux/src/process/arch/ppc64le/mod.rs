@@ -22,6 +22,13 @@ pub(crate) const CRATE: &str = "klp_arch_ppc64le::";
 /// The relocation by which a program holds a copy of a library's variable (ELFv2 3.5.3).
 pub(crate) const COPY: object::elf::RelocationType = object::elf::R_PPC64_COPY;
 
+/// The relocations of a place that holds what an indirect function has chosen (ELFv2 3.5.4: the
+/// linkage table's, and all others).
+pub(crate) const CHOSEN: [object::elf::RelocationType; 2] = [
+    object::elf::R_PPC64_JMP_IREL,
+    object::elf::R_PPC64_IRELATIVE,
+];
+
 /// One above the highest address that programs have memory at. Those above are only for who asks
 /// for them (the kernel's `<asm/task_size_64.h>`: `DEFAULT_MAP_WINDOW_USER64`).
 pub(crate) const TOP: u64 = 1 << 47;
