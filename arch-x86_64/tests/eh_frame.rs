@@ -184,6 +184,19 @@ fn only_rip_is_a_return_address() {
     }
 }
 
+/// What it says is evaluated for each function anew.
+#[test]
+fn a_common_entry_is_short() {
+    const NOP: u8 = 0;
+    for (padding, expected) in [(48, frame(Reg::Rsp, 8, &[])), (4096, Rule::Unknown)] {
+        let mut section = Section(Vec::new());
+        let instructions = [&USUAL[..], &vec![NOP; padding]].concat();
+        let cie = section.cie("zR", &instructions);
+        section.fde(cie, TEXT, 32, &[]);
+        assert_eq!(rule(&section.compile(), 0), expected, "{padding}");
+    }
+}
+
 /// What GCC 12 -O2 -mavx2 says about a function with `alloca` and a `__m256`.
 #[test]
 fn a_realigned_frame() {

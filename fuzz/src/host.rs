@@ -20,8 +20,8 @@ const BUILD_ID: [u8; 4] = [0xab, 0xcd, 0x01, 0x23];
 const SYMBOLS: u64 = 0x4000_0000;
 const IMAGES: u64 = 0x4100_0000;
 
-/// Most bytes of one image: a file of a few pages has no use for more.
-const MOST: u64 = 16 << 20;
+/// Most bytes of a part of an image: what begins as zeros takes none of the file.
+const MOST: u64 = 1 << 20;
 
 /// A host with the machine `M`.
 pub(crate) struct Host<M> {

@@ -18,10 +18,10 @@ pub fn check(input: &[u8]) {
     }
 }
 
-/// Most bytes that loading a file of `len` bytes may take: sections that want to be aligned to
-/// pages are small.
+/// Most bytes that loading a file of `len` bytes may take, with the host's own for what begins as
+/// zeros: sections that want to be aligned to pages are small.
 fn enough(len: usize) -> usize {
-    (64 << 10) + 512 * len
+    (1 << 20) + 512 * len
 }
 
 pub(crate) fn check_on<M: Arch + Relocator>(file: &[u8]) {

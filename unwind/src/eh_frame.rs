@@ -137,6 +137,9 @@ impl<'a> Source<'a> {
         let Some(fde) = self.fde(function.entry) else {
             return Ok(false);
         };
+        if !self.begins_shortly(&fde) {
+            return Ok(false);
+        }
         if fde.is_signal_trampoline() {
             builder.push(
                 function.range.start(),
@@ -174,6 +177,14 @@ impl<'a> Source<'a> {
                 Err(_) => return Ok(false),
             }
         }
+    }
+
+    /// Whether what its common entry (CIE) says, which is evaluated for each function anew, is as
+    /// short as compilers have it. Otherwise the time would grow with the square of the section.
+    fn begins_shortly(&self, fde: &Fde<'a>) -> bool {
+        const MOST: usize = 64;
+        let mut instructions = fde.cie().instructions(&self.section, &self.bases);
+        (0..=MOST).any(|_| matches!(instructions.next(), Ok(None)))
     }
 
     /// Which registers the function says to be undefined. `gimli` does not tell them from those
