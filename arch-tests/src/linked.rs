@@ -99,8 +99,9 @@ impl<'a, A: Arch + Relocator> Case<'a, A> {
     fn new(build: &'a Build) -> Self {
         let view = View::parse(&build.patch, A::MACHINE, A::BIG_ENDIAN).expect("a patch object");
         let host = Host::<A>::new(&build.program);
+        let file = elf::admit(&host, &build.patch, "patch").expect("nobody verifies");
         // SAFETY: nothing of it is executed.
-        let loaded = unsafe { elf::load(&host, &build.patch, "patch") };
+        let loaded = unsafe { elf::load(&host, file, "patch") };
         let loaded = loaded.unwrap_or_else(|error| panic!("{build}: {error}"));
         for object in loaded.patch.objects() {
             // SAFETY: as above.

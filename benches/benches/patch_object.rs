@@ -80,7 +80,7 @@ fn bring(livepatch: &Livepatch, file: &[u8]) -> Result<Duration, Failure> {
     let host = livepatch.engine().host();
     let begin = processor_time();
     // SAFETY: nothing of it is called.
-    let loaded = unsafe { elf::load(host, file, "patch")? };
+    let loaded = unsafe { elf::load(host, elf::admit(host, file, "patch")?, "patch")? };
     for object in loaded.patch.objects() {
         // SAFETY: as above; it was loaded just now.
         unsafe { relocs::apply(host, loaded.patch.name(), object)? };

@@ -15,7 +15,7 @@ use crate::error::{Error, PatchReason};
 use crate::event::Event;
 use crate::mem::{Name, try_push, try_vec};
 use crate::model::{Callbacks, Func, Object, Patch};
-use crate::port::{Arch, CallC, Image, Platform, Relocator, SymbolResolver, Text};
+use crate::port::{Arch, CallC, Image, Platform, SymbolResolver, Text};
 use crate::relocs::Relocs;
 use crate::state::State;
 use crate::sympos;
