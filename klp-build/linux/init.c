@@ -17,8 +17,7 @@ struct built_func {
 struct built_object {
 	const char *name;
 	const struct built_func *funcs;
-	void *callbacks[4];
-	bool post_unpatch_enabled;
+	struct klp_callbacks callbacks;
 	unsigned int nr_funcs;
 };
 
@@ -58,6 +57,7 @@ static int __init read_objects(void)
 		}
 		object->name = built->name;
 		object->funcs = funcs;
+		object->callbacks = built->callbacks;
 	}
 	return 0;
 }

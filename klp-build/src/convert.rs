@@ -99,10 +99,15 @@ pub fn convert(object: &[u8]) -> Result<Vec<u8>, ConvertError> {
 /// Writes `elf` as a patch object. What is undefined and called as livepatch symbols are becomes
 /// one.
 pub(crate) fn finish(mut elf: Builder<'_>) -> Result<Vec<u8>, ConvertError> {
-    check_alignment(&mut elf)?;
     let objects = mark_symbols(&mut elf)?;
     move_relocations(&mut elf, &objects);
     mark_file(&mut elf);
+    bytes(elf)
+}
+
+/// Writes `elf` as it is.
+pub(crate) fn bytes(mut elf: Builder<'_>) -> Result<Vec<u8>, ConvertError> {
+    check_alignment(&mut elf)?;
     split_names(&mut elf);
     let mut bytes = Vec::new();
     elf.write(&mut bytes)?;

@@ -1,6 +1,6 @@
 //! The bytes of a patch object.
 
-use crate::convert::{ConvertError, finish};
+use crate::convert::{ConvertError, bytes, finish};
 use crate::info::Info;
 use crate::module;
 use crate::select::Contents;
@@ -43,9 +43,7 @@ pub(crate) fn write_for_module(
         });
     }
     add_info(info, &mut contents);
-    let mut bytes = Vec::new();
-    builder(header, &contents).write(&mut bytes)?;
-    Ok(bytes)
+    bytes(builder(header, &contents))
 }
 
 fn add_info(info: Info, contents: &mut Contents) {

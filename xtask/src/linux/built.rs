@@ -80,7 +80,7 @@ fn compile_cmdline(
         text = text.replace(from, to);
     }
     std::fs::write(folder.join("cmdline.c"), text)?;
-    let makefile = "obj-m += cmdline.o\n\
+    let makefile = "obj-y += cmdline.o\n\
                     ccflags-y += -I$(srctree)/fs/proc -ffunction-sections -fdata-sections\n";
     std::fs::write(folder.join("Makefile"), makefile)?;
     quiet(&mut headers.objects(folder, "cmdline.o"), log)

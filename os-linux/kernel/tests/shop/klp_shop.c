@@ -8,10 +8,10 @@
 
 static const char *const goods[] = { "tea", "cofee" };
 static unsigned int bought = 1;
+static unsigned int price = 100;
 
 static noinline unsigned int tax(unsigned int price)
 {
-	WARN_ON_ONCE(price > 1000);
 	return price / 10;
 }
 
@@ -22,11 +22,14 @@ static noinline unsigned int count(void)
 	return ++times;
 }
 
-static noinline int write_bill(char *buffer, unsigned int price)
+static noinline int write_bill(char *buffer)
 {
-	char *copy = kasprintf(GFP_KERNEL, "%u: %s %u", count(), goods[bought], price + tax(price));
+	char *copy;
 	int length;
 
+	if (WARN_ON_ONCE(bought >= ARRAY_SIZE(goods)))
+		return -EINVAL;
+	copy = kasprintf(GFP_KERNEL, "%u: %s %u", count(), goods[bought], price + tax(price));
 	if (!copy)
 		return -ENOMEM;
 	length = sysfs_emit(buffer, "%s\n", copy);
@@ -36,10 +39,12 @@ static noinline int write_bill(char *buffer, unsigned int price)
 
 static int bill_get(char *buffer, const struct kernel_param *param)
 {
-	return write_bill(buffer, 100);
+	return write_bill(buffer);
 }
 
 static const struct kernel_param_ops bill_ops = { .get = bill_get };
 module_param_cb(bill, &bill_ops, NULL, 0444);
+module_param(bought, uint, 0644);
+module_param(price, uint, 0644);
 MODULE_DESCRIPTION("Writes a bill");
 MODULE_LICENSE("Dual MIT/GPL");
