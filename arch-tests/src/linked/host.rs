@@ -1,6 +1,6 @@
 //! A host whose memory is a list of bytes, and whose symbols are those of a program in a file.
 
-use super::program::Program;
+use super::program::{BUILD_ID, Program};
 use core::fmt;
 use core::marker::PhantomData;
 use klp_core::addr::{CodeAddr, TextRange};
@@ -177,6 +177,11 @@ unsafe impl<A: Arch + Relocator> SymbolResolver for Host<A> {
 
     fn function_at(&self, _: CodeAddr) -> Option<TextRange> {
         None
+    }
+
+    fn build_id(&self, _: &str, is: &mut dyn FnMut(&[u8])) -> Result<(), OutOfMemory> {
+        is(&BUILD_ID.to_be_bytes());
+        Ok(())
     }
 }
 

@@ -32,6 +32,9 @@ pub(super) struct Build {
     pub(super) program: Program,
 }
 
+/// The build-id of programs, as a number of eight digits.
+pub(super) const BUILD_ID: u32 = 0xc0ff_ee11;
+
 /// A program's symbols.
 #[derive(Clone)]
 pub(super) struct Program {
@@ -88,6 +91,7 @@ impl Build {
         let segments = format!("-Ttext-segment={start:#x}");
         let mut arguments = vec![
             segments.into(),
+            format!("--build-id={BUILD_ID:#x}").into(),
             "-o".into(),
             program.clone().into_os_string(),
         ];
