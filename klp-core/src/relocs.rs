@@ -97,8 +97,11 @@ pub(crate) fn check<P: Platform>(
 struct Target {
     /// `None`: it was refused.
     addr: Option<CodeAddr>,
-    /// What of its detours leads to it.
-    used: Detours,
+    detours: Detours,
+    /// A field leads through the slot.
+    slot: bool,
+    /// A field leads through the veneer.
+    veneer: bool,
 }
 
 /// Works out what the relocations of `object` make of the patch's code. What is refused is shown to
@@ -111,7 +114,7 @@ fn plan<P: Platform>(
 ) -> Result<Writes, Error> {
     let relocs = object.relocs();
     let mut targets = try_vec(relocs.symbols().len())?;
-    for symbol in relocs.symbols() {
+    for (symbol, detours) in relocs.symbols().zip(relocs.detours()) {
         let addr = match resolve(platform, patch, symbol) {
             Ok(addr) => Some(addr),
             Err(error) => {
@@ -119,8 +122,12 @@ fn plan<P: Platform>(
                 None
             }
         };
-        let used = Detours::default();
-        targets.push(Target { addr, used });
+        targets.push(Target {
+            addr,
+            detours,
+            slot: false,
+            veneer: false,
+        });
     }
     let mut writes = Writes::default();
     writes.reserve(relocs.fields().len())?;
@@ -143,7 +150,6 @@ fn plan<P: Platform>(
             toc,
             pair: None,
         };
-        let detours = relocs.detours(field.symbol);
         let edited = writes.edit(platform, patch, object, index, |bytes| {
             if let Some(known) = field.known {
                 let detours = Detours {
@@ -153,10 +159,10 @@ fn plan<P: Platform>(
                 relocate::<P::Relocator>(field, around, bytes, known, detours)?;
                 return Ok(());
             }
-            match relocate::<P::Relocator>(field, around, bytes, symbol.get(), detours)? {
+            match relocate::<P::Relocator>(field, around, bytes, symbol.get(), target.detours)? {
                 Via::Direct => {}
-                Via::Slot => target.used.slot = detours.slot,
-                Via::Veneer => target.used.veneer = detours.veneer,
+                Via::Slot => target.slot = true,
+                Via::Veneer => target.veneer = true,
             }
             Ok(())
         });
@@ -164,12 +170,12 @@ fn plan<P: Platform>(
             refuse(error)?;
         }
     }
-    for Target { addr, used } in targets {
-        let Some(addr) = addr else { continue };
-        if let Some(at) = used.slot {
+    for target in targets {
+        let Some(addr) = target.addr else { continue };
+        if let Some(at) = target.detours.slot.filter(|_| target.slot) {
             writes.push(at, &slot::<P::Relocator>(addr)?)?;
         }
-        if let Some(at) = used.veneer {
+        if let Some(at) = target.detours.veneer.filter(|_| target.veneer) {
             writes.push(at, &P::Arch::call_veneer(at, addr))?;
         }
     }
@@ -237,6 +243,7 @@ struct Writes {
     /// One behind the other.
     bytes: Vec<u8>,
     places: Vec<Write>,
+    before: Piece,
 }
 
 /// Where some of the bytes go.
@@ -267,8 +274,8 @@ impl Writes {
         Ok(())
     }
 
-    /// Reads the bytes at field number `index`, lets `change` change them, and notes what has changed: not more,
-    /// as the room of a field may hold its neighbours too.
+    /// Reads the bytes at field number `index`, lets `change` change them, and notes what has
+    /// changed: not more, as the room of a field may hold its neighbours too.
     fn edit<P: Platform>(
         &mut self,
         platform: &P,
@@ -277,17 +284,14 @@ impl Writes {
         index: usize,
         change: impl FnOnce(&mut [u8]) -> Result<(), RelocError>,
     ) -> Result<(), Error> {
-        let Some(field) = object.relocs().fields().get(index) else {
+        let fields = object.relocs().fields().get(index..).unwrap_or_default();
+        let Some(field) = fields.first() else {
             return Err(Error::Bug("there are fewer fields"));
         };
-        let mut old = Code::new();
-        old.resize_default(usize::from(field.room))
-            .map_err(|()| Error::Bug("a field has more room than any relocation needs"))?;
-        platform
-            .text()
-            .read(field.at, &mut old)
+        let old = { self.before.bytes_at(platform.text(), fields) }
             .map_err(|error| Error::port("reading relocations", patch, &error))?;
-        let mut new = old.clone();
+        let mut new = Code::from_slice(old)
+            .map_err(|()| Error::Bug("a field has more room than any relocation needs"))?;
         if let Err(error) = change(&mut new) {
             let (section, symbol) = object.relocs().names_of(index);
             return Err(refused(patch, object.name(), section, symbol, error));
@@ -320,6 +324,53 @@ impl Writes {
         // SAFETY: the caller's promise.
         unsafe { platform.text().fill(&batch) }
             .map_err(|error| Error::port("applying relocations", patch, &error))
+    }
+}
+
+/// A piece of the patch's memory, as it is before anything is written. Fields lie close together:
+/// so a piece is read for several of them at once.
+#[derive(Default)]
+struct Piece {
+    start: CodeAddr,
+    bytes: heapless::Vec<u8, { Self::LEN as usize }>,
+}
+
+impl Piece {
+    const LEN: u64 = 256;
+    /// The parts of an image begin on pages of their own: all between two fields on a page can be
+    /// read, as they can.
+    const PAGE: u64 = 4096;
+
+    /// The bytes at the first of `fields`. Those at the next ones are read with them.
+    fn bytes_at<T: Text>(&mut self, text: &T, fields: &[Field]) -> Result<&[u8], T::Error> {
+        let Some(field) = fields.first() else {
+            return Ok(&[]);
+        };
+        if self.known(field).is_none() {
+            let at = field.at.get();
+            let limit = Self::LEN.min(Self::PAGE - at % Self::PAGE);
+            let ends = fields.iter().map(|next| {
+                let start = next.at.get().wrapping_sub(at);
+                start.saturating_add(u64::from(next.room))
+            });
+            let len = ends.take_while(|end| *end <= limit).max();
+            let len = len.unwrap_or_default().max(u64::from(field.room));
+            let mut bytes = heapless::Vec::new();
+            // It fits, as `room` does.
+            let _ = bytes.resize_default(len as usize);
+            text.read(field.at, &mut bytes)?;
+            *self = Self {
+                start: field.at,
+                bytes,
+            };
+        }
+        Ok(self.known(field).unwrap_or_default())
+    }
+
+    fn known(&self, field: &Field) -> Option<&[u8]> {
+        let start = field.at.get().wrapping_sub(self.start.get());
+        let bytes = self.bytes.get(usize::try_from(start).ok()?..)?;
+        bytes.get(..usize::from(field.room))
     }
 }
 

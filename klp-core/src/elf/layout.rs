@@ -109,20 +109,24 @@ impl Layout {
         veneer: u64,
     ) -> Result<(), Refusal> {
         self.toc = self.reserve(Part::Rodata, 0, 8)?;
+        let is_outside = |symbol: usize| {
+            matches!(
+                view.symbols()[symbol].home,
+                Home::Undefined | Home::Livepatch
+            )
+        };
         for relas in view.sections() {
             if self.sections[relas.target()].is_none() {
                 continue;
             }
             for rela in relas.relas() {
-                let outside = matches!(
-                    view.symbols()[rela.symbol].home,
-                    Home::Undefined | Home::Livepatch
-                );
                 match R::support(rela.kind) {
                     Some(Support::AddressSlot) if self.slots[rela.symbol].is_none() => {
                         self.slots[rela.symbol] = Some(self.reserve(Part::Rodata, 8, 8)?);
                     }
-                    Some(Support::Veneer) if outside && self.veneers[rela.symbol].is_none() => {
+                    Some(Support::Veneer)
+                        if self.veneers[rela.symbol].is_none() && is_outside(rela.symbol) =>
+                    {
                         self.veneers[rela.symbol] =
                             Some(self.reserve(Part::Text, veneer, veneer)?);
                     }

@@ -4,7 +4,7 @@
 use super::Refusal;
 use super::layout::{Layout, Part, Spot};
 use super::manifest::ObjectEntry;
-use super::names::{RelaName, SYMBOL_PREFIX, SymbolName};
+use super::names::{RelaName, SymbolName};
 use super::view::{Home, Rela, Section, SectionFlags, Symbol, View};
 use crate::addr::CodeAddr;
 use crate::error::{Error, PatchReason, SymbolFault};
@@ -189,7 +189,7 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
                 let name = self.view.symbol_name(rela.symbol);
                 return Err(self.malformed("symbol is not marked as a livepatch symbol", name));
             }
-            if waits_for != VMLINUX && is_of_base_image(symbol) {
+            if waits_for != VMLINUX && symbol.of_base_image {
                 let what = "invalid access to vmlinux symbol from module-specific livepatch relocation section";
                 return Err(self.malformed(what, symbol.name));
             }
@@ -497,13 +497,6 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
     fn malformed(&self, what: &'static str, place: &str) -> Error {
         Refusal::malformed(what, place).of(self.patch)
     }
-}
-
-/// Whether a livepatch symbol is one of the base image.
-fn is_of_base_image(symbol: &Symbol<'_>) -> bool {
-    let rest = symbol.name.strip_prefix(SYMBOL_PREFIX);
-    rest.and_then(|rest| rest.strip_prefix(VMLINUX))
-        .is_some_and(|rest| rest.starts_with('.'))
 }
 
 fn filled(len: u64, with: u8) -> Result<Vec<u8>, Error> {

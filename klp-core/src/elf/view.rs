@@ -4,8 +4,10 @@
 //! look like. Everything is checked once, in [`View::parse`]: whoever holds a [`View`] can follow
 //! its indices. No bytes make it panic.
 
+use super::names::SYMBOL_PREFIX;
 use super::{Refusal, SHF_RELA_LIVEPATCH, SHN_LIVEPATCH};
 use crate::mem::{try_push, try_vec};
+use crate::model::VMLINUX;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
@@ -85,6 +87,9 @@ pub struct Symbol<'a> {
     pub weak: bool,
     /// Where it is defined.
     pub home: Home,
+    /// Whether it is a livepatch symbol of the base image. Relocations ask for that more often than
+    /// a long name should be read.
+    pub(super) of_base_image: bool,
 }
 
 /// Where a symbol is defined.
@@ -503,7 +508,15 @@ fn read_symbol<'a>(
         other: symbol.st_other().0,
         weak: symbol.st_bind() == elf::STB_WEAK,
         home,
+        of_base_image: home == Home::Livepatch && is_of_base_image(name),
     })
+}
+
+/// Whether `name` is that of a livepatch symbol of the base image.
+fn is_of_base_image(name: &str) -> bool {
+    let rest = name.strip_prefix(SYMBOL_PREFIX);
+    rest.and_then(|rest| rest.strip_prefix(VMLINUX))
+        .is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// "section 7"

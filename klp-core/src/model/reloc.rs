@@ -166,10 +166,9 @@ impl Relocs {
         })
     }
 
-    /// What may be used on the way to a symbol.
-    pub(crate) fn detours(&self, symbol: u32) -> Detours {
-        let symbol = self.symbols.get(symbol as usize);
-        symbol.map_or_else(Detours::default, |symbol| symbol.detours)
+    /// What may be used on the way to each of the symbols.
+    pub(crate) fn detours(&self) -> impl Iterator<Item = Detours> {
+        self.symbols.iter().map(|symbol| symbol.detours)
     }
 
     /// The names of the section and the symbol of field number `index`.

@@ -1,6 +1,6 @@
 //! Relocations that wait for an object.
 
-use crate::file::{File, TEXT};
+use crate::file::{ALLOC, File, TEXT};
 use crate::host::{BRANCH32, Host, PC32, SLOT32, load};
 use klp_core::addr::CodeAddr;
 use klp_core::elf::Loaded;
@@ -118,11 +118,39 @@ fn any_failure_of_the_host_leaves_all_fields_alone() {
         host.fail_text_call(call);
         // SAFETY: nothing executes in this test.
         if unsafe { relocs::apply(&host, "fix", &loaded.patch.objects()[0]) }.is_ok() {
-            assert_eq!(call, 5, "four fields read, one fill");
+            assert_eq!(call, 4, "four fields read in three pieces, one fill");
             return;
         }
         assert_eq!(host.snapshot(), before);
     }
+}
+
+#[test]
+fn what_lies_between_two_parts_of_an_image_is_not_read() {
+    const END: usize = 4084;
+    let mut file = File::new();
+    let text = file.section(".text.fixed", TEXT, 16, &[0; END]);
+    let fixed = file.function("fixed", text, 0, END as u64);
+    file.replace(Some("libfoo"), &[("sole", fixed, 0)]);
+    let rodata = file.section(".rodata.fixed", ALLOC, 16, &[0; 8]);
+    let near = file.livepatch(".klp.sym.libfoo.near,0");
+    let (of_text, of_rodata) = (
+        ".klp.rela.libfoo.text.fixed",
+        ".klp.rela.libfoo.rodata.fixed",
+    );
+    file.rela_in(of_text, text, END as u64 - 4, near, PC32, 0);
+    file.rela_in(of_rodata, rodata, 0, near, PC32, 0);
+    let host = host();
+    let loaded = load(&host, &file.bytes(), "p").expect("loads");
+    // SAFETY: nothing executes in this test.
+    unsafe { relocs::apply(&host, "fix", &loaded.patch.objects()[0]) }.expect("applies");
+    let image = loaded.image.image();
+    let fields = [image.text.end().wrapping_sub(4), image.rodata.start()];
+    for at in fields {
+        let distance = i32::from_le_bytes(host.bytes(at));
+        assert_eq!(at.get().wrapping_add_signed(distance.into()), 0x50_0100);
+    }
+    assert_eq!(fields[0].distance_to(fields[1]), 16);
 }
 
 #[test]
