@@ -9,6 +9,7 @@ use crate::unit::Home;
 use klp_core::elf::names::SymbolName;
 use klp_core::model::VMLINUX;
 use object::elf;
+use std::collections::BTreeMap;
 
 /// Says what is wrong with the `contents` of a patch of the object called `object`. `pair` is one
 /// of those that it is made of.
@@ -23,6 +24,9 @@ pub(crate) fn check(pair: &Pair, object: &str, contents: &Contents) -> Vec<Refus
 /// What a function of ppc64le jumps to without being there itself would have to restore a register.
 fn sibling_calls(pair: &Pair, contents: &Contents) -> Vec<Refusal> {
     let machine = pair.patched.header.machine;
+    // Of several symbols of a section, the first.
+    let symbols = contents.symbols.iter().rev();
+    let callers: BTreeMap<_, _> = symbols.map(|symbol| (symbol.home, &symbol.name)).collect();
     let mut refusals = Vec::new();
     for (index, section) in contents.sections.iter().enumerate() {
         for reloc in section.relocs.iter().filter(|_| section.is_code()) {
@@ -34,9 +38,8 @@ fn sibling_calls(pair: &Pair, contents: &Contents) -> Vec<Refusal> {
                 continue;
             }
             let callee = SymbolName::parse(&callee.name).map_or(&*callee.name, |name| name.name);
-            let mut symbols = contents.symbols.iter();
-            let caller = symbols.find(|symbol| symbol.home == Home::Section(index));
-            let caller = caller.map_or(&section.name, |symbol| &symbol.name);
+            let caller = callers.get(&Home::Section(index));
+            let caller = caller.copied().unwrap_or(&section.name);
             let callee = callee.to_owned();
             refusals.push(pair.refuse(caller, Why::SiblingCall { callee }));
         }
