@@ -9,7 +9,7 @@ use crate::unit::Home;
 use klp_core::elf::names::SymbolName;
 use klp_core::model::VMLINUX;
 use object::elf;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Says what is wrong with the `contents` of a patch of the object called `object`. `pair` is one
 /// of those that it is made of.
@@ -19,6 +19,17 @@ pub(crate) fn check(pair: &Pair, object: &str, contents: &Contents) -> Vec<Refus
         refusals.extend(applied_early(pair, contents));
     }
     refusals
+}
+
+/// What in `contents` has a name of more than `limit` bytes, and must be found by it.
+pub(crate) fn long_names(pair: &Pair, contents: &Contents, limit: usize) -> Vec<Refusal> {
+    let replaced = contents.replaced.iter().map(|replaced| &*replaced.old_name);
+    let symbols = contents.symbols.iter();
+    let needed = symbols.filter_map(|symbol| Some(SymbolName::parse(&symbol.name).ok()?.name));
+    let names: BTreeSet<_> = replaced.chain(needed).collect();
+    let long = names.into_iter().filter(|name| name.len() > limit);
+    long.map(|name| pair.refuse(name, Why::LongName { limit }))
+        .collect()
 }
 
 /// What a function of ppc64le jumps to without being there itself would have to restore a register.

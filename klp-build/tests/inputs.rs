@@ -193,6 +193,32 @@ fn macros_in_debug_information_do_not_matter() {
     assert!(compared, "{:?}", fixed.warnings);
 }
 
+#[test]
+fn names_may_be_longer_than_any_of_linux_but_not_for_it() {
+    let long = "f".repeat(5000);
+    let callee = "g".repeat(600);
+    let source = |number: u32| {
+        format!("extern int {callee}(int); int {long}(int n) {{ return {callee}(n) + {number}; }}")
+    };
+    let [original, fixed] = [1, 2].map(|number| {
+        let callee = format!(" int __attribute__((noipa)) {callee}(int n) {{ return n * 3; }}");
+        compile(&(source(number) + &callee), &FLAGS)
+    });
+    let built = build(&original, &fixed).expect("a patch");
+    assert_eq!(built.functions, [&*long]);
+    assert_eq!(
+        livepatch_symbols(&built.bytes),
+        [format!("vmlinux:{callee}:0")]
+    );
+    let mut patch = PatchBuilder::new("fix");
+    patch
+        .pair(Path::new("shop.o"), Some(&original), &fixed)
+        .expect("readable");
+    let refused = common::refusals(patch.build_for_module());
+    let why = || Why::LongName { limit: 511 };
+    assert_eq!(refused, [(long, why()), (callee, why())]);
+}
+
 /// Calls by way of functions that the compiler writes where they are needed, and linkers keep one
 /// of.
 #[cfg(target_arch = "x86_64")]
