@@ -92,11 +92,7 @@ impl Verify {
         for path in &self.key {
             keys.add(PublicKey::from_pem(&text(path)?).with_context(|| named(path))?)?;
         }
-        let mut object = read(&self.object)?;
-        let detached = beside(&self.object, "sig");
-        if signature::read(&object) == Err(Distrust::NotSigned) && detached.exists() {
-            object.extend(read(detached)?);
-        }
+        let object = read_with_signature(&self.object)?;
         let signed = keys.verify(&object).with_context(|| named(&self.object))?;
         Ok(format!(
             "{}: signed with key {}\n",
@@ -104,6 +100,16 @@ impl Verify {
             signed.key
         ))
     }
+}
+
+/// A patch object, with its detached signature behind it if there is one and no other.
+pub(crate) fn read_with_signature(path: &Path) -> Result<Vec<u8>> {
+    let mut object = read(path)?;
+    let detached = beside(path, "sig");
+    if signature::read(&object) == Err(Distrust::NotSigned) && detached.exists() {
+        object.extend(read(detached)?);
+    }
+    Ok(object)
 }
 
 /// `path` with an ending behind whatever it ends in.
