@@ -10,15 +10,14 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// Makes a pair of keys: NAME.key, which signs and is its owner's secret, and NAME.pub, by which
-/// everybody verifies
+/// Make a pair of keys: NAME.key signs, and is its owner's secret; NAME.pub verifies
 #[derive(clap::Args)]
 pub(crate) struct Keygen {
     /// What the two files are called, without their endings
     name: PathBuf,
 }
 
-/// Signs a patch object
+/// Sign a patch object
 #[derive(clap::Args)]
 pub(crate) struct Sign {
     /// The key that signs (NAME.key)
@@ -31,7 +30,7 @@ pub(crate) struct Sign {
     object: PathBuf,
 }
 
-/// Verifies the signature of a patch object, or that in OBJECT.sig
+/// Verify the signature of a patch object, or that in OBJECT.sig
 #[derive(clap::Args)]
 pub(crate) struct Verify {
     /// A key that is trusted (NAME.pub); may be given several times
