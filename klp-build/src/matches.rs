@@ -205,30 +205,45 @@ fn match_by_users(
     symbols: &mut Vec<usize>,
     matches: &mut [Match],
 ) -> bool {
-    let known: Vec<_> = symbols
-        .iter()
-        .map(|symbol| of_patched.known(*symbol, matches))
-        .collect();
-    let shares = |original: &usize, users: &BTreeSet<usize>| {
-        let others = of_original.0.get(original);
-        others.is_some_and(|others| !others.is_disjoint(users))
-    };
-    let only = |mut found: Vec<usize>| found.pop().filter(|_| found.is_empty());
-    for (place, symbol) in symbols.iter().enumerate() {
-        let candidates = originals.iter().copied();
-        let mine = candidates.filter(|original| shares(original, &known[place]));
-        let Some(original) = only(mine.collect()) else {
-            continue;
-        };
-        let rivals = known.iter().filter(|users| shares(&original, users));
-        if rivals.count() == 1 {
-            matches[*symbol] = Match::Same(original);
-            originals.retain(|other| *other != original);
-            symbols.remove(place);
-            return true;
+    // By functions of the original: what they use, in both builds.
+    let (mut before, mut after) = (Uses::new(), Uses::new());
+    for original in &*originals {
+        for user in of_original.0.get(original).into_iter().flatten() {
+            before.entry(*user).or_default().push(*original);
         }
     }
-    false
+    let known = symbols.iter();
+    let known = known.map(|symbol| (*symbol, of_patched.known(*symbol, matches)));
+    let known: Vec<_> = known.collect();
+    for (symbol, users) in &known {
+        for user in users {
+            after.entry(*user).or_default().push(*symbol);
+        }
+    }
+    let mut matched = BTreeSet::new();
+    for (symbol, users) in &known {
+        let original = only(users, &before);
+        let users = original.and_then(|original| of_original.0.get(&original));
+        if let (Some(original), Some(users)) = (original, users) {
+            if only(users, &after) == Some(*symbol) {
+                matches[*symbol] = Match::Same(original);
+                matched.insert(original);
+            }
+        }
+    }
+    originals.retain(|original| !matched.contains(original));
+    symbols.retain(|symbol| matches[*symbol] == Match::New);
+    !matched.is_empty()
+}
+
+/// What functions use.
+type Uses = BTreeMap<usize, Vec<usize>>;
+
+/// What `users` use, if it is one thing.
+fn only(users: &BTreeSet<usize>, uses: &Uses) -> Option<usize> {
+    let mut all = users.iter().filter_map(|user| uses.get(user)).flatten();
+    let first = all.next()?;
+    all.all(|other| other == first).then_some(*first)
 }
 
 /// Matches what functions refer to at the same places whose code is the same but for the names of
