@@ -9,6 +9,7 @@ use crate::unit::Home;
 use klp_core::elf::names::SymbolName;
 use klp_core::model::VMLINUX;
 use object::elf;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Says what is wrong with the `contents` of a patch of the object called `object`. `pair` is one
 /// of those that it is made of.
@@ -20,9 +21,23 @@ pub(crate) fn check(pair: &Pair, object: &str, contents: &Contents) -> Vec<Refus
     refusals
 }
 
+/// What in `contents` has a name of more than `limit` bytes, and must be found by it.
+pub(crate) fn long_names(pair: &Pair, contents: &Contents, limit: usize) -> Vec<Refusal> {
+    let replaced = contents.replaced.iter().map(|replaced| &*replaced.old_name);
+    let symbols = contents.symbols.iter();
+    let needed = symbols.filter_map(|symbol| Some(SymbolName::parse(&symbol.name).ok()?.name));
+    let names: BTreeSet<_> = replaced.chain(needed).collect();
+    let long = names.into_iter().filter(|name| name.len() > limit);
+    long.map(|name| pair.refuse(name, Why::LongName { limit }))
+        .collect()
+}
+
 /// What a function of ppc64le jumps to without being there itself would have to restore a register.
 fn sibling_calls(pair: &Pair, contents: &Contents) -> Vec<Refusal> {
     let machine = pair.patched.header.machine;
+    // Of several symbols of a section, the first.
+    let symbols = contents.symbols.iter().rev();
+    let callers: BTreeMap<_, _> = symbols.map(|symbol| (symbol.home, &symbol.name)).collect();
     let mut refusals = Vec::new();
     for (index, section) in contents.sections.iter().enumerate() {
         for reloc in section.relocs.iter().filter(|_| section.is_code()) {
@@ -34,9 +49,8 @@ fn sibling_calls(pair: &Pair, contents: &Contents) -> Vec<Refusal> {
                 continue;
             }
             let callee = SymbolName::parse(&callee.name).map_or(&*callee.name, |name| name.name);
-            let mut symbols = contents.symbols.iter();
-            let caller = symbols.find(|symbol| symbol.home == Home::Section(index));
-            let caller = caller.map_or(&section.name, |symbol| &symbol.name);
+            let caller = callers.get(&Home::Section(index));
+            let caller = caller.copied().unwrap_or(&section.name);
             let callee = callee.to_owned();
             refusals.push(pair.refuse(caller, Why::SiblingCall { callee }));
         }

@@ -234,15 +234,18 @@ impl Pair {
     /// Refuses changes of code that belongs to no function, as hand-written code may.
     fn assembly_refusals(&self) -> Vec<Refusal> {
         let mut refusals = Vec::new();
+        let mut before = BTreeMap::new();
+        for section in code_without_functions(&self.original) {
+            let name = &self.original.sections[section].name;
+            before.entry(name).or_insert(section);
+        }
         for section in code_without_functions(&self.patched) {
             let name = &self.patched.sections[section].name;
-            let mut before = code_without_functions(&self.original);
-            let before = before.find(|before| self.original.sections[*before].name == *name);
-            let same = |before| {
-                let original = whole(&self.original, before);
+            let same = |before: &usize| {
+                let original = whole(&self.original, *before);
                 self.same_place(original, whole(&self.patched, section))
             };
-            if !before.is_some_and(same) {
+            if !before.get(name).is_some_and(same) {
                 refusals.push(self.refuse(name, Why::Assembly));
             }
         }

@@ -7,7 +7,7 @@
 //! that they wait for.
 
 use alloc::borrow::Cow;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use core::fmt;
 use core::mem::offset_of;
 use klp_core::elf::names::{BadName, RelaName, SYMBOL_PREFIX, SymbolName};
@@ -269,9 +269,9 @@ fn is_for_linkers(kind: elf::SectionType) -> bool {
 }
 
 /// Makes sections for link editors plain ones, which the builder reads. Returns their indices, too.
-fn disarm(object: &[u8]) -> (Cow<'_, [u8]>, Vec<usize>) {
+fn disarm(object: &[u8]) -> (Cow<'_, [u8]>, BTreeSet<usize>) {
     const TYPE: usize = offset_of!(elf::SectionHeader64<Endianness>, sh_type);
-    let (mut file, mut found) = (Cow::Borrowed(object), Vec::new());
+    let (mut file, mut found) = (Cow::Borrowed(object), BTreeSet::new());
     let Some((endian, start, sections)) = section_headers(object) else {
         return (file, found);
     };
@@ -279,14 +279,14 @@ fn disarm(object: &[u8]) -> (Cow<'_, [u8]>, Vec<usize>) {
         if is_for_linkers(section.sh_type(endian)) {
             let at = start + index * size_of::<elf::SectionHeader64<Endianness>>() + TYPE;
             file.to_mut()[at..at + 4].copy_from_slice(&endian.write_u32(elf::SHT_PROGBITS.0));
-            found.push(index);
+            found.insert(index);
         }
     }
     (file, found)
 }
 
 /// Takes out the sections with these indices; no section is in a group then.
-fn drop_sections(elf: &mut Builder<'_>, indices: &[usize]) {
+fn drop_sections(elf: &mut Builder<'_>, indices: &BTreeSet<usize>) {
     for section in &mut elf.sections {
         // Of the null section, at index 0, the builder makes none.
         section.delete |= indices.contains(&(section.id().index() + 1));

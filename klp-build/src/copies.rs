@@ -139,6 +139,7 @@ impl<'a> Copies<'a> {
         let known = self.pieces.len();
         for (pair, each) in self.pairs.iter().enumerate() {
             for (section, entries) in &each.special {
+                let known = self.pieces.len();
                 for entry in entries.iter().flatten() {
                     let (code, place) = entry.code;
                     let piece = Place {
@@ -152,8 +153,10 @@ impl<'a> Copies<'a> {
                         let (table, _) = self.aligned(pair, piece, 1);
                         let table = &mut self.sections[table];
                         table.align = table.align.max(ARRAY);
-                        self.add_header(pair, *section);
                     }
+                }
+                if self.pieces.len() > known {
+                    self.add_header(pair, *section);
                 }
             }
         }
@@ -194,10 +197,10 @@ impl<'a> Copies<'a> {
         let mut refusals = Vec::new();
         for (pair, each) in self.pairs.iter().enumerate() {
             let unit = &each.patched;
-            let here = self.whole.keys();
-            let here =
-                here.filter(|(of, section)| *of == pair && unit.sections[*section].is_code());
-            let code: BTreeSet<_> = here.map(|(_, section)| *section).collect();
+            let here = self.whole.range((pair, 0)..(pair + 1, 0));
+            let here = here.map(|((_, section), _)| *section);
+            let code = here.filter(|section| unit.sections[*section].is_code());
+            let code: BTreeSet<_> = code.collect();
             let tables = unit.sections.iter();
             let tables = tables.filter(|section| section.name == EH_FRAME);
             for table in tables.filter(|_| !code.is_empty()) {

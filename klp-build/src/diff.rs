@@ -35,6 +35,7 @@
 //! | `write.rs` | the bytes of the patch |
 //! | `module.rs` | what makes a kernel module of it |
 
+use crate::check;
 use crate::compare::Pair;
 use crate::convert::ConvertError;
 use crate::error::BuildError;
@@ -46,7 +47,7 @@ use crate::types;
 use crate::unit::{Unit, UnitHeader};
 use crate::warnings::{Warning, warnings};
 use crate::write::{write, write_for_module};
-use klp_core::config::OBJECT_NAME_LEN;
+use klp_core::config::{OBJECT_NAME_LEN, SYMBOL_NAME_LEN};
 use klp_core::model::VMLINUX;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -224,7 +225,7 @@ impl PatchBuilder {
         let mut info = Info::default();
         info.add_text("name", &self.name)?;
         info.add("livepatch", "Y")?;
-        self.build_by(info, write)
+        self.build_by(info, usize::MAX, write)
     }
 
     /// Makes an object file of which Kbuild makes a kernel module, as [`module`](crate::module)
@@ -234,18 +235,23 @@ impl PatchBuilder {
     ///
     /// As [`Self::build`].
     pub fn build_for_module(&self) -> Result<Built, BuildError> {
-        self.build_by(Info::default(), write_for_module)
+        self.build_by(Info::default(), SYMBOL_NAME_LEN, write_for_module)
     }
 
+    /// Makes it for a system whose names have no more than `longest` bytes.
     fn build_by(
         &self,
         mut info: Info,
+        longest: usize,
         write: impl FnOnce(UnitHeader, &str, Info, Contents) -> Result<Vec<u8>, ConvertError>,
     ) -> Result<Built, BuildError> {
         let contents = select(&self.pairs, &self.object, self.target.as_ref());
         let going_in = self.going_in(contents.as_ref().ok());
         let compared = types::compare(&self.pairs, &going_in, &self.vouched);
         let mut refusals = compared.refusals;
+        if let (Ok(contents), Some(pair)) = (&contents, self.pairs.first()) {
+            refusals.extend(check::long_names(pair, contents, longest));
+        }
         let contents = match contents {
             Ok(contents) if refusals.is_empty() => contents,
             Ok(_) => return Err(BuildError::Refused(refusals)),

@@ -146,6 +146,11 @@ pub enum Why {
         /// The functions of the patch that are known to use it.
         users: Vec<String>,
     },
+    /// A name is longer than any of the system's.
+    LongName {
+        /// Bytes of the longest one.
+        limit: usize,
+    },
     /// Debug information is there, and cannot be read.
     DebugInfo {
         /// What is wrong with it.
@@ -265,6 +270,11 @@ impl fmt::Display for Why {
                      fault, vouch for the type (--vouch-layout)",
                 )
             }
+            Self::LongName { limit } => write!(
+                f,
+                "its name has more than {limit} bytes, which Linux cannot find: patch its callers, \
+                 or give it a shorter one (asm labels)",
+            ),
             Self::DebugInfo { why } => write!(
                 f,
                 "debug information cannot be read, so types cannot be compared: {why}. Compile \

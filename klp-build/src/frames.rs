@@ -64,8 +64,9 @@ pub(crate) fn of(unit: &Unit, section: &Section, wanted: &BTreeSet<usize>) -> Op
         let common = match commons.get(&record.common) {
             Some(place) => *place,
             None => {
-                let common = all.iter().find(|common| common.at == record.common)?;
-                let place = copy(section, common, &mut out)?;
+                // They are in the order of their places.
+                let common = all.binary_search_by_key(&record.common, |common| common.at);
+                let place = copy(section, all.get(common.ok()?)?, &mut out)?;
                 commons.insert(record.common, place);
                 place
             }

@@ -6,7 +6,7 @@
 
 use crate::statics::is_patchs_own;
 use crate::unit::{Referent, Reloc, Unit};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What a symbol of the patched build is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -54,14 +54,19 @@ pub(crate) fn matches(original: &Unit, patched: &Unit) -> Vec<Match> {
         }
     }
     for (originals, symbols) in &mut open {
+        match_by_sources(original, patched, originals, symbols, &mut matches);
         match_equal(original, patched, originals, symbols, &mut matches);
     }
     let users = (Users::of(original), Users::of(patched));
     // A function that is matched may tell which its variables are.
-    while open
-        .iter_mut()
-        .any(|(originals, symbols)| match_by_users(&users, originals, symbols, &mut matches))
-    {}
+    let mut goes_on = true;
+    while core::mem::take(&mut goes_on) {
+        for (originals, symbols) in &mut open {
+            while match_by_users(&users, originals, symbols, &mut matches) {
+                goes_on = true;
+            }
+        }
+    }
     match_by_places(original, patched, &mut open, &mut matches);
     for (originals, symbols) in open {
         for symbol in symbols.into_iter().filter(|_| !originals.is_empty()) {
@@ -130,6 +135,36 @@ fn without_hash(name: &str) -> &str {
     hash().unwrap_or(name)
 }
 
+/// Matches those of the same name of which a source file has one: linkers put several files into one.
+fn match_by_sources(
+    original: &Unit,
+    patched: &Unit,
+    originals: &mut Vec<usize>,
+    symbols: &mut Vec<usize>,
+    matches: &mut [Match],
+) {
+    let before = by_source(original, originals);
+    let mut matched = BTreeSet::new();
+    for (source, after) in by_source(patched, symbols) {
+        if let (Some(&[old]), &[new]) = (before.get(source).map(Vec::as_slice), &*after) {
+            matches[new] = Match::Same(old);
+            matched.insert(old);
+        }
+    }
+    originals.retain(|other| !matched.contains(other));
+    symbols.retain(|symbol| matches[*symbol] == Match::New);
+}
+
+fn by_source<'a>(unit: &'a Unit, symbols: &[usize]) -> BTreeMap<&'a str, Vec<usize>> {
+    let mut by_source = BTreeMap::<_, Vec<_>>::new();
+    for symbol in symbols {
+        if let Some(source) = unit.source(*symbol) {
+            by_source.entry(source).or_default().push(*symbol);
+        }
+    }
+    by_source
+}
+
 /// Matches those of the same name and the same contents. Variables are told by their users alone:
 /// most begin with zeroes.
 fn match_equal(
@@ -139,23 +174,28 @@ fn match_equal(
     symbols: &mut Vec<usize>,
     matches: &mut [Match],
 ) {
-    let code = |unit: &Unit, symbol: usize| {
-        let bytes = code(unit, symbol).bytes;
-        (!bytes.is_empty()).then(|| (unit.symbols[symbol].name.clone(), bytes.to_vec()))
-    };
+    let mut by_contents = BTreeMap::<_, VecDeque<_>>::new();
+    for &other in originals
+        .iter()
+        .filter(|other| original.is_function(**other))
+    {
+        let contents = (&original.symbols[other].name, code(original, other).bytes);
+        by_contents.entry(contents).or_default().push_back(other);
+    }
+    let mut matched = BTreeSet::new();
     symbols.retain(|&symbol| {
-        if !patched.is_function(symbol) {
+        let bytes = code(patched, symbol).bytes;
+        let is_code = patched.is_function(symbol) && !bytes.is_empty();
+        let contents = (&patched.symbols[symbol].name, bytes);
+        let equal = by_contents.get_mut(&contents).filter(|_| is_code);
+        let Some(equal) = equal.and_then(VecDeque::pop_front) else {
             return true;
-        }
-        let own = code(patched, symbol);
-        let equal = originals
-            .iter()
-            .position(|&other| own.is_some() && code(original, other) == own);
-        if let Some(equal) = equal {
-            matches[symbol] = Match::Same(originals.remove(equal));
-        }
-        equal.is_none()
+        };
+        matches[symbol] = Match::Same(equal);
+        matched.insert(equal);
+        false
     });
+    originals.retain(|other| !matched.contains(other));
 }
 
 /// Matches those that the same functions use, and no others of the name. Says whether it did.
@@ -165,35 +205,54 @@ fn match_by_users(
     symbols: &mut Vec<usize>,
     matches: &mut [Match],
 ) -> bool {
-    let known: Vec<_> = symbols
-        .iter()
-        .map(|symbol| of_patched.known(*symbol, matches))
-        .collect();
-    let shares = |original: &usize, users: &BTreeSet<usize>| {
-        let others = of_original.0.get(original);
-        others.is_some_and(|others| !others.is_disjoint(users))
-    };
-    let only = |mut found: Vec<usize>| found.pop().filter(|_| found.is_empty());
-    for (place, symbol) in symbols.iter().enumerate() {
-        let candidates = originals.iter().copied();
-        let mine = candidates.filter(|original| shares(original, &known[place]));
-        let Some(original) = only(mine.collect()) else {
-            continue;
-        };
-        let rivals = known.iter().filter(|users| shares(&original, users));
-        if rivals.count() == 1 {
-            matches[*symbol] = Match::Same(original);
-            originals.retain(|other| *other != original);
-            symbols.remove(place);
-            return true;
+    // By functions of the original: what they use, in both builds.
+    let (mut before, mut after) = (Uses::new(), Uses::new());
+    for original in &*originals {
+        for user in of_original.0.get(original).into_iter().flatten() {
+            before.entry(*user).or_default().push(*original);
         }
     }
-    false
+    let known = symbols.iter();
+    let known = known.map(|symbol| (*symbol, of_patched.known(*symbol, matches)));
+    let known: Vec<_> = known.collect();
+    for (symbol, users) in &known {
+        for user in users {
+            after.entry(*user).or_default().push(*symbol);
+        }
+    }
+    let mut matched = BTreeSet::new();
+    for (symbol, users) in &known {
+        let original = only(users, &before);
+        let users = original.and_then(|original| of_original.0.get(&original));
+        if let (Some(original), Some(users)) = (original, users) {
+            if only(users, &after) == Some(*symbol) {
+                matches[*symbol] = Match::Same(original);
+                matched.insert(original);
+            }
+        }
+    }
+    originals.retain(|original| !matched.contains(original));
+    symbols.retain(|symbol| matches[*symbol] == Match::New);
+    !matched.is_empty()
+}
+
+/// What functions use.
+type Uses = BTreeMap<usize, Vec<usize>>;
+
+/// What `users` use, if it is one thing.
+fn only(users: &BTreeSet<usize>, uses: &Uses) -> Option<usize> {
+    let mut all = users.iter().filter_map(|user| uses.get(user)).flatten();
+    let first = all.next()?;
+    all.all(|other| other == first).then_some(*first)
 }
 
 /// Matches what functions refer to at the same places whose code is the same but for the names of
 /// what it refers to.
 fn match_by_places(original: &Unit, patched: &Unit, open: &mut [Group], matches: &mut [Match]) {
+    let groups = open.iter().enumerate();
+    let groups =
+        groups.flat_map(|(at, (originals, _))| originals.iter().map(move |old| (*old, at)));
+    let groups: BTreeMap<usize, usize> = groups.collect();
     for function in patched.functions() {
         let Match::Same(other) = matches[function] else {
             continue;
@@ -215,9 +274,9 @@ fn match_by_places(original: &Unit, patched: &Unit, open: &mut [Group], matches:
             else {
                 continue;
             };
-            let group = open
-                .iter_mut()
-                .find(|(originals, symbols)| originals.contains(&old) && symbols.contains(&new));
+            let group = groups.get(&old).and_then(|group| open.get_mut(*group));
+            let group = group
+                .filter(|(originals, symbols)| originals.contains(&old) && symbols.contains(&new));
             if let Some((originals, symbols)) = group {
                 originals.retain(|each| *each != old);
                 symbols.retain(|each| *each != new);

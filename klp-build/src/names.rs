@@ -7,7 +7,7 @@ use crate::unit::Symbol;
 pub(crate) struct Names {
     /// By place.
     pub(crate) all: Vec<usize>,
-    /// For each of them, how far it and those before it reach.
+    /// For each of them, where it and those before it end.
     ends: Vec<u64>,
 }
 
@@ -17,7 +17,8 @@ impl Names {
         all.sort_by_key(|index| symbols[*index].value);
         let mut reach = 0;
         let ends = all.iter().map(|index| {
-            reach = end(&symbols[*index]).max(reach);
+            let symbol = &symbols[*index];
+            reach = symbol.value.saturating_add(symbol.len).max(reach);
             reach
         });
         let ends = ends.collect();
@@ -47,8 +48,17 @@ impl Names {
         let to = self
             .all
             .partition_point(|name| symbols[*name].value <= place);
-        let from = self.ends.partition_point(|end| *end <= place);
+        let from = self.ends.partition_point(|end| *end < place);
         self.all.get(from..to).unwrap_or_default()
+    }
+
+    /// How far those reach that begin before `place`.
+    pub(crate) fn reach_before(&self, symbols: &[Symbol], place: u64) -> u64 {
+        let before = |name: &usize| symbols[*name].value < place;
+        let last = self.all.partition_point(before).checked_sub(1);
+        last.and_then(|last| self.ends.get(last))
+            .copied()
+            .unwrap_or(0)
     }
 }
 

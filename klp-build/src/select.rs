@@ -11,11 +11,11 @@ use crate::frames::{EH_FRAME, EXCEPTION_TABLE};
 use crate::matches::Match;
 use crate::namespaces;
 use crate::pieces::piece_at;
-use crate::sites;
+use crate::sites::{self, Sites};
 use crate::special;
 use crate::statics;
 use crate::target::Target;
-use crate::unit::{Home, Referent, Reloc, Section, Symbol};
+use crate::unit::{Home, Referent, Reloc, Section, Symbol, Unit};
 use klp_core::elf::names::{SymbolName, part_of};
 use object::elf;
 use std::collections::{BTreeMap, BTreeSet};
@@ -144,11 +144,17 @@ struct Selection<'a> {
     globals: BTreeMap<&'a str, At>,
     /// The pairs whose originals define what is not local.
     before: BTreeMap<&'a str, usize>,
+    /// What the original of each pair takes from others.
+    imports: Vec<BTreeSet<&'a str>>,
+    /// The sites of the original of each pair.
+    sites: Vec<Sites<'a>>,
     copies: Copies<'a>,
     symbols: BTreeMap<Key, usize>,
     /// The symbols of the patch.
     made: Vec<Symbol>,
     replaced: Vec<Replaced>,
+    /// Where these are in the patch.
+    replaced_at: BTreeSet<(Home, u64)>,
     callbacks: BTreeMap<u64, usize>,
     refusals: Vec<Refusal>,
 }
@@ -196,10 +202,13 @@ impl<'a> Selection<'a> {
             changed,
             globals,
             before,
+            imports: pairs.iter().map(|pair| imports(&pair.original)).collect(),
+            sites: pairs.iter().map(|pair| Sites::of(&pair.original)).collect(),
             copies: Copies::new(pairs),
             symbols: BTreeMap::new(),
             made: vec![Symbol::null()],
             replaced: Vec::new(),
+            replaced_at: BTreeSet::new(),
             callbacks: BTreeMap::new(),
             refusals,
         }
@@ -239,23 +248,22 @@ impl<'a> Selection<'a> {
             return;
         }
         let old = &pair.original.symbols[original];
-        if !sites::has_site(&pair.original, original) {
+        if !self.sites[at.pair].has(original) {
             self.refuse(at, Why::NoEntrySite);
         }
-        let is_alias = |other: &Replaced| {
-            let other = &self.made[other.symbol];
-            let new = &self.made[new];
-            other.home == new.home && other.value == symbol.value
-        };
-        if self.replaced.iter().any(is_alias) {
+        let place = (self.made[new].home, symbol.value);
+        if self.replaced_at.contains(&place) {
             return;
         }
-        match self.position(at, old) {
-            Ok(position) => self.replaced.push(Replaced {
-                old_name: old.name.clone(),
-                position,
-                symbol: new,
-            }),
+        match self.position(at.pair, original) {
+            Ok(position) => {
+                self.replaced_at.insert(place);
+                self.replaced.push(Replaced {
+                    old_name: old.name.clone(),
+                    position,
+                    symbol: new,
+                });
+            }
             Err(why) => self.refuse(at, why),
         }
     }
@@ -269,14 +277,13 @@ impl<'a> Selection<'a> {
         }
     }
 
-    /// Which of the running system's symbols `old` is, the original of `at`.
-    fn position(&self, at: At, old: &Symbol) -> Result<u32, Why> {
-        let source = self.pairs[at.pair].original.source();
-        let source = source.filter(|_| old.is_local());
+    /// Which of the running system's symbols `original` of a pair is.
+    fn position(&self, pair: usize, original: usize) -> Result<u32, Why> {
+        let unit = &self.pairs[pair].original;
         let Some(target) = self.target else {
             return Ok(0);
         };
-        target.position(&old.name, source)
+        target.position(&unit.symbols[original].name, unit.source(original))
     }
 
     /// The patch's symbol for its own copy of `at`.
@@ -297,8 +304,9 @@ impl<'a> Selection<'a> {
                 self.refuse(at, Why::Moved { from });
             }
         }
-        let shares = |name: &usize| pair.patched.symbols[*name].value != symbol.value;
-        let shares = names.iter().any(shares);
+        // They are in the order of their places.
+        let mut ends = names.first().into_iter().chain(names.last());
+        let shares = ends.any(|name| pair.patched.symbols[*name].value != symbol.value);
         if shares && statics::is_patchs_own(&pair.patched, at.symbol) {
             let piece = Place {
                 section,
@@ -471,7 +479,7 @@ impl<'a> Selection<'a> {
             return 0;
         };
         let old = &pair.original.symbols[original];
-        match self.position(at, old) {
+        match self.position(at.pair, original) {
             Ok(position) => self.livepatch_symbol(&old.name, position),
             Err(why) => {
                 self.refuse(at, why);
@@ -504,9 +512,7 @@ impl<'a> Selection<'a> {
         // A version script, and rustc for a library, makes local what object files are linked to.
         let is_local = |target: &Target| target.has(name) && !target.imports(name);
         if !is_there && self.target.is_some_and(is_local) {
-            let original = self.pairs[at.pair].original.symbols.iter();
-            let mut outside = original.filter(|old| old.home == Home::Outside);
-            is_there = outside.any(|old| old.name == name);
+            is_there = self.imports[at.pair].contains(name);
             if !is_there {
                 self.refuse(at, Why::MaybeLocal);
                 return 0;
@@ -554,6 +560,13 @@ impl<'a> Selection<'a> {
             }
         }
     }
+}
+
+/// What `unit` takes from others.
+fn imports(unit: &Unit) -> BTreeSet<&str> {
+    let symbols = unit.symbols.iter();
+    let outside = symbols.filter(|symbol| symbol.home == Home::Outside);
+    outside.map(|symbol| &*symbol.name).collect()
 }
 
 /// The patch's symbol for its own copy of what `symbol` is. Linkers see no others of a patch.

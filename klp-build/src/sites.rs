@@ -21,31 +21,45 @@ pub(crate) fn is_profilers(name: &str) -> bool {
     PROFILERS.contains(&name)
 }
 
-/// Whether there is a site at the entry of `function`; `true` also if this build does not record
-/// any.
-pub(crate) fn has_site(unit: &Unit, function: usize) -> bool {
-    let tables = unit.sections.iter();
-    let tables = tables.filter(|section| TABLES.contains(&&*section.name));
-    let mut sites = tables.flat_map(|table| &table.relocs).peekable();
-    let Some(section) = unit.section_of(function) else {
-        return true;
-    };
-    let Symbol { value, len, .. } = unit.symbols[function];
-    // The pad may begin in front of the function, behind what is there.
-    let names = unit.names_in(section).iter();
-    let before = names.map(|name| &unit.symbols[*name]);
-    let before = before.filter(|before| before.value < value);
-    let free = before.map(|before| before.value.saturating_add(before.len));
-    let free = free.max().unwrap_or(0).min(value);
-    let is_inside = |site: &Reloc| {
-        let at = place_of(&unit.symbols, site).filter(|(of, _)| *of == section);
-        let at = at.and_then(|(_, at)| at.checked_sub(free));
-        at.is_some_and(|at| at < len.saturating_add(value - free))
-    };
-    // A table of the calls of a profiler may be made later.
-    let calls = unit.sections[section].relocs_in(value, len);
-    let is_profiled = calls.iter().any(|call| is_profiler(&unit.symbols, call));
-    sites.peek().is_none() || is_profiled || sites.any(is_inside)
+/// The sites that a build records.
+pub(crate) struct Sites<'a> {
+    unit: &'a Unit,
+    /// Whether it records any.
+    is_recorded: bool,
+    /// The section of each, and the place there.
+    places: BTreeSet<(usize, u64)>,
+}
+
+impl<'a> Sites<'a> {
+    pub(crate) fn of(unit: &'a Unit) -> Self {
+        let tables = unit.sections.iter();
+        let tables = tables.filter(|section| TABLES.contains(&&*section.name));
+        let mut sites = tables.flat_map(|table| &table.relocs).peekable();
+        Self {
+            unit,
+            is_recorded: sites.peek().is_some(),
+            places: sites
+                .filter_map(|site| place_of(&unit.symbols, site))
+                .collect(),
+        }
+    }
+
+    /// Whether there is a site at the entry of `function`; `true` also if none is recorded.
+    pub(crate) fn has(&self, function: usize) -> bool {
+        let unit = self.unit;
+        let Some(section) = unit.section_of(function) else {
+            return true;
+        };
+        let Symbol { value, len, .. } = unit.symbols[function];
+        // The pad may begin in front of the function, behind what is there.
+        let free = unit.reach_before(section, value).min(value);
+        let end = value.saturating_add(len);
+        let mut inside = self.places.range((section, free)..(section, end));
+        // A table of the calls of a profiler may be made later.
+        let calls = unit.sections[section].relocs_in(value, len);
+        let is_profiled = calls.iter().any(|call| is_profiler(&unit.symbols, call));
+        !self.is_recorded || is_profiled || inside.next().is_some()
+    }
 }
 
 /// Notes the calls of a profiler that are not noted yet. For the originals the kernel's build does

@@ -52,7 +52,7 @@ pub(crate) fn compare(
     };
     let mut without = Vec::new();
     for (index, pair) in pairs.iter().enumerate() {
-        let of_pair = going_in.iter().filter(|(of, _)| *of == index);
+        let of_pair = going_in.range((index, 0)..(index + 1, 0));
         let functions: Vec<_> = of_pair.map(|(_, symbol)| *symbol).collect();
         if functions.is_empty() {
             continue;
@@ -246,16 +246,17 @@ impl Comparison<'_> {
     /// Compares the classes that an object file only declares, as others define them. Compilers
     /// define a class of C++ where its virtual functions are.
     fn declared(&mut self, index: usize, before: &Build, after: &Build) -> Result<(), String> {
+        let were_declared: BTreeSet<_> = before.declared().collect();
         let declared: BTreeSet<_> = after.declared().collect();
         for name in declared {
             let old = self.others(index, ORIGINAL, &name)?;
             let new = self.others(index, PATCHED, &name)?;
+            let is_unknown = old.is_empty() && were_declared.contains(&name) && !is_standard(&name);
             let key = (String::new(), name);
-            let users = after.users(&key);
-            let is_old = before.declared().any(|declared| declared == key.1);
             if let Some(changed) = changed_of(&old, &new) {
+                let users = after.users(&key);
                 self.report(index, &key.1, changed.change, users, false);
-            } else if old.is_empty() && is_old && !users.is_empty() && !is_standard(&key.1) {
+            } else if is_unknown && !after.users(&key).is_empty() {
                 self.warn_of_unknown(index, &key.1);
             }
         }

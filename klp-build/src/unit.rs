@@ -28,6 +28,12 @@ pub(crate) struct Unit {
     prefixes: Prefixes,
     /// Where pieces begin in sections of such.
     pub(crate) pieces: pieces::Starts,
+    /// The functions by their names: of several of one name, the first.
+    by_name: BTreeMap<String, usize>,
+    /// The names of source files, as compilers noted them, each with the symbol that has it: those
+    /// behind it are of that file, if they are local (ELF gABI, "Symbol Table", `STT_FILE`). Linkers
+    /// put several into one object file.
+    sources: Vec<(usize, String)>,
 }
 
 /// What must be the same in all object files of a patch.
@@ -181,6 +187,10 @@ impl Unit {
         }
         let named = named.into_iter().map(|names| Names::new(names, &symbols));
         let named = named.collect();
+        let files = symbols.iter().enumerate();
+        let files = files.filter(|(_, symbol)| symbol.kind() == elf::STT_FILE);
+        let sources = files.map(|(index, file)| (index, file.name.clone()));
+        let sources = sources.collect();
         let mut unit = Self {
             header: UnitHeader {
                 endian,
@@ -192,8 +202,16 @@ impl Unit {
             named,
             prefixes,
             pieces: pieces::Starts::default(),
+            by_name: BTreeMap::new(),
+            sources,
         };
         unit.pieces = pieces::starts(&unit);
+        let mut by_name = BTreeMap::new();
+        for function in unit.functions() {
+            let name = unit.symbols[function].name.clone();
+            by_name.entry(name).or_insert(function);
+        }
+        unit.by_name = by_name;
         Ok(unit)
     }
 
@@ -206,6 +224,8 @@ impl Unit {
             named: Vec::new(),
             prefixes: Prefixes::default(),
             pieces: pieces::Starts::default(),
+            by_name: BTreeMap::new(),
+            sources: Vec::new(),
         }
     }
 
@@ -220,6 +240,12 @@ impl Unit {
         self.named.get(section).map_or(&[], |names| &names.all)
     }
 
+    /// How far what begins before `place` in section `section` reaches.
+    pub(crate) fn reach_before(&self, section: usize, place: u64) -> u64 {
+        let names = self.named.get(section);
+        names.map_or(0, |names| names.reach_before(&self.symbols, place))
+    }
+
     /// The functions and parts of functions, in the order of the symbol table.
     pub(crate) fn functions(&self) -> impl Iterator<Item = usize> {
         (0..self.symbols.len()).filter(|symbol| self.is_function(*symbol))
@@ -232,8 +258,7 @@ impl Unit {
 
     /// The function that is called `name`.
     pub(crate) fn function_called(&self, name: &str) -> Option<usize> {
-        let mut functions = self.functions();
-        functions.find(|function| self.symbols[*function].name == name)
+        self.by_name.get(name).copied()
     }
 
     /// The symbols of what stands in front of `function` and belongs to it, from its beginning on.
@@ -329,11 +354,12 @@ impl Unit {
             .collect()
     }
 
-    /// The name of the source file, as the compiler noted it.
-    pub(crate) fn source(&self) -> Option<&str> {
-        let mut symbols = self.symbols.iter();
-        let file = symbols.find(|symbol| symbol.kind() == elf::STT_FILE)?;
-        Some(&file.name)
+    /// The name of the source file that the symbol is of, if it is local.
+    pub(crate) fn source(&self, symbol: usize) -> Option<&str> {
+        let is_local = self.symbols[symbol].is_local();
+        let before = self.sources.partition_point(|(file, _)| *file < symbol);
+        let (_, name) = self.sources.get(before.checked_sub(1)?)?;
+        Some(&**name).filter(|name| is_local && !name.is_empty())
     }
 }
 

@@ -184,10 +184,12 @@ pub(crate) fn warnings(
             .into_iter()
             .flat_map(|target| folded(pairs, contents, target)),
     );
-    let relied_on = producers
-        .iter()
-        .filter_map(|((pair, symbol), producer)| registers(&pairs[*pair], *symbol, producer));
-    warnings.extend(relied_on);
+    for (index, pair) in pairs.iter().enumerate() {
+        let producers = producers.range((index, 0)..(index + 1, 0));
+        let rely = producers.filter(|(_, producer)| lets_callers_rely(producer));
+        let functions: BTreeSet<_> = rely.map(|((_, function), _)| *function).collect();
+        warnings.extend(registers(pair, &functions));
+    }
     warnings.extend(unused(pairs, contents));
     warnings
 }
@@ -205,14 +207,14 @@ fn sibling_calls(pairs: &[Pair], contents: &Contents) -> Vec<Warning> {
             let section = pair.patched.section_of(*symbol);
             section.is_some_and(|section| contents.taken.contains_key(&(index, section)))
         };
-        let in_patch: Vec<_> = pair.patched.functions().filter(taken).collect();
+        let in_patch: BTreeSet<_> = pair.patched.functions().filter(taken).collect();
         let old = in_patch
             .iter()
             .filter_map(|symbol| match pair.matches[*symbol] {
                 Match::Same(old) => Some(old),
                 Match::New | Match::Ambiguous(_) => None,
             });
-        let old: Vec<_> = old.collect();
+        let old: BTreeSet<_> = old.collect();
         for (unit, functions) in [(&pair.original, old), (&pair.patched, in_patch)] {
             let jumps = functions.iter().flat_map(|from| {
                 let from = *from;
@@ -289,36 +291,41 @@ fn folded(pairs: &[Pair], contents: &Contents, target: &Target) -> Vec<Warning> 
     folded.collect()
 }
 
-/// Whether callers of a function that is replaced may rely on what registers its original changes.
-fn registers(pair: &Pair, function: usize, producer: &str) -> Option<Warning> {
-    // GCC for ppc64le does not know which registers a call changes.
-    let does_so = [elf::EM_X86_64, elf::EM_AARCH64].contains(&pair.patched.header.machine);
-    if !does_so || !lets_callers_rely(producer) {
-        return None;
-    }
+/// Callers of those of `functions` that are replaced, which may rely on what registers the originals
+/// change.
+fn registers(pair: &Pair, functions: &BTreeSet<usize>) -> Vec<Warning> {
     let unit = &pair.patched;
-    let calls = |caller: &usize| {
-        let Some(section) = unit.section_of(*caller) else {
-            return false;
+    let machine = unit.header.machine;
+    // GCC for ppc64le does not know which registers a call changes.
+    if ![elf::EM_X86_64, elf::EM_AARCH64].contains(&machine) || functions.is_empty() {
+        return Vec::new();
+    }
+    let mut callers = BTreeMap::<_, BTreeSet<_>>::new();
+    for part in unit.functions() {
+        let caller = unit.whole(part).unwrap_or(part);
+        let stays = !pair.changed.contains(&caller);
+        let Some(section) = unit.section_of(part).filter(|_| stays) else {
+            continue;
         };
-        let (section, symbol) = (&unit.sections[section], &unit.symbols[*caller]);
-        let mut relocs = section.relocs_in(symbol.value, symbol.len).iter();
-        relocs.any(|reloc| {
-            calls::is_call(unit.header.machine, section, reloc)
-                && matches!(unit.referent(reloc), Referent::Named { symbol, .. } if symbol == function)
-        })
-    };
-    let whole = |symbol: usize| unit.whole(symbol).unwrap_or(symbol);
-    let callers = unit.functions().filter(calls).map(whole);
-    let callers = callers.filter(|caller| *caller != function && !pair.changed.contains(caller));
-    let callers: BTreeSet<_> = callers
-        .map(|caller| unit.symbols[caller].name.clone())
-        .collect();
-    (!callers.is_empty()).then(|| Warning::InterproceduralRegisters {
-        file: pair.file.clone(),
-        function: unit.symbols[function].name.clone(),
-        callers: callers.into_iter().collect(),
-    })
+        let (section, symbol) = (&unit.sections[section], &unit.symbols[part]);
+        for reloc in section.relocs_in(symbol.value, symbol.len) {
+            let Referent::Named { symbol: callee, .. } = unit.referent(reloc) else {
+                continue;
+            };
+            let is_call = callee != caller && calls::is_call(machine, section, reloc);
+            if is_call && functions.contains(&callee) {
+                let name = unit.symbols[caller].name.clone();
+                callers.entry(callee).or_default().insert(name);
+            }
+        }
+    }
+    let warning =
+        |(function, callers): (usize, BTreeSet<String>)| Warning::InterproceduralRegisters {
+            file: pair.file.clone(),
+            function: unit.symbols[function].name.clone(),
+            callers: callers.into_iter().collect(),
+        };
+    callers.into_iter().map(warning).collect()
 }
 
 /// Whether the compiler, with these options, lets callers rely on registers that a function happens

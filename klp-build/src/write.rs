@@ -149,6 +149,9 @@ fn builder(header: UnitHeader, contents: &Contents) -> Builder<'static> {
     let strings = add_table(&mut out, b".strtab", elf::SHT_STRTAB, SectionData::String);
     let symtab = add_table(&mut out, b".symtab", elf::SHT_SYMTAB, SectionData::Symbol);
     out.sections.get_mut(symtab).sh_link_section = Some(strings);
+    if contents.sections.len() >= usize::from(elf::SHN_LORESERVE) {
+        add_section_indices(&mut out, symtab);
+    }
     for (section, id) in contents.sections.iter().zip(&sections) {
         let relocs: Vec<_> = section
             .relocs
@@ -217,6 +220,21 @@ fn add_table(
     added.sh_addralign = 8;
     added.data = data;
     added.id()
+}
+
+/// Adds the table of the indices of sections that do not fit into symbols (ELF gABI, "Special
+/// Sections", `SHT_SYMTAB_SHNDX`).
+fn add_section_indices(out: &mut Builder<'static>, symtab: SectionId) {
+    let indices = add_table(
+        out,
+        b".symtab_shndx",
+        elf::SHT_SYMTAB_SHNDX,
+        SectionData::SymbolSectionIndex,
+    );
+    let indices = out.sections.get_mut(indices);
+    indices.sh_link_section = Some(symtab);
+    indices.sh_addralign = size_of::<u32>() as u64;
+    indices.sh_entsize = size_of::<u32>() as u64;
 }
 
 fn relocation(reloc: &Reloc, symbols: &[SymbolId]) -> Relocation {

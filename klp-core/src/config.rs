@@ -8,7 +8,8 @@ pub const MAX_STACK_ENTRIES: usize = 100;
 /// Longest name of an object, in bytes (kernel: `MODULE_NAME_LEN` without its terminator).
 pub const OBJECT_NAME_LEN: usize = 55;
 
-/// Longest name of a symbol, in bytes (kernel: `KSYM_NAME_LEN` without its terminator).
+/// Longest name of a symbol, in bytes (kernel: `KSYM_NAME_LEN` without its terminator), where the
+/// host has no other limit ([`SymbolResolver::NAME_LEN`](crate::port::SymbolResolver::NAME_LEN)).
 pub const SYMBOL_NAME_LEN: usize = 511;
 
 /// Longest text that a patch says of itself, in bytes: a description, an author, a label.

@@ -48,6 +48,11 @@ pub enum PatchReason {
     NoFuncs,
     /// The name is empty, or longer than the limit in [`crate::config`].
     BadNameLength,
+    /// The function's name is longer than any of the host's.
+    LongName {
+        /// [`SymbolResolver::NAME_LEN`](crate::port::SymbolResolver::NAME_LEN).
+        limit: usize,
+    },
     /// The object or function is listed twice.
     ListedTwice,
     /// The state is listed twice.
@@ -405,6 +410,12 @@ impl fmt::Display for PatchReason {
             Self::NoObjects => f.write_str("it has no objects"),
             Self::NoFuncs => f.write_str("it has no functions"),
             Self::BadNameLength => f.write_str("its name is empty or too long"),
+            Self::LongName { limit } => {
+                write!(
+                    f,
+                    "its name has more than {limit} bytes, as no symbol here has"
+                )
+            }
             Self::ListedTwice => f.write_str("it is listed twice"),
             Self::StateTwice { id } => write!(f, "state {id} is listed twice"),
             Self::IncompatibleStates { with } => {

@@ -15,6 +15,7 @@ use klp_core::error::{Error, PatchReason, SymbolFault};
 use klp_core::event::Event;
 use klp_core::mem::Name;
 use klp_core::model::VMLINUX;
+use klp_core::port::SymbolResolver;
 use klp_core::sympos;
 
 /// The parts of a patch module's ELF file that the kernel keeps for us.
@@ -178,7 +179,9 @@ impl Sections {
 
 /// The address of the livepatch symbol called `full`, in a section that waits for `object`.
 fn find(full: &str, object: &str) -> Result<u64, ()> {
-    let Ok(name) = SymbolName::parse(full) else {
+    // kallsyms has no longer ones.
+    let is_short = |name: &SymbolName<'_>| name.name.len() <= KernelSymbols::NAME_LEN;
+    let Some(name) = SymbolName::parse(full).ok().filter(is_short) else {
         log::error!("symbol {full} has an incorrectly formatted name");
         return Err(());
     };

@@ -3,6 +3,7 @@
 use klp_core::model::{CallbackContext, Callbacks, VMLINUX};
 use klp_core::{Error, Func, Object, Patch, addr::CodeAddr};
 use klp_os_linux::process::{Library, LoadError};
+use klp_os_linux_fixtures::through::{LONG_NAMES, LONG_NAMES_FIX};
 use klp_os_linux_fixtures::*;
 use std::sync::{Arc, Mutex};
 
@@ -199,4 +200,34 @@ fn what_a_library_needs_is_adopted_with_it() {
     assert_eq!(function(), 2, "held under the patch");
     disable(patch);
     assert_eq!(function(), 1);
+}
+
+#[test]
+fn functions_with_longer_names_than_linux_has_are_patched() {
+    let (Some(path), Some(fix)) = (LONG_NAMES, LONG_NAMES_FIX) else {
+        return eprintln!("there is no C++ compiler: not tested");
+    };
+    let _alone = alone();
+    // SAFETY: the library has no constructors.
+    let library = unsafe { livepatch().open_library(path) }.expect("no patch is for it");
+    let call = |function| {
+        let function = library.symbol(function).expect("the library exports it");
+        // SAFETY: it has this type.
+        let function: extern "C" fn(i32) -> i32 = unsafe { core::mem::transmute(function) };
+        function(5)
+    };
+    let both = || [call(c"fx_more"), call(c"fx_much_more")];
+    assert_eq!(both(), [16, 16]);
+    let patch = livepatch().load_file(fix).expect("a patch object");
+    let preflight = livepatch().engine().preflight(patch).expect("it is known");
+    assert!(preflight.is_ready(), "{preflight}");
+    enable(patch);
+    assert_eq!(both(), [17, 17]);
+    let status = livepatch().engine().status().expect("memory");
+    let of_patch = status.iter().find(|status| status.id == patch);
+    assert!(of_patch.is_some_and(|status| status.enabled));
+    disable(patch);
+    assert_eq!(both(), [16, 16]);
+    livepatch().unload(patch).expect("it is disabled");
+    close(library);
 }

@@ -59,18 +59,25 @@ pub(crate) fn install(prefix: &Path) -> Result<()> {
         .replace("@VERSION@", env!("CARGO_PKG_VERSION"));
     write(&prefix.join("lib/pkgconfig/klp.pc"), described.as_bytes())?;
 
-    let klp = prefix.join("bin/klp");
     let pages = prefix.join("share/man/man1");
     std::fs::create_dir_all(&pages)?;
-    run(Command::new(&klp).arg("man").arg(pages))?;
-    for (shell, file) in [
-        ("bash", "share/bash-completion/completions/klp"),
-        ("zsh", "share/zsh/site-functions/_klp"),
-        ("fish", "share/fish/vendor_completions.d/klp.fish"),
-    ] {
-        let output = Command::new(&klp).args(["completions", shell]).output()?;
-        ensure!(output.status.success(), "klp completions {shell} failed");
-        write(&prefix.join(file), &output.stdout)?;
+    for name in ["klp", "klp-build"] {
+        let program = prefix.join("bin").join(name);
+        run(Command::new(&program).arg("man").arg(&pages))?;
+        for (shell, file) in [
+            ("bash", format!("share/bash-completion/completions/{name}")),
+            ("zsh", format!("share/zsh/site-functions/_{name}")),
+            (
+                "fish",
+                format!("share/fish/vendor_completions.d/{name}.fish"),
+            ),
+        ] {
+            let output = Command::new(&program)
+                .args(["completions", shell])
+                .output()?;
+            ensure!(output.status.success(), "{name} completions {shell} failed");
+            write(&prefix.join(file), &output.stdout)?;
+        }
     }
     Ok(())
 }

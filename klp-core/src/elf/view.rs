@@ -11,9 +11,9 @@ use crate::model::VMLINUX;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
-use object::Endianness;
 use object::elf;
 use object::read::elf::{FileHeader, Rela as _, SectionHeader, SectionTable, Sym, SymbolTable};
+use object::{Endianness, SymbolIndex};
 
 type Header = elf::FileHeader64<Endianness>;
 
@@ -477,6 +477,13 @@ fn read_symbol<'a>(
         .ok()
         .and_then(|name| core::str::from_utf8(name).ok());
     let name = name.ok_or_else(|| Refusal::malformed("bad symbol name", Index("symbol", index)))?;
+    let in_section = |section: usize| match section {
+        section if (1..sections).contains(&section) => Ok(Home::Section(section)),
+        _ => Err(Refusal::malformed(
+            "symbol in a section that does not exist",
+            name,
+        )),
+    };
     let home = match symbol.st_shndx(endian) {
         elf::SHN_UNDEF => Home::Undefined,
         elf::SHN_ABS => Home::Absolute,
@@ -487,18 +494,16 @@ fn read_symbol<'a>(
                 name,
             ));
         }
+        // A table has the indices that do not fit into symbols (ELF gABI, "Special Sections",
+        // `SHT_SYMTAB_SHNDX`).
+        elf::SHN_XINDEX => {
+            let section = table.shndx(endian, SymbolIndex(index));
+            in_section(section.and_then(|it| usize::try_from(it).ok()).unwrap_or(0))?
+        }
         elf::SymbolSection(elf::SHN_LORESERVE..) => {
             return Err(Refusal::unsupported("symbol in a reserved section", name));
         }
-        elf::SymbolSection(section) if usize::from(section) < sections => {
-            Home::Section(usize::from(section))
-        }
-        _ => {
-            return Err(Refusal::malformed(
-                "symbol in a section that does not exist",
-                name,
-            ));
-        }
+        elf::SymbolSection(section) => in_section(section.into())?,
     };
     Ok(Symbol {
         name,

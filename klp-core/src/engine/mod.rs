@@ -26,11 +26,11 @@ pub use poll::Poll;
 pub use preflight::{FuncClone, Preflight};
 pub use status::PatchStatus;
 
-use crate::error::{ApiMisuse, Error};
+use crate::error::{ApiMisuse, Error, PatchReason};
 use crate::mem::try_vec;
 use crate::model::Patch;
 use crate::ops::Writer;
-use crate::port::Platform;
+use crate::port::{Platform, SymbolResolver};
 use crate::relocs;
 use alloc::vec::Vec;
 use inner::{Inner, Record};
@@ -84,9 +84,9 @@ impl<P: Platform> Engine<P> {
     ///
     /// # Errors
     ///
-    /// [`Refused`] gives the patch back: [`ApiMisuse::NameTaken`] or [`Error::OutOfMemory`]. With
-    /// the feature `sim`, [`Error::Patch`] too, if the patch has code of a simulated system and
-    /// this is none.
+    /// [`Refused`] gives the patch back: [`ApiMisuse::NameTaken`] or [`Error::OutOfMemory`];
+    /// [`PatchReason::LongName`]; with the feature `sim`, [`Error::Patch`] too if the patch has code
+    /// of a simulated system and this is none.
     #[allow(clippy::result_large_err, reason = "the patch comes back by value")]
     pub fn add(&self, patch: Patch) -> Result<PatchId, Refused> {
         let mut inner = match self.lock() {
@@ -102,6 +102,9 @@ impl<P: Platform> Engine<P> {
                 patch,
                 error: Error::ApiMisuse(ApiMisuse::NameTaken),
             });
+        }
+        if let Err(error) = check_names::<P>(&patch) {
+            return Err(Refused { patch, error });
         }
         #[cfg(feature = "sim")]
         if let Err(error) = crate::sim::check::<P>(&patch) {
@@ -194,4 +197,23 @@ impl<P: Platform> Engine<P> {
     fn lock(&self) -> Result<Locked<'_, P::Lock, Inner<P>>, Error> {
         self.lock.take(self.host.caller())
     }
+}
+
+/// Refuses functions with names that no symbol of the host has, whether their object is loaded or
+/// not (kernel: `klp_init_func`).
+fn check_names<P: Platform>(patch: &Patch) -> Result<(), Error> {
+    let limit = <P::Symbols as SymbolResolver>::NAME_LEN;
+    for object in patch.objects() {
+        let mut names = object.funcs().iter().map(|func| &**func.old_name());
+        if let Some(long) = names.find(|name| name.len() > limit) {
+            let why = PatchReason::LongName { limit };
+            return Err(Error::patch(
+                patch.name(),
+                Some(object.name()),
+                Some(long),
+                why,
+            ));
+        }
+    }
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use super::about::About;
 use super::object::Object;
 use crate::addr::TextRange;
-use crate::config::{OBJECT_NAME_LEN, SYMBOL_NAME_LEN};
+use crate::config::OBJECT_NAME_LEN;
 use crate::error::{Error, PatchReason};
 use crate::mem::{Name, try_push, try_vec};
 use crate::state::{self, State};
@@ -149,7 +149,7 @@ impl Patch {
                 return refuse(Some(name), None, PatchReason::NoFuncs);
             }
             for func in object.funcs() {
-                if !(1..=SYMBOL_NAME_LEN).contains(&func.old_name().len()) {
+                if func.old_name().is_empty() {
                     return refuse(
                         Some(name),
                         Some(func.old_name()),

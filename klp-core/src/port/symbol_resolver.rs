@@ -2,6 +2,7 @@
 
 use super::error::PortError;
 use crate::addr::{CodeAddr, TextRange};
+use crate::config::SYMBOL_NAME_LEN;
 use core::fmt;
 
 /// A symbol of a loaded object.
@@ -92,6 +93,11 @@ pub unsafe trait SymbolResolver: Sync {
     /// What can go wrong.
     type Error: PortError;
 
+    /// Longest name of a symbol, in bytes. The engine refuses patches of functions with longer ones
+    /// (kernel: `klp_init_func`, `-EINVAL`). A host that has longer ones than Linux must provide
+    /// [`parts`](SymbolResolver::parts); else it does not compile.
+    const NAME_LEN: usize = SYMBOL_NAME_LEN;
+
     /// Whether the object is there now.
     fn is_loaded(&self, object: &str) -> bool;
 
@@ -169,11 +175,12 @@ pub unsafe trait SymbolResolver: Sync {
         known_as: Option<(&str, &str)>,
         found: &mut dyn FnMut(TextRange),
     ) -> Result<(), Self::Error> {
+        const { assert!(Self::NAME_LEN <= SYMBOL_NAME_LEN) };
         let _ = func;
         let Some((object, name)) = known_as else {
             return Ok(());
         };
-        let mut cold = heapless::String::<{ crate::config::SYMBOL_NAME_LEN + 5 }>::new();
+        let mut cold = heapless::String::<{ SYMBOL_NAME_LEN + 5 }>::new();
         // A longer name has no symbol.
         if cold
             .push_str(name)

@@ -16,6 +16,7 @@ mod several;
 use common::{Basic, Sim, add, check, patch, patch_at};
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::audit::audit;
+use klp_core::config::SYMBOL_NAME_LEN;
 use klp_core::error::{ApiMisuse, Error, PatchReason};
 use klp_core::model::{BuildId, Digest, Object, OldCode, Patch, VMLINUX};
 use klp_core::port::{

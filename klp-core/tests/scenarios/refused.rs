@@ -620,3 +620,22 @@ fn misuse() {
     );
     check(&basic.engine);
 }
+
+#[test]
+fn names_that_no_symbol_can_have() {
+    let host = SimOs::new();
+    let [short, long] = [0, 1].map(|more| "f".repeat(SYMBOL_NAME_LEN + more));
+    let f = host.function(VMLINUX, &short);
+    let patches = [&short, &long].map(|name| one(name, 0, &host, f));
+    let engine = Engine::new(host);
+    let [fits, refused] = patches;
+    let id = add(&engine, fits);
+    engine.remove(id).expect("it is not enabled");
+    let error = engine.add(refused).expect_err("longer than Linux's").error;
+    assert_eq!(error.errno(), -22);
+    let message = format!(
+        "patch 'p', object 'vmlinux', function '{long}': its name has more than 511 bytes, as no \
+         symbol here has"
+    );
+    assert_eq!(error.to_string(), message);
+}

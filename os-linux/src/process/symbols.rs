@@ -39,6 +39,9 @@ impl Symbols {
 unsafe impl SymbolResolver for Symbols {
     type Error = Error;
 
+    /// Files have names of any length.
+    const NAME_LEN: usize = usize::MAX;
+
     fn is_loaded(&self, object: &str) -> bool {
         self.space.objects.named(object).is_some()
     }

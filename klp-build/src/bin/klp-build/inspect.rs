@@ -2,6 +2,7 @@
 
 mod text;
 
+use crate::sign;
 use anyhow::{Context, Result, bail};
 use klp_arch_aarch64::AArch64;
 use klp_arch_ppc64le::Ppc64Le;
@@ -9,10 +10,11 @@ use klp_arch_x86_64::X86_64;
 use klp_core::elf::PatchFile;
 use klp_core::elf::manifest::{CALLBACKS, FuncEntry, ObjectEntry};
 use klp_core::elf::names::{SymbolName, part_of};
+use klp_core::elf::signature;
 use klp_core::elf::view::{Home, SectionFlags};
 use klp_core::mem::Name;
 use klp_core::model::Replace;
-use klp_core::port::Relocator;
+use klp_core::port::{Distrust, Relocator};
 use object::Endianness;
 use object::elf::{FileHeader64, Machine, STT_FUNC};
 use object::read::elf::FileHeader;
@@ -36,7 +38,7 @@ pub(crate) struct Inspect {
 impl Inspect {
     /// What there is to say of the file.
     pub(crate) fn run(&self) -> Result<String> {
-        let bytes = super::read(&self.file)?;
+        let bytes = sign::read_with_signature(&self.file)?;
         let contents = Contents::of(&bytes, &self.file);
         let contents = contents.with_context(|| self.file.display().to_string())?;
         if self.json {
@@ -51,6 +53,8 @@ impl Inspect {
 struct Contents {
     name: String,
     machine: &'static str,
+    /// `None`: it has none.
+    signature: Option<SignatureSaid>,
     labels: Vec<String>,
     descriptions: Vec<String>,
     authors: Vec<String>,
@@ -68,6 +72,16 @@ struct Contents {
     imports: BTreeSet<String>,
     /// It makes or reads shadow variables.
     shadow_variables: bool,
+}
+
+/// What its signature says; nobody has verified that here.
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum SignatureSaid {
+    /// The key that it is said to be signed with.
+    Key(String),
+    /// What is wrong with it.
+    Damaged(String),
 }
 
 #[derive(Serialize)]
@@ -144,6 +158,7 @@ impl Contents {
         let mut contents = Self {
             name: file.name().to_owned(),
             machine,
+            signature: signature_of(bytes),
             labels: texts(&file.about().labels),
             descriptions: texts(&file.about().descriptions),
             authors: texts(&file.about().authors),
@@ -165,6 +180,14 @@ impl Contents {
             .iter()
             .any(|name| name.starts_with("klp_shadow_"));
         Ok(contents)
+    }
+}
+
+fn signature_of(file: &[u8]) -> Option<SignatureSaid> {
+    match signature::read(file) {
+        Ok(signature) => Some(SignatureSaid::Key(signature.key.to_string())),
+        Err(Distrust::NotSigned) => None,
+        Err(why) => Some(SignatureSaid::Damaged(why.to_string())),
     }
 }
 
@@ -358,6 +381,7 @@ KLP_REPLACE(shop, "libshop", KLP_FUNC(total, new_total));
         assert_eq!(
             lines[1..],
             [
+                "    not signed",
                 "    label: CVE-2024-1234",
                 "    label: shop-77",
                 "    description: Answers what is asked",
@@ -383,7 +407,7 @@ KLP_REPLACE(shop, "libshop", KLP_FUNC(total, new_total));
             ],
             "{said}"
         );
-        // A signature may follow.
+        // What is no signature may follow.
         patch.extend_from_slice(b"what is no part of the ELF file");
         assert_eq!(shop.inspect(&patch, false), Ok(said));
 
@@ -400,6 +424,37 @@ KLP_REPLACE(shop, "libshop", KLP_FUNC(total, new_total));
         );
         assert!(answer["replacement"]["size"].as_u64() > Some(0), "{json}");
         assert_eq!(json["symbols"]["vmlinux"][1]["relocations"], 1);
+    }
+
+    #[test]
+    fn a_patch_says_which_key_it_is_signed_with() {
+        let (shop, object) = Shop::compile(FIX);
+        let patch = klp_build::convert(&object).expect("a patch");
+        let [fix, key, keys] = ["fix.ko", "release.key", "release"].map(|name| shop.path(name));
+        let made = run(&["keygen", &keys]).expect("a key");
+        let id = made.trim_end().rsplit(' ').next().expect("its id");
+        let json = |patch: &[u8]| {
+            let said = shop.inspect(patch, true).expect("it can be read");
+            serde_json::from_str::<serde_json::Value>(&said).expect("JSON")["signature"].clone()
+        };
+        assert!(json(&patch).is_null());
+        let by_key = format!("\n    signed with key {id} (not verified)\n");
+        // Beside it, and behind it.
+        for options in [&["--detached"][..], &[]] {
+            std::fs::write(&fix, &patch).expect("there is room");
+            let sign = [&["sign", "--key", &key], options, &[&fix]].concat();
+            run(&sign).expect("signed");
+            let signed = std::fs::read(&fix).expect("it is there");
+            assert_eq!(signed == patch, !options.is_empty());
+            let said = shop.inspect(&signed, false).expect("it can be read");
+            assert!(said.contains(&by_key), "{said}");
+            assert_eq!(json(&signed)["key"], id);
+        }
+        let mut damaged = std::fs::read(&fix).expect("it is there");
+        damaged.pop();
+        let said = shop.inspect(&damaged, false).expect("it can be read");
+        assert!(said.contains("\n    its signature is damaged: "), "{said}");
+        assert!(json(&damaged)["damaged"].is_string());
     }
 
     #[test]

@@ -10,15 +10,14 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// Makes a pair of keys: NAME.key, which signs and is its owner's secret, and NAME.pub, by which
-/// everybody verifies
+/// Make a pair of keys: NAME.key signs, and is its owner's secret; NAME.pub verifies
 #[derive(clap::Args)]
 pub(crate) struct Keygen {
     /// What the two files are called, without their endings
     name: PathBuf,
 }
 
-/// Signs a patch object
+/// Sign a patch object
 #[derive(clap::Args)]
 pub(crate) struct Sign {
     /// The key that signs (NAME.key)
@@ -31,7 +30,7 @@ pub(crate) struct Sign {
     object: PathBuf,
 }
 
-/// Verifies the signature of a patch object, or that in OBJECT.sig
+/// Verify the signature of a patch object, or that in OBJECT.sig
 #[derive(clap::Args)]
 pub(crate) struct Verify {
     /// A key that is trusted (NAME.pub); may be given several times
@@ -92,11 +91,7 @@ impl Verify {
         for path in &self.key {
             keys.add(PublicKey::from_pem(&text(path)?).with_context(|| named(path))?)?;
         }
-        let mut object = read(&self.object)?;
-        let detached = beside(&self.object, "sig");
-        if signature::read(&object) == Err(Distrust::NotSigned) && detached.exists() {
-            object.extend(read(detached)?);
-        }
+        let object = read_with_signature(&self.object)?;
         let signed = keys.verify(&object).with_context(|| named(&self.object))?;
         Ok(format!(
             "{}: signed with key {}\n",
@@ -104,6 +99,16 @@ impl Verify {
             signed.key
         ))
     }
+}
+
+/// A patch object, with its detached signature behind it if there is one and no other.
+pub(crate) fn read_with_signature(path: &Path) -> Result<Vec<u8>> {
+    let mut object = read(path)?;
+    let detached = beside(path, "sig");
+    if signature::read(&object) == Err(Distrust::NotSigned) && detached.exists() {
+        object.extend(read(detached)?);
+    }
+    Ok(object)
 }
 
 /// `path` with an ending behind whatever it ends in.

@@ -1,6 +1,6 @@
 //! What a patch object contains, in words.
 
-use super::Contents;
+use super::{Contents, SignatureSaid};
 use std::fmt::{self, Write};
 
 impl fmt::Display for Contents {
@@ -14,6 +14,13 @@ impl fmt::Display for Contents {
 impl Contents {
     fn write(&self, out: &mut String) -> fmt::Result {
         writeln!(out, "patch '{}', {}", self.name, self.machine)?;
+        match &self.signature {
+            None => writeln!(out, "    not signed")?,
+            Some(SignatureSaid::Key(key)) => {
+                writeln!(out, "    signed with key {key} (not verified)")?;
+            }
+            Some(SignatureSaid::Damaged(why)) => writeln!(out, "    {why}")?,
+        }
         for (what, texts) in [
             ("label", &self.labels),
             ("description", &self.descriptions),
