@@ -206,6 +206,7 @@ impl<'a, A: Arch + Relocator> Case<'a, A> {
                 A::clear(rela.kind, theirs).expect("it was applied");
             }
             Support::Veneer | Support::None => {}
+            Support::ThreadLocal(_) => panic!("{}: thread-local variables", self.what),
         }
     }
 

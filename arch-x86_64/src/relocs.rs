@@ -6,7 +6,7 @@
 
 use crate::X86_64;
 use klp_core::addr::CodeAddr;
-use klp_core::port::{RelocError, Relocation, Relocator, Support};
+use klp_core::port::{Access, RelocError, Relocation, Relocator, Support};
 use object::elf;
 
 /// How a field holds its value. The names give its size in bits and how the processor extends it.
@@ -18,7 +18,7 @@ enum Field {
     Signed32,
 }
 
-/// What the value is: `S` is the symbol or the slot, `A` the addend, `P` the place, `GOT` the base of
+/// What the value is: `S` is the symbol or the slot, or how far a thread-local variable is from where, `A` the addend, `P` the place, `GOT` the base of
 /// the image's slots.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Value {
@@ -32,11 +32,13 @@ enum Value {
     Got,
 }
 
-/// The table. Not here are those of thread-local storage, those that only dynamic linkers meet, and
-/// those that no compiler writes: of fields of 8 and 16 bits, and of symbols' sizes.
+/// The table. Not here are those that only dynamic linkers meet, those of the descriptors of
+/// thread-local variables (`-mtls-dialect=gnu2`), and those that no compiler writes: of fields of 8
+/// and 16 bits, and of symbols' sizes.
 fn describe(kind: u32) -> Option<(Field, Value, Support)> {
     use Field::{Nothing, Signed32, Unsigned32, Whole64};
     use Value::{Absolute, FromGot, Got, Relative};
+    let thread_local = |field, value, access| Some((field, value, Support::ThreadLocal(access)));
     let (field, value) = match elf::RelocationType(kind) {
         elf::R_X86_64_NONE => (Nothing, Absolute),
         elf::R_X86_64_64 => (Whole64, Absolute),
@@ -63,6 +65,20 @@ fn describe(kind: u32) -> Option<(Field, Value, Support)> {
             return Some((Whole64, FromGot, Support::AddressSlot));
         }
         elf::R_X86_64_GOTOFF64 | elf::R_X86_64_PLTOFF64 => (Whole64, FromGot),
+        // Code is left as it is, although linkers make it another access where they can: so it calls
+        // `__tls_get_addr` for variables of the program, too.
+        elf::R_X86_64_TLSGD => return thread_local(Signed32, Relative, Access::Index),
+        elf::R_X86_64_TLSLD => return thread_local(Signed32, Relative, Access::ModuleIndex),
+        elf::R_X86_64_DTPOFF32 => return thread_local(Signed32, Absolute, Access::Offset),
+        elf::R_X86_64_DTPOFF64 => return thread_local(Whole64, Absolute, Access::Offset),
+        elf::R_X86_64_GOTTPOFF
+        | elf::R_X86_64_CODE_4_GOTTPOFF
+        | elf::R_X86_64_CODE_5_GOTTPOFF
+        | elf::R_X86_64_CODE_6_GOTTPOFF => {
+            return thread_local(Signed32, Relative, Access::ThreadOffsetSlot);
+        }
+        elf::R_X86_64_TPOFF32 => return thread_local(Signed32, Absolute, Access::ThreadOffset),
+        elf::R_X86_64_TPOFF64 => return thread_local(Whole64, Absolute, Access::ThreadOffset),
         elf::R_X86_64_GOTPC32 => (Signed32, Got),
         elf::R_X86_64_GOTPC64 => (Whole64, Got),
         _ => return None,
@@ -216,6 +232,12 @@ mod tests {
             elf::R_X86_64_CODE_5_GOTPCRELX,
             elf::R_X86_64_CODE_6_GOTPCRELX,
             elf::R_X86_64_GOTPCREL64,
+            elf::R_X86_64_TLSGD,
+            elf::R_X86_64_TLSLD,
+            elf::R_X86_64_GOTTPOFF,
+            elf::R_X86_64_CODE_4_GOTTPOFF,
+            elf::R_X86_64_CODE_5_GOTTPOFF,
+            elf::R_X86_64_CODE_6_GOTTPOFF,
         ] {
             assert_eq!(
                 apply(kind, PLACE + 0x14, -4),
@@ -233,6 +255,15 @@ mod tests {
                 apply(kind, GOT + 0x18, -8),
                 Ok([0x10, 0, 0, 0, 0, 0, 0, 0, 0x5a])
             );
+        }
+        // Variables lie before the thread pointer, and their blocks have a beginning.
+        let tpoff = |kind| apply(kind, -0x18_i64 as u64, 8);
+        let before = [0xf0, 255, 255, 255, 0, 0, 0, 0, 0x5a];
+        assert_eq!(tpoff(elf::R_X86_64_TPOFF32), Ok(before));
+        let before = [0xf0, 255, 255, 255, 255, 255, 255, 255, 0x5a];
+        assert_eq!(tpoff(elf::R_X86_64_TPOFF64), Ok(before));
+        for kind in [elf::R_X86_64_DTPOFF32, elf::R_X86_64_DTPOFF64] {
+            assert_eq!(apply(kind, 0x18, -8), Ok([0x10, 0, 0, 0, 0, 0, 0, 0, 0x5a]));
         }
         // Wherever the symbol is.
         for kind in [elf::R_X86_64_GOTPC32, elf::R_X86_64_GOTPC64] {
@@ -274,6 +305,14 @@ mod tests {
             (elf::R_X86_64_CODE_4_GOTPCRELX, PLACE, signed),
             (elf::R_X86_64_CODE_5_GOTPCRELX, PLACE, signed),
             (elf::R_X86_64_CODE_6_GOTPCRELX, PLACE, signed),
+            (elf::R_X86_64_TLSGD, PLACE, signed),
+            (elf::R_X86_64_TLSLD, PLACE, signed),
+            (elf::R_X86_64_GOTTPOFF, PLACE, signed),
+            (elf::R_X86_64_CODE_4_GOTTPOFF, PLACE, signed),
+            (elf::R_X86_64_CODE_5_GOTTPOFF, PLACE, signed),
+            (elf::R_X86_64_CODE_6_GOTTPOFF, PLACE, signed),
+            (elf::R_X86_64_DTPOFF32, 0, signed),
+            (elf::R_X86_64_TPOFF32, 0, signed),
         ];
         let at_edges = |apply: &dyn Fn(i64) -> Result<[u8; 9], RelocError>,
                         elf::RelocationType(kind),
@@ -313,14 +352,24 @@ mod tests {
             (elf::R_X86_64_REX_GOTPCRELX, 4, true),
             (elf::R_X86_64_CODE_4_GOTPCRELX, 4, true),
             (elf::R_X86_64_GOTPCREL64, 8, false),
+            (elf::R_X86_64_TLSGD, 4, true),
+            (elf::R_X86_64_TLSLD, 4, true),
+            (elf::R_X86_64_DTPOFF32, 4, true),
+            (elf::R_X86_64_DTPOFF64, 8, false),
+            (elf::R_X86_64_GOTTPOFF, 4, true),
+            (elf::R_X86_64_CODE_4_GOTTPOFF, 4, true),
+            (elf::R_X86_64_CODE_5_GOTTPOFF, 4, true),
+            (elf::R_X86_64_CODE_6_GOTTPOFF, 4, true),
+            (elf::R_X86_64_TPOFF32, 4, true),
+            (elf::R_X86_64_TPOFF64, 8, false),
         ];
         let known =
             known.map(|(elf::RelocationType(kind), len, limited)| Known { kind, len, limited });
         let unknown = [
             elf::R_X86_64_COPY,
-            elf::R_X86_64_TLSGD,
-            elf::R_X86_64_TPOFF32,
-            elf::R_X86_64_GOTTPOFF,
+            elf::R_X86_64_DTPMOD64,
+            elf::R_X86_64_GOTPC32_TLSDESC,
+            elf::R_X86_64_TLSDESC_CALL,
             elf::RelocationType(0xffff),
         ];
         check::<X86_64>(&known, &unknown.map(|kind| kind.0));

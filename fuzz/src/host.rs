@@ -4,7 +4,7 @@
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::port::{
     Arch, CallC, Fill, Image, ImageLayout, Platform, Poke, PortError, PortErrorKind, Relocator,
-    Symbol, SymbolResolver, Text,
+    Symbol, SymbolResolver, Text, ThreadLocal,
 };
 use klp_core::sim::SimOs;
 use std::ffi::{c_int, c_void};
@@ -181,6 +181,21 @@ unsafe impl<M: 'static> SymbolResolver for Host<M> {
                 found(symbol(1));
             }
         }
+        Ok(())
+    }
+
+    fn thread_locals(
+        &self,
+        object: &str,
+        name: &str,
+        found: &mut dyn FnMut(ThreadLocal),
+    ) -> Result<(), Full> {
+        let offset = place((object, name)).get() - SYMBOLS;
+        found(ThreadLocal {
+            module: 1,
+            offset,
+            from_thread_pointer: (!name.starts_with("far")).then(|| -(offset as i64)),
+        });
         Ok(())
     }
 

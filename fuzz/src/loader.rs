@@ -28,7 +28,9 @@ pub(crate) fn check_on<M: Arch + Relocator>(file: &[u8]) {
     let host = Host::<M>::new();
     let admitted = admit(&host, file, "fuzz").expect("nobody verifies");
     // SAFETY: nothing of the file is executed.
-    let loaded = bounded(enough(file.len()), || unsafe { load(&host, admitted, "fuzz") });
+    let loaded = bounded(enough(file.len()), || unsafe {
+        load(&host, admitted, "fuzz")
+    });
     if let Ok(loaded) = loaded {
         stays_inside::<M>(&loaded, file);
         check_relocs(&host, &loaded);

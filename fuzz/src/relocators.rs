@@ -38,7 +38,7 @@ fn check_on<R: Relocator>(mut input: Unstructured<'_>) -> Result<()> {
             input.arbitrary::<i16>()?.into()
         },
         via: match (R::support(kind), is(2)) {
-            (Some(Support::AddressSlot), _) => Via::Slot,
+            (Some(support), _) if support.has_slot() => Via::Slot,
             (Some(Support::Veneer), true) => Via::Veneer,
             _ => Via::Direct,
         },

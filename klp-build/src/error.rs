@@ -95,7 +95,8 @@ pub enum Why {
         /// The section.
         section: String,
     },
-    /// A variable of which each thread has its own.
+    /// A thread-local variable that the object that is patched does not have, or one of a processor
+    /// for which nothing is known of them.
     ThreadLocal,
     /// A new variable that the linker would make room for.
     Common,
@@ -198,8 +199,9 @@ impl fmt::Display for Why {
                  -ffunction-sections -fdata-sections",
             ),
             Self::ThreadLocal => f.write_str(
-                "a patched function uses a thread-local variable, which patches cannot: have a \
-                 function that is not patched do so, or use shadow variables",
+                "a patched function uses a thread-local variable that patches cannot: they have none \
+                 of their own, and use those of the object that they patch only, on x86_64. Have a \
+                 function that is not patched use it, or use shadow variables",
             ),
             Self::Common => f.write_str(
                 "a new variable without a section: compile both builds with -fno-common",

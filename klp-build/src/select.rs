@@ -64,8 +64,9 @@ enum Key {
     Own(At),
     /// The beginning of a section of the patch's.
     Section(usize),
-    /// Something of the running system, by the name of its livepatch symbol.
-    Livepatch(String),
+    /// Something of the running system, by the name of its livepatch symbol, and whether it is a
+    /// thread-local variable.
+    Livepatch(String, bool),
     /// What another object exports.
     Outside(String),
     /// A number.
@@ -283,7 +284,11 @@ impl<'a> Selection<'a> {
         let Some(target) = self.target else {
             return Ok(0);
         };
-        target.position(&unit.symbols[original].name, unit.source(original))
+        let (old, source) = (&unit.symbols[original], unit.source(original));
+        match old.is_thread_local() {
+            true => target.thread_local_position(&old.name, source),
+            false => target.position(&old.name, source),
+        }
     }
 
     /// The patch's symbol for its own copy of `at`.
@@ -424,6 +429,11 @@ impl<'a> Selection<'a> {
     fn named(&mut self, at: At, offset: i64, section: usize, reloc: &Reloc) -> usize {
         let at = self.definition(at);
         let (pair, symbol) = (&self.pairs[at.pair], self.symbol(at));
+        // The relocators of other processors know no references to them.
+        if symbol.is_thread_local() && pair.patched.header.machine != elf::EM_X86_64 {
+            self.refuse(at, Why::ThreadLocal);
+            return 0;
+        }
         match symbol.home {
             Home::Outside => return self.outside(at),
             Home::Absolute => {
@@ -432,14 +442,14 @@ impl<'a> Selection<'a> {
             }
             Home::Common | Home::Section(_) => {}
         }
-        if symbol.kind() == elf::STT_TLS {
-            self.refuse(at, Why::ThreadLocal);
-            return 0;
-        }
         let is_function = pair.patched.is_function(at.symbol);
         match &pair.matches[at.symbol] {
             Match::New if symbol.home == Home::Common => {
                 self.refuse(at, Why::Common);
+                0
+            }
+            Match::New if symbol.is_thread_local() => {
+                self.refuse(at, Why::ThreadLocal);
                 0
             }
             Match::New => self.own(at),
@@ -480,7 +490,7 @@ impl<'a> Selection<'a> {
         };
         let old = &pair.original.symbols[original];
         match self.position(at.pair, original) {
-            Ok(position) => self.livepatch_symbol(&old.name, position),
+            Ok(position) => self.livepatch_symbol(old, position),
             Err(why) => {
                 self.refuse(at, why);
                 0
@@ -488,16 +498,20 @@ impl<'a> Selection<'a> {
         }
     }
 
-    /// The livepatch symbol of the running system's `name`.
-    fn livepatch_symbol(&mut self, name: &str, position: u32) -> usize {
+    /// The livepatch symbol of what is called like `symbol` in the running system.
+    fn livepatch_symbol(&mut self, symbol: &Symbol, position: u32) -> usize {
         let name = SymbolName {
             object: self.object,
-            name,
+            name: &symbol.name,
             pos: position,
         };
         let name = name.to_string();
-        let symbol = Symbol::undefined(name.clone(), elf::STB_GLOBAL | elf::STT_NOTYPE);
-        self.known_or_add(Key::Livepatch(name), symbol)
+        let kind = match symbol.is_thread_local() {
+            true => elf::STT_TLS,
+            false => elf::STT_NOTYPE,
+        };
+        let key = Key::Livepatch(name.clone(), symbol.is_thread_local());
+        self.known_or_add(key, Symbol::undefined(name, elf::STB_GLOBAL | kind))
     }
 
     /// The symbol of what no object file here defines.
@@ -507,6 +521,9 @@ impl<'a> Selection<'a> {
         // It was linked to the same program or library (ELF gABI, "Symbol Visibility").
         let visibility = symbol.other.visibility();
         let hidden = [elf::STV_HIDDEN, elf::STV_INTERNAL].contains(&visibility);
+        if symbol.is_thread_local() {
+            return self.outside_thread_local(at, hidden);
+        }
         let defines = |target: &Target| target.defines(name);
         let mut is_there = hidden || self.target.is_some_and(defines);
         // A version script, and rustc for a library, makes local what object files are linked to.
@@ -526,12 +543,28 @@ impl<'a> Selection<'a> {
             .target
             .map(|target| target.position(&symbol.name, None));
         match position.unwrap_or(Ok(0)) {
-            Ok(position) => self.livepatch_symbol(&symbol.name, position),
+            Ok(position) => self.livepatch_symbol(symbol, position),
             Err(why) => {
                 self.refuse(at, why);
                 0
             }
         }
+    }
+
+    /// The same of a thread-local variable: those of other objects cannot be used.
+    fn outside_thread_local(&mut self, at: At, is_there: bool) -> usize {
+        let symbol = self.symbol(at);
+        let position = match self.target {
+            Some(target) => target.thread_local_position(&symbol.name, None),
+            None if is_there => Ok(0),
+            None => Err(Why::NotInTarget),
+        };
+        match position {
+            Ok(position) => return self.livepatch_symbol(symbol, position),
+            Err(Why::NotInTarget) => self.refuse(at, Why::ThreadLocal),
+            Err(why) => self.refuse(at, why),
+        }
+        0
     }
 
     fn known_or_add(&mut self, key: Key, symbol: Symbol) -> usize {

@@ -14,6 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Target {
     /// The symbols of each name, in the order of their positions.
     by_name: BTreeMap<String, Vec<Named>>,
+    /// The same of thread-local variables, which have positions of their own.
+    thread_locals: BTreeMap<String, Vec<Named>>,
     /// What others define.
     imports: BTreeSet<String>,
     /// What the functions at each address are called.
@@ -91,10 +93,13 @@ impl Target {
                     source = Some(name.into_owned()).filter(|name| !name.is_empty());
                     continue;
                 }
-                elf::STT_SECTION | elf::STT_TLS => false,
-                _ => true,
+                kind => kind != elf::STT_SECTION,
             };
+            let is_thread_local = symbol.st_type() == elf::STT_TLS;
             if symbol.st_shndx(endian) == elf::SHN_UNDEF {
+                if is_thread_local {
+                    continue;
+                }
                 // GNU ld writes the version behind the name: `puts@GLIBC_2.2.5`.
                 let name = name.split('@').next().unwrap_or_default();
                 target.imports.insert(name.to_owned());
@@ -112,6 +117,12 @@ impl Target {
                 len: symbol.st_size(endian),
                 is_function: symbol.st_type() == elf::STT_FUNC,
             };
+            // Of thread-local variables, it is no address.
+            if is_thread_local {
+                let its = target.thread_locals.entry(name.into_owned());
+                its.or_default().push(named);
+                continue;
+            }
             found.push((order(address), name.into_owned(), named));
         }
         found.sort_by_key(|(order, ..)| *order);
@@ -184,20 +195,34 @@ impl Target {
     /// otherwise its number among those, from 1. `source` is the name of its source file if it is
     /// local.
     pub(crate) fn position(&self, name: &str, source: Option<&str>) -> Result<u32, Why> {
-        let named = self.named(name);
-        let mut fitting = (1..)
-            .zip(named)
-            .filter(|(_, each)| each.source.as_deref() == source);
-        match (named, fitting.next(), fitting.next()) {
-            ([], ..) => Err(Why::NotInTarget),
-            ([_], ..) => Ok(0),
-            (_, Some((position, _)), None) => Ok(position),
-            (named, ..) => Err(Why::Position { count: named.len() }),
-        }
+        position(self.named(name), source)
+    }
+
+    /// The same of a thread-local variable.
+    pub(crate) fn thread_local_position(
+        &self,
+        name: &str,
+        source: Option<&str>,
+    ) -> Result<u32, Why> {
+        let named = self.thread_locals.get(name);
+        position(named.map_or(&[], Vec::as_slice), source)
     }
 
     fn named(&self, name: &str) -> &[Named] {
         self.by_name.get(name).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// The position of the one of `named` that comes from `source`.
+fn position(named: &[Named], source: Option<&str>) -> Result<u32, Why> {
+    let mut fitting = (1..)
+        .zip(named)
+        .filter(|(_, each)| each.source.as_deref() == source);
+    match (named, fitting.next(), fitting.next()) {
+        ([], ..) => Err(Why::NotInTarget),
+        ([_], ..) => Ok(0),
+        (_, Some((position, _)), None) => Ok(position),
+        (named, ..) => Err(Why::Position { count: named.len() }),
     }
 }
 

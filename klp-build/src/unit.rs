@@ -442,6 +442,11 @@ impl Symbol {
         }
     }
 
+    /// Whether it is a variable of which each thread has its own.
+    pub(crate) fn is_thread_local(&self) -> bool {
+        self.kind() == elf::STT_TLS
+    }
+
     pub(crate) fn kind(&self) -> elf::SymbolType {
         self.info.st_type()
     }

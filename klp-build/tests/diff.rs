@@ -191,8 +191,70 @@ fn what_cannot_be_told_apart_is_refused() {
     );
 }
 
+/// Of the running program's, there is one for each thread; they are counted by themselves.
 #[test]
-fn thread_local_variables_are_refused() {
+#[cfg(target_arch = "x86_64")]
+fn thread_local_variables_of_the_program_are_used() {
+    let shop = |n: &str| {
+        let variables = "static __thread int calls; __thread int shared = 5; \
+                         extern __thread int other __attribute__((visibility(\"hidden\")));";
+        SHOP.replace("static int calls;", variables)
+            .replace("count++;", &format!("count += {n}; shared++; other++;"))
+    };
+    for model in [
+        "global-dynamic",
+        "local-dynamic",
+        "initial-exec",
+        "local-exec",
+    ] {
+        let model_flag = format!("-ftls-model={model}");
+        let flags = [&FLAGS[..], &[&model_flag]].concat();
+        let built = build(&compile(&shop("1"), &flags), &compile(&shop("2"), &flags));
+        let built = built.expect("a patch");
+        let view = view(&built.bytes);
+        let live = view.symbols().iter();
+        let live = live.filter(|symbol| symbol.home == Home::Livepatch && symbol.kind == 6);
+        let mut names: Vec<_> = live.map(|symbol| symbol.name).collect();
+        names.sort_unstable();
+        let expected =
+            ["calls", "other", "shared"].map(|name| format!(".klp.sym.vmlinux.{name},0"));
+        assert_eq!(names, expected, "{model}");
+    }
+}
+
+/// A variable that other threads have already has its value there.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn what_thread_local_variables_begin_with_stays() {
+    let shop = |n: &str| {
+        SHOP.replace(
+            "static int calls;",
+            &format!("static __thread int calls = {n};"),
+        )
+    };
+    let (name, why) = refusal(build(
+        &compile(&shop("1"), &FLAGS),
+        &compile(&shop("2"), &FLAGS),
+    ));
+    assert_eq!((&*name, why), ("calls", Why::ChangedData));
+}
+
+/// Those of a library that the program is linked to.
+#[test]
+fn thread_local_variables_of_others_are_refused() {
+    let shop = |n: &str| {
+        SHOP.replace("static int calls;", "extern __thread int calls;")
+            .replace("count++;", n)
+    };
+    let (name, why) = refusal(build(
+        &compile(&shop("count++;"), &FLAGS),
+        &compile(&shop("count--;"), &FLAGS),
+    ));
+    assert_eq!((&*name, why), ("calls", Why::ThreadLocal));
+}
+
+#[test]
+fn new_thread_local_variables_are_refused() {
     let changes = [
         (
             "static int calls;",

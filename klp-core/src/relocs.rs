@@ -11,10 +11,22 @@ use crate::mem::{Name, OutOfMemory, try_push, try_vec};
 use crate::model::Object;
 pub use crate::model::reloc::{Detours, Field, KlpSymbol, Relocs};
 use crate::port::{
-    Arch, Around, Code, Fill, Platform, RelocError, Relocation, Relocator, Support, Text, Via,
+    Access, Arch, Around, Code, Fill, Platform, RelocError, Relocation, Relocator, Support, Text,
+    ThreadLocal, Via,
 };
 use crate::sympos;
 use alloc::vec::Vec;
+
+/// What a symbol stands for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Value {
+    Address(CodeAddr),
+    ThreadLocal(ThreadLocal),
+}
+
+/// The size of the slots of a thread-local variable: what is called its index, the same of the
+/// beginning of its object's block, and its distance from the thread pointer.
+pub(crate) const THREAD_LOCAL_SLOTS: u64 = 40;
 
 /// Relocates the field in `bytes` against `symbol`, through a detour if its type asks for one or
 /// the symbol is out of reach; says where it leads.
@@ -22,7 +34,7 @@ pub(crate) fn relocate<R: Relocator>(
     field: &Field,
     around: Around,
     bytes: &mut [u8],
-    symbol: u64,
+    symbol: Value,
     detours: Detours,
 ) -> Result<Via, RelocError> {
     let &Field {
@@ -43,13 +55,36 @@ pub(crate) fn relocate<R: Relocator>(
         )
         .map(|()| via)
     };
-    match R::support(kind).ok_or(unsupported)? {
-        Support::None => apply(symbol, Via::Direct),
-        Support::AddressSlot => apply(detours.slot.ok_or(unsupported)?.get(), Via::Slot),
-        Support::Veneer => match (apply(symbol, Via::Direct), detours.veneer) {
-            (Err(RelocError::OutOfRange { .. }), Some(veneer)) => apply(veneer.get(), Via::Veneer),
-            (direct, _) => direct,
-        },
+    let slot = || detours.slot.map(CodeAddr::get).ok_or(unsupported);
+    match (R::support(kind).ok_or(unsupported)?, symbol) {
+        (Support::None, Value::Address(symbol)) => apply(symbol.get(), Via::Direct),
+        (Support::AddressSlot, Value::Address(_)) => apply(slot()?, Via::Slot),
+        (Support::Veneer, Value::Address(symbol)) => {
+            match (apply(symbol.get(), Via::Direct), detours.veneer) {
+                (Err(RelocError::OutOfRange { .. }), Some(veneer)) => {
+                    apply(veneer.get(), Via::Veneer)
+                }
+                (direct, _) => direct,
+            }
+        }
+        (Support::ThreadLocal(access), Value::ThreadLocal(variable)) => {
+            let from_thread_pointer = variable
+                .from_thread_pointer
+                .ok_or(RelocError::NotStatic { kind });
+            match access {
+                Access::ThreadOffset => apply(from_thread_pointer? as u64, Via::Direct),
+                Access::Offset => apply(variable.offset, Via::Direct),
+                Access::Index => apply(slot()?, Via::Slot),
+                Access::ModuleIndex => apply(slot()?.wrapping_add(16), Via::Slot),
+                Access::ThreadOffsetSlot => {
+                    from_thread_pointer?;
+                    apply(slot()?.wrapping_add(32), Via::Slot)
+                }
+            }
+        }
+        (Support::ThreadLocal(_), Value::Address(_)) | (_, Value::ThreadLocal(_)) => {
+            Err(RelocError::OtherSymbol { kind })
+        }
     }
 }
 
@@ -96,7 +131,7 @@ pub(crate) fn check<P: Platform>(
 /// What is known of a symbol while relocations are worked out.
 struct Target {
     /// `None`: it was refused.
-    addr: Option<CodeAddr>,
+    value: Option<Value>,
     detours: Detours,
     /// A field leads through the slot.
     slot: bool,
@@ -114,16 +149,17 @@ fn plan<P: Platform>(
 ) -> Result<Writes, Error> {
     let relocs = object.relocs();
     let mut targets = try_vec(relocs.symbols().len())?;
-    for (symbol, detours) in relocs.symbols().zip(relocs.detours()) {
-        let addr = match resolve(platform, patch, symbol) {
-            Ok(addr) => Some(addr),
+    let symbols = relocs.symbols().zip(relocs.thread_locals());
+    for ((symbol, is_thread_local), detours) in symbols.zip(relocs.detours()) {
+        let value = match resolve(platform, patch, symbol, is_thread_local) {
+            Ok(value) => Some(value),
             Err(error) => {
                 refuse(error)?;
                 None
             }
         };
         targets.push(Target {
-            addr,
+            value,
             detours,
             slot: false,
             veneer: false,
@@ -133,14 +169,17 @@ fn plan<P: Platform>(
     writes.reserve(relocs.fields().len())?;
     let shared_toc = relocs
         .shared_toc
-        .map(|toc| targets.get(toc as usize).and_then(|toc| toc.addr));
+        .map(|toc| match targets.get(toc as usize)?.value? {
+            Value::Address(toc) => Some(toc),
+            Value::ThreadLocal(_) => None,
+        });
     for (index, field) in relocs.fields().iter().enumerate() {
         let Some(target) = targets.get_mut(field.symbol as usize) else {
             return Err(Error::Bug("a field refers to a symbol that does not exist"));
         };
         // What was not found has been refused already.
         let (Some(symbol), Some(toc)) = (
-            target.addr,
+            target.value,
             shared_toc.map_or(Some(relocs.toc), |toc| toc.map(Some)),
         ) else {
             continue;
@@ -156,10 +195,11 @@ fn plan<P: Platform>(
                     slot: Some(CodeAddr::new(known)),
                     veneer: None,
                 };
+                let known = Value::Address(CodeAddr::new(known));
                 relocate::<P::Relocator>(field, around, bytes, known, detours)?;
                 return Ok(());
             }
-            match relocate::<P::Relocator>(field, around, bytes, symbol.get(), target.detours)? {
+            match relocate::<P::Relocator>(field, around, bytes, symbol, target.detours)? {
                 Via::Direct => {}
                 Via::Slot => target.slot = true,
                 Via::Veneer => target.veneer = true,
@@ -171,11 +211,12 @@ fn plan<P: Platform>(
         }
     }
     for target in targets {
-        let Some(addr) = target.addr else { continue };
+        let Some(value) = target.value else { continue };
         if let Some(at) = target.detours.slot.filter(|_| target.slot) {
-            writes.push(at, &slot::<P::Relocator>(addr)?)?;
+            writes.push(at, &slot::<P::Relocator>(value))?;
         }
-        if let Some(at) = target.detours.veneer.filter(|_| target.veneer) {
+        let veneer = target.detours.veneer.filter(|_| target.veneer);
+        if let (Some(at), Value::Address(addr)) = (veneer, value) {
             writes.push(at, &P::Arch::call_veneer(at, addr))?;
         }
     }
@@ -205,15 +246,24 @@ pub unsafe fn clear<P: Platform>(platform: &P, patch: &str, object: &Object) -> 
     Ok(())
 }
 
-/// The address of a symbol of the patched system.
+/// What a symbol of the patched system stands for.
 pub(crate) fn resolve<P: Platform>(
     platform: &P,
     patch: &str,
     symbol: KlpSymbol<'_>,
-) -> Result<CodeAddr, Error> {
-    sympos::find_reference(platform.symbols(), symbol.object, symbol.name, symbol.pos)
+    is_thread_local: bool,
+) -> Result<Value, Error> {
+    let KlpSymbol { object, name, pos } = symbol;
+    let symbols = platform.symbols();
+    let found = if is_thread_local {
+        let found = sympos::find_thread_local(symbols, object, name, pos);
+        found.map(|found| found.map(Value::ThreadLocal))
+    } else {
+        let found = sympos::find_reference(symbols, object, name, pos);
+        found.map(|found| found.map(|found| Value::Address(found.addr)))
+    };
+    found
         .map_err(|error| Error::port("looking up symbols", patch, &error))?
-        .map(|found| found.addr)
         .map_err(|why| {
             Name::new(symbol.name).map_or(Error::OutOfMemory, |name| {
                 Error::patch(
@@ -226,15 +276,27 @@ pub(crate) fn resolve<P: Platform>(
         })
 }
 
-/// The contents of an address slot.
-pub(crate) fn slot<R: Relocator>(symbol: CodeAddr) -> Result<Code, Error> {
-    let symbol = symbol.get();
-    let bytes = if R::BIG_ENDIAN {
-        symbol.to_be_bytes()
-    } else {
-        symbol.to_le_bytes()
+/// The contents of a symbol's slots.
+pub(crate) fn slot<R: Relocator>(
+    symbol: Value,
+) -> heapless::Vec<u8, { THREAD_LOCAL_SLOTS as usize }> {
+    let words: &[u64] = match symbol {
+        Value::Address(addr) => &[addr.get()],
+        Value::ThreadLocal(ThreadLocal {
+            module,
+            offset,
+            from_thread_pointer,
+        }) => {
+            // What is not known is not asked for.
+            let from_thread_pointer = from_thread_pointer.unwrap_or(0) as u64;
+            &[module, offset, module, 0, from_thread_pointer]
+        }
     };
-    Code::from_slice(&bytes).map_err(|()| Error::Bug("an address does not fit a slot"))
+    let bytes = words.iter().flat_map(|word| match R::BIG_ENDIAN {
+        true => word.to_be_bytes(),
+        false => word.to_le_bytes(),
+    });
+    bytes.collect()
 }
 
 /// Bytes that will be written.

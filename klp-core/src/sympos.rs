@@ -3,7 +3,7 @@
 //! The core counts, so no port can get it wrong.
 
 use crate::error::SymbolFault;
-use crate::port::{Symbol, SymbolResolver};
+use crate::port::{Symbol, SymbolResolver, ThreadLocal};
 
 /// Finds the symbol `name` of `object`. Position 0 demands that there is only one; position n is
 /// the n-th in symbol-table order, counted from 1.
@@ -34,10 +34,24 @@ pub(crate) fn find_reference<R: SymbolResolver>(
     pick(sympos, |found| resolver.references(object, name, found))
 }
 
-fn pick<E>(
+/// The same for a thread-local variable that code refers to: [`SymbolResolver::thread_locals`].
+///
+/// # Errors
+///
+/// As for [`find`].
+pub(crate) fn find_thread_local<R: SymbolResolver>(
+    resolver: &R,
+    object: &str,
+    name: &str,
     sympos: u32,
-    symbols: impl FnOnce(&mut dyn FnMut(Symbol)) -> Result<(), E>,
-) -> Result<Result<Symbol, SymbolFault>, E> {
+) -> Result<Result<ThreadLocal, SymbolFault>, R::Error> {
+    pick(sympos, |found| resolver.thread_locals(object, name, found))
+}
+
+fn pick<S, E>(
+    sympos: u32,
+    symbols: impl FnOnce(&mut dyn FnMut(S)) -> Result<(), E>,
+) -> Result<Result<S, SymbolFault>, E> {
     let mut seen = 0u32;
     let mut hit = None;
     symbols(&mut |symbol| {

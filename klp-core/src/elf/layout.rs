@@ -6,6 +6,7 @@ use super::{Refusal, names};
 use crate::addr::CodeAddr;
 use crate::mem::try_vec;
 use crate::port::{Image, ImageLayout, Relocator, Support};
+use crate::relocs::THREAD_LOCAL_SLOTS;
 use alloc::vec::Vec;
 use object::elf;
 
@@ -54,7 +55,7 @@ pub(super) struct Layout {
     pub(super) sections: Vec<Option<Spot>>,
     /// Where the slots begin: the base of a table of contents of the image's own.
     pub(super) toc: Spot,
-    /// By symbol index: a slot for its address, in the read-only part.
+    /// By symbol index: its slots, in the read-only part.
     pub(super) slots: Vec<Option<Spot>>,
     /// By symbol index: room for a veneer, in the text.
     pub(super) veneers: Vec<Option<Spot>>,
@@ -121,8 +122,12 @@ impl Layout {
             }
             for rela in relas.relas() {
                 match R::support(rela.kind) {
-                    Some(Support::AddressSlot) if self.slots[rela.symbol].is_none() => {
-                        self.slots[rela.symbol] = Some(self.reserve(Part::Rodata, 8, 8)?);
+                    Some(support) if support.has_slot() && self.slots[rela.symbol].is_none() => {
+                        let len = match view.symbols()[rela.symbol].is_thread_local() {
+                            true => THREAD_LOCAL_SLOTS,
+                            false => 8,
+                        };
+                        self.slots[rela.symbol] = Some(self.reserve(Part::Rodata, len, 8)?);
                     }
                     Some(Support::Veneer)
                         if self.veneers[rela.symbol].is_none() && is_outside(rela.symbol) =>

@@ -13,7 +13,7 @@ use crate::model::VMLINUX;
 use crate::port::{
     Arch, Around, Fill, Image, Owner, Platform, Relocator, Support, SymbolResolver, Text, Via,
 };
-use crate::relocs::{self, Detours, Field, KlpSymbol, Relocs};
+use crate::relocs::{self, Detours, Field, KlpSymbol, Relocs, Value};
 use alloc::vec::Vec;
 use object::elf;
 
@@ -29,7 +29,7 @@ pub(super) struct Linker<'a, 'v, P: Platform> {
     /// What is not just zeros.
     data: Vec<u8>,
     /// By symbol index, once they are known.
-    values: Vec<Option<u64>>,
+    values: Vec<Option<Value>>,
     /// The base of the table of contents.
     toc: Option<CodeAddr>,
 }
@@ -244,8 +244,10 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
         if let (Via::Veneer, Some(spot), Some(at)) =
             (via, self.layout.veneers[rela.symbol], detours.veneer)
         {
-            let veneer = P::Arch::call_veneer(at, CodeAddr::new(value));
-            self.bytes_at(spot, veneer.len())?.copy_from_slice(&veneer);
+            if let Value::Address(value) = value {
+                let veneer = P::Arch::call_veneer(at, value);
+                self.bytes_at(spot, veneer.len())?.copy_from_slice(&veneer);
+            }
         }
         Ok(())
     }
@@ -279,10 +281,16 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             used.sort_unstable();
             used.dedup();
             for index in used.into_iter().filter(|&index| index != TOC) {
+                let is_thread_local = self.view.symbols()[index as usize].is_thread_local();
                 let symbol = self.klp_symbol(&self.view.symbols()[index as usize])?;
                 let detours = self.detours(index as usize);
                 // SAFETY: the detours of the layout are this symbol's own, in memory of the image.
-                numbers[index as usize] = unsafe { relocs.add_symbol(symbol, detours) }?;
+                numbers[index as usize] = unsafe {
+                    match is_thread_local {
+                        true => relocs.add_thread_local(symbol, detours),
+                        false => relocs.add_symbol(symbol, detours),
+                    }
+                }?;
             }
             let waits_for_toc =
                 |field: &Field| field.symbol == TOC || P::Relocator::uses_toc(field.kind);
@@ -339,8 +347,10 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
                 _ => None,
             };
             if !is_toc {
-                let value = self.value(rela.symbol)?;
-                field.known = Some(slot.map_or(value, CodeAddr::get));
+                let Value::Address(value) = self.value(rela.symbol)? else {
+                    return Err(Error::Bug("what the image defines is thread-local"));
+                };
+                field.known = Some(slot.unwrap_or(value).get());
             } else if slot.is_some() {
                 let (what, name) = ("slot for the base of a table of contents", relas.name);
                 return Err(Refusal::unsupported(what, name).of(self.patch));
@@ -406,16 +416,21 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
         }
     }
 
-    /// The value of a symbol, bound at its first use.
-    fn value(&mut self, index: usize) -> Result<u64, Error> {
+    /// What a symbol stands for, bound at its first use.
+    fn value(&mut self, index: usize) -> Result<Value, Error> {
         if let Some(value) = self.values[index] {
             return Ok(value);
         }
         let symbol = &self.view.symbols()[index];
         let unsupported = |what| Err(Refusal::unsupported(what, symbol.name).of(self.patch));
-        let value = match (elf::SymbolType(symbol.kind), symbol.home) {
-            (elf::STT_TLS, _) => return unsupported("thread-local symbol"),
+        let addr = match (elf::SymbolType(symbol.kind), symbol.home) {
             (elf::STT_GNU_IFUNC, _) => return unsupported("indirect function"),
+            (_, Home::Livepatch) => {
+                let value = self.resolve(symbol)?;
+                self.values[index] = Some(value);
+                return Ok(value);
+            }
+            (elf::STT_TLS, _) => return unsupported("thread-local symbol"),
             (_, Home::Absolute) => symbol.value,
             (_, Home::Section(section)) => match self.layout.sections[section] {
                 Some(spot) => spot.addr(&self.image).get().wrapping_add(symbol.value),
@@ -426,7 +441,6 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
                     ));
                 }
             },
-            (_, Home::Livepatch) => self.resolve(symbol)?,
             (_, Home::Undefined) if index == 0 => 0,
             (_, Home::Undefined) if P::Relocator::OWN_TOC == Some(symbol.name) => {
                 self.layout.toc.addr(&self.image).get()
@@ -443,6 +457,7 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
                 }
             },
         };
+        let value = Value::Address(CodeAddr::new(addr));
         self.values[index] = Some(value);
         Ok(value)
     }
@@ -454,9 +469,10 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             .map_err(|error| Error::port("looking up symbols", self.patch, &error))
     }
 
-    fn resolve(&self, symbol: &Symbol<'a>) -> Result<u64, Error> {
+    fn resolve(&self, symbol: &Symbol<'a>) -> Result<Value, Error> {
+        let is_thread_local = symbol.is_thread_local();
         let symbol = self.klp_symbol(symbol)?;
-        relocs::resolve(self.platform, self.patch, symbol).map(CodeAddr::get)
+        relocs::resolve(self.platform, self.patch, symbol, is_thread_local)
     }
 
     fn klp_symbol(&self, symbol: &Symbol<'a>) -> Result<KlpSymbol<'a>, Error> {
@@ -469,7 +485,7 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
     fn fill_slots(&mut self) -> Result<(), Error> {
         for index in 0..self.values.len() {
             if let (Some(value), Some(spot)) = (self.values[index], self.layout.slots[index]) {
-                let slot = relocs::slot::<P::Relocator>(CodeAddr::new(value))?;
+                let slot = relocs::slot::<P::Relocator>(value);
                 self.bytes_at(spot, slot.len())?.copy_from_slice(&slot);
             }
         }

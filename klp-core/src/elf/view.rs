@@ -92,6 +92,13 @@ pub struct Symbol<'a> {
     pub(super) of_base_image: bool,
 }
 
+impl Symbol<'_> {
+    /// Whether it is a variable of which each thread has its own.
+    pub(super) fn is_thread_local(&self) -> bool {
+        self.kind == elf::STT_TLS.0
+    }
+}
+
 /// Where a symbol is defined.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Home {

@@ -64,6 +64,7 @@ struct Referred {
     object: Range<usize>,
     name: Range<usize>,
     pos: u32,
+    thread_local: bool,
     detours: Detours,
 }
 
@@ -119,9 +120,32 @@ impl Relocs {
             object,
             name: self.keep(symbol.name)?,
             pos: symbol.pos,
+            thread_local: false,
             detours,
         };
         try_push(&mut self.symbols, referred)?;
+        Ok(number)
+    }
+
+    /// Adds a thread-local variable, and returns its number.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`].
+    ///
+    /// # Safety
+    ///
+    /// As for [`add_symbol`](Self::add_symbol).
+    pub unsafe fn add_thread_local(
+        &mut self,
+        symbol: KlpSymbol<'_>,
+        detours: Detours,
+    ) -> Result<u32, OutOfMemory> {
+        // SAFETY: the caller's promise.
+        let number = unsafe { self.add_symbol(symbol, detours) }?;
+        if let Some(added) = self.symbols.last_mut() {
+            added.thread_local = true;
+        }
         Ok(number)
     }
 
@@ -171,6 +195,11 @@ impl Relocs {
         self.symbols.iter().map(|symbol| symbol.detours)
     }
 
+    /// Which of the symbols are thread-local variables, in the order of their numbers.
+    pub(crate) fn thread_locals(&self) -> impl Iterator<Item = bool> {
+        self.symbols.iter().map(|symbol| symbol.thread_local)
+    }
+
     /// The names of the section and the symbol of field number `index`.
     pub(crate) fn names_of(&self, index: usize) -> (&str, &str) {
         let behind = self.sections.partition_point(|&(first, _)| first <= index);
@@ -205,7 +234,9 @@ fn number(len: usize) -> Result<u32, OutOfMemory> {
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub struct Detours {
     /// Eight bytes for the symbol's address
-    /// ([`Support::AddressSlot`](crate::port::Support::AddressSlot)).
+    /// ([`Support::AddressSlot`](crate::port::Support::AddressSlot)); of a thread-local variable, 40
+    /// bytes for all slots that it may need
+    /// ([`Support::ThreadLocal`](crate::port::Support::ThreadLocal)).
     pub slot: Option<CodeAddr>,
     /// Room for [`Arch::veneer`](crate::port::Arch::veneer)
     /// ([`Support::Veneer`](crate::port::Support::Veneer)).

@@ -13,6 +13,41 @@ pub enum Support {
     /// A veneer ([`Arch::call_veneer`](super::Arch::call_veneer)), if a direct branch is refused as
     /// [out of range](RelocError::OutOfRange): the relocation then refers to the veneer.
     Veneer,
+    /// The symbol is a thread-local variable, which has no address: the relocation refers to one of
+    /// these.
+    ThreadLocal(Access),
+}
+
+impl Support {
+    /// Whether the relocation refers to a slot.
+    #[must_use]
+    pub const fn has_slot(self) -> bool {
+        match self {
+            Self::None | Self::Veneer => false,
+            Self::AddressSlot => true,
+            Self::ThreadLocal(access) => match access {
+                Access::ThreadOffset | Access::Offset => false,
+                Access::ThreadOffsetSlot | Access::Index | Access::ModuleIndex => true,
+            },
+        }
+    }
+}
+
+/// How code gets to a thread-local variable ("ELF Handling For Thread-Local Storage", 4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// By its distance from the thread pointer, which the code has in it (local exec).
+    ThreadOffset,
+    /// By a slot that holds that distance (initial exec).
+    ThreadOffsetSlot,
+    /// By a slot that holds the number of its object and its offset in the object's block, which is
+    /// what `__tls_get_addr` is called with (general dynamic).
+    Index,
+    /// By a slot that holds the number of its object and 0: it leads to the object's block (local
+    /// dynamic).
+    ModuleIndex,
+    /// By its offset in that block (local dynamic).
+    Offset,
 }
 
 /// Where a relocation leads.
@@ -21,7 +56,7 @@ pub enum Via {
     /// To the symbol.
     #[default]
     Direct,
-    /// To a slot that holds the symbol's address.
+    /// To a slot that holds the symbol's address, or tells where a thread-local variable is.
     Slot,
     /// To a veneer that goes to the symbol.
     Veneer,
@@ -64,7 +99,8 @@ pub struct Relocation {
     pub kind: u32,
     /// Where the field stands in the running system.
     pub place: CodeAddr,
-    /// The address of the symbol, or of the slot or veneer that `via` speaks of.
+    /// The address of the symbol, or of the slot or veneer that `via` speaks of; of a thread-local
+    /// variable that is reached without a slot, the distance or offset ([`Access`]).
     pub symbol: u64,
     /// The addend.
     pub addend: i64,
@@ -109,6 +145,17 @@ pub enum RelocError {
         /// The value, as the ABI computes it.
         value: i64,
     },
+    /// The type is for thread-local variables, and the symbol is none; or the other way round.
+    OtherSymbol {
+        /// The ELF relocation type.
+        kind: u32,
+    },
+    /// The thread-local variable is not known to be at the same distance from the thread pointer in
+    /// all threads.
+    NotStatic {
+        /// The ELF relocation type.
+        kind: u32,
+    },
     /// The field is not as [`Relocator::apply`] expects it before, or reaches behind the buffer.
     BadPlace {
         /// The ELF relocation type.
@@ -126,6 +173,17 @@ impl fmt::Display for RelocError {
                     "relocation type {kind} is out of range: value {value:#x}"
                 )
             }
+            Self::OtherSymbol { kind } => write!(
+                f,
+                "relocation type {kind} does not go with its symbol: only one of them is \
+                 thread-local"
+            ),
+            Self::NotStatic { kind } => write!(
+                f,
+                "relocation type {kind} is for variables at the same distance from every thread's \
+                 pointer, and nothing proves that this one is such: compile with \
+                 -ftls-model=global-dynamic"
+            ),
             Self::BadPlace { kind } => write!(
                 f,
                 "relocation type {kind} does not fit the bytes at its place"

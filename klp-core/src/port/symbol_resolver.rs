@@ -14,6 +14,18 @@ pub struct Symbol {
     pub len: u64,
 }
 
+/// A thread-local variable of a loaded object ("ELF Handling For Thread-Local Storage", 3).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ThreadLocal {
+    /// The number that the object has for `__tls_get_addr` as long as it is loaded.
+    pub module: u64,
+    /// How many bytes it is from the beginning of the block that each thread has for that object.
+    pub offset: u64,
+    /// How many bytes it is from the thread pointer, if that is the same in all threads that there
+    /// are and will be while the object is loaded.
+    pub from_thread_pointer: Option<i64>,
+}
+
 /// A part of an object's code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Extent {
@@ -127,6 +139,22 @@ pub unsafe trait SymbolResolver: Sync {
         found: &mut dyn FnMut(Symbol),
     ) -> Result<(), Self::Error> {
         self.symbols(object, name, found)
+    }
+
+    /// The same for thread-local variables that new code refers to: they are no symbols of the others,
+    /// and counted by themselves. As it stands here, there are none.
+    ///
+    /// # Errors
+    ///
+    /// As for [`symbols`](Self::symbols).
+    fn thread_locals(
+        &self,
+        object: &str,
+        name: &str,
+        found: &mut dyn FnMut(ThreadLocal),
+    ) -> Result<(), Self::Error> {
+        let _ = (object, name, found);
+        Ok(())
     }
 
     /// The address of an exported symbol, as the host's own linker would bind it for new code

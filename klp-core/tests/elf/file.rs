@@ -132,6 +132,12 @@ impl File {
         id
     }
 
+    pub(crate) fn thread_local(&mut self, name: &str) -> SymbolId {
+        let id = self.symbol(name, elf::STT_TLS, None, 0, 0);
+        self.elf.symbols.get_mut(id).st_shndx = elf::SymbolSection(SHN_LIVEPATCH);
+        id
+    }
+
     /// An ordinary relocation.
     pub(crate) fn rela(
         &mut self,

@@ -11,10 +11,10 @@ use klp_core::elf::Loaded;
 use klp_core::error::Error;
 use klp_core::event::Event;
 use klp_core::port::{
-    Arch, CallC, Code, Entry, Fill, Frame, Image, ImageLayout, InTurn, Intruder, Moves, OutOfReach,
-    Owner, Platform, Poke, PortError, PortErrorKind, Progress, RelocError, Relocation, Relocator,
-    Routing, Stopper, Support, Symbol, SymbolResolver, TaskId, TaskName, TaskSet, TaskState, Text,
-    Tracer, Unreliable, Unwinder, Verifier, Visitor,
+    Access, Arch, CallC, Code, Entry, Fill, Frame, Image, ImageLayout, InTurn, Intruder, Moves,
+    OutOfReach, Owner, Platform, Poke, PortError, PortErrorKind, Progress, RelocError, Relocation,
+    Relocator, Routing, Stopper, Support, Symbol, SymbolResolver, TaskId, TaskName, TaskSet,
+    TaskState, Text, ThreadLocal, Tracer, Unreliable, Unwinder, Verifier, Visitor,
 };
 use std::sync::Mutex;
 
@@ -38,6 +38,13 @@ pub(crate) const SHARED64: u32 = 12;
 /// Eight bytes: `st_other` of a symbol of the image, 256 for one of the system.
 pub(crate) const WHOSE64: u32 = 13;
 
+/// To a thread-local variable, 4 bytes if by a slot, otherwise 8.
+pub(crate) const THREAD64: u32 = 20;
+pub(crate) const THREAD_SLOT32: u32 = 21;
+pub(crate) const INDEX32: u32 = 22;
+pub(crate) const MODULE32: u32 = 23;
+pub(crate) const OFFSET64: u32 = 24;
+
 /// A symbol for [`Host`].
 pub(crate) struct Known {
     pub(crate) object: &'static str,
@@ -51,6 +58,8 @@ pub(crate) struct Known {
 pub(crate) struct Host<const CALLS: bool = true> {
     pub(crate) symbols: Vec<Known>,
     pub(crate) exported: Vec<(&'static str, u64)>,
+    /// With their objects and names.
+    pub(crate) thread_locals: Vec<(&'static str, &'static str, ThreadLocal)>,
     /// The build-id of `vmlinux`.
     pub(crate) build_id: Option<&'static [u8]>,
     pub(crate) verifier: Option<Box<dyn Verifier>>,
@@ -320,6 +329,18 @@ unsafe impl<const CALLS: bool> SymbolResolver for Host<CALLS> {
         Ok(())
     }
 
+    fn thread_locals(
+        &self,
+        object: &str,
+        name: &str,
+        found: &mut dyn FnMut(ThreadLocal),
+    ) -> Result<(), ToyError> {
+        let all = self.thread_locals.iter();
+        let its = all.filter(|known| (known.0, known.1) == (object, name));
+        its.for_each(|known| found(known.2));
+        Ok(())
+    }
+
     fn exported(&self, name: &str) -> Result<Option<CodeAddr>, ToyError> {
         let mut known = self.exported.iter();
         let found = known.find(|(known, _)| *known == name);
@@ -337,8 +358,8 @@ pub(crate) struct ToyRelocator;
 impl ToyRelocator {
     fn len(kind: u32) -> Result<usize, RelocError> {
         match kind {
-            ABS64 | TOC64 | SECOND64 | SHARED64 | WHOSE64 => Ok(8),
-            PC32 | BRANCH32 | SLOT32 => Ok(4),
+            ABS64 | TOC64 | SECOND64 | SHARED64 | WHOSE64 | THREAD64 | OFFSET64 => Ok(8),
+            PC32 | BRANCH32 | SLOT32 | THREAD_SLOT32 | INDEX32 | MODULE32 => Ok(4),
             _ => Err(RelocError::Unsupported { kind }),
         }
     }
@@ -353,6 +374,11 @@ unsafe impl Relocator for ToyRelocator {
             ABS64 | PC32 | TOC64 | SECOND64 | SHARED64 | WHOSE64 => Some(Support::None),
             BRANCH32 => Some(Support::Veneer),
             SLOT32 => Some(Support::AddressSlot),
+            THREAD64 => Some(Support::ThreadLocal(Access::ThreadOffset)),
+            THREAD_SLOT32 => Some(Support::ThreadLocal(Access::ThreadOffsetSlot)),
+            INDEX32 => Some(Support::ThreadLocal(Access::Index)),
+            MODULE32 => Some(Support::ThreadLocal(Access::ModuleIndex)),
+            OFFSET64 => Some(Support::ThreadLocal(Access::Offset)),
             _ => None,
         }
     }
@@ -386,7 +412,7 @@ unsafe impl Relocator for ToyRelocator {
         }
         let absolute = symbol.wrapping_add_signed(addend);
         let base = match kind {
-            ABS64 => Some(CodeAddr::new(0)),
+            ABS64 | THREAD64 | OFFSET64 => Some(CodeAddr::new(0)),
             TOC64 | SHARED64 => Some(around.toc.ok_or(RelocError::BadPlace { kind })?),
             SECOND64 => Some(around.pair.ok_or(RelocError::BadPlace { kind })?),
             _ => None,

@@ -12,4 +12,5 @@ mod loading;
 mod memory;
 mod refusals;
 mod signed;
+mod thread_locals;
 mod waiting;

@@ -1,7 +1,7 @@
 //! What of an object's file is not mapped: its symbol table, the addresses of its sections; and what
 //! tells it from others.
 
-use super::arch::{CHOSEN, COPY};
+use super::arch::{CHOSEN, COPY, THREAD_OFFSET};
 use super::symbol_table::{Symbol, SymbolTable};
 use core::ops::Range;
 use klp_core::addr::{CodeAddr, TextRange};
@@ -9,10 +9,10 @@ use klp_core::elf;
 use klp_core::elf::code::CodeSection;
 use object::LittleEndian;
 use object::elf::{
-    DF_SYMBOLIC, DT_FLAGS, DT_SYMBOLIC, FileHeader64, PF_X, PT_LOAD, PT_NOTE, SHT_DYNSYM,
-    SHT_SYMTAB,
+    DF_SYMBOLIC, DT_FLAGS, DT_SYMBOLIC, FileHeader64, PF_X, PT_LOAD, PT_NOTE, SHN_UNDEF,
+    SHT_DYNSYM, SHT_SYMTAB,
 };
-use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable};
+use object::read::elf::{FileHeader, ProgramHeader, Rela, SectionHeader, SectionTable, Sym};
 use object::{ReadCache, ReadRef};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -36,6 +36,9 @@ pub(crate) struct ElfFile {
     copies: HashMap<String, u64>,
     /// Where it is noted what indirect functions have chosen: by the addresses of these, sorted.
     choices: Vec<(u64, u64)>,
+    /// Where the dynamic linker writes how far thread-local variables of this object are from the
+    /// thread pointer; and how far these are from the beginning of the object's block.
+    pub(crate) thread_offsets: Vec<(u64, u64)>,
 }
 
 impl ElfFile {
@@ -110,6 +113,7 @@ impl ElfFile {
         let dynamic = SymbolTable::read(&sections, SHT_DYNSYM, data)?.unwrap_or_default();
         file.copies = copies(&sections, &dynamic, data)?;
         file.choices = choices(&sections, data)?;
+        file.thread_offsets = thread_offsets(&sections, data)?;
         file.symbols = SymbolTable::read(&sections, SHT_SYMTAB, data)?.unwrap_or(dynamic);
         Ok(file)
     }
@@ -246,6 +250,37 @@ fn choices<'a, R: ReadRef<'a>>(
     }
     choices.sort_unstable();
     Ok(choices)
+}
+
+/// A relocation without a symbol, or with one that the object defines, is for a variable of the
+/// object itself; of the latter, another object may have one that is used instead.
+fn thread_offsets<'a, R: ReadRef<'a>>(
+    sections: &SectionTable<'a, FileHeader64<LittleEndian>, R>,
+    data: R,
+) -> object::Result<Vec<(u64, u64)>> {
+    let dynamic = sections.symbols(LE, data, SHT_DYNSYM)?;
+    let mut offsets = Vec::new();
+    for section in sections.iter() {
+        let relas = section.rela(LE, data)?.map_or(&[][..], |(relas, _)| relas);
+        let of_threads = relas
+            .iter()
+            .filter(|rela| rela.r_type(LE, false) == THREAD_OFFSET);
+        for rela in of_threads {
+            let symbol = match rela.symbol(LE, false) {
+                None => 0,
+                Some(index) => {
+                    let symbol = dynamic.symbol(index)?;
+                    if symbol.st_shndx(LE) == SHN_UNDEF {
+                        continue;
+                    }
+                    symbol.st_value(LE)
+                }
+            };
+            let base = symbol.wrapping_add_signed(rela.r_addend.get(LE));
+            offsets.push((rela.r_offset.get(LE), base));
+        }
+    }
+    Ok(offsets)
 }
 
 /// The build-id in a sequence of ELF notes, and how far from their beginning it is.

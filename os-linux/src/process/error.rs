@@ -97,6 +97,13 @@ pub enum Error {
         /// Its name.
         symbol: Name,
     },
+    /// Both the program and a library have a thread-local variable of this name.
+    TwoThreadLocals {
+        /// The library.
+        object: Name,
+        /// The name.
+        symbol: Name,
+    },
     /// An object's file is not the one that was loaded, or is not an ELF file that can be read.
     BadFile {
         /// The object, as patches name it.
@@ -127,6 +134,14 @@ impl Error {
     pub(crate) fn indirect(object: &str, symbol: &str) -> Self {
         match (Name::new(object), Name::new(symbol)) {
             (Ok(object), Ok(symbol)) => Self::Indirect { object, symbol },
+            _ => Self::OutOfMemory,
+        }
+    }
+
+    /// [`Error::TwoThreadLocals`], or `OutOfMemory`.
+    pub(crate) fn two_thread_locals(object: &str, symbol: &str) -> Self {
+        match (Name::new(object), Name::new(symbol)) {
+            (Ok(object), Ok(symbol)) => Self::TwoThreadLocals { object, symbol },
             _ => Self::OutOfMemory,
         }
     }
@@ -220,6 +235,11 @@ impl fmt::Display for Error {
             Self::NotHeld { object } => write!(
                 f,
                 "object '{object}' cannot be held in memory: dlopen does not find it"
+            ),
+            Self::TwoThreadLocals { object, symbol } => write!(
+                f,
+                "thread-local variable '{symbol}' of object '{object}': the program has one of this \
+                 name, too, and nothing tells which of both the object uses"
             ),
             Self::Indirect { object, symbol } => write!(
                 f,

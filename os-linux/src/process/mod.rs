@@ -112,6 +112,7 @@ mod sys;
 mod tables;
 mod tasks;
 mod text;
+mod thread_locals;
 mod tls;
 mod ucontext;
 mod unwind;

@@ -36,6 +36,8 @@ pub(crate) struct Object {
     pub(crate) eh_frame_hdr: Option<TextRange>,
     /// What the dynamic linker has made read-only after it had relocated it.
     pub(crate) relro: Option<TextRange>,
+    /// Its number for `__tls_get_addr`; 0 if it has no thread-local variables.
+    pub(crate) tls_module: u64,
     build_id: Option<BuildId>,
     /// If its build-id [does not show](Self::id_shows_file) that its file was written to, and its
     /// file was there when it was first seen.
@@ -502,6 +504,7 @@ impl Object {
         self.bias == other.bias
             && self.linker_name == other.linker_name
             && self.segments == other.segments
+            && self.tls_module == other.tls_module
             && (self.is_alive() || self.build_id == other.build_id && self.stamp == other.stamp)
     }
 }
@@ -542,7 +545,9 @@ fn dl_objects(show: &mut dyn FnMut(Object)) {
                 core::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()),
             )
         };
-        show(dl_object(first, path, info.dlpi_addr, headers));
+        let mut object = dl_object(first, path, info.dlpi_addr, headers);
+        object.tls_module = info.dlpi_tls_modid as u64;
+        show(object);
         first = false;
         ControlFlow::Continue(())
     });
@@ -597,6 +602,7 @@ fn dl_object(first: bool, linker_name: &CStr, bias: u64, headers: &[libc::Elf64_
         segments,
         eh_frame_hdr,
         relro: of_type(libc::PT_GNU_RELRO).find_map(range),
+        tls_module: 0,
         build_id,
         stamp: None,
         file: OnceLock::new(),

@@ -7,7 +7,7 @@ use klp_core::elf::names::part_of;
 use object::LittleEndian;
 use object::elf::{
     FileHeader64, SHN_UNDEF, STB_LOCAL, STT_COMMON, STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE,
-    STT_OBJECT, STV_DEFAULT, SectionType, Sym64,
+    STT_OBJECT, STT_TLS, STV_DEFAULT, SectionType, Sym64,
 };
 use object::read::elf::{SectionHeader, SectionTable, Sym, VersionTable};
 use object::{ReadRef, SymbolIndex};
@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 
 const LE: LittleEndian = LittleEndian;
 
-/// The symbols that have an address, in their order. Addresses are the file's own.
+/// The symbols that are defined, in their order. Addresses are the file's own.
 #[derive(Debug, Default)]
 pub(crate) struct SymbolTable {
     symbols: Vec<Symbol>,
@@ -33,7 +33,7 @@ pub(crate) struct SymbolTable {
 #[derive(Debug)]
 struct ByAddress(Vec<(u64, usize)>);
 
-/// A symbol that has an address.
+/// A symbol that is defined.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Symbol {
     name: u32,
@@ -56,6 +56,9 @@ pub(crate) enum Kind {
     Indirect,
     /// A variable, or something that the table does not tell more of.
     Data,
+    /// A thread-local variable: its address is an offset in the block that each thread has for the
+    /// object.
+    ThreadLocal,
 }
 
 /// Symbols by their names without a default version; those with the same name are chained in the
@@ -99,6 +102,7 @@ impl SymbolTable {
                 STT_FUNC => Kind::Function,
                 STT_GNU_IFUNC => Kind::Indirect,
                 STT_OBJECT | STT_COMMON | STT_NOTYPE => Kind::Data,
+                STT_TLS => Kind::ThreadLocal,
                 _ => continue,
             };
             if symbol.st_shndx(LE) == SHN_UNDEF {
@@ -149,18 +153,31 @@ impl SymbolTable {
         Ok(())
     }
 
-    /// The symbols called `name`, in the order of the table. A name without a version also means
-    /// the one that new programs get; `NAME@@VERSION` and `NAME@VERSION` are names, too.
+    /// The symbols called `name` that have an address, in the order of the table. A name without a
+    /// version also means the one that new programs get; `NAME@@VERSION` and `NAME@VERSION` are
+    /// names, too.
     pub(crate) fn named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Symbol> {
+        let all = self.all_named(name);
+        all.filter(|symbol| symbol.kind != Kind::ThreadLocal)
+    }
+
+    /// The thread-local variables called `name`, in the order of the table.
+    pub(crate) fn thread_locals<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Symbol> {
+        let all = self.all_named(name);
+        all.filter(|symbol| symbol.kind == Kind::ThreadLocal)
+    }
+
+    fn all_named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Symbol> {
         let (name, plain) = (name.as_bytes(), without_default_version(name.as_bytes()));
         self.by_name
             .find(self, plain)
             .filter(move |symbol| plain.len() == name.len() || self.full_name(symbol) == name)
     }
 
-    /// All symbols.
+    /// All symbols that have an address.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Symbol> {
-        self.symbols.iter()
+        let all = self.symbols.iter();
+        all.filter(|symbol| symbol.kind != Kind::ThreadLocal)
     }
 
     /// The function that `addr` lies in, and its symbol: of several at one address, the one that
@@ -353,7 +370,8 @@ mod tests {
 
     #[test]
     fn a_name_without_a_version_means_the_default_one() {
-        let table = table(&["calc@VER_1", "calc@@VER_2", "other", "calc.cold"]);
+        let mut table = table(&["calc@VER_1", "calc@@VER_2", "other", "calc.cold", "other"]);
+        table.symbols[4].kind = Kind::ThreadLocal;
         let found = |name| -> Vec<u64> { table.named(name).map(|symbol| symbol.addr).collect() };
         assert_eq!(found("calc"), [16]);
         assert_eq!(found("calc@@VER_2"), [16]);
@@ -361,6 +379,9 @@ mod tests {
         assert!(found("calc@@VER_1").is_empty());
         assert!(found("calc@VER_2").is_empty());
         assert!(found("other@@VER_2").is_empty());
+        assert_eq!(found("other"), [32]);
+        let thread_locals: Vec<u64> = table.thread_locals("other").map(|each| each.addr).collect();
+        assert_eq!(thread_locals, [64]);
         let default = table.named("calc").next().expect("found above");
         assert_eq!(table.name(default), "calc");
         let parts: Vec<u64> = table.parts_of(16).map(|part| part.addr).collect();

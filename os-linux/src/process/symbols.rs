@@ -8,11 +8,12 @@ use super::peek::Copied;
 use super::shadow;
 use super::space::Space;
 use super::symbol_table::{self, Kind};
+use super::thread_locals;
 use alloc::sync::Arc;
 use core::fmt;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::model::VMLINUX;
-use klp_core::port::{Extent, Symbol, SymbolResolver};
+use klp_core::port::{Extent, Symbol, SymbolResolver, ThreadLocal};
 use std::ffi::CString;
 
 /// The symbols of the process.
@@ -65,6 +66,27 @@ unsafe impl SymbolResolver for Symbols {
     ) -> Result<(), Error> {
         let chosen = |object: &Object, symbol: &_| self.chosen(object, symbol, name);
         self.each(object, name, &chosen, found)
+    }
+
+    fn thread_locals(
+        &self,
+        object: &str,
+        name: &str,
+        found: &mut dyn FnMut(ThreadLocal),
+    ) -> Result<(), Error> {
+        let Some(object) = self.space.objects.named(object) else {
+            return Ok(());
+        };
+        let file = object.file()?;
+        // Without a block there are none, whatever its table says.
+        let variables = file.symbols.thread_locals(name);
+        for symbol in variables.filter(|_| object.tls_module != 0) {
+            if symbol.preemptible && !file.symbolic && object.name != VMLINUX {
+                self.check_only(&object, name)?;
+            }
+            found(thread_locals::find(&object, symbol)?);
+        }
+        Ok(())
     }
 
     fn clones(&self, object: &str, name: &str, found: &mut dyn FnMut(&str)) -> Result<(), Error> {
@@ -221,7 +243,7 @@ impl Symbols {
             let addr = match symbol.kind {
                 Kind::Indirect => Some(indirect(&object, symbol)?),
                 Kind::Data if symbol.preemptible && !file.symbolic => self.copy_of(name)?,
-                Kind::Data | Kind::Function => None,
+                Kind::Data | Kind::Function | Kind::ThreadLocal => None,
             };
             found(Symbol {
                 addr: addr.unwrap_or_else(|| object.in_memory(symbol.addr)),
@@ -229,6 +251,19 @@ impl Symbols {
             });
         }
         Ok(())
+    }
+
+    /// Refuses a thread-local variable of a library if the program has one of the same name: the
+    /// library may use that.
+    fn check_only(&self, library: &Object, name: &str) -> Result<(), Error> {
+        let Some(executable) = self.space.objects.named(VMLINUX) else {
+            return Ok(());
+        };
+        let mut others = executable.file()?.symbols.thread_locals(name);
+        match others.any(|other| !other.local) {
+            true => Err(Error::two_thread_locals(&library.name, name)),
+            false => Ok(()),
+        }
     }
 
     /// The function that the indirect function `symbol` chose when `object` was relocated, which is

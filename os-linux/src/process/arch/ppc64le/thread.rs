@@ -77,3 +77,9 @@ pub(crate) fn thread_pointer() -> u64 {
     }
     pointer - 0x7000
 }
+
+/// What the architecture calls the thread pointer is so much further up (ELFv2 3.7.2).
+pub(crate) const POINTER_BIAS: u64 = 0x7000;
+
+/// `__tls_get_addr` counts from so far behind the beginning of a block (ELFv2 3.7.2).
+pub(crate) const BLOCK_BIAS: u64 = 0x8000;
