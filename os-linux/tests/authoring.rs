@@ -49,10 +49,13 @@ fn blocks(page: &str) -> Vec<Block> {
 
 /// Whether a line is as the page shows it.
 fn is_shown(shown: &str, line: &str) -> bool {
-    match shown.split_once('…') {
-        Some((before, after)) => line.starts_with(before) && line.ends_with(after),
-        None => shown == line,
-    }
+    let Some((before, after)) = shown.split_once('…') else {
+        return shown == line;
+    };
+    line.strip_prefix(before).is_some_and(|rest| {
+        let mut ends = rest.char_indices().map(|(at, _)| &rest[at..]);
+        ends.any(|end| is_shown(after, end)) || is_shown(after, "")
+    })
 }
 
 /// A reader's folder, and what the reader has installed.
@@ -213,6 +216,15 @@ fn what_is_shown_is_compared() {
     assert!(is_shown("price", "price"));
     assert!(!is_shown("price", "prices"));
     assert!(!is_shown("… shop -", "  11 root till -"));
+    assert!(is_shown(
+        "price, … bytes becomes …",
+        "price, 59 bytes becomes other"
+    ));
+    assert!(is_shown("price…", "price"));
+    assert!(!is_shown(
+        "price, … bytes becomes … bytes",
+        "price, 59 bytes becomes 45"
+    ));
     let page =
         "```c price.c\nint a;\n```\ntext\n```sh\nmake\n```\n\n```text\ncc\n```\n```c\nx\n```\n";
     let blocks = blocks(page);
