@@ -380,7 +380,11 @@ fn rustc(tools: Tools, folder: &Path, options: &[&str]) -> Option<[Option<PathBu
 fn clang() -> Option<String> {
     let names = (11..30).rev().map(|version| format!("clang-{version}"));
     let mut names = core::iter::once("clang".to_owned()).chain(names);
-    let runs = |name: &String| Command::new(name).arg("--version").output().is_ok();
+    // An emulator of single programs starts a process for one that is not there, too.
+    let runs = |name: &String| {
+        let output = Command::new(name).arg("--version").output();
+        output.is_ok_and(|output| output.status.success())
+    };
     let found = names.find(runs);
     if found.is_none() {
         eprintln!("clang is not installed: what it compiles was not tested");

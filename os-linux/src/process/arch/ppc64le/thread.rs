@@ -80,6 +80,3 @@ pub(crate) fn thread_pointer() -> u64 {
 
 /// What the architecture calls the thread pointer is so much further up (ELFv2 3.7.2).
 pub(crate) const POINTER_BIAS: u64 = 0x7000;
-
-/// `__tls_get_addr` counts from so far behind the beginning of a block (ELFv2 3.7.2).
-pub(crate) const BLOCK_BIAS: u64 = 0x8000;

@@ -61,6 +61,3 @@ pub(crate) fn thread_pointer() -> u64 {
 
 /// What the architecture calls the thread pointer is so much further up.
 pub(crate) const POINTER_BIAS: u64 = 0;
-
-/// `__tls_get_addr` counts from so far behind the beginning of a block.
-pub(crate) const BLOCK_BIAS: u64 = 0;
