@@ -1,5 +1,8 @@
 //! `klp-build keygen`, `sign` and `verify`; and OpenSSL, which knows nothing of them.
 
+mod common;
+
+use common::klp_build;
 use klp_core::elf::signature;
 use klp_core::port::{Distrust, Verifier};
 use klp_ed25519::{Keys, PublicKey};
@@ -38,21 +41,20 @@ impl Workshop {
         std::fs::read(self.path(name)).expect("it is there")
     }
 
-    fn run(&self, program: &str, arguments: &[&str]) -> Output {
-        let mut command = Command::new(program);
+    fn run(&self, mut command: Command, arguments: &[&str]) -> Output {
         command.current_dir(self.0.path()).args(arguments);
         command.output().expect("it runs")
     }
 
     fn good(&self, arguments: &[&str]) -> String {
-        let output = self.run(env!("CARGO_BIN_EXE_klp-build"), arguments);
+        let output = self.run(klp_build(), arguments);
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{arguments:?}: {said}");
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     fn bad(&self, arguments: &[&str], why: &str) {
-        let output = self.run(env!("CARGO_BIN_EXE_klp-build"), arguments);
+        let output = self.run(klp_build(), arguments);
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
         assert!(said.contains(why), "{said}");
@@ -157,9 +159,9 @@ fn mistakes() {
     workshop.good(&both);
     // Verbs take no options of what makes patches, and the other way round.
     let mixed = ["-o", "x.ko", "sign", "--key", "mine.key", "fix.ko"];
-    let output = workshop.run(env!("CARGO_BIN_EXE_klp-build"), &mixed);
+    let output = workshop.run(klp_build(), &mixed);
     assert_eq!(output.status.code(), Some(2));
-    let nothing = workshop.run(env!("CARGO_BIN_EXE_klp-build"), &[]);
+    let nothing = workshop.run(klp_build(), &[]);
     assert_eq!(nothing.status.code(), Some(2));
 }
 
@@ -191,7 +193,10 @@ fn every_byte_counts() {
 fn it_is_still_an_elf_file() {
     let workshop = Workshop::new();
     let show = || {
-        let output = workshop.run("readelf", &["-SW", "--relocs", "--symbols", "fix.ko"]);
+        let output = workshop.run(
+            Command::new("readelf"),
+            &["-SW", "--relocs", "--symbols", "fix.ko"],
+        );
         assert!(output.status.success() && output.stderr.is_empty());
         output.stdout
     };
@@ -206,7 +211,7 @@ fn openssl_agrees() {
     let workshop = Workshop::new();
     let object = workshop.bytes("fix.ko");
     let openssl = |arguments: &[&str]| {
-        let output = workshop.run("openssl", arguments);
+        let output = workshop.run(Command::new("openssl"), arguments);
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         assert!(output.status.success(), "{arguments:?}: {said}");
         said

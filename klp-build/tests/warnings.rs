@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{FLAGS, compile_in};
+use common::{FLAGS, compile_in, klp_build};
 use klp_build::{Built, PatchBuilder, Target, Warning};
 use std::path::Path;
 use std::process::Command;
@@ -209,7 +209,7 @@ fn the_program_says_its_warnings_and_takes_an_authors_word() {
         std::fs::write(folder.path().join(name), object).expect("written");
     };
     let run = |options: &[&str]| {
-        let out = Command::new(env!("CARGO_BIN_EXE_klp-build"))
+        let out = klp_build()
             .current_dir(folder.path())
             .args(["before.o", "after.o", "-o", "fix.ko"])
             .args(options)

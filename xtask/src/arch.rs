@@ -206,6 +206,8 @@ impl Names {
             // Some tests compile C.
             format!("env CC={gnu}-gcc {} -L /usr/{gnu}", self.qemu),
         )
+        // And some start programs of ours.
+        .env("KLP_EMULATOR", format!("{} -L /usr/{gnu}", self.qemu))
         // Nobody debugs them here, and emulated they run long.
         .env("CARGO_PROFILE_DEV_DEBUG", "0")
         .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")

@@ -93,3 +93,16 @@ pub(crate) fn own(bytes: &[u8]) -> Vec<String> {
     names.sort_unstable();
     names
 }
+
+/// The program `klp-build`; where programs of its processor are emulated one by one, by the emulator
+/// that the environment names.
+pub(crate) fn klp_build() -> Command {
+    let program = env!("CARGO_BIN_EXE_klp-build");
+    let Ok(emulator) = std::env::var("KLP_EMULATOR") else {
+        return Command::new(program);
+    };
+    let mut words = emulator.split_whitespace();
+    let mut command = Command::new(words.next().expect("the emulator has a name"));
+    command.args(words).arg(program);
+    command
+}
