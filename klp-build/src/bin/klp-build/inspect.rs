@@ -172,7 +172,7 @@ impl Contents {
             objects: objects.collect::<Result<_>>()?,
             other_functions: other_functions(&file),
             symbols: symbols(&file)?,
-            imports: imports(&file),
+            imports: imports::<R>(&file),
             shadow_variables: false,
         };
         contents.shadow_variables = contents
@@ -290,12 +290,16 @@ fn symbols(file: &PatchFile<'_>) -> Result<BTreeMap<String, Vec<SymbolSaid>>> {
     Ok(symbols)
 }
 
-/// The symbols that are in no object yet, by their names.
-fn imports(file: &PatchFile<'_>) -> BTreeSet<String> {
+/// The symbols that are in no object yet, by their names. A table of contents is none: the loader
+/// knows where it is.
+fn imports<R: Relocator>(file: &PatchFile<'_>) -> BTreeSet<String> {
     let symbols = file.view().symbols().iter();
-    symbols
+    let names = symbols
         .filter(|symbol| symbol.home == Home::Undefined && !symbol.name.is_empty())
-        .map(|symbol| symbol.name.to_owned())
+        .map(|symbol| symbol.name);
+    names
+        .filter(|name| ![R::OWN_TOC, R::SHARED_TOC].contains(&Some(*name)))
+        .map(str::to_owned)
         .collect()
 }
 
