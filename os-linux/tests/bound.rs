@@ -118,9 +118,13 @@ fn a_build_without_a_build_id_is_known_by_its_code() {
         );
     }
     assert_eq!(server.plain(&["list"]), ("no patch is loaded\n".into(), 0));
-    // What is loaded has redirected entries of its own.
+    // What runs has redirected entries, of another patch.
     let (said, code) = server.plain(&["enable", &server.patch]);
     assert_eq!(code, 0, "{said}");
+    let (said, code) = server.plain(&["check", &same]);
+    assert_eq!(code, 0, "{said}");
+    // All threads sleep inside of that one's code: it does not stay below the next.
+    assert_eq!(server.plain(&["disable", "greeter_fix"]).1, 0);
     let (said, code) = server.plain(&["enable", &same]);
     assert_eq!(code, 0, "{said}");
 
