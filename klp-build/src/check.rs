@@ -15,6 +15,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// of those that it is made of.
 pub(crate) fn check(pair: &Pair, object: &str, contents: &Contents) -> Vec<Refusal> {
     let mut refusals = sibling_calls(pair, contents);
+    let odd = contents.sections.iter();
+    let odd = odd.filter(|section| !section.is_contents());
+    refusals.extend(odd.map(|section| pair.refuse(&section.name, Why::NotContents)));
     if object != VMLINUX {
         refusals.extend(applied_early(pair, contents));
     }

@@ -111,6 +111,8 @@ pub enum Why {
     NewOffer,
     /// The section is aligned to what is no power of two, or to more than two megabytes.
     Alignment,
+    /// The section holds what only linkers read, as relocations or names.
+    NotContents,
     /// An object has several callbacks of one kind.
     SecondCallback,
     /// The section is a table, and it cannot be told where its entries begin.
@@ -219,6 +221,10 @@ impl fmt::Display for Why {
             ),
             Self::Alignment => f.write_str(
                 "the section is aligned to what no compiler aligns to: is the object file damaged?",
+            ),
+            Self::NotContents => f.write_str(
+                "a function or variable is said to be in this section, which has relocations, names \
+                 or the like: is the object file damaged?",
             ),
             Self::SecondCallback => f.write_str(
                 "the patch has a callback of this kind already: have that one call this one",

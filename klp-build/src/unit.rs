@@ -375,6 +375,21 @@ impl Section {
         self.align.is_power_of_two() && self.align <= LARGEST
     }
 
+    /// Whether it holds what is there when a program runs, and not what only linkers read (ELF gABI,
+    /// "Section Header"; x86-64 psABI, `SHT_X86_64_UNWIND`).
+    pub(crate) fn is_contents(&self) -> bool {
+        let kinds = [
+            elf::SHT_PROGBITS,
+            elf::SHT_NOBITS,
+            elf::SHT_NOTE,
+            elf::SHT_INIT_ARRAY,
+            elf::SHT_FINI_ARRAY,
+            elf::SHT_PREINIT_ARRAY,
+            elf::SHT_X86_64_UNWIND,
+        ];
+        kinds.contains(&self.kind)
+    }
+
     /// Whether it is code.
     pub(crate) fn is_code(&self) -> bool {
         self.has(elf::SHF_EXECINSTR)

@@ -260,16 +260,40 @@ fn retpolines_are_the_running_programs_or_the_patchs_own() {
 /// `object` with section `.data.rate` aligned to `align` bytes.
 fn aligned(mut object: Vec<u8>, align: u64) -> Vec<u8> {
     const ALIGN: usize = offset_of!(elf::SectionHeader64<Endianness>, sh_addralign);
-    let header = elf::FileHeader64::<Endianness>::parse(&*object).expect("an ELF file");
-    let endian = header.endian().expect("known");
-    let sections = header.sections(endian, &*object).expect("sections");
-    let (index, _) = sections
-        .section_by_name(endian, b".data.rate")
-        .expect("it is there");
-    let start = usize::try_from(header.e_shoff(endian)).expect("it fits");
-    let at = start + index.0 * size_of::<elf::SectionHeader64<Endianness>>() + ALIGN;
-    object[at..at + 8].copy_from_slice(&endian.write_u64(align));
+    let (at, endian) = section_header(&object, ".data.rate");
+    object[at + ALIGN..][..8].copy_from_slice(&endian.write_u64(align));
     object
+}
+
+/// `object` with section `.text.total` of kind `kind`.
+fn of_kind(mut object: Vec<u8>, kind: elf::SectionType) -> Vec<u8> {
+    const KIND: usize = offset_of!(elf::SectionHeader64<Endianness>, sh_type);
+    let (at, endian) = section_header(&object, ".text.total");
+    object[at + KIND..][..4].copy_from_slice(&endian.write_u32(kind.0));
+    object
+}
+
+/// Where the header of a section is in `object`, and which byte comes first there.
+fn section_header(object: &[u8], name: &str) -> (usize, Endianness) {
+    let header = elf::FileHeader64::<Endianness>::parse(object).expect("an ELF file");
+    let endian = header.endian().expect("known");
+    let sections = header.sections(endian, object).expect("sections");
+    let found = sections.section_by_name(endian, name.as_bytes());
+    let (index, _) = found.expect("it is there");
+    let start = usize::try_from(header.e_shoff(endian)).expect("it fits");
+    let at = start + index.0 * size_of::<elf::SectionHeader64<Endianness>>();
+    (at, endian)
+}
+
+#[test]
+fn functions_in_what_only_linkers_read_are_refused() {
+    let original = compile("int total(int n) { return n + 1; }", &FLAGS);
+    let patched = compile("int total(int n) { return n + 2; }", &FLAGS);
+    for kind in [elf::SHT_STRTAB, elf::SHT_GROUP, elf::SHT_HASH] {
+        let refused = common::refusal(build(&original, &of_kind(patched.clone(), kind)));
+        assert_eq!(refused, (".text.total".to_owned(), Why::NotContents));
+    }
+    build(&original, &of_kind(patched, elf::SHT_PROGBITS)).expect("a patch");
 }
 
 #[test]

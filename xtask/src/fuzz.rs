@@ -18,15 +18,20 @@ pub(crate) struct Args {
     /// How often each runs, instead
     #[arg(long)]
     executions: Option<u64>,
+    /// What random changes begin with; otherwise each run makes others
+    #[arg(long)]
+    seed: Option<u32>,
 }
 
 impl Args {
-    /// Each for a short time.
-    pub(crate) fn all(seconds: u32) -> Self {
+    /// Each for a short time, with the same changes each time: a landing fails for what it changes,
+    /// and not by chance.
+    pub(crate) fn landing() -> Self {
         Self {
             targets: Vec::new(),
-            seconds,
+            seconds: 20,
             executions: None,
+            seed: Some(1),
         }
     }
 }
@@ -135,6 +140,9 @@ fn run_target(target: &str, args: &Args) -> Result<()> {
     let mut fuzzer = Command::new(program(target));
     fuzzer.arg(&corpus).args(LIMITS).arg("-print_final_stats=1");
     fuzzer.arg(format!("-artifact_prefix={}/", found.display()));
+    if let Some(seed) = args.seed {
+        fuzzer.arg(format!("-seed={seed}"));
+    }
     match args.executions {
         Some(executions) => fuzzer.arg(format!("-runs={executions}")),
         None => fuzzer.arg(format!("-max_total_time={}", args.seconds)),

@@ -90,7 +90,7 @@ fn main() -> Result<()> {
             msrv::build()?;
             loom()?;
             asan()?;
-            fuzz::fuzz(&fuzz::Args::all(20))?;
+            fuzz::fuzz(&fuzz::Args::landing())?;
             soak(60)?;
             bench()?;
             install::check()?;
