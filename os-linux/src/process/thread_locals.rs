@@ -10,18 +10,21 @@ use super::error::Error;
 use super::loaded;
 use super::objects::Object;
 use super::peek::Copied;
-use super::symbol_table::Symbol;
 use core::ops::ControlFlow;
 use klp_core::model::VMLINUX;
 use klp_core::port::ThreadLocal;
 
-/// Where each thread has `symbol`, a thread-local variable of `object`.
+/// The name by which code refers to the beginning of its object's block, with local dynamic by a
+/// descriptor: the linker defines it.
+pub(crate) const BLOCK: &str = "_TLS_MODULE_BASE_";
+
+/// Where each thread has the variable of `object` that is `offset` bytes from the beginning of the
+/// object's block.
 ///
 /// # Errors
 ///
 /// As for [`Object::file`].
-pub(crate) fn find(object: &Object, symbol: &Symbol) -> Result<ThreadLocal, Error> {
-    let offset = symbol.addr;
+pub(crate) fn find(object: &Object, offset: u64) -> Result<ThreadLocal, Error> {
     let block = fixed_block(object)?;
     Ok(ThreadLocal {
         module: object.tls_module,
@@ -41,11 +44,13 @@ fn fixed_block(object: &Object) -> Result<Option<u64>, Error> {
     let block = block.wrapping_sub(thread_pointer().wrapping_add(POINTER_BIAS));
     // The executable's code has the distance in its instructions. For that of a library, the dynamic
     // linker has written it down; what it has written for another object's variable is another
-    // number, as no two are at one place.
+    // number, as no two are at one place. In a descriptor there may stand instead where it has put
+    // what it knows of a variable that may lie anywhere: an address, at which there is memory.
     let memory = Copied::new();
     let written = |&(place, offset): &(u64, u64)| {
+        let distance = block.wrapping_add(offset);
         let written = memory.read(object.in_memory(place).get());
-        written == Some(block.wrapping_add(offset))
+        written == Some(distance) && memory.read(distance & !7).is_none()
     };
     Ok((is_executable || places.iter().any(written)).then_some(block))
 }
