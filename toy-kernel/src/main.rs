@@ -1,0 +1,130 @@
+//! The kernel patches itself: two functions are replaced together, while tasks call them and one
+//! sleeps inside of them.
+
+#![no_std]
+#![no_main]
+
+use core::hint::black_box;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use klp_core::addr::CodeAddr;
+use klp_core::{Engine, Error, Func, Object, Patch, PatchId, Poll};
+use toy_kernel::boot::Boot;
+use toy_kernel::host::Toy;
+use toy_kernel::interrupt::yield_now;
+use toy_kernel::{println, sched};
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn answer() -> u32 {
+    black_box(41)
+}
+
+#[inline(never)]
+extern "C" fn answer_fixed() -> u32 {
+    black_box(42)
+}
+
+static BELL: AtomicBool = AtomicBool::new(false);
+
+/// Asks once before the bell rings and once after it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn ask_twice(told: &mut [u32; 2]) {
+    told[0] = answer();
+    sched::wait(&BELL);
+    told[1] = answer();
+}
+
+#[inline(never)]
+extern "C" fn ask_twice_fixed(told: &mut [u32; 2]) {
+    *told = [answer(); 2];
+}
+
+/// What each worker was told last, and how often it has asked.
+static TOLD: [(AtomicU32, AtomicUsize); 3] =
+    [const { (AtomicU32::new(0), AtomicUsize::new(0)) }; 3];
+
+extern "C" fn worker() {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let (told, times) = &TOLD[NEXT.fetch_add(1, Ordering::Relaxed)];
+    loop {
+        told.store(answer(), Ordering::Relaxed);
+        times.fetch_add(1, Ordering::Release);
+        (0..1000).for_each(|step| _ = black_box(step));
+    }
+}
+
+extern "C" fn sleeper() {
+    let mut told = [0; 2];
+    ask_twice(&mut told);
+    println!("sleeper: told {told:?}");
+}
+
+/// Every task has called `answer` since, and was told `expected`.
+fn everywhere(expected: u32) {
+    for (told, times) in &TOLD {
+        let before = times.load(Ordering::Acquire);
+        while times.load(Ordering::Acquire) < before + 2 {
+            yield_now();
+        }
+        assert_eq!(
+            told.load(Ordering::Relaxed),
+            expected,
+            "what a worker was told"
+        );
+    }
+    assert_eq!(answer(), expected, "what main was told");
+    println!("toy: everybody is told {expected}");
+}
+
+/// Polls until `patch` is enabled or disabled, or until no more than `pending` tasks are missing.
+fn poll(engine: &Engine<Toy>, mut last: Poll, until: usize) {
+    while matches!(last, Poll::Waiting { pending, .. } if pending > until) {
+        yield_now();
+        last = engine.poll();
+    }
+}
+
+fn fix() -> Result<Patch, Error> {
+    let at = |function: usize| CodeAddr::new(function as u64);
+    // SAFETY: pairs of functions of the same type, which stay and may run side by side.
+    let (one, two) = unsafe {
+        (
+            Func::new("answer", at(answer_fixed as usize))?,
+            Func::new("ask_twice", at(ask_twice_fixed as usize))?,
+        )
+    };
+    let object = Object::vmlinux().and_then(|object| object.func(one)?.func(two));
+    Patch::builder("fix").object(object).build()
+}
+
+fn patch_yourself(engine: &Engine<Toy>) -> Result<(), Error> {
+    for _ in &TOLD {
+        sched::spawn("worker", worker);
+    }
+    let id = sched::spawn("sleeper", sleeper);
+    everywhere(41);
+
+    let fix: PatchId = engine.add(fix()?).map_err(|refused| refused.error)?;
+    poll(engine, engine.enable(fix)?, 1);
+    let blockers = engine.blockers(fix)?;
+    println!("toy: {}", blockers[0]);
+    assert_eq!(blockers[0].task.0, id, "who is waited for");
+    BELL.store(true, Ordering::Release);
+    poll(engine, engine.poll(), 0);
+    everywhere(42);
+
+    poll(engine, engine.disable(fix)?, 0);
+    everywhere(41);
+    Ok(())
+}
+
+#[unsafe(no_mangle)]
+fn main(boot: Boot) {
+    let engine = Engine::new(Toy::new(boot.image));
+    match boot.command_line {
+        "" => patch_yourself(&engine).unwrap_or_else(|error| panic!("{error}")),
+        other => panic!("'{other}' is nothing that can be asked for"),
+    }
+    println!("toy: done");
+}
