@@ -1,18 +1,10 @@
-// From QEMU's `-kernel` to `start`, on every processor.
+// From QEMU's `-kernel` to `start`, on every processor; and the way in and out of every interrupt.
 
     .section .note.pvh, "a", @note  // x86/HVM direct boot: where to enter, in 32-bit mode
     .balign 4
     .long 4, 8, 18                  // XEN_ELFNOTE_PHYS32_ENTRY
     .asciz "Xen"
     .quad pvh_entry
-
-    .section .rodata.boot, "a"
-    .balign 8
-gdt:
-    .quad 0, 0x00cf9a000000ffff, 0x00cf92000000ffff, 0x00af9a000000ffff
-gdt_pointer:
-    .word . - gdt - 1
-    .long gdt
 
     .section .data.boot, "aw"
     .balign 4096                    // the first 4 GiB at their own addresses, in pages of 1 GiB
@@ -22,30 +14,31 @@ pml4:
 pdpt:
     .quad 0x83, 0x40000083, 0x80000083, 0xc0000083
     .zero 4064
+gdt:
+    .quad 0, 0x00cf9a000000ffff, 0x00cf92000000ffff, 0x00af9a000000ffff
 
     .section .text.boot, "ax"
-    .globl trampoline, trampoline_end, pvh_entry
-    .code16                         // other processors begin here, in a copy at 0x8000
-trampoline:
+    .globl trampoline, pvh_entry, task_start, vectors
+    .code16
+trampoline:                         // other processors begin here, in a copy at 0x8000
     cli
-    lgdtl (0x8000 + 1f - trampoline)
-    mov $1, %eax
+    lgdtl (0x8000 + gdt_pointer - trampoline)
+    mov $1, %eax                    // CR0.PE
     mov %eax, %cr0
     ljmpl $8, $protected
-1:  .word 31
+gdt_pointer:
+    .word 31
     .long gdt
-trampoline_end:
 
-    .code32                         // the first one begins here; ebx: what QEMU says
-pvh_entry:
+    .code32
+pvh_entry:                          // the first one begins here; ebx: what QEMU says
     cli
     lgdt gdt_pointer
     ljmp $8, $protected
 protected:
     mov $0x10, %eax
-    mov %eax, %ds
-    mov %eax, %es
     mov %eax, %ss
+    mov %eax, %ds
     mov $0x20, %eax                 // CR4.PAE
     mov %eax, %cr4
     mov $pml4, %eax
@@ -73,20 +66,17 @@ long:
     .cfi_endproc
     .size long, . - long
 
-    .type task_start, @function     // where a task begins: rbx is its function
-    .globl task_start, task_started
-task_start:
+    .type task_start, @function
+task_start:                         // other tasks begin here; rbx: the task's function
     .cfi_startproc
-    .cfi_undefined rip              // and here
+    .cfi_undefined rip              // and their stacks end here
     call *%rbx
-task_started:
     call task_exit
     .cfi_endproc
     .size task_start, . - task_start
 
-    .globl vectors                  // 16 bytes for each vector
     .balign 16
-vectors:
+vectors:                            // 16 bytes for each vector
     .set vector, 0
     .rept 36
     .balign 16
@@ -94,42 +84,15 @@ vectors:
     jmp 2f
     .set vector, vector + 1
     .endr
-
-2:  push %rax                       // a `Frame`
-    push %rcx
-    push %rdx
-    push %rbx
-    push %rbp
-    push %rsi
-    push %rdi
-    push %r8
-    push %r9
-    push %r10
-    push %r11
-    push %r12
-    push %r13
-    push %r14
-    push %r15
+2:  push %rax; push %rcx; push %rdx; push %rbx; push %rbp; push %rsi; push %rdi; push %r8
+    push %r9; push %r10; push %r11; push %r12; push %r13; push %r14; push %r15
     cld
-    mov %rsp, %rdi
+    mov %rsp, %rdi                  // a `Frame`
     sub $8, %rsp
     call interrupt                  // takes the lock of the tasks, and says whose frame is next
     mov %rax, %rsp
     movb $0, LOCK                   // nobody is on the old stack any more: others may run it
-    pop %r15
-    pop %r14
-    pop %r13
-    pop %r12
-    pop %r11
-    pop %r10
-    pop %r9
-    pop %r8
-    pop %rdi
-    pop %rsi
-    pop %rbp
-    pop %rbx
-    pop %rdx
-    pop %rcx
-    pop %rax
+    pop %r15; pop %r14; pop %r13; pop %r12; pop %r11; pop %r10; pop %r9; pop %r8
+    pop %rdi; pop %rsi; pop %rbp; pop %rbx; pop %rdx; pop %rcx; pop %rax
     add $8, %rsp
     iretq

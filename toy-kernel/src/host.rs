@@ -6,10 +6,9 @@ use crate::tasks::{self, Tasks};
 use crate::text::Memory;
 use crate::unwind::Tables;
 use crate::{interrupt, println, sched};
-use core::fmt;
 use klp_arch_x86_64::X86_64;
 use klp_core::event::Event;
-use klp_core::port::{EntryTracer, Platform, PortError, PortErrorKind};
+use klp_core::port::{EntryTracer, Platform};
 
 /// A lock whose holder may be preempted: who wants it lets others run.
 pub type Lock = spin::mutex::SpinMutex<(), Yield>;
@@ -20,22 +19,6 @@ pub struct Yield;
 impl spin::RelaxStrategy for Yield {
     fn relax() {
         interrupt::yield_now();
-    }
-}
-
-/// What any port says that refuses.
-#[derive(Clone, Copy, Debug)]
-pub struct Refused(pub PortErrorKind);
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.0)
-    }
-}
-
-impl PortError for Refused {
-    fn kind(&self) -> PortErrorKind {
-        self.0
     }
 }
 

@@ -12,13 +12,13 @@ pub fn out8(port: u16, value: u8) {
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack)) }
 }
 
-/// How many processors there are: QEMU's `fw_cfg` says it under number 5.
+/// How many processors QEMU has made: its `fw_cfg` says it under number 5.
 pub fn processors() -> usize {
     let count: u8;
     // SAFETY: as above.
     unsafe {
-        asm!("out dx, ax", in("dx") 0x510_u16, in("ax") 5_u16, options(nomem, nostack));
-        asm!("in al, dx", in("dx") 0x511_u16, out("al") count, options(nomem, nostack));
+        asm!("out dx, ax", in("dx") 0x510_u16, in("ax") 5_u16);
+        asm!("in al, dx", in("dx") 0x511_u16, out("al") count);
     }
     count.into()
 }
@@ -59,9 +59,9 @@ macro_rules! println {
     };
 }
 
-/// Ends the machine: QEMU's isa-debug-exit makes 33 of success, and 35 of anything else.
-pub fn exit(success: bool) -> ! {
-    out8(0xf4, if success { 16 } else { 17 });
+/// Ends the machine: of `status`, QEMU's isa-debug-exit makes twice as much, and 1.
+pub fn exit(status: u8) -> ! {
+    out8(0xf4, status);
     loop {
         core::hint::spin_loop();
     }
@@ -71,13 +71,13 @@ pub fn exit(success: bool) -> ! {
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     // Whoever holds the console may be the one that panics.
     let _ = writeln!(Console, "{info}");
-    exit(false)
+    exit(1)
 }
 
 const HEAP: usize = 32 << 20;
 
 /// Memory that is handed out, and never taken back.
-#[repr(C, align(4096))]
+#[repr(C, align(0x10000))]
 struct Heap(UnsafeCell<[u8; HEAP]>, AtomicUsize);
 
 // SAFETY: each byte is handed out once.
@@ -89,17 +89,9 @@ static MEMORY: Heap = Heap(UnsafeCell::new([0; HEAP]), AtomicUsize::new(0));
 // SAFETY: as above; null if there is no more.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let base = self.0.get().addr();
-        let place = |used: usize| (base + used).next_multiple_of(layout.align()) - base;
-        let fits = |used| {
-            place(used)
-                .checked_add(layout.size())
-                .filter(|end| *end <= HEAP)
-        };
-        match self
-            .1
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
-        {
+        let place = |used: usize| used.next_multiple_of(layout.align());
+        let fits = |used| place(used).checked_add(layout.size()).filter(|end| *end <= HEAP);
+        match self.1.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
             Ok(used) => self.0.get().cast::<u8>().wrapping_add(place(used)),
             Err(_) => core::ptr::null_mut(),
         }

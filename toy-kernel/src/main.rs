@@ -4,14 +4,18 @@
 #![no_std]
 #![no_main]
 
+extern crate alloc;
+
+mod conformance;
+
 use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use klp_core::addr::CodeAddr;
 use klp_core::{Engine, Error, Func, Object, Patch, PatchId, Poll};
-use toy_kernel::boot::Boot;
+use toy_kernel::boot;
 use toy_kernel::host::Toy;
 use toy_kernel::interrupt::yield_now;
-use toy_kernel::{println, sched};
+use toy_kernel::{machine, println, sched};
 
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -67,11 +71,7 @@ fn everywhere(expected: u32) {
         while times.load(Ordering::Acquire) < before + 2 {
             yield_now();
         }
-        assert_eq!(
-            told.load(Ordering::Relaxed),
-            expected,
-            "what a worker was told"
-        );
+        assert_eq!(told.load(Ordering::Relaxed), expected, "what a worker was told");
     }
     assert_eq!(answer(), expected, "what main was told");
     println!("toy: everybody is told {expected}");
@@ -120,11 +120,15 @@ fn patch_yourself(engine: &Engine<Toy>) -> Result<(), Error> {
 }
 
 #[unsafe(no_mangle)]
-fn main(boot: Boot) {
-    let engine = Engine::new(Toy::new(boot.image));
-    match boot.command_line {
+extern "C" fn main() {
+    let engine = Engine::new(Toy::new(boot::image()));
+    match boot::command_line() {
         "" => patch_yourself(&engine).unwrap_or_else(|error| panic!("{error}")),
+        "conformance" => conformance::check(engine.host()),
+        "a task is missed" => conformance::a_task_is_missed(),
+        "walks end early" => conformance::walks_end_early(engine.host()),
         other => panic!("'{other}' is nothing that can be asked for"),
     }
     println!("toy: done");
+    machine::exit(16);
 }

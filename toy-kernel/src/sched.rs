@@ -1,7 +1,8 @@
 //! Tasks, in turn.
 
+use crate::boot::processors;
 use crate::interrupt::{Frame, processor, yield_now};
-use crate::machine::{processors, uninterrupted};
+use crate::machine::uninterrupted;
 use alloc::alloc::{Layout, alloc_zeroed};
 use alloc::vec::Vec;
 use core::cell::UnsafeCell;
@@ -21,7 +22,8 @@ pub struct Task {
     pub name: &'static str,
     /// The engine's.
     pub patch_state: AtomicI8,
-    frame: AtomicPtr<Frame>,
+    /// Where it was left, if it does not run.
+    pub frame: AtomicPtr<Frame>,
     running: AtomicBool,
     over: AtomicBool,
     waits_for: AtomicPtr<AtomicBool>,
@@ -90,16 +92,6 @@ impl Task {
         }
     }
 
-    /// It does not run from here on, and left its registers in `frame`.
-    pub fn stopped_at(&self, frame: &mut Frame) {
-        self.frame.store(frame, Ordering::Release);
-    }
-
-    /// Where it was left, if it does not run.
-    pub fn frame(&self) -> *mut Frame {
-        self.frame.load(Ordering::Acquire)
-    }
-
     fn is_ready(&self) -> bool {
         // SAFETY: what a task waits for stays for ever.
         let waits_for = unsafe { self.waits_for.load(Ordering::Relaxed).as_ref() };
@@ -121,7 +113,7 @@ pub fn next() -> *const Frame {
     let ready = then.iter().chain(first).find(|task| task.is_ready());
     let next = ready.copied().unwrap_or(&IDLE[processor()]);
     next.running.store(true, Ordering::Relaxed);
-    next.frame()
+    next.frame.load(Ordering::Acquire)
 }
 
 /// Idle tasks are tasks like others.
@@ -163,13 +155,9 @@ pub fn spawn(name: &'static str, function: extern "C" fn()) -> u64 {
 
 /// Sleeps until `event` is true.
 pub fn wait(event: &'static AtomicBool) {
-    current()
-        .waits_for
-        .store(core::ptr::from_ref(event).cast_mut(), Ordering::Relaxed);
+    current().waits_for.store(core::ptr::from_ref(event).cast_mut(), Ordering::Relaxed);
     yield_now();
-    current()
-        .waits_for
-        .store(core::ptr::null_mut(), Ordering::Relaxed);
+    current().waits_for.store(core::ptr::null_mut(), Ordering::Relaxed);
 }
 
 #[unsafe(no_mangle)]

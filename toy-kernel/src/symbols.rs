@@ -1,10 +1,9 @@
 //! [`SymbolResolver`]: the symbols of the kernel's own file, which QEMU has put into memory.
 
-use crate::host::Refused;
 use core::fmt;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::model::VMLINUX;
-use klp_core::port::{Symbol, SymbolResolver};
+use klp_core::port::{PortErrorKind, Symbol, SymbolResolver};
 use object::read::elf::ElfFile64;
 use object::{LittleEndian, Object, ObjectSymbol, SymbolKind};
 
@@ -18,16 +17,10 @@ impl Symbols {
     }
 
     fn functions(&self) -> impl Iterator<Item = (&'static str, Symbol, bool)> {
-        let functions = self
-            .0
-            .symbols()
-            .filter(|symbol| symbol.kind() == SymbolKind::Text);
+        let functions = self.0.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text);
         functions.filter_map(|function| {
             let addr = CodeAddr::new(function.address());
-            let symbol = Symbol {
-                addr,
-                len: function.size(),
-            };
+            let symbol = Symbol { addr, len: function.size() };
             Some((function.name().ok()?, symbol, function.is_global()))
         })
     }
@@ -42,7 +35,7 @@ impl Symbols {
 
 // SAFETY: the linker made the table, and there is one object, which is always loaded.
 unsafe impl SymbolResolver for Symbols {
-    type Error = Refused;
+    type Error = PortErrorKind;
 
     fn is_loaded(&self, object: &str) -> bool {
         object == VMLINUX
@@ -53,7 +46,7 @@ unsafe impl SymbolResolver for Symbols {
         object: &str,
         name: &str,
         found: &mut dyn FnMut(Symbol),
-    ) -> Result<(), Refused> {
+    ) -> Result<(), PortErrorKind> {
         if self.is_loaded(object) {
             let called = self.functions().filter(|function| function.0 == name);
             called.for_each(|(_, symbol, _)| found(symbol));
@@ -61,10 +54,8 @@ unsafe impl SymbolResolver for Symbols {
         Ok(())
     }
 
-    fn exported(&self, name: &str) -> Result<Option<CodeAddr>, Refused> {
-        let mut exported = self
-            .functions()
-            .filter(|(other, _, global)| *global && *other == name);
+    fn exported(&self, name: &str) -> Result<Option<CodeAddr>, PortErrorKind> {
+        let mut exported = self.functions().filter(|(other, _, global)| *global && *other == name);
         Ok(exported.next().map(|(_, symbol, _)| symbol.addr))
     }
 

@@ -5,12 +5,11 @@
 //! is born has nothing on its stack but runs what its parent chose for it, so it begins in its
 //! parent's state. Suspended stacks other than tasks' there are none.
 
-use crate::host::Refused;
 use crate::interrupt::{Frame, stop_machine};
 use crate::sched::{self, Task, with_tasks};
 use core::sync::atomic::Ordering;
 use klp_core::port::{
-    InTurn, Moves, Progress, Stopper, TaskId, TaskName, TaskSet, TaskState, Visitor,
+    InTurn, Moves, PortErrorKind, Progress, Stopper, TaskId, TaskName, TaskSet, TaskState, Visitor,
 };
 
 /// The engine's view of the tasks.
@@ -51,22 +50,22 @@ impl Tasks {
 
 // SAFETY: as the head of this file says.
 unsafe impl TaskSet for Tasks {
-    type Error = Refused;
+    type Error = PortErrorKind;
 
     fn current_state(&self) -> TaskState {
         state_of(sched::current())
     }
 
-    fn init(&self, initial: TaskState, _: InTurn) -> Result<(), Refused> {
+    fn init(&self, initial: TaskState, _: InTurn) -> Result<(), PortErrorKind> {
         self.set_all(initial);
         Ok(())
     }
 
-    fn start(&self, _: TaskState, _: InTurn) -> Result<(), Refused> {
+    fn start(&self, _: TaskState, _: InTurn) -> Result<(), PortErrorKind> {
         Ok(())
     }
 
-    fn pending(&self, moves: &Moves, each: &mut dyn FnMut(TaskId)) -> Result<(), Refused> {
+    fn pending(&self, moves: &Moves, each: &mut dyn FnMut(TaskId)) -> Result<(), PortErrorKind> {
         (self.list)(&mut |task| {
             if state_of(task) != moves.target() {
                 each(TaskId(task.id));
@@ -77,11 +76,8 @@ unsafe impl TaskSet for Tasks {
 
     fn close(&self, moves: &Moves) -> Progress {
         let mut progress = Progress::Done;
-        (self.list)(&mut |task| {
-            if state_of(task) != moves.target() {
-                progress = Progress::Waiting;
-            }
-        });
+        // It does not fail.
+        let _ = self.pending(moves, &mut |_| progress = Progress::Waiting);
         progress
     }
 
@@ -101,9 +97,7 @@ unsafe impl TaskSet for Tasks {
     }
 
     fn exists(&self, id: TaskId) -> bool {
-        let mut exists = false;
-        (self.list)(&mut |task| exists |= task.id == id.0);
-        exists
+        !self.name(id).is_empty()
     }
 
     fn name(&self, id: TaskId) -> TaskName {
@@ -128,7 +122,9 @@ unsafe impl Stopper for Tasks {
                     return;
                 };
                 // SAFETY: it is stopped, the frame is there.
-                if let Some(state) = visitor.visit(index, unsafe { &*task.frame() }) {
+                if let Some(state) =
+                    visitor.visit(index, unsafe { &*task.frame.load(Ordering::Acquire) })
+                {
                     set_state(task, state);
                 }
             });

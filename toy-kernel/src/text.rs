@@ -1,9 +1,9 @@
 //! [`Text`]: the whole protocol is that nobody runs any code while it changes.
 
-use crate::host::Refused;
 use crate::interrupt::stop_machine;
 use crate::sched::with_tasks;
 use alloc::alloc::{Layout, alloc_zeroed};
+use core::sync::atomic::Ordering;
 use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::port::{CallC, Fill, Image, ImageLayout, Poke, PortErrorKind, Text};
 
@@ -34,22 +34,22 @@ unsafe fn write(at: CodeAddr, bytes: &[u8]) {
 // bytes that changed or behind them: in between only if they were several instructions, and then it
 // is moved. Memory is handed out once, and never taken back.
 unsafe impl Text for Memory {
-    type Error = Refused;
+    type Error = PortErrorKind;
 
     const CALL_C: Option<CallC> = Some(CallC::HERE);
 
-    fn read(&self, at: CodeAddr, into: &mut [u8]) -> Result<(), Refused> {
+    fn read(&self, at: CodeAddr, into: &mut [u8]) -> Result<(), PortErrorKind> {
         let end = at.get().checked_add(into.len() as u64);
         if at.get() == 0 || end.is_none_or(|end| end > END) {
-            return Err(Refused(PortErrorKind::NotFound));
+            return Err(PortErrorKind::NotFound);
         }
         // SAFETY: it is mapped; code changes only while this one waits for that.
         into.copy_from_slice(unsafe { bytes(at, into.len()) });
         Ok(())
     }
 
-    unsafe fn poke(&self, batch: &[Poke<'_>]) -> Result<(), Refused> {
-        let mut changed = Err(Refused(PortErrorKind::Held));
+    unsafe fn poke(&self, batch: &[Poke<'_>]) -> Result<(), PortErrorKind> {
+        let mut changed = Err(PortErrorKind::Held);
         stop_machine(&mut || {
             // SAFETY: the caller names code.
             let as_it_was = |poke: &Poke<'_>| unsafe { bytes(poke.at, poke.old.len()) } == poke.old;
@@ -68,8 +68,13 @@ unsafe impl Text for Memory {
         changed
     }
 
-    fn alloc(&self, near: TextRange, reach: u64, layout: ImageLayout) -> Result<Image, Refused> {
-        let refused = Refused(PortErrorKind::NoMemoryInReach);
+    fn alloc(
+        &self,
+        near: TextRange,
+        reach: u64,
+        layout: ImageLayout,
+    ) -> Result<Image, PortErrorKind> {
+        let refused = PortErrorKind::NoMemoryInReach;
         let ImageLayout { text, rodata, data } = layout;
         let memory = Layout::from_size_align((text + rodata + data) as usize, 64).ok();
         // SAFETY: nobody asks for nothing.
@@ -90,7 +95,7 @@ unsafe impl Text for Memory {
 
     unsafe fn free(&self, _: Image) {}
 
-    unsafe fn fill(&self, batch: &[Fill<'_>]) -> Result<(), Refused> {
+    unsafe fn fill(&self, batch: &[Fill<'_>]) -> Result<(), PortErrorKind> {
         for fill in batch {
             // SAFETY: the caller's promise. Whoever runs it gets there by a change of live code,
             // behind which every processor sees this, too.
@@ -105,7 +110,7 @@ fn move_out(poke: &Poke<'_>) {
     with_tasks(|tasks| {
         for task in tasks {
             // SAFETY: it is stopped, the frame is there.
-            let frame = unsafe { &mut *task.frame() };
+            let frame = unsafe { &mut *task.frame.load(Ordering::Acquire) };
             if (poke.at.get() + 1..poke.body.get()).contains(&frame.rip) {
                 frame.rip = poke.body.get();
             }

@@ -45,35 +45,12 @@ unsafe impl Unwinder for Tables {
         task: &Registers,
         visit: &mut dyn FnMut(Frame) -> ControlFlow<()>,
     ) -> Result<(), Unreliable> {
-        let Registers {
-            rip,
-            rsp,
-            rbp,
-            rbx,
-            r12,
-            r13,
-            r14,
-            r15,
-            ..
-        } = *task;
-        let regs = Regs {
-            rip,
-            rsp,
-            rbp,
-            rbx,
-            r12,
-            r13,
-            r14,
-            r15,
-        };
+        let Registers { rip, rsp, rbp, rbx, r12, r13, r14, r15, .. } = *task;
+        let regs = Regs { rip, rsp, rbp, rbx, r12, r13, r14, r15 };
         let last = (rsp | (sched::SIZE as u64 - 1)) - 7;
         let rule = |frame: Frame| self.0.find(frame.lookup());
         // SAFETY: the rest of a stack is memory, which does not change meanwhile.
-        let read = |at| {
-            (rsp..=last)
-                .contains(&at)
-                .then(|| unsafe { *(at as *const u64) })
-        };
+        let read = |at| (rsp..=last).contains(&at).then(|| unsafe { *(at as *const u64) });
         walk(regs, MAX_STACK_ENTRIES, rule, read, visit)
     }
 
