@@ -11,7 +11,7 @@ mod conformance;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use klp_core::addr::CodeAddr;
-use klp_core::{Engine, Error, Func, Object, Patch, PatchId, Poll};
+use klp_core::{Engine, Error, Func, Object, Patch, Poll};
 use toy_kernel::boot;
 use toy_kernel::host::Toy;
 use toy_kernel::interrupt::yield_now;
@@ -45,8 +45,8 @@ extern "C" fn ask_twice_fixed(told: &mut [u32; 2]) {
 }
 
 /// What each worker was told last, and how often it has asked.
-static TOLD: [(AtomicU32, AtomicUsize); 3] =
-    [const { (AtomicU32::new(0), AtomicUsize::new(0)) }; 3];
+static TOLD: [(AtomicU32, AtomicUsize); 4] =
+    [const { (AtomicU32::new(0), AtomicUsize::new(0)) }; 4];
 
 extern "C" fn worker() {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -58,15 +58,19 @@ extern "C" fn worker() {
     }
 }
 
+/// What the sleeper was told, before it works like all the others.
+static TOLD_TWICE: spin::Mutex<[u32; 2]> = spin::Mutex::new([0; 2]);
+
 extern "C" fn sleeper() {
     let mut told = [0; 2];
     ask_twice(&mut told);
-    println!("sleeper: told {told:?}");
+    *TOLD_TWICE.lock() = told;
+    worker();
 }
 
-/// Every task has called `answer` since, and was told `expected`.
-fn everywhere(expected: u32) {
-    for (told, times) in &TOLD {
+/// Every task but the last `but` ones asks, and is told `expected`.
+fn everybody_is_told(expected: u32, but: usize) {
+    for (told, times) in &TOLD[..TOLD.len() - but] {
         let before = times.load(Ordering::Acquire);
         while times.load(Ordering::Acquire) < before + 2 {
             yield_now();
@@ -74,10 +78,10 @@ fn everywhere(expected: u32) {
         assert_eq!(told.load(Ordering::Relaxed), expected, "what a worker was told");
     }
     assert_eq!(answer(), expected, "what main was told");
-    println!("toy: everybody is told {expected}");
+    println!("toy: everybody{} is told {expected}", ["", " but the sleeper"][but]);
 }
 
-/// Polls until `patch` is enabled or disabled, or until no more than `pending` tasks are missing.
+/// Polls until only so many tasks are waited for.
 fn poll(engine: &Engine<Toy>, mut last: Poll, until: usize) {
     while matches!(last, Poll::Waiting { pending, .. } if pending > until) {
         yield_now();
@@ -99,24 +103,28 @@ fn fix() -> Result<Patch, Error> {
 }
 
 fn patch_yourself(engine: &Engine<Toy>) -> Result<(), Error> {
-    for _ in &TOLD {
+    for _ in 1..TOLD.len() {
         sched::spawn("worker", worker);
     }
+    everybody_is_told(41, 1);
     let id = sched::spawn("sleeper", sleeper);
-    everywhere(41);
+    while !sched::sleeps(id) {
+        yield_now();
+    }
 
-    let fix: PatchId = engine.add(fix()?).map_err(|refused| refused.error)?;
+    let fix = engine.add(fix()?).map_err(|refused| refused.error)?;
     poll(engine, engine.enable(fix)?, 1);
     let blockers = engine.blockers(fix)?;
     println!("toy: {}", blockers[0]);
-    assert_eq!(blockers[0].task.0, id, "who is waited for");
+    everybody_is_told(42, 1);
     BELL.store(true, Ordering::Release);
     poll(engine, engine.poll(), 0);
-    everywhere(42);
+    everybody_is_told(42, 0);
+    println!("toy: the sleeper was told {:?}", *TOLD_TWICE.lock());
 
     poll(engine, engine.disable(fix)?, 0);
-    everywhere(41);
-    Ok(())
+    everybody_is_told(41, 0);
+    engine.remove(fix).map(drop)
 }
 
 #[unsafe(no_mangle)]

@@ -160,6 +160,13 @@ pub fn wait(event: &'static AtomicBool) {
     current().waits_for.store(core::ptr::null_mut(), Ordering::Relaxed);
 }
 
+/// Whether a task sleeps.
+pub fn sleeps(id: u64) -> bool {
+    let waits = |task: &&Task| !task.waits_for.load(Ordering::Relaxed).is_null();
+    let sleeps = |task: &&Task| waits(task) && !task.running.load(Ordering::Relaxed);
+    with_tasks(|tasks| tasks.iter().filter(|task| task.id == id).copied().any(|task| sleeps(&task)))
+}
+
 #[unsafe(no_mangle)]
 extern "C" fn task_exit() -> ! {
     current().over.store(true, Ordering::Relaxed);
