@@ -46,6 +46,7 @@ extern "C" fn start(info: u32) -> ! {
     interrupt::init();
     if READY.fetch_add(1, Ordering::AcqRel) == 0 {
         INFO.store(info as usize, Ordering::Relaxed);
+        assert!(machine::processors() <= sched::PROCESSORS, "too many processors");
         // INIT, SIPI, SIPI to all the others (Intel SDM volume 3, 9.4.4). SAFETY: nothing else of
         // ours is below 1 MiB.
         unsafe { (0x8000 as *mut [u8; 64]).write(trampoline) };

@@ -12,7 +12,6 @@ use klp_core::port::EntryHost;
 klp_arch_x86_64::entry_stub!(fn toy_entry_stub, handler);
 
 /// The hot path. It is uninterrupted, so nobody is inside of a run when the machine is stopped.
-#[unsafe(link_section = ".text.notrace")]
 extern "C" fn handler(arg: u64) -> u64 {
     // SAFETY: thunks bring what the engine made; `synchronize` waits for this.
     uninterrupted(|| unsafe { ops::handler(arg, || tasks::state_of(sched::current())) }.get())
@@ -29,8 +28,8 @@ unsafe extern "C" {
 /// Entry pads as the compiler has recorded them.
 pub struct Entries;
 
-// SAFETY: sites are the compiler's. The handler, what it calls, and the stub are linked between the
-// two marks, but for what is always compiled into it. No run goes on while the machine is stopped.
+// SAFETY: sites are the compiler's. The stub, this file, klp-core and what they call are linked
+// between the two marks, but for what is always inlined. No run goes on while the machine is stopped.
 unsafe impl EntryHost for Entries {
     type Lock = crate::host::Lock;
 

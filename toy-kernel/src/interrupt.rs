@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 /// A task that does not run: what `boot.s` has pushed, and the processor before it.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
+#[expect(missing_docs, reason = "registers")]
 #[rustfmt::skip]
 pub struct Frame {
     pub r15: u64, pub r14: u64, pub r13: u64, pub r12: u64, pub r11: u64, pub r10: u64, pub r9: u64,
@@ -50,9 +51,11 @@ fn spin_until(condition: impl Fn() -> bool) {
 /// Called by `boot.s` with interrupts off, on the stack of the task that was left. Returns with the
 /// lock of the tasks held, which `boot.s` releases once it has left that stack.
 #[unsafe(no_mangle)]
-extern "C" fn interrupt(frame: &mut Frame) -> *const Frame {
+extern "C" fn interrupt(frame: *mut Frame) -> *const Frame {
+    // SAFETY: the task was left there, and others look only while it does not run.
+    let Frame { vector, rdi, rip, cs, .. } = unsafe { *frame };
     sched::current().frame.store(frame, Ordering::Release);
-    match frame.vector {
+    match vector {
         TIMER => end_of_interrupt(),
         YIELD => {}
         STOP => {
@@ -60,7 +63,7 @@ extern "C" fn interrupt(frame: &mut Frame) -> *const Frame {
             send_to_others(0x4000 | PARK as u32);
             spin_until(|| PARKED.load(Ordering::Acquire) == processors() - 1);
             // SAFETY: `stop_machine` passes it, and is waiting.
-            unsafe { (*(frame.rdi as *mut &mut dyn FnMut()))() };
+            unsafe { (*(rdi as *mut &mut dyn FnMut()))() };
             STOPPED.store(false, Ordering::Release);
             spin_until(|| PARKED.load(Ordering::Acquire) == 0);
         }
@@ -71,10 +74,10 @@ extern "C" fn interrupt(frame: &mut Frame) -> *const Frame {
             end_of_interrupt();
         }
         // Some have pushed an error code: then each word is one further up.
-        vector => panic!("exception {vector} at {:#x} or {:#x}", frame.rip, frame.cs),
+        _ => panic!("exception {vector} at {rip:#x} or {cs:#x}"),
     }
     sched::lock();
-    if matches!(frame.vector, TIMER | YIELD) { sched::next() } else { frame }
+    if matches!(vector, TIMER | YIELD) { sched::next() } else { frame }
 }
 
 /// Lets this processor take interrupts, and waits for them.
