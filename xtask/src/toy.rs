@@ -65,9 +65,10 @@ fn timed<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
 
 /// `.cargo/config.toml` in the kernel's folder says how.
 fn build() -> Result<PathBuf> {
+    run(cargo().args(["fmt", "--check"]).current_dir(FOLDER))?;
     let rust = toolchain::debian()?;
     let mut build = cargo();
-    build.args(["build", "--release", "--target-dir", "target"]);
+    build.args(["build", "--release", "--locked", "--target-dir", "target"]);
     build
         .current_dir(FOLDER)
         .env("RUSTC", rust.rustc())
