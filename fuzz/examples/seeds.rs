@@ -53,7 +53,15 @@ fn main() -> Result<()> {
         corpora.add_machine(machine, &compiler)?;
     }
     corpora.add_lines("names", include_str!("../seeds/names.txt"))?;
-    corpora.add_lines("protocol", include_str!("../seeds/protocol.txt"))
+    corpora.add_lines("protocol", include_str!("../seeds/protocol.txt"))?;
+    for (name, diff) in [
+        ("change", include_str!("../seeds/diffs/change.diff")),
+        ("files", include_str!("../seeds/diffs/files.diff")),
+    ] {
+        // Names have one folder in front.
+        corpora.add("diff", name, &[&[1], diff.as_bytes()].concat())?;
+    }
+    Ok(())
 }
 
 /// A compiler, what it is told, and where what it makes goes.

@@ -12,12 +12,14 @@
 //! | `tree.rs` | the attribute tree |
 //! | `pair.rs` | `klp-build`, with both builds of an object file |
 //! | `convert.rs` | `klp-convert` |
+//! | `diff.rs` | diffs of sources, as `klp-build` applies them |
 //!
 //! `mutate.rs` changes object files where a fuzzer that knows bytes alone would only break them;
 //! `memory.rs` says how much memory a check takes.
 
 pub mod code;
 pub mod convert;
+pub mod diff;
 pub mod eh_frame;
 mod host;
 pub mod loader;

@@ -9,6 +9,7 @@ mod msrv;
 mod packages;
 mod run;
 mod toolchain;
+mod toy;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -64,6 +65,9 @@ enum Verb {
         /// its examples
         programs: Vec<String>,
     },
+    /// The toy kernel, which patches itself and runs klp-core's conformance suites, in QEMU with one
+    /// and with two processors
+    Toy,
     /// Build the fuzz targets and run them; anything found is an error
     Fuzz(fuzz::Args),
     /// Everything that a landing must pass, except `cargo test --workspace`
@@ -84,6 +88,7 @@ fn main() -> Result<()> {
         } => install::install(&prefix),
         Verb::Linux { verb } => linux::run(verb),
         Verb::Arch { arch, programs } => arch::test(arch, &programs),
+        Verb::Toy => toy::check(),
         Verb::Fuzz(args) => fuzz::fuzz(&args),
         Verb::Ci => {
             lint()?;
@@ -94,6 +99,7 @@ fn main() -> Result<()> {
             soak(60)?;
             bench()?;
             install::check()?;
+            toy::check()?;
             linux::landing()?;
             arch::landing()
         }

@@ -11,7 +11,8 @@ pub trait PortError: fmt::Display + fmt::Debug {
     fn kind(&self) -> PortErrorKind;
 }
 
-/// Kinds of failure that the engine tells apart.
+/// Kinds of failure that the engine tells apart. For a host that has no more to say, this is an
+/// error by itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum PortErrorKind {
@@ -31,4 +32,25 @@ pub enum PortErrorKind {
     Denied,
     /// The host failed in another way: `EIO`.
     Failed,
+}
+
+impl fmt::Display for PortErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OutOfMemory => "out of memory",
+            Self::NoMemoryInReach => "no memory for code in reach",
+            Self::NotFound => "it does not exist",
+            Self::NoSite => "it has no entry site (compiled without an entry pad?)",
+            Self::Notrace => "it is marked notrace: it must not be redirected",
+            Self::Held => "somebody else holds it",
+            Self::Denied => "the host forbids it",
+            Self::Failed => "the host failed",
+        })
+    }
+}
+
+impl PortError for PortErrorKind {
+    fn kind(&self) -> PortErrorKind {
+        *self
+    }
 }

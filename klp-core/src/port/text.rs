@@ -77,22 +77,11 @@ pub struct Image {
 /// ```
 /// use core::cell::RefCell;
 /// use klp_core::addr::{CodeAddr, TextRange};
-/// use klp_core::port::{Fill, Image, ImageLayout, Poke, PortError, PortErrorKind, Text};
+/// use klp_core::port::{Fill, Image, ImageLayout, Poke, PortErrorKind, Text};
 ///
 /// struct Memory(RefCell<Vec<u8>>);
 /// # // SAFETY: one core.
 /// # unsafe impl Sync for Memory {}
-///
-/// #[derive(Debug)]
-/// struct Refused(PortErrorKind);
-/// # impl core::fmt::Display for Refused {
-/// #     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-/// #         write!(f, "{:?}", self.0)
-/// #     }
-/// # }
-/// # impl PortError for Refused {
-/// #     fn kind(&self) -> PortErrorKind { self.0 }
-/// # }
 ///
 /// fn range(at: CodeAddr, len: usize) -> core::ops::Range<usize> {
 ///     at.get() as usize..at.get() as usize + len
@@ -100,19 +89,19 @@ pub struct Image {
 ///
 /// // SAFETY: nothing runs while it changes, and split pads are refused.
 /// unsafe impl Text for Memory {
-///     type Error = Refused;
-///     fn read(&self, at: CodeAddr, into: &mut [u8]) -> Result<(), Refused> {
+///     type Error = PortErrorKind;
+///     fn read(&self, at: CodeAddr, into: &mut [u8]) -> Result<(), PortErrorKind> {
 ///         let memory = self.0.borrow();
-///         let bytes = memory.get(range(at, into.len())).ok_or(Refused(PortErrorKind::NotFound))?;
+///         let bytes = memory.get(range(at, into.len())).ok_or(PortErrorKind::NotFound)?;
 ///         into.copy_from_slice(bytes);
 ///         Ok(())
 ///     }
-///     unsafe fn poke(&self, batch: &[Poke<'_>]) -> Result<(), Refused> {
+///     unsafe fn poke(&self, batch: &[Poke<'_>]) -> Result<(), PortErrorKind> {
 ///         let mut memory = self.0.borrow_mut();
 ///         let as_it_was = |poke: &Poke<'_>| memory[range(poke.at, poke.old.len())] == *poke.old;
 ///         let free = |poke: &Poke<'_>| !poke.split && as_it_was(poke);
 ///         if !batch.iter().all(free) {
-///             return Err(Refused(PortErrorKind::Held));
+///             return Err(PortErrorKind::Held);
 ///         }
 ///         for poke in batch {
 ///             memory[range(poke.at, poke.new.len())].copy_from_slice(poke.new);
@@ -124,12 +113,12 @@ pub struct Image {
 ///         near: TextRange,
 ///         reach: u64,
 ///         layout: ImageLayout,
-///     ) -> Result<Image, Refused> {
+///     ) -> Result<Image, PortErrorKind> {
 ///         let mut memory = self.0.borrow_mut();
 ///         let from = CodeAddr::new(memory.len() as u64);
 ///         let end = memory.len() as u64 + layout.text + layout.rodata + layout.data;
 ///         if end - near.start().get() > reach {
-///             return Err(Refused(PortErrorKind::NoMemoryInReach));
+///             return Err(PortErrorKind::NoMemoryInReach);
 ///         }
 ///         memory.resize(end as usize, 0);
 ///         let part = |offset, len| TextRange::new(from.wrapping_add(offset), len);
@@ -140,10 +129,10 @@ pub struct Image {
 ///                 data: part(layout.text + layout.rodata, layout.data)?,
 ///             })
 ///         };
-///         parts().ok_or(Refused(PortErrorKind::NoMemoryInReach))
+///         parts().ok_or(PortErrorKind::NoMemoryInReach)
 ///     }
 ///     unsafe fn free(&self, _: Image) {} // a toy does not
-///     unsafe fn fill(&self, batch: &[Fill<'_>]) -> Result<(), Refused> {
+///     unsafe fn fill(&self, batch: &[Fill<'_>]) -> Result<(), PortErrorKind> {
 ///         for fill in batch {
 ///             self.0.borrow_mut()[range(fill.at, fill.bytes.len())].copy_from_slice(fill.bytes);
 ///         }

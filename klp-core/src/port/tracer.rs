@@ -64,36 +64,25 @@ pub struct Routing<S> {
 /// ```
 /// use core::sync::atomic::{AtomicU64, Ordering};
 /// use klp_core::addr::{CodeAddr, TextRange};
-/// use klp_core::port::{PortError, PortErrorKind, Route, Routing, Tracer};
+/// use klp_core::port::{PortErrorKind, Route, Routing, Tracer};
 ///
 /// /// What `call n` goes by: where the function is, and where calls of it go, or the handler's
 /// /// argument.
 /// struct Table(Vec<(CodeAddr, AtomicU64)>);
-///
-/// #[derive(Debug)]
-/// struct NoSite;
-/// # impl core::fmt::Display for NoSite {
-/// #     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-/// #         f.write_str("no site")
-/// #     }
-/// # }
-/// # impl PortError for NoSite {
-/// #     fn kind(&self) -> PortErrorKind { PortErrorKind::NoSite }
-/// # }
 ///
 /// const HANDLER: u64 = 1 << 63;
 ///
 /// // SAFETY: a call reads the table once; there is one core.
 /// unsafe impl Tracer for Table {
 ///     type Site = usize;
-///     type Error = NoSite;
-///     fn site_of(&self, func: TextRange) -> Result<usize, NoSite> {
-///         self.0.iter().position(|row| row.0 == func.start()).ok_or(NoSite)
+///     type Error = PortErrorKind;
+///     fn site_of(&self, func: TextRange) -> Result<usize, PortErrorKind> {
+///         self.0.iter().position(|row| row.0 == func.start()).ok_or(PortErrorKind::NoSite)
 ///     }
 ///     fn original(&self, site: usize) -> CodeAddr {
 ///         self.0[site].0
 ///     }
-///     unsafe fn route(&self, batch: &[Routing<usize>]) -> Result<(), NoSite> {
+///     unsafe fn route(&self, batch: &[Routing<usize>]) -> Result<(), PortErrorKind> {
 ///         for routing in batch {
 ///             let to = match routing.to {
 ///                 Route::Original => self.original(routing.site).get(),

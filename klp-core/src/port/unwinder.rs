@@ -169,7 +169,9 @@ pub unsafe trait Unwinder: Sync {
 
     /// Which function the call made in `frame` went to, if the instruction in front of `frame.pc`
     /// tells: the entry that it called. A function that ended in a jump to another one is not on
-    /// the stack any more; this shows that it began what is still running.
+    /// the stack any more; this shows that it began what is still running. Of a frame that was
+    /// [interrupted](FrameKind::Interrupted), say `None`: no call is under way there, and what
+    /// stands in front of it may have returned.
     ///
     /// `index` counts the frames of a walk of `context`, from 0 for the innermost one.
     fn called(&self, context: &Self::Context, index: usize, frame: Frame) -> Option<CodeAddr> {

@@ -1,0 +1,6 @@
+static int calls;
+
+int count(void)
+{
+	return ++calls;
+}
