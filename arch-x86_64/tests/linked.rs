@@ -75,6 +75,7 @@ fn objects_of_all_compilers_become_what_the_linker_makes_of_them() {
         elf::R_X86_64_DTPOFF32,
         elf::R_X86_64_GOTTPOFF,
         elf::R_X86_64_TPOFF32,
+        elf::R_X86_64_TPOFF64,
         elf::R_X86_64_GOTPC32_TLSDESC,
         elf::R_X86_64_TLSDESC_CALL,
     ] {

@@ -138,7 +138,7 @@ impl Build {
     ) -> Linked {
         let at = self.folder.path();
         let (plain, script, out) = (at.join("plain.o"), at.join("script"), at.join("linked"));
-        let object = plain_object(&self.patch, self.base, self.program.block, address);
+        let object = plain_object(&self.patch, self.program.block, address);
         std::fs::write(&plain, object).expect("written");
         let mut text = String::from("SECTIONS {\n");
         // What is at the same place behind it is not loaded.
@@ -153,7 +153,7 @@ impl Build {
         if let Some((name, base)) = shared_toc {
             writeln!(text, "{name} = {base:#x};").expect("to memory");
         }
-        text.push_str(".tbss : { *(.tbss) }\n.outside 0 : { *(.outside) }\n");
+        text.push_str(".tbss : { *(.tbss) }\n");
         let discard = match self.base {
             Base::Low | Base::High => "*",
             // The rest is what the linker writes for dynamic linkers, which goes anywhere.
@@ -176,10 +176,8 @@ impl Build {
 /// addresses, and its sections have names that mean nothing to linkers.
 ///
 /// Of thread-local variables it has a block that each thread gets, which is like that of the program.
-/// A library's code calls no fixed addresses: so what it calls is in a section, which is at address 0.
 fn plain_object(
     patch: &[u8],
-    base: Base,
     (size, align): (u64, u64),
     address: &dyn Fn(usize) -> Option<u64>,
 ) -> Vec<u8> {
@@ -194,27 +192,15 @@ fn plain_object(
         section.data = SectionData::UninitializedData(size);
         section.id()
     });
-    let outside = (base == Base::Library).then(|| {
-        let section = file.sections.add();
-        section.name = b".outside"[..].into();
-        section.sh_type = elf::SHT_NOBITS;
-        section.sh_flags = elf::SHF_ALLOC;
-        section.sh_addralign = 1;
-        section.data = SectionData::UninitializedData(1);
-        section.id()
-    });
     for symbol in &mut file.symbols {
         let is_ours =
             symbol.section.is_none() && symbol.st_shndx == elf::SymbolSection(SHN_LIVEPATCH);
         let address = address(symbol.id().index() + 1);
         if let (true, Some(address)) = (is_ours || symbol.st_shndx == elf::SHN_UNDEF, address) {
             symbol.st_value = address;
-            match block
-                .filter(|_| symbol.st_type() == elf::STT_TLS)
-                .or(outside)
-            {
+            match block.filter(|_| symbol.st_type() == elf::STT_TLS) {
                 None => symbol.st_shndx = elf::SHN_ABS,
-                section => symbol.section = section,
+                block => symbol.section = block,
             }
         }
     }
@@ -261,8 +247,7 @@ fn plain_object(
     }
     for section in &mut file.sections {
         let merged = elf::SHF_MERGE.0 | elf::SHF_STRINGS.0;
-        let is_ours = [block, outside].contains(&Some(section.id()));
-        if section.sh_flags.0 & elf::SHF_ALLOC.0 != 0 && !is_ours {
+        if section.sh_flags.0 & elf::SHF_ALLOC.0 != 0 && Some(section.id()) != block {
             section.name = neutral(section.id().index() + 1).into_bytes().into();
             section.sh_flags = elf::SectionFlags(section.sh_flags.0 & !merged);
         }
