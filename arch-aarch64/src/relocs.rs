@@ -6,7 +6,7 @@
 
 use crate::AArch64;
 use klp_core::addr::CodeAddr;
-use klp_core::port::{Access, RelocError, Relocation, Relocator, Support};
+use klp_core::port::{RelocError, Relocation, Relocator, Support};
 use object::elf;
 
 /// Where a field holds its value, and how much of it. Those from `Adr` on stand in an instruction,
@@ -31,14 +31,10 @@ enum Field {
         bits: u32,
         at: u32,
     },
-    /// The lowest 12 bits of the value, without the lowest `scale`, at bit 10. Whether nothing may
-    /// be above them.
+    /// The lowest 12 bits of the value, without the lowest `scale`, at bit 10.
     Low12 {
         scale: u32,
-        all: bool,
     },
-    /// The 12 bits above these, above which nothing may be, at bit 10.
-    High12,
     /// The lowest 15 bits of the value, above which nothing may be, without the lowest three; at
     /// bit 10.
     Low15,
@@ -67,8 +63,7 @@ enum Limit {
 /// The bit that makes a `movz` of a `movn`.
 const MOVZ: u32 = 1 << 30;
 
-/// What the value is: `S` is the symbol or the slot, or how far a thread-local variable is from the
-/// thread pointer, `A` the addend, `P` the place, `GOT` the base of
+/// What the value is: `S` is the symbol or the slot, `A` the addend, `P` the place, `GOT` the base of
 /// the image's slots.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Value {
@@ -84,17 +79,14 @@ enum Value {
     FromGotPage,
 }
 
-/// The table. Not here are those that only dynamic linkers meet, and those that no compiler writes:
-/// of local dynamic, and of thread-local variables in the large code model with position-independent
-/// code.
+/// The table. Those of thread-local storage, and those that only dynamic linkers meet, are not here.
 fn describe(kind: u32) -> Option<(Field, Value, Support)> {
     let branch = |bits| Field::Signed {
         shift: 2,
         bits,
         at: if bits == 26 { 0 } else { 5 },
     };
-    let low12 = |scale| Field::Low12 { scale, all: false };
-    let low = |scale| (low12(scale), Value::Absolute, Support::None);
+    let low = |scale| (Field::Low12 { scale }, Value::Absolute, Support::None);
     let mov = |shift, all| (Field::Move { shift, all }, Value::Absolute, Support::None);
     let adrp = |all| Field::Adr { shift: 12, all };
     let pages = |support| (adrp(true), Value::Pages, support);
@@ -103,19 +95,8 @@ fn describe(kind: u32) -> Option<(Field, Value, Support)> {
     let either = |len| number(len, Limit::Either);
     let distance = |field| (field, Value::Relative, Support::None);
     let signed = |shift, value| (Field::MoveSigned { shift }, value, Support::None);
-    let part = |shift| Field::Move { shift, all: false };
-    let rest = |shift| distance(part(shift));
+    let rest = |shift| distance(Field::Move { shift, all: false });
     let slot = |field, value| (field, value, Support::AddressSlot);
-    let thread_local = |field, value, access| (field, value, Support::ThreadLocal(access));
-    let adr = Field::Adr {
-        shift: 0,
-        all: true,
-    };
-    let index = |field, value| thread_local(field, value, Access::Index);
-    let thread_slot = |field, value| thread_local(field, value, Access::ThreadOffsetSlot);
-    let descriptor = |field, value| thread_local(field, value, Access::Descriptor);
-    let thread = |field| thread_local(field, Value::Absolute, Access::ThreadOffset);
-    let thread_low = |scale, all| thread(Field::Low12 { scale, all });
     Some(match elf::RelocationType(kind) {
         elf::R_AARCH64_NONE | elf::RelocationType(256) => {
             (Field::Nothing, Value::Absolute, Support::None)
@@ -130,7 +111,10 @@ fn describe(kind: u32) -> Option<(Field, Value, Support)> {
         elf::R_AARCH64_GOTPCREL32 => slot(signed32, Value::Relative),
         elf::R_AARCH64_GOTREL64 => (whole, Value::FromGot, Support::None),
         elf::R_AARCH64_GOTREL32 => (either(4), Value::FromGot, Support::None),
-        elf::R_AARCH64_ADR_PREL_LO21 => distance(adr),
+        elf::R_AARCH64_ADR_PREL_LO21 => distance(Field::Adr {
+            shift: 0,
+            all: true,
+        }),
         elf::R_AARCH64_ADR_PREL_PG_HI21 => pages(Support::None),
         elf::R_AARCH64_ADR_PREL_PG_HI21_NC => (adrp(false), Value::Pages, Support::None),
         elf::R_AARCH64_ADR_GOT_PAGE => pages(Support::AddressSlot),
@@ -145,7 +129,7 @@ fn describe(kind: u32) -> Option<(Field, Value, Support)> {
         elf::R_AARCH64_LDST32_ABS_LO12_NC => low(2),
         elf::R_AARCH64_LDST64_ABS_LO12_NC => low(3),
         elf::R_AARCH64_LDST128_ABS_LO12_NC => low(4),
-        elf::R_AARCH64_LD64_GOT_LO12_NC => slot(low12(3), Value::Absolute),
+        elf::R_AARCH64_LD64_GOT_LO12_NC => slot(Field::Low12 { scale: 3 }, Value::Absolute),
         elf::R_AARCH64_LD64_GOTPAGE_LO15 => slot(Field::Low15, Value::FromGotPage),
         elf::R_AARCH64_LD64_GOTOFF_LO15 => slot(Field::Low15, Value::FromGot),
         elf::R_AARCH64_MOVW_UABS_G0 => mov(0, true),
@@ -165,39 +149,6 @@ fn describe(kind: u32) -> Option<(Field, Value, Support)> {
         elf::R_AARCH64_MOVW_PREL_G2 => signed(32, Value::Relative),
         elf::R_AARCH64_MOVW_PREL_G2_NC => rest(32),
         elf::R_AARCH64_MOVW_PREL_G3 => signed(48, Value::Relative),
-        // Code is left as it is, although linkers make it another access where they can.
-        elf::R_AARCH64_TLSGD_ADR_PREL21 => index(adr, Value::Relative),
-        elf::R_AARCH64_TLSGD_ADR_PAGE21 => index(adrp(true), Value::Pages),
-        elf::R_AARCH64_TLSGD_ADD_LO12_NC => index(low12(0), Value::Absolute),
-        elf::R_AARCH64_TLSIE_ADR_GOTTPREL_PAGE21 => thread_slot(adrp(true), Value::Pages),
-        elf::R_AARCH64_TLSIE_LD64_GOTTPREL_LO12_NC => thread_slot(low12(3), Value::Absolute),
-        elf::R_AARCH64_TLSIE_LD_GOTTPREL_PREL19 => thread_slot(branch(19), Value::Relative),
-        elf::R_AARCH64_TLSLE_MOVW_TPREL_G2 => thread(Field::MoveSigned { shift: 32 }),
-        elf::R_AARCH64_TLSLE_MOVW_TPREL_G1 => thread(Field::MoveSigned { shift: 16 }),
-        elf::R_AARCH64_TLSLE_MOVW_TPREL_G1_NC => thread(part(16)),
-        elf::R_AARCH64_TLSLE_MOVW_TPREL_G0 => thread(Field::MoveSigned { shift: 0 }),
-        elf::R_AARCH64_TLSLE_MOVW_TPREL_G0_NC => thread(part(0)),
-        elf::R_AARCH64_TLSLE_ADD_TPREL_HI12 => thread(Field::High12),
-        elf::R_AARCH64_TLSLE_ADD_TPREL_LO12 | elf::R_AARCH64_TLSLE_LDST8_TPREL_LO12 => {
-            thread_low(0, true)
-        }
-        elf::R_AARCH64_TLSLE_ADD_TPREL_LO12_NC | elf::R_AARCH64_TLSLE_LDST8_TPREL_LO12_NC => {
-            thread_low(0, false)
-        }
-        elf::R_AARCH64_TLSLE_LDST16_TPREL_LO12 => thread_low(1, true),
-        elf::R_AARCH64_TLSLE_LDST16_TPREL_LO12_NC => thread_low(1, false),
-        elf::R_AARCH64_TLSLE_LDST32_TPREL_LO12 => thread_low(2, true),
-        elf::R_AARCH64_TLSLE_LDST32_TPREL_LO12_NC => thread_low(2, false),
-        elf::R_AARCH64_TLSLE_LDST64_TPREL_LO12 => thread_low(3, true),
-        elf::R_AARCH64_TLSLE_LDST64_TPREL_LO12_NC => thread_low(3, false),
-        elf::R_AARCH64_TLSLE_LDST128_TPREL_LO12 => thread_low(4, true),
-        elf::R_AARCH64_TLSLE_LDST128_TPREL_LO12_NC => thread_low(4, false),
-        elf::R_AARCH64_TLSDESC_LD_PREL19 => descriptor(branch(19), Value::Relative),
-        elf::R_AARCH64_TLSDESC_ADR_PREL21 => descriptor(adr, Value::Relative),
-        elf::R_AARCH64_TLSDESC_ADR_PAGE21 => descriptor(adrp(true), Value::Pages),
-        elf::R_AARCH64_TLSDESC_LD64_LO12 => descriptor(low12(3), Value::Absolute),
-        elf::R_AARCH64_TLSDESC_ADD_LO12 => descriptor(low12(0), Value::Absolute),
-        elf::R_AARCH64_TLSDESC_CALL => thread_local(Field::Nothing, Value::Absolute, Access::Mark),
         _ => return None,
     })
 }
@@ -217,7 +168,7 @@ impl Field {
             Self::Nothing | Self::Number { .. } => 0,
             Self::Adr { .. } => 0x60ff_ffe0,
             Self::Signed { bits, at, .. } => ((1 << bits) - 1) << at,
-            Self::Low12 { .. } | Self::High12 | Self::Low15 => 0xfff << 10,
+            Self::Low12 { .. } | Self::Low15 => 0xfff << 10,
             Self::Move { .. } => 0xffff << 5,
             Self::MoveSigned { .. } => 0xffff << 5 | MOVZ,
         }
@@ -257,14 +208,9 @@ impl Field {
                 Some((number & 3) << 29 | (number >> 2 & 0x7_ffff) << 5)
             }
             Self::Signed { shift, bits, at } => Some(signed(shift, bits)? << at & self.mask()),
-            Self::Low12 { scale, all } => {
+            Self::Low12 { scale } => {
                 let low = value as u32 & 0xfff;
-                let fits = low % (1 << scale) == 0 && (!all || i64::from(low) == value);
-                fits.then_some(low >> scale << 10)
-            }
-            Self::High12 => {
-                let fits = (0..1 << 24).contains(&value);
-                fits.then_some((value as u32) >> 12 << 10)
+                (low % (1 << scale) == 0).then_some(low >> scale << 10)
             }
             Self::Low15 => {
                 let fits = (0..1 << 15).contains(&value) && value % 8 == 0;
@@ -307,15 +253,6 @@ unsafe impl Relocator for AArch64 {
 
     /// The linker's name for the base.
     const OWN_TOC: Option<&'static str> = Some("_GLOBAL_OFFSET_TABLE_");
-
-    /// Called with the descriptor's address in `x0`; nothing but that and `x30` may change
-    /// ("System V ABI for the Arm 64-bit Architecture", on TLS descriptors). The landing pad is for
-    /// memory that asks for one.
-    const DESCRIPTOR_FUNCTION: &'static [u8] = &[
-        0x5f, 0x24, 0x03, 0xd5, // bti c
-        0x00, 0x04, 0x40, 0xf9, // ldr x0, [x0, #8]
-        0xc0, 0x03, 0x5f, 0xd6, // ret
-    ];
 
     fn support(kind: u32) -> Option<Support> {
         describe(kind).map(|(_, _, support)| support)

@@ -1,7 +1,7 @@
 //! Patch objects of real compilers are relocated as the linker does it.
 
 use klp_arch_aarch64::AArch64;
-use klp_arch_tests::linked::{Base, Compiler, Threads, Tools, compare};
+use klp_arch_tests::linked::{Base, Compiler, Tools, compare};
 use object::elf;
 
 const TOOLS: Tools = Tools {
@@ -10,42 +10,18 @@ const TOOLS: Tools = Tools {
     rust: "aarch64-unknown-linux-gnu",
     no_relax: &["--no-relax"],
     relaxed: &[],
-    // "ELF for the Arm 64-bit Architecture", 7.1: behind two words.
-    threads: Threads {
-        from_pointer: |offset, _, align| (16_u64.next_multiple_of(align) + offset) as i64,
-        module: elf::R_AARCH64_TLS_DTPMOD.0,
-        distance: elf::R_AARCH64_TLS_TPREL.0,
-        descriptor: Some(elf::R_AARCH64_TLSDESC.0),
-    },
 };
 
-const C: [(Base, &[&str]); 8] = [
+const C: [(Base, &[&str]); 6] = [
     (Base::High, &["-fPIC"]),
     (Base::High, &["-fpic"]),
     (Base::High, &["-fpie"]),
     (Base::High, &["-fno-pic"]),
     (Base::High, &["-fno-pic", "-mcmodel=tiny"]),
     (Base::High, &["-fno-pic", "-mcmodel=large"]),
-    (Base::Library, &["-fPIC"]),
-    (Base::Library, &["-fPIC", "-ftls-model=initial-exec"]),
 ];
 
-const GCC: [(Base, &[&str]); 8] = [
-    (Base::High, &["-fPIC", "-mcmodel=tiny"]),
-    (Base::High, &["-fno-pic", "-mtls-size=32"]),
-    (Base::High, &["-fno-pic", "-mtls-size=48"]),
-    (Base::Library, &["-fPIC", "-mtls-dialect=trad"]),
-    (Base::Library, &["-fPIC", "-mcmodel=tiny"]),
-    (
-        Base::Library,
-        &["-fPIC", "-mcmodel=tiny", "-mtls-dialect=trad"],
-    ),
-    (
-        Base::Library,
-        &["-fPIC", "-mcmodel=tiny", "-ftls-model=initial-exec"],
-    ),
-    (Base::Library, &["-fpic", "-ftls-model=initial-exec"]),
-];
+const GCC: [(Base, &[&str]); 1] = [(Base::High, &["-fPIC", "-mcmodel=tiny"])];
 
 const RUST: [(Base, &[&str]); 4] = [
     (Base::High, &["-Crelocation-model=pic"]),
@@ -91,24 +67,6 @@ fn objects_of_all_compilers_become_what_the_linker_makes_of_them() {
         elf::R_AARCH64_MOVW_UABS_G1_NC,
         elf::R_AARCH64_MOVW_UABS_G2_NC,
         elf::R_AARCH64_MOVW_UABS_G3,
-        elf::R_AARCH64_TLSGD_ADR_PREL21,
-        elf::R_AARCH64_TLSGD_ADR_PAGE21,
-        elf::R_AARCH64_TLSGD_ADD_LO12_NC,
-        elf::R_AARCH64_TLSIE_ADR_GOTTPREL_PAGE21,
-        elf::R_AARCH64_TLSIE_LD64_GOTTPREL_LO12_NC,
-        elf::R_AARCH64_TLSIE_LD_GOTTPREL_PREL19,
-        elf::R_AARCH64_TLSLE_ADD_TPREL_HI12,
-        elf::R_AARCH64_TLSLE_ADD_TPREL_LO12_NC,
-        elf::R_AARCH64_TLSLE_MOVW_TPREL_G2,
-        elf::R_AARCH64_TLSLE_MOVW_TPREL_G1,
-        elf::R_AARCH64_TLSLE_MOVW_TPREL_G1_NC,
-        elf::R_AARCH64_TLSLE_MOVW_TPREL_G0_NC,
-        elf::R_AARCH64_TLSDESC_LD_PREL19,
-        elf::R_AARCH64_TLSDESC_ADR_PREL21,
-        elf::R_AARCH64_TLSDESC_ADR_PAGE21,
-        elf::R_AARCH64_TLSDESC_LD64_LO12,
-        elf::R_AARCH64_TLSDESC_ADD_LO12,
-        elf::R_AARCH64_TLSDESC_CALL,
     ] {
         assert!(seen.contains(&kind.0), "no compiler wrote {kind:?}");
     }

@@ -10,7 +10,7 @@ use crate::Ppc64Le;
 use crate::opcodes::{BL, BRANCH_MASK, LD_R2_24_R1, NOP, word};
 use field::{Field, Half, Limit, half, number, set_number};
 use klp_core::addr::CodeAddr;
-use klp_core::port::{Access, RelocError, Relocation, Relocator, Support};
+use klp_core::port::{RelocError, Relocation, Relocator, Support};
 use object::elf;
 
 // Types that the crate `object` does not list.
@@ -25,14 +25,8 @@ const R_PPC64_PCREL34: elf::RelocationType = elf::RelocationType(132);
 const R_PPC64_GOT_PCREL34: elf::RelocationType = elf::RelocationType(133);
 const R_PPC64_PLT_PCREL34: elf::RelocationType = elf::RelocationType(134);
 const R_PPC64_PLT_PCREL34_NOTOC: elf::RelocationType = elf::RelocationType(135);
-const R_PPC64_TPREL34: elf::RelocationType = elf::RelocationType(146);
-const R_PPC64_DTPREL34: elf::RelocationType = elf::RelocationType(147);
-const R_PPC64_GOT_TLSGD_PCREL34: elf::RelocationType = elf::RelocationType(148);
-const R_PPC64_GOT_TLSLD_PCREL34: elf::RelocationType = elf::RelocationType(149);
-const R_PPC64_GOT_TPREL_PCREL34: elf::RelocationType = elf::RelocationType(150);
 
-/// What the value is: `S` is the symbol, the slot or the veneer, or how far a thread-local variable
-/// is from where, `A` the addend, `P` the place.
+/// What the value is: `S` is the symbol, the slot or the veneer, `A` the addend, `P` the place.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Value {
     /// `S + A`
@@ -51,15 +45,8 @@ const WHOLE: Half = half(0, false, Limit::Sign);
 const LO: Half = half(0, false, Limit::Anything);
 const HI: Half = half(16, false, Limit::Sign);
 const HA: Half = half(16, true, Limit::Sign);
-const HIGH: Half = half(16, false, Limit::Anything);
-const HIGHA: Half = half(16, true, Limit::Anything);
-const HIGHER: Half = half(32, false, Limit::Anything);
-const HIGHERA: Half = half(32, true, Limit::Anything);
-const HIGHEST: Half = half(48, false, Limit::Anything);
-const HIGHESTA: Half = half(48, true, Limit::Anything);
 
-/// The table. Not here are those that only dynamic linkers meet, and those of slots that hold the
-/// offset of a thread-local variable in its block (`-mtls-size=64`).
+/// The table. Those of thread-local storage, and those that only dynamic linkers meet, are not here.
 ///
 /// What refers to a linkage table refers to a slot: it holds the function's address, which callers
 /// have in register 12 when they jump there.
@@ -67,12 +54,6 @@ fn describe(kind: u32) -> Option<(Field, Value, Support)> {
     use Field::{Any32, Half, HalfDs, Nothing, Prefixed34, Signed32, Whole64};
     use Value::{Absolute, FromToc, Relative, Toc};
     let slot = |field, value| Some((field, value, Support::AddressSlot));
-    let thread_local = |field, value, access| Some((field, value, Support::ThreadLocal(access)));
-    let thread = |field| thread_local(field, Absolute, Access::ThreadOffset);
-    let offset = |field| thread_local(field, Absolute, Access::Offset);
-    let index = |field, value| thread_local(field, value, Access::Index);
-    let block = |field, value| thread_local(field, value, Access::ModuleIndex);
-    let thread_slot = |field, value| thread_local(field, value, Access::ThreadOffsetSlot);
     let (field, value) = match elf::RelocationType(kind) {
         elf::R_PPC64_NONE
         | R_PPC64_ENTRY
@@ -91,12 +72,12 @@ fn describe(kind: u32) -> Option<(Field, Value, Support)> {
         elf::R_PPC64_ADDR16_LO => (Half(LO), Absolute),
         elf::R_PPC64_ADDR16_HI => (Half(HI), Absolute),
         elf::R_PPC64_ADDR16_HA => (Half(HA), Absolute),
-        elf::R_PPC64_ADDR16_HIGH => (Half(HIGH), Absolute),
-        elf::R_PPC64_ADDR16_HIGHA => (Half(HIGHA), Absolute),
-        elf::R_PPC64_ADDR16_HIGHER => (Half(HIGHER), Absolute),
-        elf::R_PPC64_ADDR16_HIGHERA => (Half(HIGHERA), Absolute),
-        elf::R_PPC64_ADDR16_HIGHEST => (Half(HIGHEST), Absolute),
-        elf::R_PPC64_ADDR16_HIGHESTA => (Half(HIGHESTA), Absolute),
+        elf::R_PPC64_ADDR16_HIGH => (Half(half(16, false, Limit::Anything)), Absolute),
+        elf::R_PPC64_ADDR16_HIGHA => (Half(half(16, true, Limit::Anything)), Absolute),
+        elf::R_PPC64_ADDR16_HIGHER => (Half(half(32, false, Limit::Anything)), Absolute),
+        elf::R_PPC64_ADDR16_HIGHERA => (Half(half(32, true, Limit::Anything)), Absolute),
+        elf::R_PPC64_ADDR16_HIGHEST => (Half(half(48, false, Limit::Anything)), Absolute),
+        elf::R_PPC64_ADDR16_HIGHESTA => (Half(half(48, true, Limit::Anything)), Absolute),
         elf::R_PPC64_ADDR16_DS => (HalfDs(WHOLE), Absolute),
         elf::R_PPC64_ADDR16_LO_DS => (HalfDs(LO), Absolute),
 
@@ -125,56 +106,6 @@ fn describe(kind: u32) -> Option<(Field, Value, Support)> {
             return slot(HalfDs(LO), FromToc);
         }
 
-        // Code is left as it is, although linkers make it another access where they can: so it calls
-        // `__tls_get_addr` for variables of the program, too. (Not `__tls_get_addr_opt`, which is for
-        // stubs of linkers.)
-        elf::R_PPC64_TLS | elf::R_PPC64_TLSGD | elf::R_PPC64_TLSLD => {
-            return thread_local(Nothing, Absolute, Access::Mark);
-        }
-        elf::R_PPC64_TPREL64 => return thread(Whole64),
-        elf::R_PPC64_TPREL16 => return thread(Half(WHOLE)),
-        elf::R_PPC64_TPREL16_LO => return thread(Half(LO)),
-        elf::R_PPC64_TPREL16_HI => return thread(Half(HI)),
-        elf::R_PPC64_TPREL16_HA => return thread(Half(HA)),
-        elf::R_PPC64_TPREL16_HIGH => return thread(Half(HIGH)),
-        elf::R_PPC64_TPREL16_HIGHA => return thread(Half(HIGHA)),
-        elf::R_PPC64_TPREL16_HIGHER => return thread(Half(HIGHER)),
-        elf::R_PPC64_TPREL16_HIGHERA => return thread(Half(HIGHERA)),
-        elf::R_PPC64_TPREL16_HIGHEST => return thread(Half(HIGHEST)),
-        elf::R_PPC64_TPREL16_HIGHESTA => return thread(Half(HIGHESTA)),
-        elf::R_PPC64_TPREL16_DS => return thread(HalfDs(WHOLE)),
-        elf::R_PPC64_TPREL16_LO_DS => return thread(HalfDs(LO)),
-        R_PPC64_TPREL34 => return thread(Prefixed34),
-        elf::R_PPC64_DTPREL64 => return offset(Whole64),
-        elf::R_PPC64_DTPREL16 => return offset(Half(WHOLE)),
-        elf::R_PPC64_DTPREL16_LO => return offset(Half(LO)),
-        elf::R_PPC64_DTPREL16_HI => return offset(Half(HI)),
-        elf::R_PPC64_DTPREL16_HA => return offset(Half(HA)),
-        elf::R_PPC64_DTPREL16_HIGH => return offset(Half(HIGH)),
-        elf::R_PPC64_DTPREL16_HIGHA => return offset(Half(HIGHA)),
-        elf::R_PPC64_DTPREL16_HIGHER => return offset(Half(HIGHER)),
-        elf::R_PPC64_DTPREL16_HIGHERA => return offset(Half(HIGHERA)),
-        elf::R_PPC64_DTPREL16_HIGHEST => return offset(Half(HIGHEST)),
-        elf::R_PPC64_DTPREL16_HIGHESTA => return offset(Half(HIGHESTA)),
-        elf::R_PPC64_DTPREL16_DS => return offset(HalfDs(WHOLE)),
-        elf::R_PPC64_DTPREL16_LO_DS => return offset(HalfDs(LO)),
-        R_PPC64_DTPREL34 => return offset(Prefixed34),
-        elf::R_PPC64_GOT_TLSGD16 => return index(Half(WHOLE), FromToc),
-        elf::R_PPC64_GOT_TLSGD16_LO => return index(Half(LO), FromToc),
-        elf::R_PPC64_GOT_TLSGD16_HI => return index(Half(HI), FromToc),
-        elf::R_PPC64_GOT_TLSGD16_HA => return index(Half(HA), FromToc),
-        R_PPC64_GOT_TLSGD_PCREL34 => return index(Prefixed34, Relative),
-        elf::R_PPC64_GOT_TLSLD16 => return block(Half(WHOLE), FromToc),
-        elf::R_PPC64_GOT_TLSLD16_LO => return block(Half(LO), FromToc),
-        elf::R_PPC64_GOT_TLSLD16_HI => return block(Half(HI), FromToc),
-        elf::R_PPC64_GOT_TLSLD16_HA => return block(Half(HA), FromToc),
-        R_PPC64_GOT_TLSLD_PCREL34 => return block(Prefixed34, Relative),
-        elf::R_PPC64_GOT_TPREL16_DS => return thread_slot(HalfDs(WHOLE), FromToc),
-        elf::R_PPC64_GOT_TPREL16_LO_DS => return thread_slot(HalfDs(LO), FromToc),
-        elf::R_PPC64_GOT_TPREL16_HI => return thread_slot(Half(HI), FromToc),
-        elf::R_PPC64_GOT_TPREL16_HA => return thread_slot(Half(HA), FromToc),
-        R_PPC64_GOT_TPREL_PCREL34 => return thread_slot(Prefixed34, Relative),
-
         elf::R_PPC64_REL14 => (Field::Branch { bits: 14 }, Value::Call { toc: true }),
         elf::R_PPC64_REL24 => {
             let call = Value::Call { toc: true };
@@ -197,9 +128,6 @@ unsafe impl Relocator for Ppc64Le {
     /// The linker's name for the base (ELFv2 3.3). `.toc` sections of an image are reached from
     /// there like any other of its data.
     const SHARED_TOC: Option<&'static str> = Some(".TOC.");
-
-    /// ELFv2 3.7.3.1: offsets have a sign, to reach as far as they can.
-    const BLOCK_BIAS: u64 = 0x8000;
 
     fn uses_toc(kind: u32) -> bool {
         describe(kind).is_some_and(|(_, value, _)| matches!(value, Value::FromToc | Value::Toc))

@@ -1,7 +1,7 @@
 //! Patch objects of real compilers are relocated as the linker does it.
 
 use klp_arch_ppc64le::Ppc64Le;
-use klp_arch_tests::linked::{Base, Compiler, Threads, Tools, compare};
+use klp_arch_tests::linked::{Base, Compiler, Tools, compare};
 use object::elf;
 
 const TOOLS: Tools = Tools {
@@ -13,38 +13,20 @@ const TOOLS: Tools = Tools {
         "--no-toc-optimize",
         "--no-inline-optimize",
         "--no-pcrel-optimize",
-        "--no-tls-optimize",
     ],
     // `R_PPC64_ENTRY`: a global entry of the large code model, where the table of contents turns
     // out to be near.
     relaxed: &[118],
-    // ELFv2 3.7.2.
-    threads: Threads {
-        from_pointer: |offset, _, _| offset as i64 - 0x7000,
-        module: elf::R_PPC64_DTPMOD64.0,
-        distance: elf::R_PPC64_TPREL64.0,
-        descriptor: None,
-    },
 };
 
 // Not here is `-mcmodel=small`: its references reach 32 KiB from the table of contents of the
 // program, where an image cannot be. Nor is code that is not position-independent: its calls of the
 // program's functions have no `nop` behind them, and are refused.
-const C: [(Base, &[&str]); 8] = [
+const C: [(Base, &[&str]); 4] = [
     (Base::High, &["-fPIC", "-mcpu=power8"]),
     (Base::High, &["-fPIC", "-mcpu=power9"]),
     (Base::High, &["-fPIC", "-mcpu=power8", "-mcmodel=large"]),
     (Base::High, &["-fPIC", "-mcpu=power10"]),
-    (Base::Library, &["-fPIC", "-mcpu=power8"]),
-    (
-        Base::Library,
-        &["-fPIC", "-mcpu=power8", "-ftls-model=initial-exec"],
-    ),
-    (Base::Library, &["-fPIC", "-mcpu=power10"]),
-    (
-        Base::Library,
-        &["-fPIC", "-mcpu=power10", "-ftls-model=initial-exec"],
-    ),
 ];
 
 const GCC: [(Base, &[&str]); 1] = [(Base::High, &["-fPIC", "-mcpu=power10", "-fno-plt"])];
@@ -77,26 +59,9 @@ fn objects_of_all_compilers_become_what_the_linker_makes_of_them() {
         elf::R_PPC64_TOC16_HA,
         elf::R_PPC64_TOC16_LO,
         elf::R_PPC64_TOC16_LO_DS,
-        elf::R_PPC64_TLS,
-        elf::R_PPC64_TLSGD,
-        elf::R_PPC64_TLSLD,
-        elf::R_PPC64_TPREL16_HA,
-        elf::R_PPC64_TPREL16_LO,
-        elf::R_PPC64_DTPREL16_HA,
-        elf::R_PPC64_GOT_TLSGD16_HA,
-        elf::R_PPC64_GOT_TLSGD16_LO,
-        elf::R_PPC64_GOT_TLSLD16_HA,
-        elf::R_PPC64_GOT_TLSLD16_LO,
-        elf::R_PPC64_GOT_TPREL16_HA,
-        elf::R_PPC64_GOT_TPREL16_LO_DS,
         elf::RelocationType(132), // R_PPC64_PCREL34
         elf::RelocationType(133), // R_PPC64_GOT_PCREL34
         elf::RelocationType(135), // R_PPC64_PLT_PCREL34_NOTOC
-        elf::RelocationType(146), // R_PPC64_TPREL34
-        elf::RelocationType(147), // R_PPC64_DTPREL34
-        elf::RelocationType(148), // R_PPC64_GOT_TLSGD_PCREL34
-        elf::RelocationType(149), // R_PPC64_GOT_TLSLD_PCREL34
-        elf::RelocationType(150), // R_PPC64_GOT_TPREL_PCREL34
     ] {
         assert!(seen.contains(&kind), "no compiler wrote type {kind}");
     }

@@ -9,20 +9,17 @@
 //! * Calls that go through a veneer, which linkers need for other reasons than we: they must be what
 //!   comes of a veneer to that function.
 //!
-//! In programs, linkers leave no access to a thread-local variable as it is but the plainest: so the
-//! others are compared in libraries.
-//!
 //! Nothing is executed: the tests run on any machine that has the compilers and linkers. What is not
 //! installed is said, and left out.
 
 mod host;
 mod program;
 
-use host::{Host, MODULE};
+use host::Host;
 use klp_core::addr::CodeAddr;
 use klp_core::elf::view::{Home, Rela, SectionFlags, View};
 use klp_core::elf::{self, names::SymbolName};
-use klp_core::port::{Access, Arch, Around, Code, Owner, Relocation, Relocator, Support, Via};
+use klp_core::port::{Arch, Around, Code, Owner, Relocation, Relocator, Support, Via};
 use klp_core::relocs;
 use object::elf as abi;
 use program::{Build, Linked};
@@ -35,8 +32,6 @@ pub enum Base {
     Low,
     /// For all other code.
     High,
-    /// High, and the patch is linked as a library: for code that uses thread-local variables.
-    Library,
 }
 
 /// The tools for one processor.
@@ -52,23 +47,6 @@ pub struct Tools {
     pub no_relax: &'static [&'static str],
     /// Relocation types for which it changes eight bytes nevertheless.
     pub relaxed: &'static [u32],
-    /// Where thread-local variables are.
-    pub threads: Threads,
-}
-
-/// Where a processor has thread-local variables, and by which relocations dynamic linkers make slots
-/// for them.
-#[derive(Clone, Copy, Debug)]
-pub struct Threads {
-    /// How far the variable at an offset in the program's block is from the thread pointer, if the
-    /// block has that size and that alignment.
-    pub from_pointer: fn(offset: u64, size: u64, align: u64) -> i64,
-    /// Of the number of an object, which its offset follows.
-    pub module: u32,
-    /// Of the distance from the thread pointer.
-    pub distance: u32,
-    /// Of a descriptor.
-    pub descriptor: Option<u32>,
 }
 
 /// Who compiles.
@@ -209,11 +187,11 @@ impl<'a, A: Arch + Relocator> Case<'a, A> {
         };
         let at = rela.offset as usize;
         let len = A::MAX_LEN.min(ours.len() - at);
-        let slots = |value| [self.host.slots(&[value]), self.linked.slots(value)];
         let fields = [&mut ours[at..at + len], &mut theirs[at..at + len]];
         match support {
             Support::AddressSlot => {
-                let slots = slots(self.symbol(rela.symbol));
+                let symbol = self.symbol(rela.symbol);
+                let slots = [self.host.slots(symbol), self.linked.slots(symbol)];
                 for (field, slots) in fields.into_iter().zip(slots) {
                     self.check_one_of(rela, section, field, Via::Slot, &slots);
                 }
@@ -227,43 +205,9 @@ impl<'a, A: Arch + Relocator> Case<'a, A> {
                 self.check_one_of(rela, section, ours, Via::Veneer, &veneers);
                 A::clear(rela.kind, theirs).expect("it was applied");
             }
-            Support::ThreadLocal(access) if support.has_slot() => {
-                let slots = self.thread_slots(access, self.symbol(rela.symbol));
-                for (field, slots) in fields.into_iter().zip(slots) {
-                    self.check_one_of(rela, section, field, Via::Slot, &slots);
-                }
-            }
-            Support::Veneer | Support::None | Support::ThreadLocal(_) => {}
+            Support::Veneer | Support::None => {}
+            Support::ThreadLocal(_) => panic!("{}: thread-local variables", self.what),
         }
-    }
-
-    /// Our slots, and the linker's, by which code gets at the variable at `offset`.
-    fn thread_slots(&self, access: Access, offset: u64) -> [Vec<u64>; 2] {
-        let threads = self.tools.threads;
-        let biased = offset.wrapping_sub(A::BLOCK_BIAS);
-        let distance = self.host.from_pointer(offset) as u64;
-        let ours = match access {
-            Access::Index => self.host.slots(&[MODULE, biased]),
-            Access::ModuleIndex => self.host.slots(&[MODULE, 0]),
-            Access::ThreadOffsetSlot => self.host.slots(&[distance]),
-            Access::Descriptor => {
-                let function = |_| Code::from_slice(A::DESCRIPTOR_FUNCTION).expect("it fits");
-                let functions = self.host.veneers(A::SLOT, &function);
-                let slots = |function: &u64| self.host.slots(&[*function, distance]);
-                functions.iter().flat_map(slots).collect()
-            }
-            Access::ThreadOffset | Access::Offset | Access::Mark => Vec::new(),
-        };
-        let theirs = self
-            .linked
-            .thread_slots(|linked, at, kind, addend| match access {
-                Access::Index => kind == threads.module && linked.has(at + 8, offset, biased),
-                Access::ModuleIndex => kind == threads.module && linked.has(at + 8, 0, 0),
-                Access::ThreadOffsetSlot => kind == threads.distance && addend == offset,
-                Access::Descriptor => Some(kind) == threads.descriptor && addend == offset,
-                Access::ThreadOffset | Access::Offset | Access::Mark => false,
-            });
-        [ours, theirs]
     }
 
     /// Checks that a field is what comes of one of `detours`, and clears it.

@@ -18,8 +18,8 @@ enum Field {
     Signed32,
 }
 
-/// What the value is: `S` is the symbol or the slot, or how far a thread-local variable is from
-/// where, `A` the addend, `P` the place, `GOT` the base of the image's slots.
+/// What the value is: `S` is the symbol or the slot, or how far a thread-local variable is from where, `A` the addend, `P` the place, `GOT` the base of
+/// the image's slots.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Value {
     /// `S + A`
@@ -32,8 +32,9 @@ enum Value {
     Got,
 }
 
-/// The table. Not here are those that only dynamic linkers meet, and those that no compiler writes:
-/// of fields of 8 and 16 bits, and of symbols' sizes.
+/// The table. Not here are those that only dynamic linkers meet, those of the descriptors of
+/// thread-local variables (`-mtls-dialect=gnu2`), and those that no compiler writes: of fields of 8
+/// and 16 bits, and of symbols' sizes.
 fn describe(kind: u32) -> Option<(Field, Value, Support)> {
     use Field::{Nothing, Signed32, Unsigned32, Whole64};
     use Value::{Absolute, FromGot, Got, Relative};
@@ -76,13 +77,6 @@ fn describe(kind: u32) -> Option<(Field, Value, Support)> {
         | elf::R_X86_64_CODE_6_GOTTPOFF => {
             return thread_local(Signed32, Relative, Access::ThreadOffsetSlot);
         }
-        elf::R_X86_64_GOTPC32_TLSDESC
-        | elf::R_X86_64_CODE_4_GOTPC32_TLSDESC
-        | elf::R_X86_64_CODE_5_GOTPC32_TLSDESC
-        | elf::R_X86_64_CODE_6_GOTPC32_TLSDESC => {
-            return thread_local(Signed32, Relative, Access::Descriptor);
-        }
-        elf::R_X86_64_TLSDESC_CALL => return thread_local(Nothing, Absolute, Access::Mark),
         elf::R_X86_64_TPOFF32 => return thread_local(Signed32, Absolute, Access::ThreadOffset),
         elf::R_X86_64_TPOFF64 => return thread_local(Whole64, Absolute, Access::ThreadOffset),
         elf::R_X86_64_GOTPC32 => (Signed32, Got),
@@ -99,14 +93,6 @@ unsafe impl Relocator for X86_64 {
 
     /// psABI 4.4.2: it resolves to the table's base.
     const OWN_TOC: Option<&'static str> = Some("_GLOBAL_OFFSET_TABLE_");
-
-    /// Called with the descriptor's address in `rax`; nothing but that may change ("RFC: TLS
-    /// Descriptors for x86"). The landing pad is for tasks that want one.
-    const DESCRIPTOR_FUNCTION: &'static [u8] = &[
-        0xf3, 0x0f, 0x1e, 0xfa, // endbr64
-        0x48, 0x8b, 0x40, 0x08, // mov rax, [rax + 8]
-        0xc3, // ret
-    ];
 
     fn support(kind: u32) -> Option<Support> {
         describe(kind).map(|(_, _, support)| support)
@@ -252,10 +238,6 @@ mod tests {
             elf::R_X86_64_CODE_4_GOTTPOFF,
             elf::R_X86_64_CODE_5_GOTTPOFF,
             elf::R_X86_64_CODE_6_GOTTPOFF,
-            elf::R_X86_64_GOTPC32_TLSDESC,
-            elf::R_X86_64_CODE_4_GOTPC32_TLSDESC,
-            elf::R_X86_64_CODE_5_GOTPC32_TLSDESC,
-            elf::R_X86_64_CODE_6_GOTPC32_TLSDESC,
         ] {
             assert_eq!(
                 apply(kind, PLACE + 0x14, -4),
@@ -283,10 +265,6 @@ mod tests {
         for kind in [elf::R_X86_64_DTPOFF32, elf::R_X86_64_DTPOFF64] {
             assert_eq!(apply(kind, 0x18, -8), Ok([0x10, 0, 0, 0, 0, 0, 0, 0, 0x5a]));
         }
-        assert_eq!(
-            apply(elf::R_X86_64_TLSDESC_CALL, 0x1234, 0),
-            Ok([0, 0, 0, 0, 0, 0, 0, 0, 0x5a])
-        );
         // Wherever the symbol is.
         for kind in [elf::R_X86_64_GOTPC32, elf::R_X86_64_GOTPC64] {
             assert_eq!(
@@ -333,8 +311,6 @@ mod tests {
             (elf::R_X86_64_CODE_4_GOTTPOFF, PLACE, signed),
             (elf::R_X86_64_CODE_5_GOTTPOFF, PLACE, signed),
             (elf::R_X86_64_CODE_6_GOTTPOFF, PLACE, signed),
-            (elf::R_X86_64_GOTPC32_TLSDESC, PLACE, signed),
-            (elf::R_X86_64_CODE_4_GOTPC32_TLSDESC, PLACE, signed),
             (elf::R_X86_64_DTPOFF32, 0, signed),
             (elf::R_X86_64_TPOFF32, 0, signed),
         ];
@@ -384,8 +360,6 @@ mod tests {
             (elf::R_X86_64_CODE_4_GOTTPOFF, 4, true),
             (elf::R_X86_64_CODE_5_GOTTPOFF, 4, true),
             (elf::R_X86_64_CODE_6_GOTTPOFF, 4, true),
-            (elf::R_X86_64_GOTPC32_TLSDESC, 4, true),
-            (elf::R_X86_64_CODE_4_GOTPC32_TLSDESC, 4, true),
             (elf::R_X86_64_TPOFF32, 4, true),
             (elf::R_X86_64_TPOFF64, 8, false),
         ];
@@ -394,7 +368,8 @@ mod tests {
         let unknown = [
             elf::R_X86_64_COPY,
             elf::R_X86_64_DTPMOD64,
-            elf::R_X86_64_TLSDESC,
+            elf::R_X86_64_GOTPC32_TLSDESC,
+            elf::R_X86_64_TLSDESC_CALL,
             elf::RelocationType(0xffff),
         ];
         check::<X86_64>(&known, &unknown.map(|kind| kind.0));

@@ -1,6 +1,6 @@
 //! Patch objects of real compilers are relocated as the linker does it.
 
-use klp_arch_tests::linked::{Base, Compiler, Threads, Tools, compare};
+use klp_arch_tests::linked::{Base, Compiler, Tools, compare};
 use klp_arch_x86_64::X86_64;
 use object::elf;
 
@@ -10,16 +10,9 @@ const TOOLS: Tools = Tools {
     rust: "x86_64-unknown-linux-gnu",
     no_relax: &["--no-relax"],
     relaxed: &[],
-    // "ELF Handling For Thread-Local Storage", 3: before the thread pointer.
-    threads: Threads {
-        from_pointer: |offset, size, align| offset as i64 - size.next_multiple_of(align) as i64,
-        module: elf::R_X86_64_DTPMOD64.0,
-        distance: elf::R_X86_64_TPOFF64.0,
-        descriptor: Some(elf::R_X86_64_TLSDESC.0),
-    },
 };
 
-const C: [(Base, &[&str]); 13] = [
+const C: [(Base, &[&str]); 10] = [
     (Base::High, &["-fPIC"]),
     (Base::High, &["-fpie"]),
     (Base::Low, &["-fno-pic"]),
@@ -30,12 +23,7 @@ const C: [(Base, &[&str]); 13] = [
     (Base::High, &["-fPIC", "-mcmodel=large"]),
     (Base::High, &["-fno-pic", "-mcmodel=large"]),
     (Base::High, &["-fPIC", "-g", "-fasynchronous-unwind-tables"]),
-    (Base::Library, &["-fPIC"]),
-    (Base::Library, &["-fPIC", "-fno-plt"]),
-    (Base::Library, &["-fPIC", "-ftls-model=initial-exec"]),
 ];
-
-const GCC: [(Base, &[&str]); 1] = [(Base::Library, &["-fPIC", "-mtls-dialect=gnu2"])];
 
 const RUST: [(Base, &[&str]); 3] = [
     (Base::High, &["-Crelocation-model=pic"]),
@@ -48,7 +36,7 @@ const RUST: [(Base, &[&str]); 3] = [
 
 #[test]
 fn objects_of_all_compilers_become_what_the_linker_makes_of_them() {
-    let gcc = compare::<X86_64>(TOOLS, Compiler::Gcc, &[&C[..], &GCC].concat());
+    let gcc = compare::<X86_64>(TOOLS, Compiler::Gcc, &C);
     let clang = compare::<X86_64>(TOOLS, Compiler::Clang, &C);
     let rustc = compare::<X86_64>(TOOLS, Compiler::Rustc, &RUST);
     let (Some(gcc), Some(clang), Some(rustc)) = (gcc, clang, rustc) else {
@@ -70,14 +58,6 @@ fn objects_of_all_compilers_become_what_the_linker_makes_of_them() {
         elf::R_X86_64_GOTOFF64,
         elf::R_X86_64_GOT64,
         elf::R_X86_64_PLTOFF64,
-        elf::R_X86_64_TLSGD,
-        elf::R_X86_64_TLSLD,
-        elf::R_X86_64_DTPOFF32,
-        elf::R_X86_64_GOTTPOFF,
-        elf::R_X86_64_TPOFF32,
-        elf::R_X86_64_TPOFF64,
-        elf::R_X86_64_GOTPC32_TLSDESC,
-        elf::R_X86_64_TLSDESC_CALL,
     ] {
         assert!(seen.contains(&kind.0), "no compiler wrote {kind:?}");
     }

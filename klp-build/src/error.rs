@@ -95,7 +95,8 @@ pub enum Why {
         /// The section.
         section: String,
     },
-    /// A thread-local variable that the object that is patched does not have.
+    /// A thread-local variable that the object that is patched does not have, or one of a processor
+    /// for which nothing is known of them.
     ThreadLocal,
     /// A new variable that the linker would make room for.
     Common,
@@ -201,8 +202,8 @@ impl fmt::Display for Why {
             ),
             Self::ThreadLocal => f.write_str(
                 "a patched function uses a thread-local variable that patches cannot: they have none \
-                 of their own, and use those of the object that they patch only. Have a function \
-                 that is not patched use it, or use shadow variables",
+                 of their own, and use those of the object that they patch only, on x86_64. Have a \
+                 function that is not patched use it, or use shadow variables",
             ),
             Self::Common => f.write_str(
                 "a new variable without a section: compile both builds with -fno-common",

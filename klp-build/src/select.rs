@@ -23,10 +23,6 @@ use std::collections::{BTreeMap, BTreeSet};
 /// What each program, library, and patch has its own of.
 const LINKERS: [&str; 2] = [".TOC.", "_GLOBAL_OFFSET_TABLE_"];
 
-/// The beginning of what each thread has of the thread-local variables of an object, which the linker
-/// defines in each (local dynamic by a descriptor).
-const TLS_BLOCK: &str = "_TLS_MODULE_BASE_";
-
 /// The contents of a patch object.
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
@@ -433,6 +429,11 @@ impl<'a> Selection<'a> {
     fn named(&mut self, at: At, offset: i64, section: usize, reloc: &Reloc) -> usize {
         let at = self.definition(at);
         let (pair, symbol) = (&self.pairs[at.pair], self.symbol(at));
+        // The relocators of other processors know no references to them.
+        if symbol.is_thread_local() && pair.patched.header.machine != elf::EM_X86_64 {
+            self.refuse(at, Why::ThreadLocal);
+            return 0;
+        }
         match symbol.home {
             Home::Outside => return self.outside(at),
             Home::Absolute => {
@@ -554,7 +555,6 @@ impl<'a> Selection<'a> {
     fn outside_thread_local(&mut self, at: At, is_there: bool) -> usize {
         let symbol = self.symbol(at);
         let position = match self.target {
-            _ if symbol.name == TLS_BLOCK => Ok(0),
             Some(target) => target.thread_local_position(&symbol.name, None),
             None if is_there => Ok(0),
             None => Err(Why::NotInTarget),

@@ -193,6 +193,7 @@ fn what_cannot_be_told_apart_is_refused() {
 
 /// Of the running program's, there is one for each thread; they are counted by themselves.
 #[test]
+#[cfg(target_arch = "x86_64")]
 fn thread_local_variables_of_the_program_are_used() {
     let shop = |n: &str| {
         let variables = "static __thread int calls; __thread int shared = 5; \
@@ -223,6 +224,7 @@ fn thread_local_variables_of_the_program_are_used() {
 
 /// A variable that other threads have already has its value there.
 #[test]
+#[cfg(target_arch = "x86_64")]
 fn what_thread_local_variables_begin_with_stays() {
     let shop = |n: &str| {
         SHOP.replace(

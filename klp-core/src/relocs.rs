@@ -25,9 +25,8 @@ pub(crate) enum Value {
 }
 
 /// The size of the slots of a thread-local variable: what is called its index, the same of the
-/// beginning of its object's block, and its descriptor, the second word of which is its distance
-/// from the thread pointer.
-pub(crate) const THREAD_LOCAL_SLOTS: u64 = 48;
+/// beginning of its object's block, and its distance from the thread pointer.
+pub(crate) const THREAD_LOCAL_SLOTS: u64 = 40;
 
 /// Relocates the field in `bytes` against `symbol`, through a detour if its type asks for one or
 /// the symbol is out of reach; says where it leads.
@@ -74,18 +73,12 @@ pub(crate) fn relocate<R: Relocator>(
                 .ok_or(RelocError::NotStatic { kind });
             match access {
                 Access::ThreadOffset => apply(from_thread_pointer? as u64, Via::Direct),
-                Access::Offset => apply(variable.offset.wrapping_sub(R::BLOCK_BIAS), Via::Direct),
-                Access::Mark => apply(0, Via::Direct),
+                Access::Offset => apply(variable.offset, Via::Direct),
                 Access::Index => apply(slot()?, Via::Slot),
                 Access::ModuleIndex => apply(slot()?.wrapping_add(16), Via::Slot),
-                Access::Descriptor => {
-                    from_thread_pointer?;
-                    detours.function.ok_or(unsupported)?;
-                    apply(slot()?.wrapping_add(32), Via::Slot)
-                }
                 Access::ThreadOffsetSlot => {
                     from_thread_pointer?;
-                    apply(slot()?.wrapping_add(40), Via::Slot)
+                    apply(slot()?.wrapping_add(32), Via::Slot)
                 }
             }
         }
@@ -200,7 +193,7 @@ fn plan<P: Platform>(
             if let Some(known) = field.known {
                 let detours = Detours {
                     slot: Some(CodeAddr::new(known)),
-                    ..Detours::default()
+                    veneer: None,
                 };
                 let known = Value::Address(CodeAddr::new(known));
                 relocate::<P::Relocator>(field, around, bytes, known, detours)?;
@@ -220,7 +213,7 @@ fn plan<P: Platform>(
     for target in targets {
         let Some(value) = target.value else { continue };
         if let Some(at) = target.detours.slot.filter(|_| target.slot) {
-            writes.push(at, &slot::<P::Relocator>(value, target.detours))?;
+            writes.push(at, &slot::<P::Relocator>(value))?;
         }
         let veneer = target.detours.veneer.filter(|_| target.veneer);
         if let (Some(at), Value::Address(addr)) = (veneer, value) {
@@ -286,7 +279,6 @@ pub(crate) fn resolve<P: Platform>(
 /// The contents of a symbol's slots.
 pub(crate) fn slot<R: Relocator>(
     symbol: Value,
-    detours: Detours,
 ) -> heapless::Vec<u8, { THREAD_LOCAL_SLOTS as usize }> {
     let words: &[u64] = match symbol {
         Value::Address(addr) => &[addr.get()],
@@ -295,11 +287,9 @@ pub(crate) fn slot<R: Relocator>(
             offset,
             from_thread_pointer,
         }) => {
-            let offset = offset.wrapping_sub(R::BLOCK_BIAS);
             // What is not known is not asked for.
-            let function = detours.function.unwrap_or_default().get();
             let from_thread_pointer = from_thread_pointer.unwrap_or(0) as u64;
-            &[module, offset, module, 0, function, from_thread_pointer]
+            &[module, offset, module, 0, from_thread_pointer]
         }
     };
     let bytes = words.iter().flat_map(|word| match R::BIG_ENDIAN {

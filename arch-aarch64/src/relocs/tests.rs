@@ -130,111 +130,6 @@ fn instructions_are_the_linkers() {
             0xffff_ffff_edcb_a988,
             0x92a2_4680,
         ), // movn x0, lsl 16
-        // A slot at that address.
-        (
-            elf::R_AARCH64_TLSGD_ADR_PREL21,
-            0x1000_0000,
-            0x40_1008,
-            0x1000_0040,
-        ), // adr x0
-        (
-            elf::R_AARCH64_TLSGD_ADR_PAGE21,
-            0x9000_0000,
-            0x41_2348,
-            0xb000_0080,
-        ), // adrp x0
-        (
-            elf::R_AARCH64_TLSGD_ADD_LO12_NC,
-            0x9100_0000,
-            0x41_2348,
-            0x910d_2000,
-        ), // add x0, x0
-        (
-            elf::R_AARCH64_TLSIE_ADR_GOTTPREL_PAGE21,
-            0x9000_0000,
-            0x41_2348,
-            0xb000_0080,
-        ), // adrp x0
-        (
-            elf::R_AARCH64_TLSIE_LD64_GOTTPREL_LO12_NC,
-            0xf940_0000,
-            0x41_2348,
-            0xf941_a400,
-        ), // ldr x0, [x0]
-        (
-            elf::R_AARCH64_TLSIE_LD_GOTTPREL_PREL19,
-            0x5800_0000,
-            0x40_1010,
-            0x5800_0080,
-        ), // ldr x0
-        (
-            elf::R_AARCH64_TLSDESC_LD_PREL19,
-            0x5800_0001,
-            0x40_1010,
-            0x5800_0081,
-        ), // ldr x1
-        (
-            elf::R_AARCH64_TLSDESC_ADR_PREL21,
-            0x1000_0000,
-            0x40_1008,
-            0x1000_0040,
-        ), // adr x0
-        (
-            elf::R_AARCH64_TLSDESC_ADR_PAGE21,
-            0x9000_0000,
-            0x41_2348,
-            0xb000_0080,
-        ), // adrp x0
-        (
-            elf::R_AARCH64_TLSDESC_LD64_LO12,
-            0xf940_0001,
-            0x41_2348,
-            0xf941_a401,
-        ), // ldr x1, [x0]
-        (
-            elf::R_AARCH64_TLSDESC_ADD_LO12,
-            0x9100_0000,
-            0x41_2348,
-            0x910d_2000,
-        ), // add x0, x0
-        (elf::R_AARCH64_TLSDESC_CALL, 0xd63f_0020, 0, 0xd63f_0020), // blr x1
-        // So far from the thread pointer.
-        (
-            elf::R_AARCH64_TLSLE_ADD_TPREL_HI12,
-            0x9140_0000,
-            0x12_3450,
-            0x9144_8c00,
-        ), // add x0, x0, lsl 12
-        (
-            elf::R_AARCH64_TLSLE_ADD_TPREL_LO12,
-            0x9100_0000,
-            0x450,
-            0x9111_4000,
-        ), // add x0, x0
-        (
-            elf::R_AARCH64_TLSLE_ADD_TPREL_LO12_NC,
-            0x9100_0000,
-            0x12_3450,
-            0x9111_4000,
-        ),
-        (
-            elf::R_AARCH64_TLSLE_LDST32_TPREL_LO12_NC,
-            0xb940_0000,
-            0x12_3450,
-            0xb944_5000,
-        ), // ldr w0, [x0]
-        (
-            elf::R_AARCH64_TLSLE_MOVW_TPREL_G1,
-            0xd2a0_0000,
-            0x12_3450,
-            0xd2a0_0240,
-        ), // movz x0, lsl 16
-        (
-            elf::R_AARCH64_TLSLE_MOVW_TPREL_G0_NC,
-            0xf280_0000,
-            0x12_3450,
-            0xf286_8a00,
-        ), // movk x0
         (elf::R_AARCH64_ABS32, 0, 0x1234_5678, 0x1234_5678),
         (elf::R_AARCH64_PREL32, 0, 0x40_0fff, 0xffff_ffff),
     ];
@@ -293,31 +188,6 @@ fn the_edges_of_ranges() {
         (elf::R_AARCH64_MOVW_PREL_G0, PLACE, signed(17, 1)),
         (elf::R_AARCH64_MOVW_PREL_G1, PLACE, signed(33, 1)),
         (elf::R_AARCH64_MOVW_PREL_G2, PLACE, signed(49, 1)),
-        (elf::R_AARCH64_TLSGD_ADR_PREL21, PLACE, signed(21, 1)),
-        (elf::R_AARCH64_TLSGD_ADR_PAGE21, PLACE, signed(21, 4096)),
-        (
-            elf::R_AARCH64_TLSIE_ADR_GOTTPREL_PAGE21,
-            PLACE,
-            signed(21, 4096),
-        ),
-        (
-            elf::R_AARCH64_TLSIE_LD_GOTTPREL_PREL19,
-            PLACE,
-            signed(19, 4),
-        ),
-        (elf::R_AARCH64_TLSDESC_LD_PREL19, PLACE, signed(19, 4)),
-        (elf::R_AARCH64_TLSDESC_ADR_PREL21, PLACE, signed(21, 1)),
-        (elf::R_AARCH64_TLSDESC_ADR_PAGE21, PLACE, signed(21, 4096)),
-        (elf::R_AARCH64_TLSLE_ADD_TPREL_HI12, 0, below(24)),
-        (elf::R_AARCH64_TLSLE_ADD_TPREL_LO12, 0, below(12)),
-        (elf::R_AARCH64_TLSLE_LDST8_TPREL_LO12, 0, below(12)),
-        (elf::R_AARCH64_TLSLE_LDST16_TPREL_LO12, 0, (0, 0xffe, 2)),
-        (elf::R_AARCH64_TLSLE_LDST32_TPREL_LO12, 0, (0, 0xffc, 4)),
-        (elf::R_AARCH64_TLSLE_LDST64_TPREL_LO12, 0, (0, 0xff8, 8)),
-        (elf::R_AARCH64_TLSLE_LDST128_TPREL_LO12, 0, (0, 0xff0, 16)),
-        (elf::R_AARCH64_TLSLE_MOVW_TPREL_G0, 0, signed(17, 1)),
-        (elf::R_AARCH64_TLSLE_MOVW_TPREL_G1, 0, signed(33, 1)),
-        (elf::R_AARCH64_TLSLE_MOVW_TPREL_G2, 0, signed(49, 1)),
     ];
     for (elf::RelocationType(kind), zero, (lowest, highest, unit)) in edges {
         let (field, ..) = describe(kind).expect("it is known");
@@ -339,9 +209,6 @@ fn the_edges_of_ranges() {
         (elf::R_AARCH64_LDST64_ABS_LO12_NC, PLACE + 4),
         (elf::R_AARCH64_LD64_GOT_LO12_NC, PLACE + 4),
         (elf::R_AARCH64_LD64_GOTOFF_LO15, GOT + 4),
-        (elf::R_AARCH64_TLSIE_LD64_GOTTPREL_LO12_NC, PLACE + 4),
-        (elf::R_AARCH64_TLSDESC_LD64_LO12, PLACE + 4),
-        (elf::R_AARCH64_TLSLE_LDST64_TPREL_LO12_NC, 4),
     ];
     for (kind, symbol) in between {
         let refused = apply(kind, 0, symbol);
@@ -419,30 +286,13 @@ fn conforms() {
         (elf::R_AARCH64_PREL16, 2, true),
         (elf::R_AARCH64_PLT32, 4, true),
         (elf::R_AARCH64_GOTPCREL32, 4, true),
-        (elf::R_AARCH64_TLSGD_ADR_PREL21, 4, true),
-        (elf::R_AARCH64_TLSGD_ADR_PAGE21, 4, true),
-        (elf::R_AARCH64_TLSGD_ADD_LO12_NC, 4, false),
-        (elf::R_AARCH64_TLSIE_ADR_GOTTPREL_PAGE21, 4, true),
-        (elf::R_AARCH64_TLSIE_LD64_GOTTPREL_LO12_NC, 4, false),
-        (elf::R_AARCH64_TLSIE_LD_GOTTPREL_PREL19, 4, true),
-        (elf::R_AARCH64_TLSLE_ADD_TPREL_LO12_NC, 4, false),
-        (elf::R_AARCH64_TLSLE_MOVW_TPREL_G0_NC, 4, false),
-        (elf::R_AARCH64_TLSLE_MOVW_TPREL_G1_NC, 4, false),
-        (elf::R_AARCH64_TLSLE_LDST64_TPREL_LO12_NC, 4, false),
-        (elf::R_AARCH64_TLSDESC_LD_PREL19, 4, true),
-        (elf::R_AARCH64_TLSDESC_ADR_PREL21, 4, true),
-        (elf::R_AARCH64_TLSDESC_ADR_PAGE21, 4, true),
-        (elf::R_AARCH64_TLSDESC_LD64_LO12, 4, false),
-        (elf::R_AARCH64_TLSDESC_ADD_LO12, 4, false),
     ];
     let known = known.map(|(elf::RelocationType(kind), len, limited)| Known { kind, len, limited });
     let unknown = [
         elf::R_AARCH64_COPY,
-        elf::R_AARCH64_TLSLD_ADR_PAGE21,
-        elf::R_AARCH64_TLSLD_ADD_DTPREL_HI12,
-        elf::R_AARCH64_TLSDESC_OFF_G1,
-        elf::R_AARCH64_TLS_TPREL,
-        elf::R_AARCH64_TLSDESC,
+        elf::R_AARCH64_TLSLE_ADD_TPREL_HI12,
+        elf::R_AARCH64_TLSDESC_ADR_PAGE21,
+        elf::R_AARCH64_TLSIE_ADR_GOTTPREL_PAGE21,
         elf::RelocationType(0xffff),
     ];
     check::<AArch64>(&known, &unknown.map(|kind| kind.0));

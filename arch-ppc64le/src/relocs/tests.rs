@@ -29,7 +29,7 @@ fn apply(reloc: &Relocation, words: &[u32]) -> Result<Vec<u32>, RelocError> {
 /// them, a place at 0x10001000 and a table of contents based at 0x10028000.
 #[test]
 fn instructions_are_the_linkers() {
-    let cases: [(_, u64, &[u32], &[u32]); 48] = [
+    let cases: [(_, u64, &[u32], &[u32]); 31] = [
         // bl sym; nop
         (
             elf::R_PPC64_REL24,
@@ -210,116 +210,6 @@ fn instructions_are_the_linkers() {
             &[0x0610_0000, 0x8120_0000],
             &[0x0613_ffff, 0x8120_fff0],
         ),
-        // addis r3,r13,sym@tprel@ha; addi r3,r3,sym@tprel@l; ld r3,sym@tprel@l(r3)
-        (
-            elf::R_PPC64_TPREL16_HA,
-            0x1_a678,
-            &[0x3c6d_0000],
-            &[0x3c6d_0002],
-        ),
-        (
-            elf::R_PPC64_TPREL16_LO,
-            0x1_a678,
-            &[0x3863_0000],
-            &[0x3863_a678],
-        ),
-        (
-            elf::R_PPC64_TPREL16_LO_DS,
-            0x1_a678,
-            &[0xe863_0000],
-            &[0xe863_a678],
-        ),
-        // addi r3,r13,sym@tprel
-        (
-            elf::R_PPC64_TPREL16,
-            -0x6ff0_i64 as u64,
-            &[0x386d_0000],
-            &[0x386d_9010],
-        ),
-        // addi r3,r3,sym@dtprel; addis r9,r3,sym@dtprel@ha; lwz r9,sym@dtprel@l(r9)
-        (
-            elf::R_PPC64_DTPREL16,
-            -0x7ff0_i64 as u64,
-            &[0x3863_0000],
-            &[0x3863_8010],
-        ),
-        (
-            elf::R_PPC64_DTPREL16_HA,
-            -0x7ff0_i64 as u64,
-            &[0x3d23_0000],
-            &[0x3d23_0000],
-        ),
-        (
-            elf::R_PPC64_DTPREL16_LO,
-            -0x7ff0_i64 as u64,
-            &[0x8129_0000],
-            &[0x8129_8010],
-        ),
-        // addis r3,r2,sym@got@tlsgd@ha; addi r3,r3,sym@got@tlsgd@l
-        (
-            elf::R_PPC64_GOT_TLSGD16_HA,
-            TOC + 0x1_a678,
-            &[0x3c62_0000],
-            &[0x3c62_0002],
-        ),
-        (
-            elf::R_PPC64_GOT_TLSGD16_LO,
-            TOC + 0x1_a678,
-            &[0x3863_0000],
-            &[0x3863_a678],
-        ),
-        // the same of tlsld
-        (
-            elf::R_PPC64_GOT_TLSLD16_HA,
-            TOC + 0x1_a678,
-            &[0x3c62_0000],
-            &[0x3c62_0002],
-        ),
-        // addis r3,r2,sym@got@tprel@ha; ld r3,sym@got@tprel@l(r3)
-        (
-            elf::R_PPC64_GOT_TPREL16_HA,
-            TOC + 0x1_a678,
-            &[0x3c62_0000],
-            &[0x3c62_0002],
-        ),
-        (
-            elf::R_PPC64_GOT_TPREL16_LO_DS,
-            TOC + 0x1_a678,
-            &[0xe863_0000],
-            &[0xe863_a678],
-        ),
-        // paddi r3,r13,sym@tprel; paddi r3,r3,sym@dtprel
-        (
-            R_PPC64_TPREL34,
-            0x1_a678,
-            &[0x0600_0000, 0x386d_0000],
-            &[0x0600_0001, 0x386d_a678],
-        ),
-        (
-            R_PPC64_DTPREL34,
-            -0x7ff0_i64 as u64,
-            &[0x0600_0000, 0x3863_0000],
-            &[0x0603_ffff, 0x3863_8010],
-        ),
-        // pla r3,sym@got@tlsgd@pcrel; pld r3,sym@got@tprel@pcrel
-        (
-            R_PPC64_GOT_TLSGD_PCREL34,
-            0x1002_a100,
-            &[0x0610_0000, 0x3860_0000],
-            &[0x0610_0002, 0x3860_9100],
-        ),
-        (
-            R_PPC64_GOT_TLSLD_PCREL34,
-            0x1002_a100,
-            &[0x0610_0000, 0x3860_0000],
-            &[0x0610_0002, 0x3860_9100],
-        ),
-        (
-            R_PPC64_GOT_TPREL_PCREL34,
-            0x1002_a100,
-            &[0x0410_0000, 0xe460_0000],
-            &[0x0410_0002, 0xe460_9100],
-        ),
     ];
     for (kind, symbol, before, after) in cases {
         assert_eq!(
@@ -420,11 +310,10 @@ fn the_base_of_the_table() {
         [14, 15, 16, 17, 29, 30, 31, 58, 59, 60],
     );
     let mut expected = [toc.as_slice(), &slots].concat();
-    expected.extend(79..=90);
     expected.sort_unstable();
     assert!(
         used.eq(expected),
-        "R_PPC64_TOC…, R_PPC64_GOT16…, R_PPC64_PLT16…, R_PPC64_GOT_TLS…, R_PPC64_GOT_TPREL16…"
+        "R_PPC64_TOC…, R_PPC64_GOT16…, R_PPC64_PLT16…"
     );
     for kind in slots {
         assert_eq!(Ppc64Le::support(kind), Some(Support::AddressSlot));
@@ -471,49 +360,6 @@ fn the_edges_of_ranges() {
             0x0410_0000,
         ),
         (R_PPC64_REL24_NOTOC, PLACE, (1 << 25) - 4, 4, 0x4800_0001),
-        (
-            R_PPC64_GOT_TLSGD_PCREL34,
-            PLACE,
-            (1 << 33) - 1,
-            1,
-            0x0610_0000,
-        ),
-        (
-            R_PPC64_GOT_TLSLD_PCREL34,
-            PLACE,
-            (1 << 33) - 1,
-            1,
-            0x0610_0000,
-        ),
-        (
-            R_PPC64_GOT_TPREL_PCREL34,
-            PLACE,
-            (1 << 33) - 1,
-            1,
-            0x0410_0000,
-        ),
-        (R_PPC64_TPREL34, 0, (1 << 33) - 1, 1, 0x0600_0000),
-        (R_PPC64_DTPREL34, 0, (1 << 33) - 1, 1, 0x0600_0000),
-        (elf::R_PPC64_TPREL16, 0, (1 << 15) - 1, 1, 0),
-        (elf::R_PPC64_TPREL16_DS, 0, (1 << 15) - 4, 4, 0xe862_0000),
-        (elf::R_PPC64_TPREL16_HI, 0, (1 << 31) - 1, 1, 0),
-        (elf::R_PPC64_TPREL16_HA, 0, (1 << 31) - 0x8001, 1, 0),
-        (elf::R_PPC64_DTPREL16, 0, (1 << 15) - 1, 1, 0),
-        (elf::R_PPC64_DTPREL16_DS, 0, (1 << 15) - 4, 4, 0xe862_0000),
-        (elf::R_PPC64_DTPREL16_HI, 0, (1 << 31) - 1, 1, 0),
-        (elf::R_PPC64_DTPREL16_HA, 0, (1 << 31) - 0x8001, 1, 0),
-        (elf::R_PPC64_GOT_TLSGD16, TOC, (1 << 15) - 1, 1, 0),
-        (elf::R_PPC64_GOT_TLSGD16_HA, TOC, (1 << 31) - 0x8001, 1, 0),
-        (elf::R_PPC64_GOT_TLSLD16_HI, TOC, (1 << 31) - 1, 1, 0),
-        (elf::R_PPC64_GOT_TLSLD16_HA, TOC, (1 << 31) - 0x8001, 1, 0),
-        (
-            elf::R_PPC64_GOT_TPREL16_DS,
-            TOC,
-            (1 << 15) - 4,
-            4,
-            0xe862_0000,
-        ),
-        (elf::R_PPC64_GOT_TPREL16_HA, TOC, (1 << 31) - 0x8001, 1, 0),
         (elf::R_PPC64_ADDR16_HI, 0, (1 << 31) - 1, 1, 0),
         (elf::R_PPC64_ADDR16_HA, 0, (1 << 31) - 0x8001, 1, 0),
         (elf::R_PPC64_ADDR16_DS, 0, (1 << 15) - 4, 4, 0xe862_0000),
@@ -613,9 +459,6 @@ fn hints_change_nothing() {
         R_PPC64_PLTCALL,
         R_PPC64_PLTSEQ_NOTOC,
         R_PPC64_PLTCALL_NOTOC,
-        elf::R_PPC64_TLS,
-        elf::R_PPC64_TLSGD,
-        elf::R_PPC64_TLSLD,
     ] {
         let words = [0x0410_0000, 0xe520_0000];
         assert_eq!(
@@ -647,27 +490,16 @@ fn conforms() {
         (elf::R_PPC64_REL14, 4, true),
         (elf::R_PPC64_REL24, 4, true),
         (R_PPC64_REL24_NOTOC, 4, true),
-        (elf::R_PPC64_TPREL64, 8, false),
-        (elf::R_PPC64_TPREL16_LO, 2, false),
-        (elf::R_PPC64_TPREL16_HA, 2, true),
-        (elf::R_PPC64_TPREL16_HIGHA, 2, false),
-        (elf::R_PPC64_TPREL16_LO_DS, 4, false),
-        (R_PPC64_TPREL34, 8, true),
-        (elf::R_PPC64_DTPREL64, 8, false),
-        (elf::R_PPC64_DTPREL16_LO, 2, false),
-        (elf::R_PPC64_DTPREL16_HA, 2, true),
-        (elf::R_PPC64_DTPREL16_LO_DS, 4, false),
-        (R_PPC64_DTPREL34, 8, true),
-        (R_PPC64_GOT_TLSGD_PCREL34, 8, true),
-        (R_PPC64_GOT_TLSLD_PCREL34, 8, true),
-        (R_PPC64_GOT_TPREL_PCREL34, 8, true),
     ];
     let known = known.map(|(elf::RelocationType(kind), len, limited)| Known { kind, len, limited });
     let unknown = [
         elf::R_PPC64_COPY,
-        elf::R_PPC64_DTPMOD64,
-        elf::R_PPC64_GOT_DTPREL16_DS,
-        elf::RelocationType(151), // R_PPC64_GOT_DTPREL_PCREL34
+        elf::R_PPC64_TLS,
+        elf::R_PPC64_TPREL16_HA,
+        elf::R_PPC64_GOT_TLSGD16_HA,
+        elf::R_PPC64_GOT_TPREL16_DS,
+        elf::R_PPC64_DTPREL64,
+        elf::RelocationType(148), // R_PPC64_GOT_TLSGD_PCREL34
         // The local entry as a number.
         elf::RelocationType(117), // R_PPC64_ADDR64_LOCAL
         elf::RelocationType(0xffff),

@@ -20,10 +20,6 @@ unsigned short small_two = 2;
 long long large = 8;
 four wide;
 int big[100000];
-#define OF_THREAD __thread __attribute__((tls_model("local-exec")))
-static OF_THREAD long thread_first = 1;
-OF_THREAD int thread_count;
-OF_THREAD char thread_bytes[0x9000];
 static const int squares[] = { 0, 1, 4, 9, 16, 25, 36, 49 };
 static const char *const names[] = { "zero", "one", "two", "three" };
 
@@ -42,8 +38,6 @@ KEPT const char *texts(int n) { return n == STEP ? "equal" : names[n & 3]; }
 KEPT int tables(int n) { return squares[n & 7] * STEP; }
 KEPT int (*functions(int n))(int) { return n > STEP ? own : n ? stays : outside; }
 KEPT int *variables(int n) { return n > STEP ? &shared : n ? &hidden_away : &outside_number; }
-KEPT int threads(int n) { thread_first += n; return thread_count += n * STEP; }
-KEPT char *thread_element(int n) { return &thread_bytes[n * STEP]; }
 KEPT int chooses(int n, int m) {
 	switch (n) {
 	case 0: return m * STEP;

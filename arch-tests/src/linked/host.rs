@@ -7,7 +7,7 @@ use klp_core::addr::{CodeAddr, TextRange};
 use klp_core::model::VMLINUX;
 use klp_core::port::{
     Arch, Code, Fill, Image, ImageLayout, Platform, Poke, PortError, PortErrorKind, Relocator,
-    Symbol, SymbolResolver, Text, ThreadLocal,
+    Symbol, SymbolResolver, Text,
 };
 use klp_core::sim::SimOs;
 use std::sync::Mutex;
@@ -20,9 +20,6 @@ pub(super) struct Host<A> {
     image: Mutex<Option<(Image, Vec<u8>)>>,
     arch: PhantomData<fn() -> A>,
 }
-
-/// The number that the program has for `__tls_get_addr`.
-pub(super) const MODULE: u64 = 0x1234_5678;
 
 /// Parts of an image are that far apart at least.
 const PAGE: u64 = 0x1000;
@@ -62,14 +59,9 @@ impl<A: Arch + Relocator> Host<A> {
         named.find(|each| !each.local).map(|each| each.addr)
     }
 
-    /// Where in the image these words stand.
-    pub(super) fn slots(&self, words: &[u64]) -> Vec<u64> {
-        self.with(|image, bytes| super::program::slots_in(bytes, image.text.start().get(), words))
-    }
-
-    /// How far the thread-local variable at `offset` is from the thread pointer.
-    pub(super) fn from_pointer(&self, offset: u64) -> i64 {
-        self.program.from_pointer(offset)
+    /// Where in the image eight bytes hold `value`.
+    pub(super) fn slots(&self, value: u64) -> Vec<u64> {
+        self.with(|image, bytes| super::program::slots_in(bytes, image.text.start().get(), value))
     }
 
     /// Where in the text, at multiples of `step`, stands what `code` makes for that place.
@@ -170,29 +162,10 @@ unsafe impl<A: Arch + Relocator> SymbolResolver for Host<A> {
         found: &mut dyn FnMut(Symbol),
     ) -> Result<(), OutOfMemory> {
         let symbols = self.program.symbols.iter();
-        let plain = symbols.filter(|symbol| !symbol.thread_local);
-        for symbol in plain.filter(|symbol| object == VMLINUX && symbol.name == name) {
+        for symbol in symbols.filter(|symbol| object == VMLINUX && symbol.name == name) {
             found(Symbol {
                 addr: CodeAddr::new(symbol.addr),
                 len: symbol.len,
-            });
-        }
-        Ok(())
-    }
-
-    fn thread_locals(
-        &self,
-        _: &str,
-        name: &str,
-        found: &mut dyn FnMut(ThreadLocal),
-    ) -> Result<(), OutOfMemory> {
-        let symbols = self.program.symbols.iter();
-        let variables = symbols.filter(|symbol| symbol.thread_local && symbol.name == name);
-        for symbol in variables {
-            found(ThreadLocal {
-                module: MODULE,
-                offset: symbol.addr,
-                from_thread_pointer: Some(self.from_pointer(symbol.addr)),
             });
         }
         Ok(())

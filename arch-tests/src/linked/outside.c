@@ -2,4 +2,3 @@
 int outside_number = 5;
 char outside_bytes[100];
 int outside(int n) { return n + 1; }
-void *__tls_get_addr(void *index) { return index; }

@@ -1,12 +1,12 @@
 //! What compilers and linkers make: a program, a patch object for it, and that linked.
 
-use super::{Base, Compiler, Threads, Tools};
+use super::{Base, Compiler, Tools};
 use core::fmt;
 use klp_build::{PatchBuilder, Target};
 use klp_core::elf::{SHF_RELA_LIVEPATCH, SHN_LIVEPATCH};
 use object::build::Id;
 use object::build::elf::{Builder, SectionData};
-use object::read::elf::{FileHeader, ProgramHeader, Rela, SectionHeader, Sym};
+use object::read::elf::{FileHeader, SectionHeader, Sym};
 use object::{LittleEndian, elf};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -20,7 +20,6 @@ const TABLES: [&str; 3] = [".got", ".plt", ".branch_lt"];
 
 const LE: LittleEndian = LittleEndian;
 const C: &str = include_str!("code.c");
-const THREADS: &str = include_str!("threads.c");
 const RUST: &str = include_str!("code.rs");
 const OUTSIDE: &str = include_str!("outside.c");
 
@@ -28,7 +27,6 @@ const OUTSIDE: &str = include_str!("outside.c");
 pub(super) struct Build {
     what: String,
     pub(super) tools: Tools,
-    base: Base,
     folder: TempDir,
     pub(super) patch: Vec<u8>,
     pub(super) program: Program,
@@ -41,9 +39,6 @@ pub(super) const BUILD_ID: u32 = 0xc0ff_ee11;
 #[derive(Clone)]
 pub(super) struct Program {
     pub(super) symbols: Vec<Symbol>,
-    /// Size and alignment of what each thread has, and where variables in it are.
-    block: (u64, u64),
-    threads: Threads,
     /// Behind everything.
     pub(super) end: u64,
 }
@@ -54,8 +49,6 @@ pub(super) struct Symbol {
     pub(super) addr: u64,
     pub(super) len: u64,
     pub(super) local: bool,
-    /// Its address is an offset in the block of each thread.
-    pub(super) thread_local: bool,
 }
 
 impl fmt::Display for Build {
@@ -75,20 +68,16 @@ impl Build {
         let what = format!("{compiler:?} {} {base:?}", options.join(" "));
         let folder = tempfile::tempdir().expect("a folder");
         let at = folder.path();
-        let source = match base {
-            Base::Low | Base::High => C,
-            Base::Library => THREADS,
-        };
         let objects = match compiler {
             Compiler::Rustc => rustc(tools, at, options)?,
             Compiler::Gcc => {
                 let gcc = format!("{}gcc", tools.gnu);
-                [false, true].map(|patched| c(&gcc, &[], at, source, patched, options))
+                [false, true].map(|patched| c(&gcc, &[], at, C, patched, options))
             }
             Compiler::Clang => {
                 let target = format!("--target={}-linux-gnu", tools.llvm);
                 let clang = clang()?;
-                [false, true].map(|patched| c(&clang, &[&target], at, source, patched, options))
+                [false, true].map(|patched| c(&clang, &[&target], at, C, patched, options))
             }
         };
         let [original, patched] = objects;
@@ -96,7 +85,7 @@ impl Build {
         let outside = c(&format!("{}gcc", tools.gnu), &[], at, OUTSIDE, false, &[])?;
         let start = match base {
             Base::Low => 0x40_0000_u64,
-            Base::High | Base::Library => 0x12_3400_0000,
+            Base::High => 0x12_3400_0000,
         };
         let program = at.join("program");
         let segments = format!("-Ttext-segment={start:#x}");
@@ -120,10 +109,9 @@ impl Build {
         Some(Self {
             what,
             tools,
-            base,
             folder,
             patch: built.bytes,
-            program: Program::read(&program, tools.threads),
+            program: Program::read(&program),
         })
     }
 
@@ -138,8 +126,7 @@ impl Build {
     ) -> Linked {
         let at = self.folder.path();
         let (plain, script, out) = (at.join("plain.o"), at.join("script"), at.join("linked"));
-        let object = plain_object(&self.patch, self.program.block, address);
-        std::fs::write(&plain, object).expect("written");
+        std::fs::write(&plain, plain_object(&self.patch, address)).expect("written");
         let mut text = String::from("SECTIONS {\n");
         // What is at the same place behind it is not loaded.
         for (index, address) in sections {
@@ -153,19 +140,9 @@ impl Build {
         if let Some((name, base)) = shared_toc {
             writeln!(text, "{name} = {base:#x};").expect("to memory");
         }
-        text.push_str(".tbss : { *(.tbss) }\n");
-        let discard = match self.base {
-            Base::Low | Base::High => "*",
-            // The rest is what the linker writes for dynamic linkers, which goes anywhere.
-            Base::Library => ".section_*",
-        };
-        writeln!(text, "/DISCARD/ : {{ *({discard}) }}\n}}").expect("to memory");
+        text.push_str("/DISCARD/ : { *(*) }\n}\n");
         std::fs::write(&script, text).expect("written");
-        let mut arguments: Vec<OsString> = vec!["--no-check-sections".into()];
-        if self.base == Base::Library {
-            arguments.extend(["-shared".into(), "-Bsymbolic".into()]);
-        }
-        arguments.push("-T".into());
+        let mut arguments: Vec<OsString> = vec!["--no-check-sections".into(), "-T".into()];
         arguments.extend([script, "-o".into(), out.clone(), plain].map(PathBuf::into_os_string));
         ld(self.tools, &self.what, arguments).expect("it linked the program");
         Linked { file: read(&out) }
@@ -174,34 +151,16 @@ impl Build {
 
 /// A patch object as compilers write objects: what is livepatch in it is plain, with known
 /// addresses, and its sections have names that mean nothing to linkers.
-///
-/// Of thread-local variables it has a block that each thread gets, which is like that of the program.
-fn plain_object(
-    patch: &[u8],
-    (size, align): (u64, u64),
-    address: &dyn Fn(usize) -> Option<u64>,
-) -> Vec<u8> {
+fn plain_object(patch: &[u8], address: &dyn Fn(usize) -> Option<u64>) -> Vec<u8> {
     let patch = without_alloc(patch);
     let mut file = Builder::read(&*patch).expect("an ELF file");
-    let block = (size > 0).then(|| {
-        let section = file.sections.add();
-        section.name = b".tbss"[..].into();
-        section.sh_type = elf::SHT_NOBITS;
-        section.sh_flags = elf::SHF_ALLOC | elf::SHF_WRITE | elf::SHF_TLS;
-        section.sh_addralign = align;
-        section.data = SectionData::UninitializedData(size);
-        section.id()
-    });
     for symbol in &mut file.symbols {
         let is_ours =
             symbol.section.is_none() && symbol.st_shndx == elf::SymbolSection(SHN_LIVEPATCH);
         let address = address(symbol.id().index() + 1);
         if let (true, Some(address)) = (is_ours || symbol.st_shndx == elf::SHN_UNDEF, address) {
+            symbol.st_shndx = elf::SHN_ABS;
             symbol.st_value = address;
-            match block.filter(|_| symbol.st_type() == elf::STT_TLS) {
-                None => symbol.st_shndx = elf::SHN_ABS,
-                block => symbol.section = block,
-            }
         }
     }
     let mut relas = BTreeMap::<usize, Vec<_>>::new();
@@ -247,7 +206,7 @@ fn plain_object(
     }
     for section in &mut file.sections {
         let merged = elf::SHF_MERGE.0 | elf::SHF_STRINGS.0;
-        if section.sh_flags.0 & elf::SHF_ALLOC.0 != 0 && Some(section.id()) != block {
+        if section.sh_flags.0 & elf::SHF_ALLOC.0 != 0 {
             section.name = neutral(section.id().index() + 1).into_bytes().into();
             section.sh_flags = elf::SectionFlags(section.sh_flags.0 & !merged);
         }
@@ -298,48 +257,8 @@ impl Linked {
     pub(super) fn slots(&self, value: u64) -> Vec<u64> {
         let tables = TABLES.iter().filter_map(|name| self.named(name));
         tables
-            .flat_map(|(at, bytes)| slots_in(bytes, at, &[value]))
+            .flat_map(|(at, bytes)| slots_in(bytes, at, value))
             .collect()
-    }
-
-    /// Where `is_one` says of a relocation for the dynamic linker, by its place, type and addend,
-    /// that it makes a slot.
-    pub(super) fn thread_slots(&self, is_one: impl Fn(&Self, u64, u32, u64) -> bool) -> Vec<u64> {
-        let slots = self.dynamic();
-        let slots = slots.filter(|&(at, kind, addend)| is_one(self, at, kind, addend));
-        slots.map(|(at, ..)| at).collect()
-    }
-
-    /// Whether the word at `at` will be made with this addend, or is that number already.
-    pub(super) fn has(&self, at: u64, addend: u64, number: u64) -> bool {
-        if let Some((.., its)) = self.dynamic().find(|(place, ..)| *place == at) {
-            return its == addend;
-        }
-        let tables = [".got", ".got.plt"].into_iter();
-        let mut tables = tables.filter_map(|name| self.named(name));
-        tables.any(|(start, bytes)| slots_in(bytes, start, &[number]).contains(&at))
-    }
-
-    /// The relocations for the dynamic linker: places, types and addends with the values of
-    /// symbols.
-    fn dynamic(&self) -> impl Iterator<Item = (u64, u32, u64)> {
-        let file = &*self.file;
-        let header = elf::FileHeader64::<LittleEndian>::parse(file).expect("ELF");
-        let sections = header.sections(LE, file).expect("sections");
-        let symbols = sections.symbols(LE, file, elf::SHT_DYNSYM);
-        let symbols = symbols.expect("a table, if there are relocations");
-        let relas = sections.iter().flat_map(|section| {
-            let relas = section.rela(LE, file).expect("relocations");
-            relas.map_or(&[][..], |(relas, _)| relas)
-        });
-        let of = |rela: &elf::Rela64<LittleEndian>| {
-            let symbol = rela.symbol(LE, false);
-            let symbol = symbol.map(|index| symbols.symbol(index).expect("it is there"));
-            let base = symbol.map_or(0, |symbol| symbol.st_value(LE));
-            let addend = base.wrapping_add_signed(rela.r_addend.get(LE));
-            (rela.r_offset.get(LE), rela.r_type(LE, false).0, addend)
-        };
-        relas.map(of).collect::<Vec<_>>().into_iter()
     }
 
     fn named(&self, name: &str) -> Option<(u64, &[u8])> {
@@ -351,16 +270,15 @@ impl Linked {
     }
 }
 
-/// Where in `bytes`, which are at `start`, these words stand.
-pub(super) fn slots_in(bytes: &[u8], start: u64, words: &[u64]) -> Vec<u64> {
-    let words: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    let places = (0..bytes.len()).step_by(8);
-    let stand = places.filter(|&at| bytes[at..].starts_with(&words));
-    stand.map(|at| start + at as u64).collect()
+/// Where in `bytes`, which are at `start`, eight bytes hold `value`.
+pub(super) fn slots_in(bytes: &[u8], start: u64, value: u64) -> Vec<u64> {
+    let words = bytes.chunks_exact(8).zip((start..).step_by(8));
+    let holds = |(bytes, _): &(&[u8], u64)| *bytes == value.to_le_bytes();
+    words.filter(holds).map(|(_, at)| at).collect()
 }
 
 impl Program {
-    fn read(file: &[u8], threads: Threads) -> Self {
+    fn read(file: &[u8]) -> Self {
         let header = elf::FileHeader64::<LittleEndian>::parse(file).expect("ELF");
         let sections = header.sections(LE, file).expect("sections");
         let table = sections
@@ -376,26 +294,14 @@ impl Program {
             addr: symbol.st_value(LE),
             len: symbol.st_size(LE),
             local: symbol.st_bind() == elf::STB_LOCAL,
-            thread_local: symbol.st_type() == elf::STT_TLS,
         });
-        let segments = header.program_headers(LE, file).expect("segments");
-        let mut blocks = segments.iter();
-        let block = blocks.find(|segment| segment.p_type(LE) == elf::PT_TLS);
         let ends = sections
             .iter()
             .map(|section| section.sh_addr(LE) + section.sh_size(LE));
         Self {
             symbols: symbols.collect(),
-            block: block.map_or((0, 1), |block| (block.p_memsz(LE), block.p_align(LE))),
-            threads,
             end: ends.max().unwrap_or_default(),
         }
-    }
-
-    /// How far the thread-local variable at `offset` is from the thread pointer.
-    pub(super) fn from_pointer(&self, offset: u64) -> i64 {
-        let (size, align) = self.block;
-        (self.threads.from_pointer)(offset, size, align)
     }
 
     pub(super) fn symbol(&self, name: &str) -> Option<u64> {

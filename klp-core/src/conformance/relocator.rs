@@ -1,7 +1,7 @@
 //! The suite of [`Relocator`].
 
 use crate::addr::CodeAddr;
-use crate::port::{Access, RelocError, Relocation, Relocator, Support};
+use crate::port::{RelocError, Relocation, Relocator};
 
 /// What a porter says of one relocation type that is supported.
 #[derive(Clone, Copy, Debug)]
@@ -33,13 +33,7 @@ pub fn check<R: Relocator>(known: &[Known], unknown: &[u32]) {
         "at least one type is needed to check anything"
     );
     for known in known {
-        let support = R::support(known.kind);
-        assert!(support.is_some(), "{known:?} is supported");
-        assert!(
-            support != Some(Support::ThreadLocal(Access::Descriptor))
-                || !R::DESCRIPTOR_FUNCTION.is_empty(),
-            "{known:?} needs DESCRIPTOR_FUNCTION"
-        );
+        assert!(R::support(known.kind).is_some(), "{known:?} is supported");
         assert!(
             known.len <= R::MAX_LEN,
             "{known:?}: MAX_LEN is {}",

@@ -5,7 +5,7 @@ use super::view::{Home, Section, SectionFlags, View};
 use super::{Refusal, names};
 use crate::addr::CodeAddr;
 use crate::mem::try_vec;
-use crate::port::{Access, Image, ImageLayout, Relocator, Support};
+use crate::port::{Image, ImageLayout, Relocator, Support};
 use crate::relocs::THREAD_LOCAL_SLOTS;
 use alloc::vec::Vec;
 use object::elf;
@@ -59,8 +59,6 @@ pub(super) struct Layout {
     pub(super) slots: Vec<Option<Spot>>,
     /// By symbol index: room for a veneer, in the text.
     pub(super) veneers: Vec<Option<Spot>>,
-    /// The function that descriptors of thread-local variables lead to, in the text.
-    pub(super) function: Option<Spot>,
     /// The size of each part.
     pub(super) size: ImageLayout,
     /// How many bytes at the start of the data are not just zeros.
@@ -74,7 +72,6 @@ impl Layout {
             sections: none_for(view.sections().len())?,
             slots: none_for(view.symbols().len())?,
             veneers: none_for(view.symbols().len())?,
-            function: None,
             toc: Spot {
                 part: Part::Rodata,
                 offset: 0,
@@ -124,14 +121,7 @@ impl Layout {
                 continue;
             }
             for rela in relas.relas() {
-                let support = R::support(rela.kind);
-                if support == Some(Support::ThreadLocal(Access::Descriptor))
-                    && self.function.is_none()
-                {
-                    let len = R::DESCRIPTOR_FUNCTION.len() as u64;
-                    self.function = Some(self.reserve(Part::Text, len, veneer)?);
-                }
-                match support {
+                match R::support(rela.kind) {
                     Some(support) if support.has_slot() && self.slots[rela.symbol].is_none() => {
                         let len = match view.symbols()[rela.symbol].is_thread_local() {
                             true => THREAD_LOCAL_SLOTS,

@@ -11,8 +11,7 @@ use crate::error::{Error, PatchReason, SymbolFault};
 use crate::mem::{Name, try_push, try_vec};
 use crate::model::VMLINUX;
 use crate::port::{
-    Access, Arch, Around, Fill, Image, Owner, Platform, Relocator, Support, SymbolResolver, Text,
-    Via,
+    Arch, Around, Fill, Image, Owner, Platform, Relocator, Support, SymbolResolver, Text, Via,
 };
 use crate::relocs::{self, Detours, Field, KlpSymbol, Relocs, Value};
 use alloc::vec::Vec;
@@ -74,10 +73,6 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
                     .bytes_at(spot, section.bytes.len())?
                     .copy_from_slice(section.bytes);
             }
-        }
-        if let Some(spot) = layout.function {
-            let code = P::Relocator::DESCRIPTOR_FUNCTION;
-            linker.bytes_at(spot, code.len())?.copy_from_slice(code);
         }
         Ok(linker)
     }
@@ -183,10 +178,7 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
             .map_err(|_| self.malformed("section has an incorrectly formatted name", relas.name))?
             .object;
         let mut offsets = try_vec(relas.relas().len())?;
-        let fields = relas.relas().filter(|rela| {
-            P::Relocator::support(rela.kind) != Some(Support::ThreadLocal(Access::Mark))
-        });
-        offsets.extend(fields.map(|rela| rela.offset));
+        offsets.extend(relas.relas().map(|rela| rela.offset));
         offsets.sort_unstable();
         if offsets.windows(2).any(|pair| pair[0] == pair[1]) {
             return Err(self.malformed("two livepatch relocations of one field", relas.name));
@@ -493,7 +485,7 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
     fn fill_slots(&mut self) -> Result<(), Error> {
         for index in 0..self.values.len() {
             if let (Some(value), Some(spot)) = (self.values[index], self.layout.slots[index]) {
-                let slot = relocs::slot::<P::Relocator>(value, self.detours(index));
+                let slot = relocs::slot::<P::Relocator>(value);
                 self.bytes_at(spot, slot.len())?.copy_from_slice(&slot);
             }
         }
@@ -504,7 +496,6 @@ impl<'a, 'v, P: Platform> Linker<'a, 'v, P> {
         Detours {
             slot: self.layout.slots[symbol].map(|spot| spot.addr(&self.image)),
             veneer: self.layout.veneers[symbol].map(|spot| spot.addr(&self.image)),
-            function: self.layout.function.map(|spot| spot.addr(&self.image)),
         }
     }
 

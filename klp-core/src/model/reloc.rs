@@ -103,7 +103,7 @@ impl Relocs {
     /// # Safety
     ///
     /// The detours lie in memory from [`Text::alloc`](crate::port::Text::alloc) that is not freed
-    /// before the patch is gone; nothing else uses slot and veneer, and the function is one.
+    /// before the patch is gone; nothing else uses them.
     pub unsafe fn add_symbol(
         &mut self,
         symbol: KlpSymbol<'_>,
@@ -234,14 +234,11 @@ fn number(len: usize) -> Result<u32, OutOfMemory> {
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub struct Detours {
     /// Eight bytes for the symbol's address
-    /// ([`Support::AddressSlot`](crate::port::Support::AddressSlot)); of a thread-local variable, 48
+    /// ([`Support::AddressSlot`](crate::port::Support::AddressSlot)); of a thread-local variable, 40
     /// bytes for all slots that it may need
     /// ([`Support::ThreadLocal`](crate::port::Support::ThreadLocal)).
     pub slot: Option<CodeAddr>,
     /// Room for [`Arch::veneer`](crate::port::Arch::veneer)
     /// ([`Support::Veneer`](crate::port::Support::Veneer)).
     pub veneer: Option<CodeAddr>,
-    /// A function for descriptors of a thread-local variable
-    /// ([`Relocator::DESCRIPTOR_FUNCTION`](crate::port::Relocator::DESCRIPTOR_FUNCTION)).
-    pub function: Option<CodeAddr>,
 }

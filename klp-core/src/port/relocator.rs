@@ -26,11 +26,8 @@ impl Support {
             Self::None | Self::Veneer => false,
             Self::AddressSlot => true,
             Self::ThreadLocal(access) => match access {
-                Access::ThreadOffset | Access::Offset | Access::Mark => false,
-                Access::ThreadOffsetSlot
-                | Access::Index
-                | Access::ModuleIndex
-                | Access::Descriptor => true,
+                Access::ThreadOffset | Access::Offset => false,
+                Access::ThreadOffsetSlot | Access::Index | Access::ModuleIndex => true,
             },
         }
     }
@@ -51,14 +48,6 @@ pub enum Access {
     ModuleIndex,
     /// By its offset in that block (local dynamic).
     Offset,
-    /// By a slot that holds the address of a function and what this is told by it
-    /// ([`Relocator::DESCRIPTOR_FUNCTION`]): it returns the distance from the thread pointer
-    /// (`TLSDESC`, another general dynamic). Only of variables whose distance is the same in all
-    /// threads: the function must leave alone every register that a call elsewhere may change.
-    Descriptor,
-    /// By nothing of this field's: the relocation tells linkers what the instruction belongs to, and
-    /// changes nothing.
-    Mark,
 }
 
 /// Where a relocation leads.
@@ -193,8 +182,7 @@ impl fmt::Display for RelocError {
                 f,
                 "relocation type {kind} is for variables at the same distance from every thread's \
                  pointer, and nothing proves that this one is such: compile with \
-                 -ftls-model=global-dynamic, and without descriptors (-mtls-dialect=trad on \
-                 AArch64, gnu on x86-64)"
+                 -ftls-model=global-dynamic"
             ),
             Self::BadPlace { kind } => write!(
                 f,
@@ -278,14 +266,6 @@ pub unsafe trait Relocator: 'static {
     /// function of the image finds it there: so it can patch one object only. What depends on it
     /// waits for that object.
     const SHARED_TOC: Option<&'static str> = None;
-
-    /// How far behind the place that is asked for the one is that `__tls_get_addr` returns: both
-    /// [`Access::Index`] and [`Access::Offset`] have so much less in them (ppc64: 0x8000).
-    const BLOCK_BIAS: u64 = 0;
-
-    /// The code of a function that descriptors lead to ([`Access::Descriptor`]): it is called as the
-    /// ABI says, and returns the second word of the descriptor. It must not depend on where it lies.
-    const DESCRIPTOR_FUNCTION: &'static [u8] = &[];
 
     /// Whether relocations of type `kind` depend on a table of contents.
     fn uses_toc(kind: u32) -> bool {

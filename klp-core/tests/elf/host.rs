@@ -44,9 +44,6 @@ pub(crate) const THREAD_SLOT32: u32 = 21;
 pub(crate) const INDEX32: u32 = 22;
 pub(crate) const MODULE32: u32 = 23;
 pub(crate) const OFFSET64: u32 = 24;
-pub(crate) const DESCRIPTOR32: u32 = 25;
-/// Changes nothing.
-pub(crate) const MARK: u32 = 26;
 
 /// A symbol for [`Host`].
 pub(crate) struct Known {
@@ -362,8 +359,7 @@ impl ToyRelocator {
     fn len(kind: u32) -> Result<usize, RelocError> {
         match kind {
             ABS64 | TOC64 | SECOND64 | SHARED64 | WHOSE64 | THREAD64 | OFFSET64 => Ok(8),
-            PC32 | BRANCH32 | SLOT32 | THREAD_SLOT32 | INDEX32 | MODULE32 | DESCRIPTOR32 => Ok(4),
-            MARK => Ok(0),
+            PC32 | BRANCH32 | SLOT32 | THREAD_SLOT32 | INDEX32 | MODULE32 => Ok(4),
             _ => Err(RelocError::Unsupported { kind }),
         }
     }
@@ -383,15 +379,9 @@ unsafe impl Relocator for ToyRelocator {
             INDEX32 => Some(Support::ThreadLocal(Access::Index)),
             MODULE32 => Some(Support::ThreadLocal(Access::ModuleIndex)),
             OFFSET64 => Some(Support::ThreadLocal(Access::Offset)),
-            DESCRIPTOR32 => Some(Support::ThreadLocal(Access::Descriptor)),
-            MARK => Some(Support::ThreadLocal(Access::Mark)),
             _ => None,
         }
     }
-
-    const BLOCK_BIAS: u64 = 0x10;
-
-    const DESCRIPTOR_FUNCTION: &'static [u8] = b"return the second";
 
     const OWN_TOC: Option<&'static str> = Some("_TOC_");
 
@@ -419,9 +409,6 @@ unsafe impl Relocator for ToyRelocator {
             .ok_or(RelocError::BadPlace { kind })?;
         if field.iter().any(|&byte| byte != 0) {
             return Err(RelocError::BadPlace { kind });
-        }
-        if kind == MARK {
-            return Ok(());
         }
         let absolute = symbol.wrapping_add_signed(addend);
         let base = match kind {

@@ -2,21 +2,18 @@
 
 use crate::file::{File, TEXT};
 use crate::host::{
-    ABS64, DESCRIPTOR32, Host, INDEX32, MARK, MODULE32, OFFSET64, PC32, SLOT32, THREAD_SLOT32,
-    THREAD64, ToyRelocator, load,
+    ABS64, Host, INDEX32, MODULE32, OFFSET64, PC32, SLOT32, THREAD_SLOT32, THREAD64, load,
 };
 use klp_core::addr::CodeAddr;
-use klp_core::port::{Relocator, ThreadLocal};
+use klp_core::port::ThreadLocal;
 use klp_core::relocs;
 
-const FIELDS: [(u64, u32); 7] = [
+const FIELDS: [(u64, u32); 5] = [
     (0, THREAD64),
     (8, OFFSET64),
     (16, THREAD_SLOT32),
     (20, INDEX32),
     (24, MODULE32),
-    (28, DESCRIPTOR32),
-    (20, MARK),
 ];
 
 /// Replaces `sole` of `object`, with these references to `symbol`, which waits for `object`.
@@ -67,16 +64,11 @@ fn check(host: &Host, start: CodeAddr, variable: ThreadLocal) {
     };
     let distance = variable.from_thread_pointer.expect("it is fixed") as u64;
     assert_eq!(word(start), distance);
-    let biased = variable.offset - ToyRelocator::BLOCK_BIAS;
-    assert_eq!(word(start.wrapping_add(8)), biased);
+    assert_eq!(word(start.wrapping_add(8)), variable.offset);
     assert_eq!(word(slot(16)), distance);
     let index = |at: CodeAddr| [word(at), word(at.wrapping_add(8))];
-    assert_eq!(index(slot(20)), [variable.module, biased]);
+    assert_eq!(index(slot(20)), [variable.module, variable.offset]);
     assert_eq!(index(slot(24)), [variable.module, 0]);
-    let [function, told] = index(slot(28));
-    assert_eq!(told, distance);
-    let code = host.bytes::<17>(CodeAddr::new(function));
-    assert_eq!(code, ToyRelocator::DESCRIPTOR_FUNCTION);
 }
 
 #[test]
@@ -102,7 +94,7 @@ fn an_object_that_comes_again_has_another_number() {
         check(&host, start, variable);
         // SAFETY: as above.
         unsafe { relocs::clear(&host, "fix", object) }.expect("clears");
-        assert_eq!(host.bytes::<32>(start), [0; 32]);
+        assert_eq!(host.bytes::<28>(start), [0; 28]);
     }
 }
 
@@ -163,14 +155,14 @@ fn a_distance_must_be_fixed() {
         from_thread_pointer: None,
         ..HERE
     };
-    for kind in [THREAD64, THREAD_SLOT32, DESCRIPTOR32] {
+    for kind in [THREAD64, THREAD_SLOT32] {
         let said = refused(true, anywhere, kind);
         assert!(
             said.contains("counter") && said.contains("-ftls-model=global-dynamic"),
             "{said}"
         );
     }
-    let others = [(8, OFFSET64), (20, INDEX32), (24, MODULE32), (24, MARK)];
+    let others = [(8, OFFSET64), (20, INDEX32), (24, MODULE32)];
     let host = host("vmlinux", &[anywhere]);
     let file = file("vmlinux", ".klp.sym.vmlinux.counter,0", true, &others);
     load(&host, &file, "p").expect("those need none");

@@ -276,7 +276,6 @@ fn relocs(host: &SimOs, f: SimFunc, patch: &str, to: (&str, &str)) -> (TextRange
     let detours = Detours {
         slot: Some(data(0x20)),
         veneer: Some(image.text.start().wrapping_add(0x80)),
-        function: None,
     };
     let mut relocs = Relocs::default();
     let symbol = KlpSymbol {

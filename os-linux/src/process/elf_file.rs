@@ -1,7 +1,7 @@
 //! What of an object's file is not mapped: its symbol table, the addresses of its sections; and what
 //! tells it from others.
 
-use super::arch::{CHOSEN, COPY, THREAD_OFFSETS};
+use super::arch::{CHOSEN, COPY, THREAD_OFFSET};
 use super::symbol_table::{Symbol, SymbolTable};
 use core::ops::Range;
 use klp_core::addr::{CodeAddr, TextRange};
@@ -36,7 +36,7 @@ pub(crate) struct ElfFile {
     copies: HashMap<String, u64>,
     /// Where it is noted what indirect functions have chosen: by the addresses of these, sorted.
     choices: Vec<(u64, u64)>,
-    /// Where the dynamic linker may write how far thread-local variables of this object are from the
+    /// Where the dynamic linker writes how far thread-local variables of this object are from the
     /// thread pointer; and how far these are from the beginning of the object's block.
     pub(crate) thread_offsets: Vec<(u64, u64)>,
 }
@@ -262,10 +262,10 @@ fn thread_offsets<'a, R: ReadRef<'a>>(
     let mut offsets = Vec::new();
     for section in sections.iter() {
         let relas = section.rela(LE, data)?.map_or(&[][..], |(relas, _)| relas);
-        for rela in relas {
-            let mut kinds = THREAD_OFFSETS.iter();
-            let kind = kinds.find(|(kind, _)| *kind == rela.r_type(LE, false));
-            let Some((_, behind)) = kind else { continue };
+        let of_threads = relas
+            .iter()
+            .filter(|rela| rela.r_type(LE, false) == THREAD_OFFSET);
+        for rela in of_threads {
             let symbol = match rela.symbol(LE, false) {
                 None => 0,
                 Some(index) => {
@@ -277,7 +277,7 @@ fn thread_offsets<'a, R: ReadRef<'a>>(
                 }
             };
             let base = symbol.wrapping_add_signed(rela.r_addend.get(LE));
-            offsets.push((rela.r_offset.get(LE).wrapping_add(*behind), base));
+            offsets.push((rela.r_offset.get(LE), base));
         }
     }
     Ok(offsets)

@@ -77,20 +77,14 @@ unsafe impl SymbolResolver for Symbols {
         let Some(object) = self.space.objects.named(object) else {
             return Ok(());
         };
-        // Without a block there are none, whatever its table says.
-        if object.tls_module == 0 {
-            return Ok(());
-        }
-        if name == thread_locals::BLOCK {
-            found(thread_locals::find(&object, 0)?);
-            return Ok(());
-        }
         let file = object.file()?;
-        for symbol in file.symbols.thread_locals(name) {
+        // Without a block there are none, whatever its table says.
+        let variables = file.symbols.thread_locals(name);
+        for symbol in variables.filter(|_| object.tls_module != 0) {
             if symbol.preemptible && !file.symbolic && object.name != VMLINUX {
                 self.check_only(&object, name)?;
             }
-            found(thread_locals::find(&object, symbol.addr)?);
+            found(thread_locals::find(&object, symbol)?);
         }
         Ok(())
     }

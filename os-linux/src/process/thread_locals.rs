@@ -10,21 +10,18 @@ use super::error::Error;
 use super::loaded;
 use super::objects::Object;
 use super::peek::Copied;
+use super::symbol_table::Symbol;
 use core::ops::ControlFlow;
 use klp_core::model::VMLINUX;
 use klp_core::port::ThreadLocal;
 
-/// The name by which code refers to the beginning of its object's block, with local dynamic by a
-/// descriptor: the linker defines it.
-pub(crate) const BLOCK: &str = "_TLS_MODULE_BASE_";
-
-/// Where each thread has the variable of `object` that is `offset` bytes from the beginning of the
-/// object's block.
+/// Where each thread has `symbol`, a thread-local variable of `object`.
 ///
 /// # Errors
 ///
 /// As for [`Object::file`].
-pub(crate) fn find(object: &Object, offset: u64) -> Result<ThreadLocal, Error> {
+pub(crate) fn find(object: &Object, symbol: &Symbol) -> Result<ThreadLocal, Error> {
+    let offset = symbol.addr;
     let block = fixed_block(object)?;
     Ok(ThreadLocal {
         module: object.tls_module,
@@ -44,13 +41,11 @@ fn fixed_block(object: &Object) -> Result<Option<u64>, Error> {
     let block = block.wrapping_sub(thread_pointer().wrapping_add(POINTER_BIAS));
     // The executable's code has the distance in its instructions. For that of a library, the dynamic
     // linker has written it down; what it has written for another object's variable is another
-    // number, as no two are at one place. In a descriptor there may stand instead where it has put
-    // what it knows of a variable that may lie anywhere: an address, at which there is memory.
+    // number, as no two are at one place.
     let memory = Copied::new();
     let written = |&(place, offset): &(u64, u64)| {
-        let distance = block.wrapping_add(offset);
         let written = memory.read(object.in_memory(place).get());
-        written == Some(distance) && memory.read(distance & !7).is_none()
+        written == Some(block.wrapping_add(offset))
     };
     Ok((is_executable || places.iter().any(written)).then_some(block))
 }

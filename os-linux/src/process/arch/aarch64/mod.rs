@@ -26,12 +26,8 @@ pub(crate) const COPY: object::elf::RelocationType = object::elf::R_AARCH64_COPY
 /// The relocation of a place that holds what an indirect function has chosen.
 pub(crate) const CHOSEN: [object::elf::RelocationType; 1] = [object::elf::R_AARCH64_IRELATIVE];
 
-/// The relocations of a place that holds how far a thread-local variable is from the thread pointer,
-/// and how many bytes it is behind the relocated one: of descriptors, the second word may hold it.
-pub(crate) const THREAD_OFFSETS: [(object::elf::RelocationType, u64); 2] = [
-    (object::elf::R_AARCH64_TLS_TPREL, 0),
-    (object::elf::R_AARCH64_TLSDESC, 8),
-];
+/// The relocation of a place that holds how far a thread-local variable is from the thread pointer.
+pub(crate) const THREAD_OFFSET: object::elf::RelocationType = object::elf::R_AARCH64_TLS_TPREL;
 
 /// One above the highest address that programs have memory at. Those of more than 48 bits are only
 /// for who asks for them (the kernel's document "Memory Layout on AArch64 Linux"); with a kernel

@@ -29,10 +29,8 @@ pub(crate) const CHOSEN: [object::elf::RelocationType; 2] = [
     object::elf::R_PPC64_IRELATIVE,
 ];
 
-/// The relocations of a place that holds how far a thread-local variable is from the thread pointer,
-/// and how many bytes it is behind the relocated one.
-pub(crate) const THREAD_OFFSETS: [(object::elf::RelocationType, u64); 1] =
-    [(object::elf::R_PPC64_TPREL64, 0)];
+/// The relocation of a place that holds how far a thread-local variable is from the thread pointer.
+pub(crate) const THREAD_OFFSET: object::elf::RelocationType = object::elf::R_PPC64_TPREL64;
 
 /// One above the highest address that programs have memory at. Those above are only for who asks
 /// for them (the kernel's `<asm/task_size_64.h>`: `DEFAULT_MAP_WINDOW_USER64`).

@@ -26,12 +26,8 @@ pub(crate) const COPY: object::elf::RelocationType = object::elf::R_X86_64_COPY;
 /// The relocation of a place that holds what an indirect function has chosen.
 pub(crate) const CHOSEN: [object::elf::RelocationType; 1] = [object::elf::R_X86_64_IRELATIVE];
 
-/// The relocations of a place that holds how far a thread-local variable is from the thread pointer,
-/// and how many bytes it is behind the relocated one: of descriptors, the second word may hold it.
-pub(crate) const THREAD_OFFSETS: [(object::elf::RelocationType, u64); 2] = [
-    (object::elf::R_X86_64_TPOFF64, 0),
-    (object::elf::R_X86_64_TLSDESC, 8),
-];
+/// The relocation of a place that holds how far a thread-local variable is from the thread pointer.
+pub(crate) const THREAD_OFFSET: object::elf::RelocationType = object::elf::R_X86_64_TPOFF64;
 
 /// One above the highest address that programs have memory at (`TASK_SIZE_MAX` in the kernel's
 /// `<asm/page_64.h>`).
