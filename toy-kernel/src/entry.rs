@@ -29,7 +29,8 @@ unsafe extern "C" {
 pub struct Entries;
 
 // SAFETY: sites are the compiler's. The stub, this file, klp-core and what they call are linked
-// between the two marks, but for what is always inlined. No run goes on while the machine is stopped.
+// between the two marks, but for what is always inlined. No run goes on while the machine is
+// stopped.
 unsafe impl EntryHost for Entries {
     type Lock = crate::host::Lock;
 

@@ -1,5 +1,5 @@
-//! Interrupts: a task that is preempted, yields or stops the machine is always left in the same way,
-//! with all its registers in a [`Frame`] on its stack.
+//! Interrupts: a task that is preempted, yields or stops the machine is always left in the same
+//! way, with all its registers in a [`Frame`] on its stack.
 
 use crate::boot::processors;
 use crate::machine::out8;
@@ -15,7 +15,8 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 pub struct Frame {
     pub r15: u64, pub r14: u64, pub r13: u64, pub r12: u64, pub r11: u64, pub r10: u64, pub r9: u64,
     pub r8: u64, pub rdi: u64, pub rsi: u64, pub rbp: u64, pub rbx: u64, pub rdx: u64, pub rcx: u64,
-    pub rax: u64, pub vector: u64, pub rip: u64, pub cs: u64, pub rflags: u64, pub rsp: u64, pub ss: u64,
+    pub rax: u64, pub vector: u64,
+    pub rip: u64, pub cs: u64, pub rflags: u64, pub rsp: u64, pub ss: u64,
 }
 
 const TIMER: u64 = 32;

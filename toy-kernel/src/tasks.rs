@@ -1,9 +1,9 @@
 //! [`TaskSet`] and [`Stopper`]: which version each task runs.
 //!
 //! No task is missed: the scheduler's list has every task from before its first instruction until
-//! after its last one, and is only looked at with its lock, as a task is only born with it. One that
-//! is born has nothing on its stack but runs what its parent chose for it, so it begins in its
-//! parent's state. Suspended stacks other than tasks' there are none.
+//! after its last one; it is looked at, and tasks are born, with its lock only. One that is born has
+//! nothing on its stack yet, so any state fits: it begins in its parent's. There are no stacks but
+//! those of tasks.
 
 use crate::interrupt::{Frame, stop_machine};
 use crate::sched::{self, Task, with_tasks};

@@ -29,8 +29,8 @@ unsafe fn write(at: CodeAddr, bytes: &[u8]) {
     unsafe { bytes.as_ptr().copy_to(at.get() as *mut u8, bytes.len()) }
 }
 
-// SAFETY: code changes while every processor is in `stop_machine`, and behind that each goes on with
-// an instruction that makes it see the change. A task that was interrupted goes on in front of the
+// SAFETY: code changes while every processor is in `stop_machine`, and behind that each goes on
+// with an instruction that makes it see the change. A task that was interrupted goes on in front of the
 // bytes that changed or behind them: in between only if they were several instructions, and then it
 // is moved. Memory is handed out once, and never taken back.
 unsafe impl Text for Memory {
