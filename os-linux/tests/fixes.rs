@@ -130,6 +130,10 @@ fn zlib_reads_headers_that_are_too_long() {
 /// up, into a handler of old code. What throws is a function of a template, called by way of a
 /// virtual table; its static variable stays what it is.
 #[test]
+#[cfg_attr(
+    target_arch = "powerpc64",
+    ignore = "known fault: the object of a patched virtual function has lost its table there"
+)]
 fn cpp_throws_where_it_forgot() {
     let _alone = alone();
     let (fits, small, large) = (c"bc", c"abc", c"abcdefghijklmnop");
